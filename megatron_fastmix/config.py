@@ -1,0 +1,331 @@
+"""The configuration of a search: frozen dataclasses, one per subject.
+
+Field names are Megatron's flag names where Megatron has the flag (`--seq-length`,
+`--micro-batch-size`, `--train-iters`, ...). `load_config` reads a YAML file strictly and applies
+`--key=value` overrides; a value that cannot work is refused here, before any rank starts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from megatron_fastmix import strict_yaml
+from megatron_fastmix.errors import ConfigError
+
+
+def _require(condition: bool, where: str, found: Any, fix: str) -> None:
+    if not condition:
+        raise ConfigError(f"{where}: found {found!r}; {fix}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One training source."""
+
+    name: str
+    """Name of the source in every artefact."""
+    path: str
+    """Prefix of the indexed dataset: PATH.bin and PATH.idx (one entry of Megatron's --data-path)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig:
+    """One held-out target: data whose loss the mixture is to lower."""
+
+    name: str
+    """Name of the target in every artefact."""
+    path: str
+    """Prefix of the indexed dataset, without .bin and .idx. Must not be a source."""
+    weight: float = 1.0
+    """ω_v, the target's weight in ℓ; weights are normalised to sum 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """The tokenizer that wrote every dataset of the run."""
+
+    tokenizer_type: str
+    """Megatron's --tokenizer-type; `corpus.tokenizers` lists the ones that it loads."""
+    tokenizer_model: str | None = None
+    """Megatron's --tokenizer-model: the tokenizer's file; none for bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How samples are cut from the sources."""
+
+    seq_length: int = 256
+    """Tokens per sample (Megatron's --seq-length)."""
+    data_cache_path: str | None = None
+    """Where Megatron caches dataset indices; default: `cache` in the run folder."""
+
+    def __post_init__(self) -> None:
+        _require(self.seq_length >= 2, "data.seq_length", self.seq_length, "use at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProxyConfig:
+    """The small Megatron-core GPT that is trained during the search."""
+
+    num_layers: int = 4
+    """Transformer layers."""
+    hidden_size: int = 128
+    """Width of the residual stream."""
+    num_attention_heads: int = 4
+    """Attention heads; must divide hidden_size."""
+    ffn_hidden_size: int | None = None
+    """Width of the SwiGLU feed-forward; default 8/3 of hidden_size, rounded up to 32."""
+    make_vocab_size_divisible_by: int = 128
+    """Embedding rows are padded to a multiple of this times the tensor-parallel size."""
+    untie_embeddings_and_output_weights: bool = False
+    """Whether the output layer has weights of its own."""
+    init_method_std: float = 0.02
+    """Standard deviation of initial weights."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_layers >= 1, "proxy.num_layers", self.num_layers, "use at least 1")
+        _require(
+            self.hidden_size % self.num_attention_heads == 0
+            and self.hidden_size // self.num_attention_heads % 2 == 0,
+            "proxy.num_attention_heads",
+            self.num_attention_heads,
+            f"it must divide hidden_size {self.hidden_size} into heads of even size (rotary)",
+        )
+
+    @property
+    def feed_forward_size(self) -> int:
+        """`ffn_hidden_size`, or its default."""
+        return self.ffn_hidden_size or -(-8 * self.hidden_size // 3 // 32) * 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The inner loop: how the proxy is trained."""
+
+    train_iters: int = 400
+    """Optimizer steps of the whole search."""
+    micro_batch_size: int = 8
+    """Samples per rank and forward pass."""
+    global_batch_size: int = 32
+    """Samples per optimizer step over all ranks and accumulation steps."""
+    lr: float = 2e-3
+    """Peak learning rate η of AdamW."""
+    min_lr: float = 2e-4
+    """Learning rate at the end of the decay."""
+    lr_warmup_iters: int = 20
+    """Steps of linear warm-up."""
+    lr_decay_style: Literal["constant", "linear", "cosine"] = "cosine"
+    """Shape of the decay from lr to min_lr over train_iters."""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.1
+    """Decoupled weight decay."""
+    clip_grad: float = 1.0
+    """Gradient norm is clipped to this; 0 switches clipping off."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_iters", "micro_batch_size", "global_batch_size"):
+            _require(
+                getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "use at least 1"
+            )
+        _require(self.lr > 0, "training.lr", self.lr, "use a positive learning rate")
+        _require(
+            0 <= self.min_lr <= self.lr,
+            "training.min_lr",
+            self.min_lr,
+            f"choose it between 0 and lr {self.lr}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureConfig:
+    """The outer loop: how the mixture logits move."""
+
+    initial_weights: tuple[float, ...] | None = None
+    """Starting mixture in the order of `sources`; default uniform."""
+    inner_steps: int = 20
+    """n1, optimizer steps between two outer steps (the paper's best value)."""
+    lr: float = 0.1
+    """Learning rate of Adam on the logits; 0 freezes the mixture."""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.99
+    adam_eps: float = 1e-12
+    """Products are about 1e-4, so Adam's usual 1e-8 would be felt."""
+    entropy_weight: float = 0.0
+    """λ of `λ·Σ α_k log α_k`; positive values raise the entropy of the mixture (paper: < 1e-5)."""
+    train_loss_weight: float = 0.0
+    """β: v becomes ∇ℓ_target + β·∇L_train (paper: 0.1 to 0.3 best)."""
+    averaging_fraction: float = 0.5
+    """The reported mixture averages the iterates of this last part of the run."""
+
+    def __post_init__(self) -> None:
+        _require(self.inner_steps >= 1, "mixture.inner_steps", self.inner_steps, "use at least 1")
+        _require(self.lr >= 0, "mixture.lr", self.lr, "use 0 or more")
+        _require(
+            0 < self.averaging_fraction <= 1,
+            "mixture.averaging_fraction",
+            self.averaging_fraction,
+            "use a fraction in (0, 1]",
+        )
+        _require(
+            self.train_loss_weight >= 0,
+            "mixture.train_loss_weight",
+            self.train_loss_weight,
+            "use 0 or more",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HypergradientConfig:
+    """How ⟨v, ∇L_k⟩ is estimated."""
+
+    estimator: str = "finite_difference"
+    """A name in `hypergradient.ESTIMATORS`."""
+    target_samples: int = 64
+    """Target samples per outer step over all ranks, from which v is computed."""
+    probe_samples_per_source: int = 8
+    """Probe samples of each source per outer step over all ranks."""
+    relative_step: float = 1e-4
+    """r in ε = r·‖θ‖/‖v‖ of the finite difference; 1e-4 gave a relative error of 2e-4 in fp32."""
+
+    def __post_init__(self) -> None:
+        for name in ("target_samples", "probe_samples_per_source"):
+            _require(
+                getattr(self, name) >= 1,
+                f"hypergradient.{name}",
+                getattr(self, name),
+                "use at least 1",
+            )
+        _require(
+            self.relative_step > 0,
+            "hypergradient.relative_step",
+            self.relative_step,
+            "use a positive step",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """DeepSpeed and parallelism."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """ZeRO stage."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the proxy; finite_difference needs fp32 (its perturbation rounds away in bf16)."""
+    distributed_timeout_minutes: int = 10
+    """Longest wait in a collective before the run is stopped (Megatron's flag)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """What the run leaves behind, and how often."""
+
+    log_interval: int = 10
+    """Steps between two lines of progress where there is no terminal."""
+    save_interval: int = 100
+    """Steps between two checkpoints."""
+    keep_checkpoints: int = 2
+    """How many checkpoints stay on disk."""
+    token_budget: int | None = None
+    """Tokens of the final run, for the epochs that the mixture implies; default: all source tokens."""
+
+    def __post_init__(self) -> None:
+        for name in ("log_interval", "save_interval", "keep_checkpoints"):
+            _require(
+                getattr(self, name) >= 1, f"output.{name}", getattr(self, name), "use at least 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Everything that a search depends on."""
+
+    run_dir: str
+    """Folder of the run; created, or resumed when it holds a checkpoint."""
+    sources: tuple[SourceConfig, ...]
+    """The K sources."""
+    targets: tuple[TargetConfig, ...]
+    """The V targets."""
+    tokenizer: TokenizerConfig
+    seed: int = 1234
+    """Seed of the draws, of the proxy's initial weights and of the probe."""
+    data: DataConfig = field(default_factory=DataConfig)
+    proxy: ProxyConfig = field(default_factory=ProxyConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    hypergradient: HypergradientConfig = field(default_factory=HypergradientConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        names = [source.name for source in self.sources]
+        _require(
+            len(names) >= 2, "sources", names, "a mixture needs at least 2 sources to choose from"
+        )
+        _require(len(self.targets) >= 1, "targets", [], "name at least one held-out target")
+        for where, found in (("sources", names), ("targets", [t.name for t in self.targets])):
+            twice = [name for name, count in Counter(found).items() if count > 1]
+            _require(not twice, where, twice, "each name may occur once; rename one of them")
+        shared = {s.path for s in self.sources} & {t.path for t in self.targets}
+        _require(not shared, "targets", sorted(shared), "a target must not be a source")
+        total = sum(target.weight for target in self.targets)
+        _require(
+            all(t.weight >= 0 for t in self.targets) and total > 0,
+            "targets",
+            [t.weight for t in self.targets],
+            "target weights must be 0 or more, and not all 0",
+        )
+        initial = self.mixture.initial_weights
+        if initial is not None:
+            _require(
+                len(initial) == len(names) and all(weight > 0 for weight in initial),
+                "mixture.initial_weights",
+                list(initial),
+                f"give one positive weight for each of the {len(names)} sources",
+            )
+        _require(
+            self.mixture.inner_steps <= self.training.train_iters,
+            "mixture.inner_steps",
+            self.mixture.inner_steps,
+            f"it must not exceed train_iters {self.training.train_iters}: no outer step would run",
+        )
+
+    @property
+    def source_names(self) -> list[str]:
+        return [source.name for source in self.sources]
+
+    @property
+    def target_weights(self) -> list[float]:
+        """ω_v, summing to 1."""
+        total = sum(target.weight for target in self.targets)
+        return [target.weight / total for target in self.targets]
+
+    def accumulation_steps(self, data_parallel_size: int) -> int:
+        """Micro-batches per rank and optimizer step; raises `ConfigError` where they do not divide."""
+        per_pass = self.training.micro_batch_size * data_parallel_size
+        _require(
+            self.training.global_batch_size % per_pass == 0,
+            "training.global_batch_size",
+            self.training.global_batch_size,
+            f"it must be a multiple of micro_batch_size {self.training.micro_batch_size} times "
+            f"data-parallel size {data_parallel_size} = {per_pass}",
+        )
+        return self.training.global_batch_size // per_pass
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SearchConfig:
+    """Reads `path` and applies `--key=value` overrides. Raises `ConfigError`."""
+    values = strict_yaml.apply_overrides(SearchConfig, strict_yaml.load_yaml(path), overrides)
+    return strict_yaml.from_dict(SearchConfig, values)
+
+
+def dump_config(config: SearchConfig) -> str:
+    """The resolved configuration as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(strict_yaml.to_dict(config), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,41 @@
+"""Errors that users meet.
+
+Every message says what is wrong, where, the value found and how to fix it. The command line
+prints the message alone (no traceback) and exits with the class's `exit_code`.
+"""
+
+
+class FastMixError(Exception):
+    """Base of every error that is somebody's to fix; never raised itself."""
+
+    exit_code = 1
+
+
+class ConfigError(FastMixError):
+    """A configuration, flag or environment that cannot work; found before any rank trains."""
+
+    exit_code = 2
+
+
+class DataError(FastMixError):
+    """An input file that is missing, empty, truncated, malformed or does not belong."""
+
+    exit_code = 2
+
+
+class NonFiniteError(FastMixError):
+    """A loss or an inner product became NaN or Inf; names the step and the source."""
+
+    exit_code = 3
+
+
+class RankDivergenceError(FastMixError):
+    """Ranks that must hold equal mixture logits do not; names the ranks and the difference."""
+
+    exit_code = 4
+
+
+class CheckpointError(FastMixError):
+    """A checkpoint that cannot be read or belongs to another run; says what differs."""
+
+    exit_code = 5

@@ -1,0 +1,156 @@
+"""YAML to nested dataclasses, strictly: an unknown key or a wrong type is an error that helps.
+
+Supported field types: int, float, str, bool, `Literal`, `X | None`, nested dataclasses and
+`tuple[X, ...]`. Nothing else is needed, and nothing else is accepted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_fastmix.errors import ConfigError
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Reads a YAML mapping with the safe loader.
+
+    Raises `ConfigError` for a missing file, a syntax error (with its line) or a top level that is
+    not a mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {error}") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        found = "nothing" if values is None else type(values).__name__
+        raise ConfigError(f"{path}: expected a mapping of keys at the top level, found {found}")
+    return values
+
+
+def from_dict(cls: type, values: Any, where: str = "") -> Any:
+    """Builds the dataclass `cls` from `values`; `where` is the dotted path used in errors."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where or 'configuration'}: expected a mapping, found {values!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            raise ConfigError(_unknown_key(str(key), list(fields), where))
+    arguments = {}
+    for name, field in fields.items():
+        at = f"{where}.{name}" if where else name
+        if name in values:
+            arguments[name] = _convert(hints[name], values[name], at)
+        elif field.default is field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{at}: missing; it has no default, so the configuration must set it")
+    return cls(**arguments)
+
+
+def apply_overrides(cls: type, values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Sets `--key=value` overrides in a nested mapping and returns it.
+
+    A key is dotted (`--training.lr=1e-3`), or Megatron's flag name (`--train-iters=100`), or one
+    of ours with the prefix `fastmix-` (`--fastmix-inner-steps=20`); the latter two name the
+    field whose name they are, wherever it is, as long as only one has that name. Values are
+    parsed as YAML.
+    """
+    leaves = _leaves(cls)
+    for override in overrides:
+        flag, separator, text = override.partition("=")
+        if not flag.startswith("--") or not separator:
+            raise ConfigError(f"{override}: overrides have the form --key=value")
+        key = flag[2:]
+        if "." not in key and key not in leaves:
+            leaf = key.removeprefix("fastmix-").replace("-", "_")
+            matches = [path for path in leaves if path.rpartition(".")[2] == leaf]
+            if len(matches) > 1:
+                raise ConfigError(f"{flag}: ambiguous; write one of {', '.join(matches)}")
+            key = matches[0] if matches else key
+        if key not in leaves:
+            raise ConfigError(_unknown_key(key, leaves, "--"))
+        *parents, last = key.split(".")
+        section = values
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"{flag}: {parent} is not a section of the configuration")
+        section[last] = parse_scalar(text, flag)
+    return values
+
+
+def parse_scalar(text: str, where: str) -> Any:
+    """One YAML value; unlike YAML 1.1, `1e-4` is a number, as it is on Megatron's command line."""
+    try:
+        return float(text) if _is_exponent(text) else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not a valid value: {error}") from None
+
+
+def to_dict(config: Any) -> Any:
+    """The nested plain values of a dataclass, ready for `yaml.safe_dump` or JSON."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, tuple | list):
+        return [to_dict(item) for item in config]
+    return config
+
+
+def _is_exponent(text: str) -> bool:
+    mantissa, separator, exponent = text.lower().partition("e")
+    digits = mantissa.replace(".", "", 1).lstrip("+-") + exponent.lstrip("+-")
+    return bool(separator and mantissa and exponent) and digits.isdigit()
+
+
+def _leaves(cls: type, prefix: str = "") -> list[str]:
+    paths = []
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            paths += _leaves(typing.cast(type, hint), f"{prefix}{name}.")
+        else:
+            paths.append(prefix + name)
+    return paths
+
+
+def _unknown_key(key: str, valid: Sequence[str], where: str) -> str:
+    close = difflib.get_close_matches(key, valid, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    at = where if where == "--" or not where else f"{where}."
+    return f"{at}{key}: unknown key{hint} Valid keys: {', '.join(sorted(valid))}"
+
+
+def _convert(hint: Any, value: Any, at: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, at)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, at)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{at}: expected a list, found {value!r}")
+        return tuple(_convert(arguments[0], item, f"{at}[{i}]") for i, item in enumerate(value))
+    if origin is typing.Literal:
+        if value not in arguments:
+            choices = ", ".join(map(str, arguments))
+            raise ConfigError(f"{at}: found {value!r}; choose one of {choices}")
+        return value
+    if hint is float and isinstance(value, str) and _is_exponent(value):
+        return float(value)  # YAML 1.1 reads 1e-4, without a point, as text
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{at}: expected {hint.__name__}, found {value!r}")
+    return value

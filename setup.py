@@ -1,0 +1,32 @@
+"""Packaging of megatron_fastmix; every dependency of the package and of its tests is named here."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORPUS = ["pyarrow>=15", "zstandard>=0.22", "tokenizers>=0.19"]
+TEST = [*CORPUS, "pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "types-PyYAML", "types-tqdm"]
+
+setup(
+    name="megatron-fastmix",
+    version="0.1.0",
+    description="Learn the blend weights of a Megatron data pipeline by gradient descent",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["megatron_fastmix", "megatron_fastmix.*"]),
+    package_data={"megatron_fastmix": ["py.typed"]},
+    install_requires=[
+        "torch>=2.6",
+        "deepspeed>=0.18",
+        # 0.16 is the last for Python 3.11; the patch layer refuses a version it does not know.
+        "megatron-core>=0.16,<0.20",
+        "sentencepiece>=0.2",
+        "numpy>=1.26",
+        "pyyaml>=6",
+        "tqdm>=4.66",
+        "matplotlib>=3.8",
+    ],
+    extras_require={"corpus": CORPUS, "test": TEST},
+    entry_points={"console_scripts": ["megatron-fastmix = megatron_fastmix.cli:main"]},
+)
