@@ -1,0 +1,181 @@
+"""The corpus commands: arguments and what they run, for the command line and for tools/."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from megatron_fastmix import strict_yaml
+from megatron_fastmix.config import TokenizerConfig
+from megatron_fastmix.corpus import demo
+from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.corpus.manifest import read_manifest
+from megatron_fastmix.corpus.preprocess import DatasetConfig, PreprocessConfig, preprocess
+from megatron_fastmix.corpus.sentencepiece_training import (
+    SentencePieceConfig,
+    train_sentencepiece,
+)
+from megatron_fastmix.corpus.tokenizers import TOKENIZER_TYPES, load_tokenizer
+from megatron_fastmix.errors import ConfigError, FastMixError
+
+AddArguments = Callable[[argparse.ArgumentParser], None]
+Run = Callable[[argparse.Namespace], None]
+
+
+def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", required=True, help="folder for the JSONL files")
+    parser.add_argument("--cache", help="folder for downloaded wheels (default: OUTPUT/wheels)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="factor on the size of every corpus (default 1)"
+    )
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    if args.scale <= 0:
+        raise ConfigError(f"--scale: found {args.scale}; use a positive factor")
+    files, made = demo.build_demo(args.output, cache=args.cache, scale=args.scale)
+    print(demo.format_table(files))
+    state = "written" if made else "up to date, nothing to do"
+    print(f"{Path(args.output) / demo.PROVENANCE_FILE}: {state}")
+
+
+def add_train_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--input", nargs="+", required=True, help="JSONL files to train on")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        type=float,
+        help="share of each input in the sample (default: equal)",
+    )
+    parser.add_argument("--json-key", default="text", help="key of the text (default text)")
+    parser.add_argument("--tokenizer-model", required=True, help="file to write, *.model")
+    parser.add_argument("--vocab-size", type=int, required=True, help="number of pieces")
+    parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe")
+    parser.add_argument("--character-coverage", type=float, default=0.9995)
+    parser.add_argument(
+        "--sample-bytes", type=int, default=10_000_000, help="bytes of text to train on"
+    )
+
+
+def run_train_tokenizer(args: argparse.Namespace) -> None:
+    config = SentencePieceConfig(
+        vocab_size=args.vocab_size,
+        model_type=args.model_type,
+        sample_bytes=args.sample_bytes,
+        character_coverage=args.character_coverage,
+    )
+    trained = train_sentencepiece(
+        args.input, args.tokenizer_model, config, weights=args.weights, json_key=args.json_key
+    )
+    tokenizer = load_tokenizer("SentencePieceTokenizer", args.tokenizer_model)
+    state = f"{tokenizer.vocab_size:,} pieces, sha256 {tokenizer.sha256[:12]}..."
+    print(f"{args.tokenizer_model}: {state}" + ("" if trained else " (up to date)"))
+
+
+def add_preprocess_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", help="YAML file that names many datasets")
+    parser.add_argument("--input", nargs="+", help="JSONL files of one dataset")
+    parser.add_argument(
+        "--output-prefix", help="writes OUTPUT_PREFIX_KEY_document.bin, .idx and .json"
+    )
+    parser.add_argument(
+        "--json-keys", nargs="+", default=["text"], help="keys of the text, a dataset for each"
+    )
+    parser.add_argument("--tokenizer-type", help=f"one of {', '.join(TOKENIZER_TYPES)}")
+    parser.add_argument("--tokenizer-model", help="file of the tokenizer")
+    parser.add_argument(
+        "--append-eod", action="store_true", help="end each document with the end token"
+    )
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+
+
+def run_preprocess(args: argparse.Namespace) -> None:
+    preprocess(preprocess_config(args))
+
+
+def preprocess_config(args: argparse.Namespace) -> PreprocessConfig:
+    """The configuration that parsed arguments mean. Raises `ConfigError`."""
+    single = {
+        "--input": args.input,
+        "--output-prefix": args.output_prefix,
+        "--tokenizer-type": args.tokenizer_type,
+    }
+    if args.config:
+        given = [flag for flag, value in single.items() if value]
+        given += ["--append-eod"] if args.append_eod else []
+        if given:
+            raise ConfigError(f"--config sets everything; leave out {', '.join(given)}")
+        values = strict_yaml.load_yaml(args.config)
+        if args.workers is not None:
+            values["workers"] = args.workers
+        return strict_yaml.from_dict(PreprocessConfig, values)
+    missing = [flag for flag, value in single.items() if not value]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)}: missing; give these flags or --config")
+    return PreprocessConfig(
+        tokenizer=TokenizerConfig(
+            tokenizer_type=args.tokenizer_type, tokenizer_model=args.tokenizer_model
+        ),
+        datasets=tuple(
+            DatasetConfig(
+                # Megatron's script names its outputs so.
+                prefix=f"{args.output_prefix}_{key}_document",
+                input=tuple(args.input),
+                json_key=key,
+            )
+            for key in args.json_keys
+        ),
+        append_eod=args.append_eod,
+        workers=args.workers,
+    )
+
+
+def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prefixes", nargs="+", help="prefixes of indexed datasets")
+
+
+def run_inspect(args: argparse.Namespace) -> None:
+    for prefix in args.prefixes:
+        summary = inspect_indexed_dataset(prefix)
+        manifest = read_manifest(prefix)
+        print(
+            f"{prefix}: {summary.documents:,} documents, {summary.tokens:,} tokens of "
+            f"{summary.dtype}, longest sequence {summary.longest_sequence:,}"
+        )
+        if manifest is not None:
+            print(
+                f"  {manifest.text_bytes / manifest.tokens:.2f} bytes of text per token, "
+                f"licence: {manifest.licence}, origin: {manifest.origin}"
+            )
+
+
+COMMANDS: dict[str, tuple[str, AddArguments, Run]] = {
+    "demo": ("fetch the demo corpora", add_demo_arguments, run_demo),
+    "train-tokenizer": (
+        "train a SentencePiece tokenizer on JSONL text",
+        add_train_tokenizer_arguments,
+        run_train_tokenizer,
+    ),
+    "preprocess": (
+        "turn JSONL text into Megatron's indexed datasets",
+        add_preprocess_arguments,
+        run_preprocess,
+    ),
+    "inspect": ("say what indexed datasets hold", add_inspect_arguments, run_inspect),
+}
+"""Verb to (help, arguments, function)."""
+
+
+def main(verb: str) -> int:
+    """Runs one verb as a program of its own; returns its exit code."""
+    text, add_arguments, run = COMMANDS[verb]
+    parser = argparse.ArgumentParser(description=text[0].upper() + text[1:] + ".")
+    add_arguments(parser)
+    try:
+        run(parser.parse_args())
+    except FastMixError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0

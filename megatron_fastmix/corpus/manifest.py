@@ -1,0 +1,130 @@
+"""The manifest of a dataset: `PREFIX.json` beside `.bin` and `.idx`, written last."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_fastmix import strict_yaml
+from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.export.atomic_file import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRecord:
+    """The tokenizer that wrote a dataset."""
+
+    tokenizer_type: str
+    tokenizer_model: str | None
+    """File name of the model, without its folder."""
+    sha256: str
+    vocab_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputRecord:
+    """An input file as it was when it was read."""
+
+    path: str
+    bytes: int
+    modified_ns: int
+    """Time of last change, nanoseconds since 1970: with the size it tells a changed file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What one indexed dataset holds and where it is from."""
+
+    name: str
+    documents: int
+    sequences: int
+    """Megatron cuts samples across sequences; a plain document is one sequence."""
+    tokens: int
+    text_bytes: int
+    """UTF-8 bytes of text that became tokens."""
+    empty_documents: int
+    bad_lines: int
+    """Malformed lines that were skipped."""
+    bin_sha256: str
+    idx_sha256: str
+    append_eod: bool
+    json_key: str
+    tokenizer: TokenizerRecord
+    inputs: tuple[InputRecord, ...]
+    licence: str | None = None
+    origin: str | None = None
+
+
+def input_records(paths: Iterable[str | Path]) -> tuple[InputRecord, ...]:
+    """What the files are now. Raises `DataError` for one that is missing or empty."""
+    records = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot read the input: {error.strerror}") from None
+        if status.st_size == 0:
+            raise DataError(f"{path}: the input is empty; remove it or make it again")
+        records.append(
+            InputRecord(path=str(path), bytes=status.st_size, modified_ns=status.st_mtime_ns)
+        )
+    return tuple(records)
+
+
+def manifest_path(prefix: str | Path) -> Path:
+    """`PREFIX.json`; the prefix may contain dots."""
+    return Path(f"{prefix}.json")
+
+
+def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
+    """Writes `PREFIX.json` atomically."""
+    content = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False) + "\n"
+    write_atomically(manifest_path(prefix), content)
+
+
+def read_manifest(prefix: str | Path) -> Manifest | None:
+    """The manifest of the dataset at `prefix`; None for a dataset that has none.
+
+    Raises `DataError` for a file that is not a manifest.
+    """
+    path = manifest_path(prefix)
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        return strict_yaml.from_dict(Manifest, values)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, ConfigError) as error:
+        raise DataError(
+            f"{path}: not a dataset manifest of this version: {error}; preprocess the corpus again"
+        ) from None
+
+
+def check_same_tokenizer(prefixes: dict[str, str | Path], sha256: str | None = None) -> None:
+    """Refuses datasets (name to prefix) that were written by different tokenizers.
+
+    With `sha256`, all must have been written by that tokenizer. Datasets without a manifest
+    cannot be judged and pass. Raises `DataError` that names the datasets.
+    """
+    found: dict[str, list[str]] = {}
+    for name, prefix in prefixes.items():
+        manifest = read_manifest(prefix)
+        if manifest is not None:
+            found.setdefault(manifest.tokenizer.sha256, []).append(name)
+    if sha256 is not None:
+        strangers = [name for other, names in found.items() if other != sha256 for name in names]
+        if strangers:
+            raise DataError(
+                f"{', '.join(strangers)}: written by another tokenizer than the configured one "
+                f"(sha256 {sha256[:12]}...); preprocess them with it, or configure theirs"
+            )
+    if len(found) > 1:
+        groups = "; ".join(f"{', '.join(names)}: {key[:12]}..." for key, names in found.items())
+        raise DataError(
+            f"datasets of different tokenizers cannot be mixed ({groups}); preprocess all of them "
+            "with one tokenizer"
+        )

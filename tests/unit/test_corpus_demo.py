@@ -1,0 +1,81 @@
+"""The demo corpora, as far as they go without a network."""
+
+import json
+import zipfile
+
+import pytest
+
+from megatron_fastmix.corpus import demo, demo_documents, demo_wheels
+from megatron_fastmix.errors import DataError
+
+
+def test_a_wheel_with_another_hash_is_refused(tmp_path):
+    pin = demo_wheels.PINNED_WHEELS["awscli"]
+    (tmp_path / pin.file_name).write_bytes(b"not that wheel")
+    with pytest.raises(DataError, match=rf"{pin.file_name}: sha256 is .* {pin.sha256}"):
+        demo_wheels.fetch_wheel("awscli", tmp_path)
+
+
+def test_a_failed_download_says_what_pip_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(DataError, match=r"awscli==1\.40\.0: pip cannot download"):
+        demo_wheels.fetch_wheel("awscli", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_python_files_are_the_standard_library_without_tests():
+    names = [name for name, _ in demo_documents.python_files()]
+    assert "argparse.py" in names
+    assert not [name for name in names if name.startswith(("test/", "site-packages/"))]
+
+
+def test_docstrings_carry_their_qualified_names():
+    documents = dict(demo_documents.sympy_docstrings())
+    assert "prime" in documents["sympy.ntheory.primetest.isprime"]
+
+
+def test_examples_come_from_the_wheel(tmp_path):
+    wheel = tmp_path / "awscli.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("awscli/examples/s3/ls.rst", "list")
+        archive.writestr("awscli/examples/s3/other.txt", "no")
+        archive.writestr("awscli-1.dist-info/METADATA", "Name: awscli\nLicense: Apache\n\ntext\n")
+    assert list(demo_documents.awscli_examples(wheel)) == [("awscli/examples/s3/ls.rst", "list")]
+    assert demo_documents.wheel_licence(wheel) == "Apache"
+
+
+def test_sampling_keeps_groups_together_drops_duplicates_and_respects_the_cap():
+    documents = [(f"group {n % 50}", f"text {n} " * 20) for n in range(500)]
+    chosen = demo._sample([*documents, *documents], 10**9)
+    assert sorted(text for _, text in chosen) == sorted(text for _, text in documents)
+    positions = {}
+    for position, text in chosen:
+        positions.setdefault(int(text.split()[1]) % 50, set()).add(position)
+    assert all(len(group) == 1 for group in positions.values())
+    assert len(set.union(*positions.values())) == 50
+    capped = demo._sample(documents, 20_000)
+    assert 18_000 < sum(len(text) for _, text in capped) <= 20_000
+    assert set(capped) < set(chosen)
+
+
+def test_build_is_idempotent_and_repairs_damage(tmp_path, monkeypatch):
+    local = tuple(source for source in demo.SOURCES if source.name == "python")
+    monkeypatch.setattr(demo, "SOURCES", local)
+    files, made = demo.build_demo(tmp_path, scale=0.1)
+    assert made
+    assert {file.name for file in files} == {"python", "python_heldout"}
+    assert sum(file.text_bytes for file in files) <= 800_000
+    lines = (tmp_path / "python.jsonl").read_text().splitlines()
+    assert len(lines) == files[0].documents
+    assert set(json.loads(lines[0])) == {"text"}
+    assert demo.build_demo(tmp_path, scale=0.1) == (files, False)
+    assert demo.read_provenance(tmp_path) == files
+    (tmp_path / "python.jsonl").write_text("damaged")
+    assert demo.build_demo(tmp_path, scale=0.1) == (files, True)
+    assert demo.build_demo(tmp_path, scale=0.1) == (files, False)
+    assert "PSF-2.0" in demo.format_table(files)
+
+
+def test_missing_provenance_says_how_to_make_it(tmp_path):
+    with pytest.raises(DataError, match="megatron-fastmix demo"):
+        demo.read_provenance(tmp_path)

@@ -1,0 +1,8 @@
+"""Says what indexed datasets hold."""
+
+import sys
+
+from megatron_fastmix.corpus.commands import main
+
+if __name__ == "__main__":
+    sys.exit(main("inspect"))

@@ -1,0 +1,8 @@
+"""Turns JSONL text into Megatron's indexed datasets; flags as Megatron's preprocess_data.py."""
+
+import sys
+
+from megatron_fastmix.corpus.commands import main
+
+if __name__ == "__main__":
+    sys.exit(main("preprocess"))
