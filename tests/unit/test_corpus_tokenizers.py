@@ -11,8 +11,15 @@ from megatron_fastmix.corpus.sentencepiece_training import SentencePieceConfig, 
 from megatron_fastmix.corpus.tokenizers import ByteLevelTokenizer, load_tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
 
+SENTENCE = (
+    "the search learns proportions while training one small model on every source and moves "
+    "weights towards whatever lowers held out loss; readers, writers, tokenizers and manifests "
+    "carry hashes licences origins counts"
+)
+WORDS = SENTENCE.split()
 PROSE = [
-    f"line {n}: the quick brown fox\n\treturn value_{n % 7} + {n * n}  # naïve" for n in range(300)
+    f"{WORDS[n % 31]} {WORDS[n % 17]}  {WORDS[n % 7]}\n\treturn value_{n} + {n * n}  # naïve"
+    for n in range(300)
 ]
 
 
@@ -27,7 +34,7 @@ def corpus(tmp_path_factory):
 def model(request, corpus):
     path = corpus.with_name(f"{request.param}.model")
     train_sentencepiece(
-        [corpus], path, SentencePieceConfig(vocab_size=290, model_type=request.param)
+        [corpus], path, SentencePieceConfig(vocab_size=340, model_type=request.param)
     )
     return path
 
@@ -74,7 +81,7 @@ TRICKY = "  two  spaces\n\n\ttab, naïve 東京 🙂 \0 end "
 def test_sentencepiece(model):
     tokenizer = load_tokenizer("SentencePieceTokenizer", str(model))
     check_interface(tokenizer, TRICKY)
-    assert tokenizer.vocab_size == 290
+    assert tokenizer.vocab_size == 340
     assert tokenizer.special_tokens_dict == {"bos_token": 1, "eos_token": 2, "pad_token": 3}
 
 
