@@ -5,7 +5,15 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 CORPUS = ["pyarrow>=15", "zstandard>=0.22", "tokenizers>=0.19"]
-TEST = [*CORPUS, "pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "types-PyYAML", "types-tqdm"]
+TEST = [
+    *CORPUS,
+    "pytest>=8",
+    "hypothesis>=6",
+    "ruff>=0.6",
+    "mypy>=1.10",
+    "types-PyYAML",
+    "types-tqdm",
+]
 
 setup(
     name="megatron-fastmix",

@@ -31,7 +31,7 @@ class SourceConfig:
     name: str
     """Name of the source in every artefact."""
     path: str
-    """Prefix of the indexed dataset: PATH.bin and PATH.idx (one entry of Megatron's --data-path)."""
+    """Prefix of the indexed dataset PATH.bin and PATH.idx, as in Megatron's --data-path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +218,7 @@ class EngineConfig:
     zero_stage: Literal[0, 1, 2, 3] = 2
     """ZeRO stage."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the proxy; finite_difference needs fp32 (its perturbation rounds away in bf16)."""
+    """Precision of the proxy; in bf16 the perturbation of finite_difference rounds away."""
     distributed_timeout_minutes: int = 10
     """Longest wait in a collective before the run is stopped (Megatron's flag)."""
 
@@ -234,7 +234,7 @@ class OutputConfig:
     keep_checkpoints: int = 2
     """How many checkpoints stay on disk."""
     token_budget: int | None = None
-    """Tokens of the final run, for the epochs that the mixture implies; default: all source tokens."""
+    """Tokens of the final run, for the epochs implied; default: all tokens of the sources."""
 
     def __post_init__(self) -> None:
         for name in ("log_interval", "save_interval", "keep_checkpoints"):
@@ -308,7 +308,7 @@ class SearchConfig:
         return [target.weight / total for target in self.targets]
 
     def accumulation_steps(self, data_parallel_size: int) -> int:
-        """Micro-batches per rank and optimizer step; raises `ConfigError` where they do not divide."""
+        """Micro-batches per rank and step; raises `ConfigError` where sizes do not divide."""
         per_pass = self.training.micro_batch_size * data_parallel_size
         _require(
             self.training.global_batch_size % per_pass == 0,

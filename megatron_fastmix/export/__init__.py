@@ -1,0 +1,1 @@
+"""What a search leaves behind: the mixture file, and the blends that training tools read."""

@@ -1,0 +1,58 @@
+"""Megatron-LM's three forms of a blend (and Megatron-DeepSpeed's, which are the first two).
+
+Source: `megatron/training/arguments.py` (`--data-path`, `--data-args-path`,
+`--per-split-data-args-path`) and `megatron.core.datasets.utils.get_blend_from_list`.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+
+from megatron_fastmix.errors import DataError
+from megatron_fastmix.export.blend import Blend, BlendEntry
+
+
+def command_line(blend: Blend) -> str:
+    """`--data-path WEIGHT PREFIX ...`, quoted for a POSIX shell."""
+    return "--data-path " + " ".join(map(shlex.quote, _pairs(blend.sources))) + "\n"
+
+
+def data_args(blend: Blend) -> str:
+    """The file of `--data-args-path`: weights and prefixes, which Megatron splits at white space.
+
+    Raises `DataError` for a prefix with white space, which the format cannot express.
+    """
+    for entry in blend.sources:
+        if len(entry.path.split()) != 1:
+            raise DataError(
+                f"source {entry.name}: path {entry.path!r} has white space or is empty, and "
+                "Megatron splits the file of --data-args-path at white space; use the format "
+                "megatron-per-split, or a path without white space (a symbolic link will do)"
+            )
+    pairs = _pairs(blend.sources)
+    lines = (f"{pairs[i]} {pairs[i + 1]}" for i in range(0, len(pairs), 2))
+    return "\n".join(lines) + "\n"
+
+
+def per_split(blend: Blend) -> str:
+    """The file of `--per-split-data-args-path`: train from the sources, valid from the targets.
+
+    All three keys are there, as Megatron requires; test is null.
+    """
+    valid = _pairs(blend.targets) or None
+    return (
+        json.dumps({"train": _pairs(blend.sources), "valid": valid, "test": None}, indent=1) + "\n"
+    )
+
+
+def _pairs(entries: Sequence[BlendEntry]) -> list[str]:
+    for entry in entries:
+        # Megatron strips prefixes.
+        if entry.path != entry.path.strip() or not entry.path:
+            raise DataError(
+                f"{entry.name}: path {entry.path!r} is empty or begins or ends with white space, "
+                "which Megatron strips; rename the file"
+            )
+    return [text for entry in entries for text in (entry.weight, entry.path)]

@@ -1,0 +1,208 @@
+"""`mixture.json`: the result of a search, complete enough to be used without the run.
+
+Weights are shares of samples of `seq_length` tokens, the unit of Megatron's blend weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from megatron_fastmix import strict_yaml
+from megatron_fastmix.atomic_file import write_atomically
+from megatron_fastmix.errors import ConfigError, DataError
+
+FORMAT = "megatron_fastmix.mixture"
+VERSION = 1
+UNIT = "share of samples of seq_length tokens"
+SUM_TOLERANCE = 1e-9
+
+
+def epochs_implied(weight: float, tokens: int, token_budget: int) -> float:
+    """How often a source of `tokens` tokens is seen when `token_budget` tokens are trained on."""
+    return weight * token_budget / tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceWeight:
+    """One source of the mixture."""
+
+    name: str
+    path: str
+    """Prefix of the indexed dataset, without .bin and .idx."""
+    tokens: int
+    """Tokens of the whole dataset."""
+    documents: int
+    """Documents of the whole dataset."""
+    initial_weight: float
+    final_weight: float
+    """Weight after the last outer step."""
+    weight: float
+    """The learned weight: the average of the iterates of the averaging tail."""
+    weight_std: float
+    """Standard deviation of the weight over the averaging tail; 0 where it has one iterate."""
+    logit: float
+    """z after the last outer step."""
+    epochs: float
+    """Epochs of this source in `token_budget` tokens at `weight`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetResult:
+    """One held-out target."""
+
+    name: str
+    path: str
+    tokens: int
+    weight: float
+    """ω, the target's share in the target loss."""
+    initial_loss: float | None
+    """Nats per token at the first outer step; null where none was measured."""
+    final_loss: float | None
+    """Nats per token at the last outer step; null where none was measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TypedPart:
+    """The keys of the file whose types `strict_yaml` checks."""
+
+    format: str = FORMAT
+    version: int = VERSION
+    unit: str = UNIT
+    seq_length: int
+    complete: bool
+    """False where the run was stopped before its last step."""
+    steps: int
+    """Optimizer steps done."""
+    outer_steps: int
+    """Steps of the mixture done."""
+    averaging_fraction: float
+    """The learned weights average the iterates of this last part of the run."""
+    averaged_outer_steps: int
+    """How many iterates that is."""
+    token_budget: int
+    """Tokens of the run to come, for which `epochs` are given."""
+    seed: int
+    estimator: str
+    """Name of the hypergradient estimator."""
+    sources: tuple[SourceWeight, ...]
+    targets: tuple[TargetResult, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureFile(_TypedPart):
+    """The learned mixture and what it rests on."""
+
+    cost: dict[str, float]
+    """`training_flops`, `wall_seconds` and `tokens` of the search."""
+    versions: dict[str, str]
+    """Versions of the packages that the search ran with."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The resolved configuration."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The learned weights by source name."""
+        return {source.name: source.weight for source in self.sources}
+
+    def write(self, path: str | Path) -> None:
+        """Writes JSON, atomically; floats read back bit for bit. `ValueError` for NaN or Inf."""
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomically(path, text + "\n")
+
+
+def read_mixture(path: str | Path) -> MixtureFile:
+    """Reads `mixture.json`, or the one in a run folder.
+
+    Raises `DataError` for a file that is missing or not JSON, of another format or version, that
+    lacks a key or has one too many, or whose weights are not shares that sum to 1.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "mixture.json"
+    values = _load(path)
+    if values.get("format") != FORMAT:
+        raise DataError(
+            f"{path}: format is {values.get('format')!r}, expected {FORMAT!r}; "
+            "give the mixture.json of a run folder"
+        )
+    if values.get("version") != VERSION:
+        raise DataError(
+            f"{path}: version is {values.get('version')!r}, this program reads {VERSION}; "
+            "use the release that wrote the file"
+        )
+    mixture = _build(values, path)
+    _check(mixture, path)
+    return mixture
+
+
+def _load(path: Path) -> dict[str, Any]:
+    def refuse(constant: str) -> NoReturn:
+        raise DataError(
+            f"{path}: holds {constant}, which is no weight or loss; run the search again"
+        )
+
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot read the mixture: {error.strerror}; "
+            "give a mixture.json or a run folder that holds one"
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON: {error}; write it again from the run") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
+def _build(values: dict[str, Any], path: Path) -> MixtureFile:
+    fields = {f.name for f in dataclasses.fields(MixtureFile)}
+    typed_fields = {f.name for f in dataclasses.fields(_TypedPart)}
+    mappings = fields - typed_fields
+    for name in sorted(fields - values.keys()):
+        raise DataError(f"{path}: key {name!r} is missing; the file is not whole or was edited")
+    for name in sorted(mappings):
+        if not isinstance(values[name], dict):
+            raise DataError(f"{path}: {name}: expected an object, found {values[name]!r}")
+    try:
+        typed = strict_yaml.from_dict(
+            _TypedPart, {name: value for name, value in values.items() if name not in mappings}
+        )
+    except ConfigError as error:
+        raise DataError(f"{path}: {error}") from None
+    return MixtureFile(
+        **{name: getattr(typed, name) for name in typed_fields},
+        **{name: values[name] for name in mappings},
+    )
+
+
+def _check(mixture: MixtureFile, path: Path) -> None:
+    if not mixture.sources:
+        raise DataError(f"{path}: sources is empty; a mixture has at least one source")
+    for where, names in (
+        ("sources", [s.name for s in mixture.sources]),
+        ("targets", [t.name for t in mixture.targets]),
+    ):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise DataError(f"{path}: {where}: {twice} occur more than once; names are unique")
+    for source in mixture.sources:
+        if source.tokens < 1:
+            raise DataError(f"{path}: source {source.name}: tokens is {source.tokens}, need >= 1")
+    for key in ("initial_weight", "final_weight", "weight"):
+        weights = {s.name: getattr(s, key) for s in mixture.sources}
+        negative = {name: w for name, w in weights.items() if w < 0}
+        if negative:
+            raise DataError(f"{path}: {key} is negative: {negative}; weights are shares")
+        total = math.fsum(weights.values())
+        if abs(total - 1) > SUM_TOLERANCE:
+            raise DataError(
+                f"{path}: {key} sums to {total!r} over the sources, expected 1; do not edit "
+                "mixture.json by hand, correct weights with `megatron-fastmix export --set`"
+            )

@@ -1,0 +1,1 @@
+"""What people look at: metrics, progress, pictures, tables and the report page."""

@@ -1,0 +1,114 @@
+"""`metrics.jsonl`: what happened during a search, one self-contained JSON object a line.
+
+Every line has `kind`, `step` (optimizer steps done) and `time` (seconds since the epoch).
+Kinds: `run` (names and configuration, once), `inner`, `outer`, `checkpoint`, `end`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from megatron_fastmix.atomic_file import write_atomically
+from megatron_fastmix.errors import DataError
+
+
+class MetricsLog:
+    """Appends lines to `metrics.jsonl`; one process writes it (rank 0).
+
+    Each line is flushed as it is written, so a killed run loses at most the line in hand. A torn
+    last line, left by a kill, is dropped when the file is opened again.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            _drop_torn_line(self.path)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+
+    def write(self, kind: str, step: int, **fields: Any) -> None:
+        """Appends one line. NaN and Inf become null; NumPy and torch scalars become numbers."""
+        line = {"kind": kind, "step": step, "time": time.time(), **fields}
+        self._file.write(json.dumps(_plain(line), ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def truncate_after(self, step: int) -> None:
+        """Drops the lines of later steps than `step`: a resumed run writes them again."""
+        self._file.close()
+        try:
+            kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+            write_atomically(self.path, text)
+        finally:
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; a torn last line (a run that was killed or still writes) is
+    left out. Raises `DataError`, with the line's number, for anything else that is malformed.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot read the metrics: {error.strerror}; give a run folder that holds them"
+        ) from None
+    whole, _, _ = content.rpartition(b"\n")
+    lines = []
+    for number, raw in enumerate(whole.split(b"\n") if whole else [], start=1):
+        try:
+            line = json.loads(raw)
+        except ValueError as error:
+            raise DataError(
+                f"{path}:{number}: not valid JSON: {error}; delete the line or write the run again"
+            ) from None
+        if (
+            not isinstance(line, dict)
+            or not isinstance(line.get("kind"), str)
+            or not isinstance(line.get("step"), int)
+        ):
+            raise DataError(
+                f"{path}:{number}: expected an object with kind and step, found {raw[:80]!r}; "
+                "is this the metrics.jsonl of a run?"
+            )
+        lines.append(line)
+    return lines
+
+
+def _drop_torn_line(path: Path) -> None:
+    with open(path, "rb+") as file:
+        content = file.read()
+        if content and not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):  # a NumPy or torch scalar
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

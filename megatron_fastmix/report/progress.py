@@ -1,0 +1,145 @@
+"""What rank 0 shows while a search runs: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TextIO
+
+from tqdm import tqdm
+
+LEADING = 3
+"""How many sources are shown."""
+
+
+class Progress:
+    """Progress of a search of `total` optimizer steps, `initial` of them done before.
+
+    Plain lines have the shape of Megatron's training log (`iteration N/ M | name: value | ...`)
+    so that programs which read that can read this; one comes every `log_interval` steps and at
+    the last one.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        initial: int = 0,
+        log_interval: int = 10,
+        stream: TextIO | None = None,
+    ) -> None:
+        self.total = total
+        self.log_interval = log_interval
+        self._stream = stream or sys.stdout
+        self._terminal = self._stream.isatty()
+        self._began = self._last_line = time.monotonic()
+        self._initial = self._last_step = initial
+        self._bar = (
+            tqdm(
+                total=total,
+                initial=initial,
+                file=self._stream,
+                dynamic_ncols=True,
+                unit="step",
+                bar_format="{n_fmt}/{total_fmt} {bar:12} {desc} [{remaining} left]",
+            )
+            if self._terminal
+            else None
+        )
+
+    def update(
+        self,
+        step: int,
+        *,
+        loss: float,
+        target_loss: float | None,
+        weights: Mapping[str, float],
+        tokens_per_second: float,
+        lr: float | None = None,
+        grad_norm: float | None = None,
+    ) -> None:
+        """Shows that `step` optimizer steps are done. `target_loss` is None before the first."""
+        if self._bar is not None:
+            target = "" if target_loss is None else f" target {target_loss:.3f}"
+            self._bar.set_description_str(
+                f"loss {loss:.3f}{target} {leading_sources(weights)} "
+                f"{_thousands(tokens_per_second)} tokens/s",
+                refresh=False,
+            )
+            self._bar.update(step - self._bar.n)
+        elif step % self.log_interval == 0 or step == self.total:
+            self.line(
+                self._plain_line(step, loss, target_loss, weights, tokens_per_second, lr, grad_norm)
+            )
+
+    def line(self, text: str) -> None:
+        """Prints a line, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _plain_line(
+        self,
+        step: int,
+        loss: float,
+        target_loss: float | None,
+        weights: Mapping[str, float],
+        tokens_per_second: float,
+        lr: float | None,
+        grad_norm: float | None,
+    ) -> str:
+        now = time.monotonic()
+        milliseconds = 1000 * (now - self._last_line) / max(step - self._last_step, 1)
+        left = (now - self._began) / max(step - self._initial, 1) * (self.total - step)
+        self._last_line, self._last_step = now, step
+        parts = [
+            f" [{time.strftime('%Y-%m-%d %H:%M:%S')}] iteration {step:8d}/{self.total:8d}",
+            f"elapsed time per iteration (ms): {milliseconds:.1f}",
+        ]
+        if lr is not None:
+            parts.append(f"learning rate: {lr:.6E}")
+        parts.append(f"lm loss: {loss:.6E}")
+        if target_loss is not None:
+            parts.append(f"target loss: {target_loss:.6E}")
+        if grad_norm is not None:
+            parts.append(f"grad norm: {grad_norm:.3f}")
+        parts += [
+            f"tokens per second: {tokens_per_second:.0f}",
+            f"leading sources: {leading_sources(weights)}",
+            f"time left: {_clock(left)}",
+        ]
+        return " | ".join(parts) + " |"
+
+
+def leading_sources(weights: Mapping[str, float]) -> str:
+    """The heaviest three sources, such as `code 0.62, math 0.21, web 0.09`."""
+    heaviest = sorted(weights, key=lambda name: -weights[name])[:LEADING]
+    return ", ".join(f"{name} {weights[name]:.2f}" for name in heaviest)
+
+
+def _thousands(value: float) -> str:
+    return f"{value / 1000:.1f}k" if value >= 1000 else f"{value:.0f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(int(seconds + 0.5), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}"

@@ -1,0 +1,75 @@
+"""The last thing that a search prints: what was learned, and how to train with it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_fastmix.export.mixture_file import MixtureFile
+
+
+def final_table(
+    mixture: MixtureFile, *, blend_txt: str | Path | None, blend_json: str | Path | None
+) -> str:
+    """The table of sources, heaviest first, and the Megatron flags to use next.
+
+    A blend path that is None is not mentioned.
+    """
+    rows = [
+        (
+            source.name,
+            f"{source.initial_weight:.4f}",
+            f"{source.weight:.4f} ± {source.weight_std:.4f}",
+            f"{source.tokens:,}",
+            f"{source.epochs:.2f}",
+        )
+        for source in sorted(mixture.sources, key=lambda source: -source.weight)
+    ]
+    table = align(("source", "initial weight", "learned weight", "tokens", "epochs"), rows)
+    lines = [
+        table,
+        "",
+        f"Weights are shares of samples of {mixture.seq_length} tokens; ± is the spread over the "
+        f"last {mixture.averaged_outer_steps} of {mixture.outer_steps} outer steps, which the "
+        f"learned weight averages. Epochs are those in {mixture.token_budget:,} tokens.",
+    ]
+    if not mixture.complete:
+        lines.append(f"The run is not finished: {mixture.steps} optimizer steps are done.")
+    for target in mixture.targets:
+        if target.initial_loss is not None and target.final_loss is not None:
+            lines.append(
+                f"Loss on target {target.name}: {target.initial_loss:.4f} at the first outer step, "
+                f"{target.final_loss:.4f} at the last."
+            )
+    flags = megatron_flags(mixture, blend_txt=blend_txt, blend_json=blend_json)
+    if flags:
+        lines += ["", "Train with Megatron, one of:", *(f"  {flag}" for flag in flags)]
+    return "\n".join(lines)
+
+
+def megatron_flags(
+    mixture: MixtureFile, *, blend_txt: str | Path | None, blend_json: str | Path | None
+) -> list[str]:
+    """One shell-quoted flag string for each blend file that is given."""
+    shared = ["--seq-length", str(mixture.seq_length)]
+    tokenizer = mixture.config.get("tokenizer", {})
+    for key in ("tokenizer_type", "tokenizer_model"):
+        if tokenizer.get(key):
+            shared += ["--" + key.replace("_", "-"), str(tokenizer[key])]
+    blends = (("--data-args-path", blend_txt), ("--per-split-data-args-path", blend_json))
+    return [shlex.join([flag, str(path), *shared]) for flag, path in blends if path is not None]
+
+
+def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as text: the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = cells
+        texts = [first.ljust(widths[0])]
+        texts += [c.rjust(width) for c, width in zip(others, widths[1:], strict=True)]
+        return "  ".join(texts).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([line(header), rule, *map(line, rows)])
