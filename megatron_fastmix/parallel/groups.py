@@ -1,0 +1,61 @@
+"""Collectives over the data-parallel ranks; every collective of the package is in `parallel`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megatron_fastmix.errors import RankDivergenceError
+
+
+class DataParallelGroup:
+    """The ranks that hold the same parameters and read different data."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None, device: str = "cpu") -> None:
+        """`group` None is the default group, or one process alone where there is none."""
+        self.group = group
+        self.device = device
+        alone = not dist.is_initialized()
+        self.rank = 0 if alone else dist.get_rank(group)
+        self.size = 1 if alone else dist.get_world_size(group)
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Sum over the ranks in float64, the same bits on each. Every rank must call."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def sum_tensor_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """In-place sum over the ranks. Every rank must call."""
+        if self.size > 1:
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def barrier(self) -> None:
+        """Waits for the others. Every rank must call."""
+        if self.size > 1:
+            dist.barrier(group=self.group)
+
+    def check_equal(self, values: np.ndarray, names: list[str], what: str) -> None:
+        """Raises `RankDivergenceError` on every rank unless `values` (N,) are bitwise equal on all.
+
+        Every rank must call.
+        """
+        # As integers, so that NaN equals NaN and −0 differs from 0.
+        bits = np.ascontiguousarray(values, dtype=np.float64).view(np.int64)
+        highest = self._reduce(bits, dist.ReduceOp.MAX)
+        lowest = self._reduce(bits, dist.ReduceOp.MIN)
+        if np.array_equal(highest, lowest):
+            return
+        at = int(np.flatnonzero(highest != lowest)[0])
+        span = sorted(np.array([lowest[at], highest[at]], dtype=np.int64).view(np.float64))
+        raise RankDivergenceError(
+            f"{what} of {names[at]} differ over {self.size} ranks, {span[0]!r} to {span[1]!r}; "
+            "the ranks run different data, code or library versions"
+        )
+
+    def _reduce(self, values: np.ndarray, operation: dist.ReduceOp) -> np.ndarray:
+        if self.size == 1:
+            return values.copy()
+        tensor = torch.from_numpy(values.copy()).to(self.device)
+        dist.all_reduce(tensor, op=operation, group=self.group)
+        return tensor.cpu().numpy()

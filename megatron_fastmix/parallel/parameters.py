@@ -1,0 +1,153 @@
+"""A model's parameters as one vector, replicated (ZeRO 0 to 2) or sharded (ZeRO 3).
+
+The estimators need four things of the parameters θ, whatever the sharding: a gradient that leaves
+the engine alone, inner products with it, norms, and a perturbation that is undone bit for bit.
+
+Gradients are taken with `torch.autograd.grad`, which fires no hook of DeepSpeed's, through a hook
+of our own on each parameter. It hands the gradient on and returns zeros without storage, so that
+autograd never holds more than one parameter's gradient at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.distributed as dist
+
+from megatron_fastmix.parallel.groups import DataParallelGroup
+
+Vector = list[torch.Tensor]
+"""One tensor per parameter: its shape, or (shard length,) under ZeRO-3."""
+
+
+class Parameters:
+    """Replicated parameters: every rank holds all of θ, and all of v."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], group: DataParallelGroup) -> None:
+        self.parameters = parameters
+        self.group = group
+
+    def local(self) -> Vector:
+        """This rank's storage of θ; writing to it changes the model."""
+        return [parameter.data for parameter in self.parameters]
+
+    def zeros(self) -> Vector:
+        """A zero vector in fp32."""
+        return [torch.zeros_like(part, dtype=torch.float32) for part in self.local()]
+
+    def each_gradient(
+        self, loss: torch.Tensor, receive: Callable[[int, torch.Tensor], None]
+    ) -> None:
+        """Calls `receive(i, gradient of parameter i)` as the backward pass reaches it.
+
+        The gradient is this rank's own contribution; under ZeRO-3 it is this rank's shard of the
+        sum over ranks. Every rank must call, for the same number of losses.
+        """
+
+        def hook(index: int) -> Callable[[torch.Tensor], torch.Tensor]:
+            def deliver(gradient: torch.Tensor) -> torch.Tensor:
+                receive(index, self._local_gradient(gradient))
+                return gradient.new_zeros(()).expand_as(gradient)
+
+            return deliver
+
+        handles = [p.register_hook(hook(i)) for i, p in enumerate(self.parameters)]
+        try:
+            torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def accumulate_gradient(self, loss: torch.Tensor, into: Vector) -> None:
+        """Adds this loss's gradient to `into`. Every rank must call; see `finish_gradient`."""
+        self.each_gradient(loss, lambda i, gradient: into[i].add_(gradient))
+
+    def finish_gradient(self, vector: Vector) -> None:
+        """Sums an accumulated gradient over the ranks, in place. Every rank must call."""
+        if self.group.size > 1:
+            # One collective for all parameters costs a copy of them; one each costs latency.
+            for bucket in _buckets(vector):
+                flat = torch.cat([part.reshape(-1) for part in bucket])
+                self.group.sum_tensor_(flat)
+                for part, reduced in zip(
+                    bucket, flat.split([p.numel() for p in bucket]), strict=True
+                ):
+                    part.copy_(reduced.view_as(part))
+
+    def norm(self, vector: Vector) -> float:
+        """Euclidean norm of a whole vector, float64. Every rank must call."""
+        return math.sqrt(sum(float(part.double().square().sum()) for part in vector))
+
+    @contextlib.contextmanager
+    def perturbed_both_ways(self, vector: Vector, scale: float) -> Iterator[Callable[[], None]]:
+        """Sets θ to θ + scale·v; the function that it yields sets it to θ − scale·v.
+
+        θ is restored bit for bit at the end, also after an error. No third copy of the parameters
+        is made: `vector` keeps θ meanwhile, so v is lost. Both steps are equally long even after
+        rounding, since the second mirrors what the first became.
+        """
+        for part, saved in zip(self.local(), vector, strict=True):
+            moved = part + scale * saved
+            saved.copy_(part)
+            part.copy_(moved)
+
+        def mirror() -> None:
+            for part, saved in zip(self.local(), vector, strict=True):
+                part.copy_(2 * saved - part)
+
+        try:
+            yield mirror
+        finally:
+            for part, saved in zip(self.local(), vector, strict=True):
+                part.copy_(saved)
+
+    def subset(self, keep: Callable[[torch.nn.Parameter], bool]) -> Parameters:
+        """The vector of those parameters alone."""
+        return type(self)([p for p in self.parameters if keep(p)], self.group)
+
+    def _local_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient
+
+
+class ShardedParameters(Parameters):
+    """ZeRO-3: rank r holds the r-th of equal shards of each flattened parameter, zero-padded.
+
+    v has the same shards and is never whole. The engine must gather parameters afresh in every
+    forward pass (`search.engine.zero_config` sees to it), or a perturbation would go unseen.
+    """
+
+    def local(self) -> Vector:
+        return [parameter.ds_tensor.data for parameter in self.parameters]
+
+    def finish_gradient(self, vector: Vector) -> None:
+        """Nothing is left to do: the shards were reduced as they came."""
+
+    def norm(self, vector: Vector) -> float:
+        squares = torch.stack([part.double().square().sum() for part in vector]).sum()
+        return math.sqrt(float(self.group.sum_tensor_(squares)))
+
+    def _local_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
+        size = self.group.size
+        length = -(-gradient.numel() // size)
+        padded = gradient.new_zeros(length * size, dtype=torch.float32)
+        padded[: gradient.numel()] = gradient.reshape(-1)
+        shard = padded.new_empty(length)
+        dist.reduce_scatter_tensor(shard, padded, group=self.group.group)
+        return shard
+
+
+def _buckets(vector: Vector, numel: int = 1 << 25) -> Iterator[Vector]:
+    """Runs of parts of at most `numel` elements, so that the flat copy stays small."""
+    bucket: Vector = []
+    size = 0
+    for part in vector:
+        if bucket and size + part.numel() > numel:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(part)
+        size += part.numel()
+    if bucket:
+        yield bucket

@@ -1,0 +1,45 @@
+"""Core attention and rotary embedding of Megatron-core that also run without CUDA.
+
+Megatron's own core attention forks the CUDA random state, and its rotary embedding moves itself to
+the current CUDA device; everything else of its local layers runs on any device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.transformer.module import MegatronModule
+
+
+class ScaledDotProductAttention(MegatronModule):
+    """Causal attention by `torch.nn.functional.scaled_dot_product_attention`, without dropout."""
+
+    def __init__(self, config: Any, layer_number: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config=config)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Query, key and value of shape (S, B, heads, head size) to (S, B, heads·head size)."""
+        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return mixed.permute(2, 0, 1, 3).flatten(2)
+
+
+class RotaryEmbeddingAnywhere(RotaryEmbedding):
+    """`RotaryEmbedding` that stays on the CPU where there is no CUDA."""
+
+    def get_emb(self, max_seq_len: int, offset: int = 0) -> torch.Tensor:
+        """(S, 1, 1, head size), as the base class computes it on CUDA."""
+        if torch.cuda.is_available():
+            return super().get_emb(max_seq_len, offset)
+        frequencies = self.get_freqs_non_repeated(max_seq_len, offset)
+        return torch.cat((frequencies, frequencies), dim=-1)[:, None, None, :]

@@ -1,0 +1,111 @@
+"""The proxy: a Megatron-core GPT. Model building is in this file alone."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_fastmix.config import ProxyConfig
+from megatron_fastmix.proxy.attention import RotaryEmbeddingAnywhere, ScaledDotProductAttention
+
+
+def initialize_parallel_state(tensor_model_parallel_size: int = 1) -> None:
+    """Makes Megatron's process groups once. Every rank must call, with torch.distributed up."""
+    if not parallel_state.model_parallel_is_initialized():
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=tensor_model_parallel_size
+        )
+
+
+def padded_vocab_size(config: ProxyConfig, vocab_size: int) -> int:
+    """Rows of the embedding: `vocab_size` rounded up as Megatron does."""
+    multiple = config.make_vocab_size_divisible_by
+    return -(-vocab_size // multiple) * multiple
+
+
+def build_proxy(
+    config: ProxyConfig,
+    *,
+    vocab_size: int,
+    seq_length: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+) -> GPTModel:
+    """A GPT with RMSNorm, SwiGLU, rotary positions and no dropout, initialised from `seed`.
+
+    Called as `model(tokens, position_ids, None, labels=labels)`, all (B, S), it returns the loss
+    per token, (B, S). `initialize_parallel_state` must have run.
+    """
+    torch.manual_seed(seed)
+    transformer = TransformerConfig(
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        ffn_hidden_size=config.feed_forward_size,
+        init_method_std=config.init_method_std,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        # The search's forward passes must be functions of θ and the batch alone.
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        use_cpu_initialization=True,
+        params_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        apply_rope_fusion=False,
+    )
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.submodules.self_attention.submodules.core_attention = ScaledDotProductAttention
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 0.19 announces HybridModel
+        model = GPTModel(
+            config=transformer,
+            transformer_layer_spec=spec,
+            vocab_size=padded_vocab_size(config, vocab_size),
+            max_sequence_length=seq_length,
+            share_embeddings_and_output_weights=not config.untie_embeddings_and_output_weights,
+            position_embedding_type="rope",
+        )
+    model.rotary_pos_emb = RotaryEmbeddingAnywhere(
+        transformer.kv_channels, rotary_percent=1.0, use_cpu_initialization=True
+    )
+    return model
+
+
+def token_losses(
+    model: torch.nn.Module, tokens: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Cross-entropy per token, (B, S), of `tokens` and `labels`, (B, S)."""
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    return model(tokens, positions, None, labels=labels).float()
+
+
+def sample_losses(
+    model: torch.nn.Module, tokens: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor
+) -> torch.Tensor:
+    """Mean loss of each sample over its unmasked tokens, (B,); a sample without any gives 0."""
+    losses = token_losses(model, tokens, labels)
+    return (losses * loss_mask).sum(dim=1) / loss_mask.sum(dim=1).clamp_min(1)
+
+
+def training_flops_per_token(config: ProxyConfig, vocab_size: int, seq_length: int) -> float:
+    """Floating-point operations of one token's forward and backward pass.
+
+    3 × forward; forward = 2 × weights of the matrix products + 2·S·hidden per layer for causal
+    attention's two products (half of 4·S·hidden). The embedding look-up costs nothing.
+    """
+    hidden = config.hidden_size
+    layer = 4 * hidden**2 + 3 * hidden * config.feed_forward_size
+    output = hidden * padded_vocab_size(config, vocab_size)
+    forward = 2 * (config.num_layers * layer + output) + config.num_layers * 2 * seq_length * hidden
+    return 3.0 * forward
