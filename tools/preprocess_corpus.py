@@ -1,4 +1,4 @@
-"""Turns JSONL text into Megatron's indexed datasets; flags as Megatron's preprocess_data.py."""
+"""Turns text into Megatron's indexed datasets; flags as Megatron's preprocess_data.py."""
 
 import sys
 

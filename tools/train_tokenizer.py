@@ -1,4 +1,4 @@
-"""Trains a SentencePiece tokenizer on JSONL text."""
+"""Trains a SentencePiece tokenizer on text."""
 
 import sys
 

@@ -6,13 +6,17 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from megatron_fastmix import strict_yaml
 from megatron_fastmix.config import TokenizerConfig
 from megatron_fastmix.corpus import demo
 from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.corpus.inputs import InputFormat
 from megatron_fastmix.corpus.manifest import read_manifest
-from megatron_fastmix.corpus.preprocess import DatasetConfig, PreprocessConfig, preprocess
+from megatron_fastmix.corpus.preprocess import preprocess
+from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
+from megatron_fastmix.corpus.records import RecordType
 from megatron_fastmix.corpus.sentencepiece_training import (
     SentencePieceConfig,
     train_sentencepiece,
@@ -42,7 +46,9 @@ def run_demo(args: argparse.Namespace) -> None:
 
 
 def add_train_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input", nargs="+", required=True, help="JSONL files to train on")
+    parser.add_argument(
+        "--input", nargs="+", required=True, help="files, folders and globs to train on"
+    )
     parser.add_argument(
         "--weights",
         nargs="+",
@@ -76,13 +82,33 @@ def run_train_tokenizer(args: argparse.Namespace) -> None:
 
 def add_preprocess_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="YAML file that names many datasets")
-    parser.add_argument("--input", nargs="+", help="JSONL files of one dataset")
+    parser.add_argument("--input", nargs="+", help="files, folders and globs of one dataset")
     parser.add_argument(
         "--output-prefix", help="writes OUTPUT_PREFIX_KEY_document.bin, .idx and .json"
     )
     parser.add_argument(
         "--json-keys", nargs="+", default=["text"], help="keys of the text, a dataset for each"
     )
+    parser.add_argument(
+        "--input-format",
+        choices=get_args(InputFormat),
+        default="auto",
+        help="text: a document per file, lines: per line (default: by the file's name)",
+    )
+    parser.add_argument(
+        "--record-type",
+        choices=get_args(RecordType),
+        default="text",
+        help="all but text also write the loss mask of the answers",
+    )
+    parser.add_argument(
+        "--split", help="shares of train, valid and test by content, such as 969,30,1"
+    )
+    parser.add_argument(
+        "--skip-bad-lines", type=int, default=0, help="malformed records to skip (default 0)"
+    )
+    parser.add_argument("--licence", help="licence of the text, for the manifest")
+    parser.add_argument("--origin", help="where the text is from, for the manifest")
     parser.add_argument("--tokenizer-type", help=f"one of {', '.join(TOKENIZER_TYPES)}")
     parser.add_argument("--tokenizer-model", help="file of the tokenizer")
     parser.add_argument(
@@ -124,6 +150,12 @@ def preprocess_config(args: argparse.Namespace) -> PreprocessConfig:
                 prefix=f"{args.output_prefix}_{key}_document",
                 input=tuple(args.input),
                 json_key=key,
+                input_format=args.input_format,
+                record_type=args.record_type,
+                split=args.split,
+                skip_bad_lines=args.skip_bad_lines,
+                licence=args.licence,
+                origin=args.origin,
             )
             for key in args.json_keys
         ),
@@ -154,12 +186,12 @@ def run_inspect(args: argparse.Namespace) -> None:
 COMMANDS: dict[str, tuple[str, AddArguments, Run]] = {
     "demo": ("fetch the demo corpora", add_demo_arguments, run_demo),
     "train-tokenizer": (
-        "train a SentencePiece tokenizer on JSONL text",
+        "train a SentencePiece tokenizer on text",
         add_train_tokenizer_arguments,
         run_train_tokenizer,
     ),
     "preprocess": (
-        "turn JSONL text into Megatron's indexed datasets",
+        "turn text into Megatron's indexed datasets",
         add_preprocess_arguments,
         run_preprocess,
     ),

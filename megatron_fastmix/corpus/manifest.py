@@ -49,11 +49,18 @@ class Manifest:
     """UTF-8 bytes of text that became tokens."""
     empty_documents: int
     bad_lines: int
-    """Malformed lines that were skipped."""
+    """Malformed records of the inputs that were skipped (of all splits together)."""
+    duplicates_removed: int
+    """Documents left out because a held-out dataset has them."""
+    held_out: bool
+    """Whether it is a validation, test or target dataset, which training must not contain."""
+    loss_mask_tokens: int | None
+    """Tokens that count in the loss by the dataset `PREFIX_loss_mask`; None without one."""
     bin_sha256: str
     idx_sha256: str
     append_eod: bool
-    json_key: str
+    recipe: str
+    """sha256 over everything that decides the content: inputs, tokenizer and options."""
     tokenizer: TokenizerRecord
     inputs: tuple[InputRecord, ...]
     licence: str | None = None

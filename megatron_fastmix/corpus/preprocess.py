@@ -1,83 +1,54 @@
-"""From documents to indexed datasets: many sources, every core, flat memory."""
+"""From text to indexed datasets: many sources, every core, flat memory, resumable."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
+import dataclasses
+import errno
+import hashlib
+import json
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
-from megatron_fastmix.config import TokenizerConfig
+from megatron_fastmix.corpus.dataset_output import DatasetOutput, read_digests
 from megatron_fastmix.corpus.encoding import EncodedChunk, Encoder
+from megatron_fastmix.corpus.inputs import expand_inputs
+from megatron_fastmix.corpus.journal import (
+    Journal,
+    journal_path,
+    read_journal,
+    write_journal,
+)
 from megatron_fastmix.corpus.manifest import (
     InputRecord,
     Manifest,
     TokenizerRecord,
     input_records,
-    manifest_path,
     read_manifest,
-    write_manifest,
 )
-from megatron_fastmix.corpus.readers import LineRange, iter_chunks
+from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
+from megatron_fastmix.corpus.progress import Progress
+from megatron_fastmix.corpus.readers import Chunk, iter_chunks
+from megatron_fastmix.corpus.records import RecordParser
+from megatron_fastmix.corpus.splits import Splitter
 from megatron_fastmix.corpus.tokenizers import Tokenizer, load_tokenizer
-from megatron_fastmix.corpus.writer import IndexedDatasetWriter, token_dtype
-from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.corpus.workers import available_cores, map_chunks
+from megatron_fastmix.errors import DataError
+
+JOURNAL_SECONDS = 5.0
+"""At most this much work is done again after an interruption."""
 
 Report = Callable[[str], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class DatasetConfig:
-    """One dataset to write."""
-
-    prefix: str
-    """PATH of PATH.bin, PATH.idx and PATH.json."""
-    input: tuple[str, ...]
-    """JSONL files, in the order in which their documents are written."""
-    name: str | None = None
-    """Name in the manifest; default: the last part of `prefix`."""
-    json_key: str = "text"
-    """Key of the text; dotted for a nested one."""
-    licence: str | None = None
-    """Licence of the text, for the manifest."""
-    origin: str | None = None
-    """Where the text is from, for the manifest."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreprocessConfig:
-    """Datasets that one tokenizer writes."""
-
-    tokenizer: TokenizerConfig
-    datasets: tuple[DatasetConfig, ...]
-    append_eod: bool = True
-    """Whether an end-of-document token closes each document (Megatron's --append-eod)."""
-    workers: int | None = None
-    """Worker processes; default: one per core that this process may use."""
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise ConfigError(f"workers: found {self.workers}; use at least 1")
-        prefixes = [os.path.abspath(dataset.prefix) for dataset in self.datasets]
-        twice = {prefix for prefix in prefixes if prefixes.count(prefix) > 1}
-        if twice:
-            raise ConfigError(f"datasets: {', '.join(sorted(twice))} is written more than once")
-        for dataset in self.datasets:
-            if not dataset.input:
-                raise ConfigError(f"{dataset.prefix}: input is empty; name at least one file")
-
-
 def preprocess(config: PreprocessConfig, report: Report = print) -> list[Manifest]:
-    """Writes every dataset of `config` that is not there already; returns their manifests.
+    """Writes every dataset of `config` that is not there already; returns all manifests.
 
-    A dataset is there already if its manifest names the same inputs (path, size, time of change),
-    tokenizer and options, and the files have the recorded sizes. Raises `ConfigError` and
-    `DataError`; datasets finished before the error stay.
+    Held-out datasets come first, since training data leaves their documents out. A dataset is
+    there already if its manifest has the same recipe (inputs by path, size and time of change;
+    tokenizer; options; held-out documents) and its files have the recorded sizes. Interrupted
+    work is continued. Raises `ConfigError` and `DataError`; what was finished before stays.
     """
     tokenizer = load_tokenizer(config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model)
     model = config.tokenizer.tokenizer_model
@@ -87,138 +58,199 @@ def preprocess(config: PreprocessConfig, report: Report = print) -> list[Manifes
         sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
     )
-    inputs = {d.prefix: input_records(d.input) for d in config.datasets}  # all errors first
-    workers = config.workers or len(os.sched_getaffinity(0))
+    # All inputs are looked at before any work.
+    files = {d.prefix: expand_inputs(d.input, d.input_format) for d in config.datasets}
+    inputs = {prefix: input_records(paths) for prefix, paths in files.items()}
+    excluded: set[bytes] = set()
     manifests = []
-    with WorkerPool(workers) as pool:
-        for dataset in config.datasets:
-            done = _finished(dataset, config.append_eod, record, inputs[dataset.prefix])
-            if done is not None:
-                report(f"{dataset.prefix}: up to date, {done.tokens:,} tokens")
-                manifests.append(done)
-                continue
-            start = time.perf_counter()
-            manifest = _write_dataset(
-                dataset, config.append_eod, tokenizer, record, inputs[dataset.prefix], pool
-            )
-            seconds = time.perf_counter() - start
-            report(
-                f"{dataset.prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
-                f"{manifest.text_bytes / 1e6 / seconds:.1f} MB/s, "
-                f"{manifest.tokens / seconds:,.0f} tokens/s"
-            )
-            manifests.append(manifest)
+    for dataset in config.in_order:
+        work = _DatasetWork(dataset, config, tokenizer, record, inputs[dataset.prefix], excluded)
+        manifests += work.finished(report) or work.run(report)
+        for prefix, _, held_out in dataset.outputs:
+            if held_out:
+                excluded |= read_digests(prefix)
     return manifests
 
 
-class WorkerPool:
-    """Worker processes that encode chunks; results come in order, few are in flight at a time."""
+class _WrongInputError(DataError):
+    """The inputs cannot become this dataset; unlike an interruption."""
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._executor: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> WorkerPool:
-        return self
+class _DatasetWork:
+    """The writing of one configured dataset, all its splits in one pass over the inputs."""
 
-    def __exit__(self, *_: object) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
+    def __init__(
+        self,
+        dataset: DatasetConfig,
+        config: PreprocessConfig,
+        tokenizer: Tokenizer,
+        tokenizer_record: TokenizerRecord,
+        inputs: tuple[InputRecord, ...],
+        excluded: set[bytes],
+    ) -> None:
+        self.dataset = dataset
+        self.inputs = inputs
+        self.tokenizer_record = tokenizer_record
+        self.append_eod = config.append_eod
+        self.workers = config.workers or available_cores()
+        self.encoder = Encoder(
+            tokenizer=tokenizer,
+            parser=RecordParser(record_type=dataset.record_type, json_key=dataset.json_key),
+            append_eod=config.append_eod,
+            splitter=Splitter.parse(dataset.split),
+            held_out=tuple(held_out for _, _, held_out in dataset.outputs),
+            excluded=frozenset() if dataset.held_out else frozenset(excluded),
+        )
+        self.recipe = self._recipe()
 
-    def encode(self, encoder: Encoder, chunks: Iterable[LineRange]) -> Iterator[EncodedChunk]:
-        """`encoder(chunk)` for each chunk, in order."""
-        if self._workers == 1:
-            yield from map(encoder, chunks)
-            return
-        if self._executor is None:
-            # The command has no threads yet, so forking is safe and starts at once.
-            self._executor = ProcessPoolExecutor(
-                self._workers, mp_context=multiprocessing.get_context("fork")
-            )
-        window: deque[Future[EncodedChunk]] = deque()
+    def finished(self, report: Report) -> list[Manifest] | None:
+        """The manifests, where all outputs are there and of this recipe."""
+        manifests = []
+        for prefix, _, _ in self.dataset.outputs:
+            try:
+                manifest = read_manifest(prefix)
+            except DataError:
+                return None  # damaged or of another version: written anew
+            if manifest is None or manifest.recipe != self.recipe:
+                return None
+            if not DatasetOutput.is_whole(prefix, manifest):
+                return None
+            manifests.append(manifest)
+        for (prefix, _, _), manifest in zip(self.dataset.outputs, manifests, strict=True):
+            report(f"{prefix}: up to date, {manifest.tokens:,} tokens")
+        return manifests
+
+    def run(self, report: Report) -> list[Manifest]:
+        """Writes all outputs, from the last journal where there is one."""
+        journal, outputs = self._open()
+        if journal.chunks:
+            report(f"{self.dataset.prefix}: continuing after chunk {journal.chunks:,}")
         try:
-            for chunk in chunks:
-                window.append(self._executor.submit(encoder, chunk))
-                if len(window) > 2 * self._workers:
-                    yield window.popleft().result()
-            while window:
-                yield window.popleft().result()
-        except BrokenProcessPool:
+            with Progress(self.dataset.prefix, sum(i.bytes for i in self.inputs)) as progress:
+                journal = self._write(journal, outputs, progress)
+                manifests = self._finish(journal, outputs)
+                for output, manifest in zip(outputs, manifests, strict=True):
+                    report(_summary(output.prefix, manifest, progress.rates))
+            journal_path(self.dataset.prefix).unlink(missing_ok=True)
+        except _WrongInputError:
+            # Correcting it makes another recipe, so nothing could be continued.
+            for output in outputs:
+                output.discard()
+            journal_path(self.dataset.prefix).unlink(missing_ok=True)
+            raise
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+                raise
             raise DataError(
-                "a worker process died, most likely killed for memory; use fewer --workers"
+                f"{self.dataset.prefix}: cannot write: {error.strerror}; free some space and run "
+                "again, it continues where it stopped"
             ) from None
+        finally:
+            for output in outputs:
+                output.close()
+        return manifests
+
+    def _write(self, journal: Journal, outputs: list[DatasetOutput], progress: Progress) -> Journal:
+        chunks = self._chunks()
+        for done in islice(chunks, journal.chunks):
+            progress.skip(done.input_bytes)
+        saved = time.monotonic()
+        for encoded in map_chunks(self.encoder, chunks, self.workers):
+            before = sum(output.tokens for output in outputs)
+            journal = self._account(journal, encoded)
+            for index, output in enumerate(outputs):
+                output.write(encoded.splits[index], encoded.duplicates[index])
+            progress.advance(encoded.input_bytes, sum(output.tokens for output in outputs) - before)
+            if time.monotonic() - saved >= JOURNAL_SECONDS:
+                states = tuple(output.save() for output in outputs)
+                write_journal(self.dataset.prefix, dataclasses.replace(journal, outputs=states))
+                saved = time.monotonic()
+        return journal
+
+    def _account(self, journal: Journal, encoded: EncodedChunk) -> Journal:
+        """Counts a chunk; raises `DataError` at one bad record too many."""
+        earlier = journal.records if encoded.path == journal.path else 0
+        bad_lines = journal.bad_lines
+        for bad in encoded.bad_records:
+            bad_lines += 1
+            if bad_lines > self.dataset.skip_bad_lines:
+                allowed = self.dataset.skip_bad_lines
+                more = f" ({allowed:,} bad lines were allowed)" if allowed else ""
+                raise _WrongInputError(
+                    f"{encoded.path}:{earlier + bad.number}: {bad.reason}{more}; correct or remove "
+                    "the line, or allow some with --skip-bad-lines"
+                )
+        return dataclasses.replace(
+            journal,
+            chunks=journal.chunks + 1,
+            path=encoded.path,
+            records=earlier + encoded.records,
+            bad_lines=bad_lines,
+        )
+
+    def _finish(self, journal: Journal, outputs: list[DatasetOutput]) -> list[Manifest]:
+        for output in outputs:
+            if not output.tokens:
+                raise _WrongInputError(
+                    f"{output.prefix}: no document with text goes there; check the inputs"
+                    + (" and the shares of the split" if self.dataset.split else "")
+                )
+        return [
+            output.finish(
+                bad_lines=journal.bad_lines,
+                append_eod=self.append_eod,
+                recipe=self.recipe,
+                tokenizer=self.tokenizer_record,
+                inputs=self.inputs,
+                licence=self.dataset.licence,
+                origin=self.dataset.origin,
+            )
+            for output in outputs
+        ]
+
+    def _open(self) -> tuple[Journal, list[DatasetOutput]]:
+        vocab_size = self.tokenizer_record.vocab_size
+        masked = self.dataset.record_type != "text"
+        found = read_journal(self.dataset.prefix, self.recipe)
+        specs = self.dataset.outputs
+        usable = found is not None and len(found.outputs) == len(specs)
+        usable = usable and all(
+            DatasetOutput.can_resume(prefix, vocab_size, masked, state)
+            for (prefix, _, _), state in zip(specs, found.outputs if found else (), strict=False)
+        )
+        journal = found if found is not None and usable else Journal(recipe=self.recipe)
+        states = journal.outputs or (None,) * len(specs)
+        outputs = [
+            DatasetOutput(prefix, name, held_out, vocab_size, masked, state)
+            for (prefix, name, held_out), state in zip(specs, states, strict=True)
+        ]
+        return journal, outputs
+
+    def _chunks(self) -> Iterator[Chunk]:
+        columns = self.encoder.parser.columns
+        for record in self.inputs:
+            yield from iter_chunks(record.path, self.dataset.input_format, columns)
+
+    def _recipe(self) -> str:
+        excluded = hashlib.sha256()
+        for digest in sorted(self.encoder.excluded):
+            excluded.update(digest)
+        content = {
+            "dataset": dataclasses.asdict(self.dataset),
+            "append_eod": self.append_eod,
+            "tokenizer": dataclasses.asdict(self.tokenizer_record),
+            "inputs": [dataclasses.asdict(record) for record in self.inputs],
+            "excluded": excluded.hexdigest(),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _write_dataset(
-    dataset: DatasetConfig,
-    append_eod: bool,
-    tokenizer: Tokenizer,
-    record: TokenizerRecord,
-    inputs: tuple[InputRecord, ...],
-    pool: WorkerPool,
-) -> Manifest:
-    # A manifest must never describe other files than those beside it.
-    manifest_path(dataset.prefix).unlink(missing_ok=True)
-    dtype = token_dtype(tokenizer.vocab_size)
-    encoder = Encoder(tokenizer, dataset.json_key, append_eod)
-    text_bytes = empty = 0
-    with IndexedDatasetWriter(dataset.prefix, dtype) as writer:
-        for path in dataset.input:
-            lines = 0
-            for encoded in pool.encode(encoder, iter_chunks(path)):
-                for bad in encoded.bad_lines:
-                    raise DataError(
-                        f"{path}:{lines + bad.line}: {bad.reason}; correct or remove the line"
-                    )
-                lines += encoded.lines
-                text_bytes += encoded.text_bytes
-                empty += encoded.empty_documents
-                writer.write(encoded.tokens, encoded.lengths, encoded.documents)
-        if not writer.tokens:
-            raise DataError(f"{dataset.prefix}: the inputs hold no text; nothing was written")
-        bin_sha256, idx_sha256 = writer.finish()
-    manifest = Manifest(
-        name=dataset.name or Path(dataset.prefix).name,
-        documents=writer.documents,
-        sequences=writer.sequences,
-        tokens=writer.tokens,
-        text_bytes=text_bytes,
-        empty_documents=empty,
-        bad_lines=0,
-        bin_sha256=bin_sha256,
-        idx_sha256=idx_sha256,
-        append_eod=append_eod,
-        json_key=dataset.json_key,
-        tokenizer=record,
-        inputs=inputs,
-        licence=dataset.licence,
-        origin=dataset.origin,
-    )
-    write_manifest(dataset.prefix, manifest)
-    return manifest
-
-
-def _finished(
-    dataset: DatasetConfig,
-    append_eod: bool,
-    tokenizer: TokenizerRecord,
-    inputs: tuple[InputRecord, ...],
-) -> Manifest | None:
-    try:
-        manifest = read_manifest(dataset.prefix)
-    except DataError:
-        return None  # damaged or of another version: written anew
-    if manifest is None:
-        return None
-    same = (
-        manifest.inputs == inputs
-        and manifest.tokenizer == tokenizer
-        and manifest.append_eod == append_eod
-        and manifest.json_key == dataset.json_key
-        and manifest.name == (dataset.name or Path(dataset.prefix).name)
-        and (manifest.licence, manifest.origin) == (dataset.licence, dataset.origin)
-    )
-    size = manifest.tokens * token_dtype(tokenizer.vocab_size)().itemsize
-    data, index = Path(dataset.prefix + ".bin"), Path(dataset.prefix + ".idx")
-    whole = data.is_file() and data.stat().st_size == size and index.is_file()
-    return manifest if same and whole else None
+def _summary(prefix: str, manifest: Manifest, rates: str) -> str:
+    notes = [f"{manifest.documents:,} documents", f"{manifest.tokens:,} tokens"]
+    if manifest.loss_mask_tokens is not None:
+        notes.append(f"{manifest.loss_mask_tokens:,} of them in the loss")
+    if manifest.duplicates_removed:
+        notes.append(f"{manifest.duplicates_removed:,} held-out duplicates removed")
+    if manifest.bad_lines:
+        notes.append(f"{manifest.bad_lines:,} bad lines skipped")
+    return f"{prefix}: {', '.join(notes)} ({rates})"

@@ -1,120 +1,228 @@
-"""Reading documents: an input file becomes chunks, and a chunk becomes documents.
+"""Reading records: a file becomes chunks in the parent, a chunk becomes records in a worker.
 
-A chunk is a small picklable description of a part of a file, so that worker processes read the
-file themselves and the parent only hands out work. Chunks of a file are in order and cover it.
+A chunk of a plain file is only its place, so that workers read it themselves; compressed files
+and Parquet are read by the parent, which hands out what it unpacked. Chunks of a file are in
+order, cover it, and are the same each time, so that an interrupted run can skip those it has done.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import gzip
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
-from megatron_fastmix.errors import DataError
+from megatron_fastmix.corpus.inputs import InputFormat, file_format
+from megatron_fastmix.errors import ConfigError, DataError
 
 CHUNK_BYTES = 1 << 20
-"""Bytes of a plain file per chunk: long enough to hide the hand-over, short enough to share out."""
+"""Bytes of text per chunk: long enough to hide the hand-over, short enough to share out."""
+PARQUET_ROWS = 512
+"""Rows of a Parquet file per chunk."""
+
+Record = bytes | dict[str, Any]
+"""A line or a whole file as bytes, or a row of Parquet."""
 
 
-@dataclass(frozen=True)
-class BadLine:
-    """A line that is no document; `line` counts from 1 in its chunk."""
-
-    line: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class LineRange:
-    """Whole lines of a plain JSONL file: bytes [start, stop)."""
+@dataclass(frozen=True, kw_only=True)
+class Chunk(ABC):
+    """A part of one file."""
 
     path: str
+    record_format: InputFormat
+    """What each record is; never `auto`."""
+    input_bytes: int
+    """Bytes of the file that the chunk stands for, for the progress display."""
+
+    @abstractmethod
+    def records(self) -> list[Record]:
+        """Reads the records; blank lines are among them, so that lines can be counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRange(Chunk):
+    """Bytes [start, stop) of a plain file: whole lines, or for `text` the whole file."""
+
     start: int
     stop: int
 
-    def lines(self) -> list[bytes]:
+    def records(self) -> list[Record]:
         with open(self.path, "rb") as file:
             file.seek(self.start)
             data = file.read(self.stop - self.start)
-        lines = data.split(b"\n")
-        if lines[-1] == b"":
-            lines.pop()
-        return lines
+        return [data] if self.record_format == "text" else _split_lines(data)
 
 
-def iter_chunks(path: str | Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[LineRange]:
-    """Cuts a JSONL file at line ends into chunks of about `chunk_bytes`.
+@dataclass(frozen=True, kw_only=True)
+class Unpacked(Chunk):
+    """Text that was unpacked from a compressed file."""
 
-    Raises `DataError` for a file that is missing or cannot be read.
+    data: bytes
+
+    def records(self) -> list[Record]:
+        return [self.data] if self.record_format == "text" else _split_lines(self.data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows(Chunk):
+    """Rows of a Parquet file, columns by name."""
+
+    rows: list[dict[str, Any]]
+
+    def records(self) -> list[Record]:
+        return list(self.rows)
+
+
+def iter_chunks(
+    path: str | Path,
+    input_format: InputFormat = "auto",
+    columns: Sequence[str] | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Iterator[Chunk]:
+    """Cuts a file into chunks of about `chunk_bytes`; `columns` are those to read from Parquet.
+
+    Raises `DataError` for a file that cannot be read or unpacked.
     """
+    name = str(path)
+    record_format = (file_format(path) or "jsonl") if input_format == "auto" else input_format
     try:
-        with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            start = 0
-            while start < size:
+        if record_format == "parquet":
+            yield from _parquet_chunks(name, columns)
+        elif name.endswith((".gz", ".zst")):
+            yield from _unpacked_chunks(name, record_format, chunk_bytes)
+        else:
+            yield from _plain_chunks(name, record_format, chunk_bytes)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: cannot read the input: {error}; copy or make the file again"
+        ) from None
+
+
+def _plain_chunks(path: str, record_format: InputFormat, chunk_bytes: int) -> Iterator[Chunk]:
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        start = 0
+        while start < size:
+            stop = size
+            if record_format != "text":
                 file.seek(min(start + chunk_bytes, size))
-                file.readline()
+                # From the end of a chunk to the end of its line; in pieces, as a line may be long.
+                while (piece := file.readline(1 << 20)) and not piece.endswith(b"\n"):
+                    pass
                 stop = file.tell()
-                yield LineRange(str(path), start, stop)
-                start = stop
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the input: {error.strerror}") from None
+            yield FileRange(
+                path=path,
+                record_format=record_format,
+                input_bytes=stop - start,
+                start=start,
+                stop=stop,
+            )
+            start = stop
 
 
-def parse_line(line: bytes, json_key: str) -> list[str] | str:
-    """The text of one JSONL line: a reason in `ValueError` where it is not a document.
+def _unpacked_chunks(path: str, record_format: InputFormat, chunk_bytes: int) -> Iterator[Chunk]:
+    with open(path, "rb") as packed:
+        done = 0
+        with _unpack(path, packed) as stream:
+            while True:
+                data = stream.read() if record_format == "text" else stream.read(chunk_bytes)
+                if not data:
+                    return
+                if record_format != "text" and not data.endswith(b"\n"):
+                    data += _rest_of_line(stream)
+                at = packed.tell()
+                yield Unpacked(
+                    path=path, record_format=record_format, input_bytes=at - done, data=data
+                )
+                done = at
 
-    As for Megatron, the value may be a text or a list of texts (sentences of one document).
-    `json_key` may be dotted for a nested value; a key that itself contains dots wins.
-    """
+
+def _rest_of_line(stream: IO[bytes]) -> bytes:
+    pieces = []
+    while piece := stream.readline(1 << 20):
+        pieces.append(piece)
+        if piece.endswith(b"\n"):
+            break
+    return b"".join(pieces)
+
+
+def _unpack(path: str, packed: IO[bytes]) -> IO[bytes]:
+    if path.endswith(".gz"):
+        return gzip.open(packed, "rb")  # type: ignore[return-value]
     try:
-        value = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"invalid UTF-8 at byte {error.start + 1} of the line") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"malformed JSON: {error.msg} at column {error.colno}") from None
-    except RecursionError:
-        raise ValueError("malformed JSON: nested too deeply") from None
-    return _text_of(value, json_key)
+        import zstandard
+    except ImportError:
+        raise ConfigError(
+            f"{path}: reading .zst needs the package `zstandard`; "
+            "install it with `pip install megatron-fastmix[corpus]`"
+        ) from None
+    return _ZstdFile(zstandard, packed)  # type: ignore[return-value]
 
 
-def read_documents(path: str | Path, json_key: str = "text") -> Iterator[str]:
-    """Documents of one file in order, sentences joined by line breaks.
+class _ZstdFile:
+    """Reads all frames of a .zst file; the package's own error becomes an OSError."""
 
-    Raises `DataError` with file and line for a malformed one.
-    """
-    number = 0
-    for chunk in iter_chunks(path):
-        for line in chunk.lines():
-            number += 1
-            if not line.strip():
-                continue
-            try:
-                text = parse_line(line, json_key)
-            except ValueError as error:
-                raise DataError(f"{path}:{number}: {error}; correct or remove the line") from None
-            yield text if isinstance(text, str) else "\n".join(text)
+    def __init__(self, zstandard: Any, packed: IO[bytes]) -> None:
+        import io
 
+        reader = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True)
+        self._stream = io.BufferedReader(reader, 1 << 20)
+        self._error = zstandard.ZstdError
 
-def _text_of(value: object, json_key: str) -> list[str] | str:
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, found {type(value).__name__}")
-    found: object = value
-    if json_key in value:
-        found = value[json_key]
-    else:
-        for part in json_key.split("."):
-            if not isinstance(found, dict) or part not in found:
-                keys = ", ".join(map(str, list(value)[:10]))
-                raise ValueError(f"no key {json_key!r}; the line has: {keys}")
-            found = found[part]
-    texts = found if isinstance(found, list) else [found]
-    for text in texts:
-        if not isinstance(text, str):
-            raise ValueError(f"the value of {json_key!r} is {type(text).__name__}, not text")
+    def __enter__(self) -> _ZstdFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def read(self, size: int = -1) -> bytes:
         try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError(f"the value of {json_key!r} holds half a surrogate pair") from None
-    return found  # type: ignore[return-value]
+            return self._stream.read(size)
+        except self._error as error:
+            raise OSError(str(error)) from None
+
+    def readline(self, size: int = -1) -> bytes:
+        try:
+            return self._stream.readline(size)
+        except self._error as error:
+            raise OSError(str(error)) from None
+
+
+def _parquet_chunks(path: str, columns: Sequence[str] | None) -> Iterator[Chunk]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise ConfigError(
+            f"{path}: reading Parquet needs the package `pyarrow`; "
+            "install it with `pip install megatron-fastmix[corpus]`"
+        ) from None
+    try:
+        with parquet.ParquetFile(path, pre_buffer=False) as file:
+            names = file.schema_arrow.names
+            wanted = [name for name in names if columns is None or name in columns]
+            if columns is not None and not wanted:
+                raise DataError(
+                    f"{path}: no column {', '.join(columns)}; the file has: {', '.join(names)}"
+                )
+            size = Path(path).stat().st_size
+            rows = max(1, file.metadata.num_rows)
+            for batch in file.iter_batches(PARQUET_ROWS, columns=wanted, use_threads=False):
+                yield Rows(
+                    path=path,
+                    record_format="parquet",
+                    input_bytes=size * batch.num_rows // rows,
+                    rows=batch.to_pylist(),
+                )
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: not a readable Parquet file: {error}") from None
+
+
+def _split_lines(data: bytes) -> list[Record]:
+    lines: list[Record] = list(data.split(b"\n"))
+    if lines[-1] == b"":
+        lines.pop()
+    return lines

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_fastmix.atomic_file import write_atomically
+from megatron_fastmix.corpus.inputs import expand_inputs
 from megatron_fastmix.corpus.manifest import input_records
-from megatron_fastmix.corpus.readers import read_documents
+from megatron_fastmix.corpus.records import read_documents
 from megatron_fastmix.errors import ConfigError, DataError
 
 SPECIAL_PIECES = 4
@@ -84,11 +85,12 @@ def train_sentencepiece(
             f"weights: found {shares} for {len(inputs)} inputs; give one weight of 0 or more for "
             "each input, not all 0"
         )
+    files = [file for name in inputs for file in expand_inputs([str(name)])]
     record: dict[str, object] = {
         "settings": dataclasses.asdict(config),
         "weights": [share / sum(shares) for share in shares],
         "json_key": json_key,
-        "inputs": [dataclasses.asdict(found) for found in input_records(inputs)],
+        "inputs": [dataclasses.asdict(found) for found in input_records(files)],
         "sentencepiece": sentencepiece.__version__,
     }
     if _is_trained(Path(output), record):

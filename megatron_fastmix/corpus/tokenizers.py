@@ -12,9 +12,15 @@ import json
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from megatron_fastmix.corpus.segment_cache import SPACE_MARK, SegmentCache, choose_classes
+from megatron_fastmix.corpus.sentencepiece_model import parse_model, without_dummy_prefix
 from megatron_fastmix.errors import ConfigError, DataError
 
 NO_TOKEN = -1
@@ -49,6 +55,12 @@ class Tokenizer(ABC):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text."""
         return [self.encode(text) for text in texts]
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts one after another (tokens,) int32, and tokens of each (texts,) int64."""
+        ids = self.encode_batch(texts)
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        return np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())), lengths
 
     def tokenize(self, text: str) -> list[int]:
         """`encode` under Megatron's name."""
@@ -110,6 +122,24 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         # One thread: parallelism is a matter of worker processes.
         return self._processor.encode(list(texts), num_threads=1)
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        if self._segments is None or any(SPACE_MARK in text for text in texts):
+            return super().encode_flat(texts)
+        prefix, cache = self._segments
+        return cache.encode([prefix + text.encode() if text else b"" for text in texts])
+
+    @cached_property
+    def _segments(self) -> tuple[bytes, SegmentCache] | None:
+        """The text's dummy prefix and the table of its parts, where the model permits one."""
+        from sentencepiece import SentencePieceProcessor
+
+        model = parse_model(self._model)
+        classes = choose_classes(model)
+        if classes is None:
+            return None
+        bare = SentencePieceProcessor(model_proto=without_dummy_prefix(self._model))
+        return b" " * model.add_dummy_prefix, SegmentCache(classes, bare.encode)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(token) for token in ids])
@@ -215,6 +245,11 @@ class ByteLevelTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        encoded = [text.encode("utf-8") for text in texts]
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        return np.frombuffer(b"".join(encoded), np.uint8).astype(np.int32), lengths
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(token for token in ids if token < 256).decode("utf-8", errors="replace")

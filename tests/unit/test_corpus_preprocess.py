@@ -7,7 +7,8 @@ import pytest
 
 from megatron_fastmix.config import TokenizerConfig
 from megatron_fastmix.corpus.manifest import read_manifest
-from megatron_fastmix.corpus.preprocess import DatasetConfig, PreprocessConfig, preprocess
+from megatron_fastmix.corpus.preprocess import preprocess
+from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
 from megatron_fastmix.corpus.tokenizers import ByteLevelTokenizer
 from megatron_fastmix.errors import ConfigError, DataError
 
@@ -94,7 +95,7 @@ def test_a_second_run_writes_nothing_and_a_changed_input_is_written_anew(tmp_pat
     [
         (b'{"text": "cut', "malformed JSON"),
         (b'{"text": "\xff"}', "invalid UTF-8"),
-        (b'{"body": "x"}', "no key 'text'; the line has: body"),
+        (b'{"body": "x"}', "no key 'text'; the record has: body"),
         (b'{"text": 3}', "is int, not text"),
         (b'["text"]', "expected a JSON object, found list"),
         (b'{"text": "\\ud800"}', "half a surrogate pair"),
@@ -114,7 +115,7 @@ def test_inputs_that_hold_nothing_are_refused(tmp_path):
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(DataError, match="empty"):
         preprocess(byte_config(tmp_path, [str(tmp_path / "empty.jsonl")]))
-    with pytest.raises(DataError, match="no text"):
+    with pytest.raises(DataError, match="no document with text"):
         preprocess(byte_config(tmp_path, [write_jsonl(tmp_path / "in.jsonl", ["", ""])]))
 
 

@@ -1,0 +1,82 @@
+"""Which files an input means: files, folders and globs, and the format of each file."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from megatron_fastmix.errors import ConfigError, DataError
+
+InputFormat = Literal["auto", "jsonl", "parquet", "text", "lines"]
+"""`text`: a document per file; `lines`: a document per line; `auto`: by the file's name."""
+
+_FORMATS: dict[str, InputFormat] = {
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
+COMPRESSIONS = (".gz", ".zst")
+
+
+def file_format(path: str | Path) -> InputFormat | None:
+    """The format that a file's name tells, under a `.gz` or `.zst` too; None if it tells none."""
+    name = Path(path)
+    if name.suffix in COMPRESSIONS:
+        name = name.with_suffix("")
+    return _FORMATS.get(name.suffix.lower())
+
+
+def expand_inputs(inputs: Sequence[str], input_format: InputFormat = "auto") -> list[str]:
+    """The files that `inputs` name, each once, in the order given and sorted within one input.
+
+    A folder means all files in it and below whose names tell a format (all files where
+    `input_format` is given); hidden ones are left out, and links to folders are followed once.
+    Raises `DataError` for an input that means no file, `ConfigError` for a file whose name tells
+    no format.
+    """
+    files: dict[str, None] = {}
+    for name in inputs:
+        if os.path.isdir(name):
+            found = sorted(
+                path for path in _walk(name) if input_format != "auto" or file_format(path)
+            )
+        elif os.path.exists(name):
+            found = [name]
+        elif glob.has_magic(name):
+            found = sorted(path for path in glob.glob(name, recursive=True) if os.path.isfile(path))
+        else:
+            raise DataError(f"{name}: cannot read the input: no such file, folder or match")
+        if not found:
+            raise DataError(
+                f"{name}: no input file found there; known names end in {', '.join(_FORMATS)}, "
+                f"with or without {' or '.join(COMPRESSIONS)}; set the input format for others"
+            )
+        files.update(dict.fromkeys(found))
+    for path in files:
+        if input_format == "auto" and file_format(path) is None:
+            raise ConfigError(
+                f"{path}: the name tells no format; set the input format to jsonl, parquet, text "
+                "(a document per file) or lines (a document per line)"
+            )
+    return list(files)
+
+
+def _walk(root: str) -> Iterator[str]:
+    """Files below `root`; a folder that was already entered, by whatever name, is not again."""
+    entered = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in entered:
+            subfolders.clear()
+            continue
+        entered.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in names:
+            path = os.path.join(folder, name)
+            if not name.startswith(".") and os.path.isfile(path):
+                yield path

@@ -1,0 +1,104 @@
+"""What to preprocess: the YAML of `megatron-fastmix preprocess --config`."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_fastmix.config import TokenizerConfig
+from megatron_fastmix.corpus.inputs import InputFormat
+from megatron_fastmix.corpus.records import RecordType
+from megatron_fastmix.corpus.splits import SPLIT_NAMES, Splitter
+from megatron_fastmix.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """One dataset to write."""
+
+    prefix: str
+    """PATH of PATH.bin, PATH.idx and PATH.json; with `split`, PATH_train.bin and so on."""
+    input: tuple[str, ...]
+    """Files, folders and globs; documents are written in this order."""
+    name: str | None = None
+    """Name in the manifest; default: the last part of `prefix`."""
+    input_format: InputFormat = "auto"
+    """Format of the inputs; `auto` goes by their names."""
+    record_type: RecordType = "text"
+    """What a record holds; all but `text` also write the loss mask PATH_loss_mask."""
+    json_key: str = "text"
+    """Key or Parquet column of the text; dotted for a nested one."""
+    split: str | None = None
+    """Shares of train, valid and test (Megatron's --split, such as 969,30,1), by content."""
+    held_out: bool = False
+    """Whether the dataset is a target: its documents are left out of all training data."""
+    skip_bad_lines: int = 0
+    """How many malformed records are skipped and counted; one more is an error."""
+    licence: str | None = None
+    """Licence of the text, for the manifest."""
+    origin: str | None = None
+    """Where the text is from, for the manifest."""
+
+    def __post_init__(self) -> None:
+        if not self.input:
+            raise ConfigError(f"{self.prefix}: input is empty; name a file, folder or glob")
+        if self.skip_bad_lines < 0:
+            raise ConfigError(
+                f"{self.prefix}: skip_bad_lines: found {self.skip_bad_lines}; use 0 or more"
+            )
+        if self.record_type != "text" and self.input_format in {"text", "lines"}:
+            raise ConfigError(
+                f"{self.prefix}: record_type {self.record_type} needs JSONL or Parquet, found "
+                f"input_format {self.input_format}"
+            )
+        if self.split and self.held_out:
+            raise ConfigError(f"{self.prefix}: a held_out dataset is not split; leave one out")
+        Splitter.parse(self.split)
+
+    @property
+    def outputs(self) -> list[tuple[str, str, bool]]:
+        """(prefix, name, held out) of each split in order."""
+        name = self.name or Path(self.prefix).name
+        if self.split is None:
+            return [(self.prefix, name, self.held_out)]
+        count = len(Splitter.parse(self.split).edges)
+        return [
+            (f"{self.prefix}_{split}", f"{name}_{split}", split != "train")
+            for split in SPLIT_NAMES[:count]
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """Datasets that one tokenizer writes."""
+
+    tokenizer: TokenizerConfig
+    datasets: tuple[DatasetConfig, ...]
+    append_eod: bool = True
+    """Whether an end-of-document token closes each document (Megatron's --append-eod)."""
+    workers: int | None = None
+    """Worker processes; default: one per core that this process may use."""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"workers: found {self.workers}; use at least 1")
+        prefixes = Counter(
+            os.path.abspath(prefix) for dataset in self.datasets for prefix, _, _ in dataset.outputs
+        )
+        twice = [prefix for prefix, count in prefixes.items() if count > 1]
+        if twice:
+            raise ConfigError(f"datasets: {', '.join(sorted(twice))} is written more than once")
+        splits = {Splitter.parse(dataset.split) for dataset in self.datasets if dataset.split}
+        if len(splits) > 1:
+            # Equal shares put equal documents of different datasets into equal splits.
+            raise ConfigError(
+                "split: the datasets have different shares; use the same for all of them, or a "
+                "document could be held out of one and in the training part of another"
+            )
+
+    @property
+    def in_order(self) -> list[DatasetConfig]:
+        """Held-out datasets first, then those with held-out splits, so that training sees all."""
+        return sorted(self.datasets, key=lambda d: (not d.held_out, d.split is None))

@@ -1,0 +1,75 @@
+"""Worker processes that map a function over chunks in order, with few chunks in memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from megatron_fastmix.corpus.encoding import EncodedChunk
+from megatron_fastmix.corpus.readers import Chunk
+from megatron_fastmix.errors import DataError
+
+Work = Callable[[Chunk], EncodedChunk]
+
+_work: Work | None = None
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def map_chunks(work: Work, chunks: Iterable[Chunk], workers: int) -> Iterator[EncodedChunk]:
+    """`work(chunk)` for each chunk, in order; one worker means this process.
+
+    At most two chunks per worker are under way beyond the one that is consumed. Raises
+    `DataError` where a worker process is killed.
+    """
+    if workers == 1:
+        yield from map(work, chunks)
+        return
+    # Forked, so that the tokenizer is inherited and not sent along with every chunk.
+    executor = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("fork"), _start_worker, (work, os.getpid())
+    )
+    window: deque[Future[EncodedChunk]] = deque()
+    try:
+        for chunk in chunks:
+            window.append(executor.submit(_run, chunk))
+            if len(window) > 2 * workers:
+                yield window.popleft().result()
+        while window:
+            yield window.popleft().result()
+    except BrokenProcessPool:
+        raise DataError(
+            "a worker process died, most likely killed for memory; run again with fewer --workers, "
+            "it continues where it stopped"
+        ) from None
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _start_worker(work: Work, parent: int) -> None:
+    global _work
+    _work = work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
+
+
+def _exit_with_parent(parent: int) -> None:
+    """Ends this process soon after its parent was killed; the executor would leave it waiting."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _run(chunk: Chunk) -> EncodedChunk:
+    assert _work is not None
+    return _work(chunk)
