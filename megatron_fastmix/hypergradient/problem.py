@@ -1,0 +1,94 @@
+"""What every estimator is given, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.parallel.parameters import Parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Samples for one forward pass on one rank; B is the same on every rank."""
+
+    tokens: torch.Tensor
+    """(B, S) int64."""
+    labels: torch.Tensor
+    """(B, S) int64."""
+    loss_mask: torch.Tensor
+    """(B, S) float."""
+    group: np.ndarray
+    """(B,) index of each sample's source or target; −1 for padding, which counts nowhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OuterProblem:
+    """One outer step's question: ⟨v, ∇L_k⟩ for all K sources at the current θ.
+
+    Every rank holds as many batches as the others: forward passes are collective under ZeRO-3.
+    """
+
+    losses: Callable[[Batch], torch.Tensor]
+    """Per-sample losses (B,) of the model at its current parameters, differentiable."""
+    parameters: Parameters
+    """θ."""
+    objective: Sequence[tuple[Batch, torch.Tensor]]
+    """Batches with per-sample weights (B,): v is the gradient of Σ weight·loss over all ranks."""
+    probe: Sequence[Batch]
+    """Batches in which every source is represented; their `group` is the source."""
+    num_sources: int
+    """K."""
+    group: DataParallelGroup
+    """The ranks over which batches are spread."""
+    relative_step: float
+    """r in ε = r·‖θ‖/‖v‖."""
+
+    def objective_gradient(
+        self, parameters: Parameters, on_losses: Callable[[Batch, torch.Tensor], None] | None = None
+    ) -> list[torch.Tensor]:
+        """v, reduced over the ranks (a shard of it under ZeRO-3). Every rank must call.
+
+        `on_losses` receives each objective batch with its per-sample losses.
+        """
+        v = parameters.zeros()
+        for batch, weights in self.objective:
+            losses = self.losses(batch)
+            if on_losses is not None:
+                on_losses(batch, losses.detach())
+            parameters.accumulate_gradient((losses * weights).sum(), v)
+        parameters.finish_gradient(v)
+        return v
+
+
+@dataclass(frozen=True, kw_only=True)
+class Products:
+    """The estimate of ⟨v, ∇L_k⟩, equal on all ranks; every array has shape (K,)."""
+
+    values: np.ndarray
+    """⟨v, ∇L_k⟩; 0 where the probe had no sample of the source."""
+    counts: np.ndarray
+    """Probe samples per source over all ranks."""
+    standard_error: np.ndarray | None
+    """Standard error of each value over its probe samples; None where not measured."""
+
+    @property
+    def seen(self) -> np.ndarray:
+        """Sources with evidence, bool (K,)."""
+        return self.counts > 0
+
+    @property
+    def noise_to_signal(self) -> float | None:
+        """Mean standard error over the spread of the values across sources: 0 is a sure estimate,
+        1 or more is noise. None where it was not measured."""
+        if self.standard_error is None or self.seen.sum() < 2:
+            return None
+        spread = float(self.values[self.seen].std())
+        return float(self.standard_error[self.seen].mean()) / spread if spread else float("inf")
+
+
+OnLosses = Callable[[Batch, torch.Tensor], None]

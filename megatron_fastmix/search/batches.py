@@ -1,0 +1,108 @@
+"""Which samples every forward pass of the search reads, as functions of the step alone.
+
+Global batches are laid out over ranks as Megatron does: micro-batch m of rank r holds samples
+(m·R + r)·B … of the step's global batch, so the data-parallel size changes nothing about them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
+from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.hypergradient import Batch
+from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.targets.validation_split import ValidationTarget
+
+Sample = tuple[dict[str, Any], int, float]
+"""A sample, the index of its source or target, and its weight."""
+
+
+class Batches:
+    """Reads the batches of one rank."""
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        blend: FastMixBlendedDataset,
+        targets: Sequence[ValidationTarget],
+        group: DataParallelGroup,
+    ) -> None:
+        self.config = config
+        self.blend = blend
+        self.targets = targets
+        self.group = group
+        self.size = config.training.micro_batch_size
+        self.accumulation_steps = config.accumulation_steps(group.size)
+
+    def training(self, step: int, micro_step: int) -> Batch:
+        """Micro-batch `micro_step` of optimizer step `step` (both from 0) on this rank."""
+        first = step * self.config.training.global_batch_size
+        first += (micro_step * self.group.size + self.group.rank) * self.size
+        samples = [self.blend[i] for i in range(first, first + self.size)]
+        return self._collate([(s, int(s["dataset_id"]), 1.0) for s in samples])[0]
+
+    def objective(self, outer_step: int, weights: np.ndarray) -> list[tuple[Batch, torch.Tensor]]:
+        """This rank's part of the batches whose weighted loss ℓ has the gradient v.
+
+        Target v takes `target_samples` of its walk, each weighing ω_v over their number. With
+        β > 0, as many training samples of each source as the probe has, and others than it has,
+        follow with weights β·α_k over their number; their group is −1 − k.
+        """
+        config = self.config.hypergradient
+        n = config.target_samples
+        samples: list[Sample] = [
+            (target.sample(outer_step * n + j), v, target.weight / n)
+            for v, target in enumerate(self.targets)
+            for j in range(n)
+        ]
+        beta = self.config.mixture.train_loss_weight
+        if beta:
+            m = config.probe_samples_per_source
+            samples += [
+                (self.blend.sample("objective", k, outer_step * m + j), -1 - k, beta * alpha / m)
+                for k, alpha in enumerate(weights)
+                for j in range(m)
+            ]
+        return self._split(samples)
+
+    def probe(self, outer_step: int) -> list[Batch]:
+        """This rank's part of the probe: `probe_samples_per_source` samples of every source."""
+        m = self.config.hypergradient.probe_samples_per_source
+        samples: list[Sample] = [
+            (self.blend.sample("probe", k, outer_step * m + j), k, 1.0)
+            for j in range(m)
+            for k in range(len(self.blend.datasets))
+        ]
+        return [batch for batch, _ in self._split(samples)]
+
+    def _split(self, samples: Sequence[Sample]) -> list[tuple[Batch, torch.Tensor]]:
+        """Spreads samples over ranks and micro-batches, as many passes on each rank."""
+        mine = list(samples[self.group.rank :: self.group.size])
+        longest = -(-len(samples) // self.group.size)
+        # A rank that is short repeats a sample with no weight: passes are collective in ZeRO-3.
+        mine += [(samples[0][0], _PADDING, 0.0)] * (longest - len(mine))
+        return [
+            self._collate(mine[first : first + self.size]) for first in range(0, longest, self.size)
+        ]
+
+    def _collate(self, samples: Sequence[Sample]) -> tuple[Batch, torch.Tensor]:
+        def stack(key: str) -> torch.Tensor:
+            return torch.stack([sample[key] for sample, _, _ in samples]).to(self.group.device)
+
+        batch = Batch(
+            tokens=stack("tokens"),
+            labels=stack("labels"),
+            loss_mask=stack("loss_mask"),
+            group=np.array([index for _, index, _ in samples]),
+        )
+        weights = torch.tensor([weight for _, _, weight in samples], device=self.group.device)
+        return batch, weights
+
+
+_PADDING = -(1 << 30)
+"""The group of padding: no source, no target, and no source of the β term."""

@@ -1,0 +1,34 @@
+"""One optimizer step of the proxy under the current mixture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_fastmix.proxy.megatron_gpt import sample_losses
+from megatron_fastmix.search.batches import Batches
+
+
+def inner_step(
+    engine: Any, batches: Batches, step: int, loss_weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Trains on global batch `step`: mean over samples of K·α[source]·loss, in the engine.
+
+    Args:
+        loss_weights: K·α, shape (K,).
+
+    Returns this rank's unweighted losses by source, as sums (K,) and counts (K,). Every rank must
+    call: the engine reduces gradients.
+    """
+    sums, counts = np.zeros_like(loss_weights), np.zeros_like(loss_weights)
+    for micro_step in range(batches.accumulation_steps):
+        batch = batches.training(step, micro_step)
+        losses = sample_losses(engine, batch.tokens, batch.labels, batch.loss_mask)
+        weights = torch.as_tensor(loss_weights[batch.group], dtype=losses.dtype)
+        engine.backward((losses * weights.to(losses.device)).mean())
+        engine.step()
+        np.add.at(sums, batch.group, losses.detach().double().cpu().numpy())
+        np.add.at(counts, batch.group, 1)
+    return sums, counts
