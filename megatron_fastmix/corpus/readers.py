@@ -8,6 +8,7 @@ order, cover it, and are the same each time, so that an interrupted run can skip
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -159,36 +160,40 @@ def _unpack(path: str, packed: IO[bytes]) -> IO[bytes]:
             f"{path}: reading .zst needs the package `zstandard`; "
             "install it with `pip install megatron-fastmix[corpus]`"
         ) from None
-    return _ZstdFile(zstandard, packed)  # type: ignore[return-value]
+    return io.BufferedReader(_ZstdFrames(zstandard, packed), CHUNK_BYTES)
 
 
-class _ZstdFile:
-    """Reads all frames of a .zst file; the package's own error becomes an OSError."""
+class _ZstdFrames(io.RawIOBase):
+    """All frames of a .zst file; unlike the package's own reader, an early end is an error."""
 
     def __init__(self, zstandard: Any, packed: IO[bytes]) -> None:
-        import io
+        self._zstandard, self._packed = zstandard, packed
+        self._frame: Any = None
+        self._input = b""
+        self._output = memoryview(b"")
 
-        reader = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True)
-        self._stream = io.BufferedReader(reader, 1 << 20)
-        self._error = zstandard.ZstdError
+    def readable(self) -> bool:
+        return True
 
-    def __enter__(self) -> _ZstdFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            return self._stream.read(size)
-        except self._error as error:
-            raise OSError(str(error)) from None
-
-    def readline(self, size: int = -1) -> bytes:
-        try:
-            return self._stream.readline(size)
-        except self._error as error:
-            raise OSError(str(error)) from None
+    def readinto(self, buffer: Any) -> int:
+        while not self._output:
+            self._input = self._input or self._packed.read(1 << 17)
+            if not self._input:
+                if self._frame is not None:
+                    raise OSError("the file is truncated: its last frame has no end")
+                return 0
+            self._frame = self._frame or self._zstandard.ZstdDecompressor().decompressobj()
+            try:
+                self._output = memoryview(self._frame.decompress(self._input))
+            except self._zstandard.ZstdError as error:
+                raise OSError(str(error)) from None
+            self._input = b""
+            if self._frame.eof:
+                self._input, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._output))
+        buffer[:count] = self._output[:count]
+        self._output = self._output[count:]
+        return count
 
 
 def _parquet_chunks(path: str, columns: Sequence[str] | None) -> Iterator[Chunk]:

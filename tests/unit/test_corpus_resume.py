@@ -1,0 +1,197 @@
+"""Interrupted anywhere, preprocessing leaves nothing that looks complete, and then goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from megatron_fastmix.config import TokenizerConfig
+from megatron_fastmix.corpus import preprocess as module
+from megatron_fastmix.corpus import readers
+from megatron_fastmix.corpus.dataset_output import DatasetOutput
+from megatron_fastmix.corpus.preprocess import preprocess
+from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
+
+CHUNKS = 12
+
+
+def write_pairs(path):
+    lines = [json.dumps({"question": f"q{n}", "answer": "a" * (n % 50 + 1)}) for n in range(400)]
+    path.write_text("\n".join(lines))
+
+
+def config(tmp_path, out, **options):
+    dataset = DatasetConfig(
+        prefix=str(tmp_path / out),
+        input=(str(tmp_path / "in.jsonl"),),
+        record_type="question_answer",
+        skip_bad_lines=1,
+        **options,
+    )
+    return PreprocessConfig(
+        tokenizer=TokenizerConfig(tokenizer_type="ByteLevelTokenizer"),
+        datasets=(dataset,),
+        workers=1,
+    )
+
+
+def contents(tmp_path, out):
+    return {
+        path.name.removeprefix(out): path.read_bytes()
+        for path in tmp_path.glob(f"{out}*")
+        if path.suffix in {".bin", ".idx", ".digests"}
+    }
+
+
+@pytest.mark.parametrize("options", [{}, {"split": "2,1,1"}, {"held_out": True}])
+@pytest.mark.parametrize("stop", range(0, CHUNKS, 3))
+def test_interrupted_after_any_chunk(tmp_path, monkeypatch, stop, options):
+    write_pairs(tmp_path / "in.jsonl")
+    size = (tmp_path / "in.jsonl").stat().st_size
+    chunk_bytes = size // CHUNKS
+    whole = list(readers.iter_chunks(tmp_path / "in.jsonl", chunk_bytes=chunk_bytes))
+    assert len(whole) >= CHUNKS
+    monkeypatch.setattr(
+        module, "iter_chunks", lambda *args: readers.iter_chunks(*args, chunk_bytes=chunk_bytes)
+    )
+    straight = preprocess(config(tmp_path, "straight", **options), lambda line: None)
+    monkeypatch.setattr(module, "JOURNAL_SECONDS", 0.0)
+    calls, real_write = [], DatasetOutput.write
+
+    def interrupted(self, *args):
+        calls.append(self)
+        if len(calls) > stop * (3 if "split" in options else 1):
+            real_write(self, *args)  # so that the files are ahead of the journal
+            raise KeyboardInterrupt
+        real_write(self, *args)
+
+    monkeypatch.setattr(DatasetOutput, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(config(tmp_path, "out", **options), lambda line: None)
+    assert contents(tmp_path, "out") == {}
+    monkeypatch.setattr(DatasetOutput, "write", real_write)
+    said = []
+    resumed = preprocess(config(tmp_path, "out", **options), said.append)
+    assert ("continuing after chunk" in said[0]) == (stop > 0)
+    assert contents(tmp_path, "out") == contents(tmp_path, "straight")
+    facts = ("documents", "tokens", "text_bytes", "bin_sha256", "idx_sha256", "loss_mask_tokens")
+    for one, other in zip(resumed, straight, strict=True):
+        assert [getattr(one, fact) for fact in facts] == [getattr(other, fact) for fact in facts]
+    assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
+    assert not list(tmp_path.glob("*.journal.json"))
+
+
+def test_a_lost_partial_file_or_a_changed_input_starts_over(tmp_path, monkeypatch):
+    write_pairs(tmp_path / "in.jsonl")
+    monkeypatch.setattr(module, "JOURNAL_SECONDS", 0.0)
+
+    def finish(self, **facts):
+        raise KeyboardInterrupt
+
+    for harm in ("lose", "change"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(DatasetOutput, "finish", finish)
+            preprocess(config(tmp_path, "out"), lambda line: None)
+        assert (tmp_path / "out.journal.json").exists()
+        if harm == "lose":
+            (tmp_path / "out.lengths.partial").write_bytes(b"")
+        else:
+            (tmp_path / "in.jsonl").write_text('{"question": "new", "answer": "input"}\n')
+        said = []
+        (manifest,) = preprocess(config(tmp_path, "out"), said.append)
+        assert not [line for line in said if "continuing" in line]
+        assert manifest.documents == (400 if harm == "lose" else 1)
+        (tmp_path / "out.json").unlink()
+        write_pairs(tmp_path / "in.jsonl")
+
+
+SCRIPT = """
+import resource, sys, time
+from megatron_fastmix.config import TokenizerConfig
+from megatron_fastmix.corpus import preprocess as module, readers
+from megatron_fastmix.corpus.dataset_output import DatasetOutput
+from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
+from megatron_fastmix.errors import FastMixError
+
+source, out, pause, limit = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
+module.JOURNAL_SECONDS = 0.0
+module.iter_chunks = lambda *args: readers.iter_chunks(*args, chunk_bytes=20_000)
+write = DatasetOutput.write
+DatasetOutput.write = lambda *args: (time.sleep(pause), write(*args))[1]
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+dataset = DatasetConfig(prefix=out, input=(source,))
+tokenizer = TokenizerConfig(tokenizer_type="ByteLevelTokenizer")
+try:
+    module.preprocess(PreprocessConfig(tokenizer=tokenizer, datasets=(dataset,), workers=2))
+except FastMixError as error:
+    sys.exit(str(error))
+"""
+
+
+def start(tmp_path, out, pause=0.0, limit=0):
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            SCRIPT,
+            tmp_path / "in.jsonl",
+            tmp_path / out,
+            str(pause),
+            str(limit),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def write_texts(tmp_path):
+    lines = (json.dumps({"text": f"{n} " * 100}) for n in range(4000))
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+
+
+def group_is_alive(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_kill_9(tmp_path):
+    write_texts(tmp_path)
+    assert start(tmp_path, "straight").wait() == 0
+    process = start(tmp_path, "out", pause=0.05)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out.journal.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert contents(tmp_path, "out") == {}
+    while group_is_alive(process.pid):  # workers must not outlive their parent
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    said, _ = start(tmp_path, "out").communicate()
+    assert "continuing after chunk" in said
+    assert contents(tmp_path, "out") == contents(tmp_path, "straight")
+
+
+def test_a_full_disk(tmp_path):
+    write_texts(tmp_path)
+    assert start(tmp_path, "straight").wait() == 0
+    process = start(tmp_path, "out", limit=600_000)
+    _, error = process.communicate()
+    assert process.returncode == 1
+    assert "cannot write: File too large; free some space and run again" in error
+    assert "Traceback" not in error
+    assert contents(tmp_path, "out") == {}
+    said, _ = start(tmp_path, "out").communicate()
+    assert "continuing after chunk" in said
+    assert contents(tmp_path, "out") == contents(tmp_path, "straight")
