@@ -80,7 +80,7 @@ class DrawOrder:
         totals = [0] + [_prefix_total(self.block_size * c, blocks) for c in self._cumulative[at]]
         return [
             base + high - low
-            for base, low, high in zip(self._before[at], totals, totals[1:], strict=True)
+            for base, low, high in zip(self._before[at], totals[:-1], totals[1:], strict=True)
         ]
 
     def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:

@@ -23,6 +23,13 @@ KNOWN_VERSIONS = ("0.16", "0.17", "0.18", "0.19")
 """Releases of megatron-core whose builder reads the global that we replace."""
 
 
+class _AnyBlend(type):
+    """The builder asks `isinstance(dataset, BlendedDataset)`, which must hold for every blend."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, BlendedDataset)
+
+
 @contextlib.contextmanager
 def _installed() -> Iterator[None]:
     try:
@@ -55,22 +62,23 @@ def install(
     if builder.BlendedDataset is not BlendedDataset:
         raise ConfigError("a mixture is installed already; call uninstall() first")
 
-    def build_blend(
-        datasets: Sequence[Any], weights: Sequence[float], size: int | None, config: Any
-    ) -> BlendedDataset:
-        if datasets[0].index_split is not Split.train:
-            return BlendedDataset(datasets, weights, size, config)
-        return FastMixBlendedDataset(
-            datasets,
-            weights,
-            size,
-            config,
-            mixture=mixture,
-            block_size=block_size,
-            num_samples=num_samples,
-        )
+    class Blend(BlendedDataset, metaclass=_AnyBlend):
+        def __new__(
+            cls, datasets: Sequence[Any], weights: Sequence[float], size: int | None, config: Any
+        ) -> BlendedDataset:
+            if datasets[0].index_split is not Split.train:
+                return BlendedDataset(datasets, weights, size, config)
+            return FastMixBlendedDataset(
+                datasets,
+                weights,
+                size,
+                config,
+                mixture=mixture,
+                block_size=block_size,
+                num_samples=num_samples,
+            )
 
-    builder.BlendedDataset = build_blend
+    builder.BlendedDataset = Blend
     return _installed()
 
 

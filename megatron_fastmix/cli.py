@@ -1,0 +1,55 @@
+"""The console command `megatron-fastmix`; each verb's work is in its own package."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from megatron_fastmix import __version__
+from megatron_fastmix.corpus.commands import COMMANDS as CORPUS_COMMANDS
+from megatron_fastmix.errors import FastMixError
+from megatron_fastmix.export.command import COMMANDS as EXPORT_COMMANDS
+from megatron_fastmix.search.command import COMMANDS as SEARCH_COMMANDS
+
+COMMANDS = {**CORPUS_COMMANDS, **SEARCH_COMMANDS, **EXPORT_COMMANDS}
+"""Verb to (help, add_arguments, run)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns its exit code. Errors that are the user's to fix print one message."""
+    parser = argparse.ArgumentParser(
+        prog="megatron-fastmix",
+        description="Learn the blend weights of a Megatron data pipeline by gradient descent.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+    for verb, (text, add_arguments, _) in COMMANDS.items():
+        add_arguments(verbs.add_parser(verb, help=text, description=text))
+    args, rest = parser.parse_known_args(arguments)
+    if rest and hasattr(args, "overrides"):
+        args.overrides = join_flags(rest)
+    elif rest:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    try:
+        return COMMANDS[args.verb][2](args) or 0
+    except FastMixError as error:
+        print(f"megatron-fastmix: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def join_flags(arguments: Sequence[str]) -> list[str]:
+    """Turns `--key value` into `--key=value`; an argument that belongs to no flag stays."""
+    joined: list[str] = []
+    for argument in arguments:
+        if not argument.startswith("--") and joined and "=" not in joined[-1]:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+if __name__ == "__main__":
+    sys.exit(main())

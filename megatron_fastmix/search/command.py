@@ -1,0 +1,35 @@
+"""The command `search`: by hand it starts the ranks; under a launcher it is one of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from megatron_fastmix.config import load_config
+from megatron_fastmix.search.launch import launch
+from megatron_fastmix.search.worker import run_worker
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `search`; other --key=value arguments override the configuration."""
+    parser.add_argument("--config", required=True, help="YAML file (configs/quickstart.yaml)")
+    parser.add_argument(
+        "--num-ranks", type=int, help="processes on this machine (default: one per GPU, or 2)"
+    )
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
+    parser.set_defaults(overrides=[])
+    parser.epilog = "Further --key=value override it: --training.lr=1e-3, --train-iters=100."
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the search; returns the exit code."""
+    config = load_config(args.config, args.overrides)
+    # Every launcher (deepspeed, torchrun, srun with our script) sets it for its ranks.
+    if "RANK" in os.environ:
+        return run_worker(config)
+    return launch(config, args.num_ranks)
+
+
+COMMANDS = {
+    "search": ("learn a mixture while training a proxy", add_arguments, run),
+}

@@ -1,0 +1,100 @@
+"""The DeepSpeed engine that trains the proxy, and the view of its parameters for the outer step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import deepspeed
+import torch
+
+from megatron_fastmix.config import SearchConfig, TrainingConfig
+from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.parallel.parameters import Parameters, ShardedParameters
+from megatron_fastmix.proxy.megatron_gpt import build_proxy
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def build_engine(config: SearchConfig, vocab_size: int, data_parallel_size: int) -> Any:
+    """A DeepSpeed engine around a fresh proxy. Every rank must call."""
+    training = config.training
+    model = build_proxy(
+        config.proxy,
+        vocab_size=vocab_size,
+        seq_length=config.data.seq_length,
+        seed=config.seed,
+        dtype=DTYPES[config.engine.dtype],
+    )
+    mark_output_layer(model)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]  # norms are not decayed, as in Megatron
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed}, {"params": plain, "weight_decay": 0.0}],
+        lr=training.lr,
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=training.adam_eps,
+        weight_decay=training.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate(training, step) / training.lr
+    )
+    engine, _, _, _ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=schedule,
+        config=zero_config(config, data_parallel_size),
+    )
+    return engine
+
+
+def learning_rate(training: TrainingConfig, step: int) -> float:
+    """η of optimizer step `step` (from 0): linear warm-up, then decay to min_lr at train_iters."""
+    if step < training.lr_warmup_iters:
+        return training.lr * (step + 1) / training.lr_warmup_iters
+    length = max(training.train_iters - training.lr_warmup_iters, 1)
+    done = min((step - training.lr_warmup_iters) / length, 1.0)
+    left = {
+        "constant": 1.0,
+        "linear": 1.0 - done,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
+    }[training.lr_decay_style]
+    return training.min_lr + (training.lr - training.min_lr) * left
+
+
+def zero_config(config: SearchConfig, data_parallel_size: int) -> dict[str, Any]:
+    """DeepSpeed's configuration."""
+    zero: dict[str, Any] = {"stage": config.engine.zero_stage}
+    if config.engine.zero_stage == 3:
+        # With DeepSpeed's defaults small parameters persist whole on every rank and large ones may
+        # be reused, so that a perturbed shard would not be seen by the next forward pass.
+        zero |= {
+            "stage3_param_persistence_threshold": 0,
+            "stage3_max_reuse_distance": 0,
+            "stage3_prefetch_bucket_size": 0,
+        }
+    return {
+        "train_batch_size": config.training.global_batch_size,
+        "train_micro_batch_size_per_gpu": config.training.micro_batch_size,
+        "gradient_accumulation_steps": config.accumulation_steps(data_parallel_size),
+        "gradient_clipping": config.training.clip_grad,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": config.engine.dtype == "bf16"},
+        "steps_per_print": 1 << 60,
+        "wall_clock_breakdown": False,
+    }
+
+
+def engine_parameters(engine: Any, group: DataParallelGroup) -> Parameters:
+    """θ of the engine's model, in the form that its ZeRO stage keeps it in."""
+    kind = ShardedParameters if engine.zero_optimization_stage() == 3 else Parameters
+    return kind([p for p in engine.module.parameters() if p.requires_grad], group)
+
+
+def mark_output_layer(model: Any) -> None:
+    """Marks the weights of the output layer (tied: the embedding) for `last_layer`."""
+    layer = model.output_layer.weight
+    if layer is None:
+        layer = model.shared_embedding_or_output_weight()
+    layer.is_output_layer = True

@@ -1,0 +1,88 @@
+"""Starts the ranks of a search on this machine through the `deepspeed` launcher."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.search import run_folder
+from megatron_fastmix.search.check_inputs import check_inputs
+from megatron_fastmix.search.worker import STOPPED_EXIT_CODE
+
+CPU_RANKS = 2
+"""Ranks where there is no accelerator."""
+
+
+def launch(config: SearchConfig, ranks: int | None = None) -> int:
+    """Checks the inputs, starts `ranks` ranks (default: one per accelerator, or 2 on the CPU) and
+    waits for them. Returns the exit code.
+
+    The first Ctrl-C asks the ranks for a checkpoint and an orderly end; the second kills them.
+    Raises `ConfigError` and `DataError` before anything is started.
+    """
+    accelerators = count_accelerators()
+    ranks = ranks or accelerators or CPU_RANKS
+    check_inputs(config, ranks)
+    folder = run_folder.claim(config)
+    environment = dict(os.environ)
+    if not accelerators:
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+        cores = len(os.sched_getaffinity(0))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
+    command = [
+        *(sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error"),
+        *("--num_gpus", str(ranks), "--master_port", str(_free_port()), "--no_local_rank"),
+        *("--module", "megatron_fastmix.cli", "search"),
+        *("--config", str(folder / run_folder.CONFIG_FILE)),
+    ]
+    # A session of its own keeps the terminal's Ctrl-C from the launcher, which would kill its
+    # ranks at once.
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    previous = [
+        (number, signal.signal(number, lambda *_: _stop(process, folder)))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    ]
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in previous:
+            signal.signal(number, handler)
+    (folder / run_folder.STOP_FILE).unlink(missing_ok=True)
+    if code == STOPPED_EXIT_CODE:
+        print(f"Stopped. To resume: megatron-fastmix search --config {folder}/config.yaml")
+    return code
+
+
+def count_accelerators() -> int:
+    """GPUs that a process started here would see; 0 under DS_ACCELERATOR=cpu.
+
+    Asks the driver's own tool, since importing torch takes seconds.
+    """
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not shutil.which("nvidia-smi"):
+        return 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([entry for entry in visible.split(",") if entry.strip()])
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU") for line in listing.stdout.splitlines())
+
+
+def _stop(process: subprocess.Popen[bytes], folder: Path) -> None:
+    if run_folder.stop_requested(folder):
+        print("Killed; the last checkpoint stays.", file=sys.stderr)
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        run_folder.request_stop(folder)
+        print("Stopping after this step; Ctrl-C again kills the ranks.", file=sys.stderr)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

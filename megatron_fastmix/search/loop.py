@@ -1,0 +1,173 @@
+"""The search: train the proxy, and every n1 steps move the mixture. Read this file first."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+from megatron.core import parallel_state
+
+from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.errors import NonFiniteError
+from megatron_fastmix.export.mixture_file import MixtureFile
+from megatron_fastmix.mixture import Mixture
+from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.proxy.megatron_gpt import (
+    initialize_parallel_state,
+    training_flops_per_token,
+)
+from megatron_fastmix.search import checkpoint, run_folder
+from megatron_fastmix.search.batches import Batches
+from megatron_fastmix.search.check_inputs import check_inputs
+from megatron_fastmix.search.checkpoint import SearchState
+from megatron_fastmix.search.datasets import build_source_blend, build_targets
+from megatron_fastmix.search.engine import build_engine, engine_parameters, learning_rate
+from megatron_fastmix.search.inner_step import inner_step
+from megatron_fastmix.search.outcome import mixture_file, outer_step_forward_passes
+from megatron_fastmix.search.outer_step import outer_step
+from megatron_fastmix.search.reporter import Reporter
+
+
+class Search:
+    """One rank's part of a search."""
+
+    def __init__(self, config: SearchConfig, device: str = "cpu") -> None:
+        """Builds the search, or resumes it from the newest checkpoint in its run folder.
+
+        Every rank must call, with torch.distributed initialised. Raises what `check_inputs`
+        raises, and `CheckpointError`.
+        """
+        initialize_parallel_state()
+        self.config = config
+        self.folder = Path(config.run_dir)
+        self.group = DataParallelGroup(parallel_state.get_data_parallel_group(), device)
+        self.inputs = check_inputs(config, self.group.size)
+        tokenizer = self.inputs.tokenizer
+        cache = config.data.data_cache_path or str(self.folder / "cache")
+
+        self.mixture = Mixture(config.source_names, config.mixture)
+        blend = build_source_blend(config, self.mixture, tokenizer, cache)
+        targets = build_targets(config, tokenizer, cache)
+        self.batches = Batches(config, blend, targets, self.group)
+        self.engine = build_engine(config, tokenizer.vocab_size, self.group.size)
+        self.parameters = engine_parameters(self.engine, self.group)
+
+        self.step = 0
+        self.first_target_losses: list[float] | None = None
+        self.last_target_losses: list[float] | None = None
+        self.stop_signalled = False
+        self._seconds_before = 0.0
+        self._began = time.monotonic()
+        state = checkpoint.latest(self.folder)
+        if state is not None:
+            self._restore(state)
+
+    def run(self) -> bool:
+        """Trains to the last step or until a stop is asked for; returns whether it was the last.
+
+        Every rank must call. Raises `NonFiniteError` and `RankDivergenceError`; the checkpoints
+        written before stay.
+        """
+        training, output = self.config.training, self.config.output
+        active = self.group.rank == 0
+        with Reporter(self.config, self.mixture, self.folder, self.step, active=active) as report:
+            stop = False
+            while self.step < training.train_iters and not stop:
+                lr = learning_rate(training, self.step)
+                sums, counts = inner_step(
+                    self.engine, self.batches, self.step, self.mixture.loss_weights
+                )
+                self.step += 1
+                sums, counts, stop = self._reduce(sums, counts)
+                mean = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+                grad_norm = self.engine.get_global_grad_norm()
+                report.inner(
+                    self.step,
+                    float(sums.sum() / counts.sum()),
+                    mean,
+                    lr,
+                    None if grad_norm is None else float(grad_norm),
+                )
+                if self.step % self.config.mixture.inner_steps == 0:
+                    self._outer_step(report)
+                last = self.step == training.train_iters
+                if last or stop or self.step % output.save_interval == 0:
+                    self._save(report)
+            report.end(self.step, complete=self.step == training.train_iters)
+        return self.step == training.train_iters
+
+    def state(self) -> SearchState:
+        """Everything of this search that DeepSpeed does not keep."""
+        batch = self.config.training.global_batch_size * self.config.data.seq_length
+        return SearchState(
+            step=self.step,
+            tokens=self.step * batch,
+            seconds=self._seconds_before + time.monotonic() - self._began,
+            mixture=self.mixture.state(),
+            initial_target_losses=self.first_target_losses,
+            final_target_losses=self.last_target_losses,
+            data_parallel_size=self.group.size,
+        )
+
+    def result(self) -> MixtureFile:
+        """The mixture learned so far, with what it cost."""
+        config = self.config
+        # A training step is a forward and a backward pass, which costs as much as two forward ones.
+        passes = 3.0 * self.step * config.training.global_batch_size
+        passes += self.mixture.outer_steps * outer_step_forward_passes(config)
+        seq_length = config.data.seq_length
+        per_token = training_flops_per_token(
+            config.proxy, self.inputs.tokenizer.vocab_size, seq_length
+        )
+        flops = passes / 3.0 * seq_length * per_token
+        return mixture_file(config, self.inputs, self.mixture, self.state(), flops)
+
+    def _outer_step(self, report: Reporter) -> None:
+        # η of the step to come: the one whose effect on the target the hypergradient predicts.
+        inner_lr = learning_rate(self.config.training, self.step)
+        result = outer_step(
+            self.config,
+            self.engine.module,
+            self.parameters,
+            self.batches,
+            self.mixture,
+            inner_lr,
+        )
+        self.last_target_losses = result.target_losses.tolist()
+        self.first_target_losses = self.first_target_losses or self.last_target_losses
+        report.outer(self.step, result)
+
+    def _reduce(self, sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Sums losses and counts by source over the ranks; also whether any was asked to stop."""
+        asked = self.stop_signalled
+        asked |= self.group.rank == 0 and run_folder.stop_requested(self.folder)
+        reduced = self.group.sum(np.concatenate([sums, counts, [float(asked)]]))
+        sums, counts = reduced[: len(sums)], reduced[len(sums) : -1]
+        for name, value in zip(self.mixture.names, sums, strict=True):
+            if not np.isfinite(value):
+                raise NonFiniteError(
+                    f"step {self.step}: the loss of source {name} is {value}; lower training.lr "
+                    "or raise training.lr_warmup_iters; the last good checkpoint stays in "
+                    f"{self.folder / 'checkpoints'}"
+                )
+        return sums, counts, bool(reduced[-1])
+
+    def _save(self, report: Reporter) -> None:
+        began = time.monotonic()
+        folder = checkpoint.save(
+            self.folder,
+            self.engine,
+            self.state(),
+            self.group,
+            self.config.output.keep_checkpoints,
+        )
+        report.checkpoint(self.step, folder, time.monotonic() - began)
+
+    def _restore(self, state: SearchState) -> None:
+        checkpoint.load(self.folder, self.engine, state, self.group)
+        self.mixture.load_state(state.mixture)
+        self.step = state.step
+        self._seconds_before = state.seconds
+        self.first_target_losses = state.initial_target_losses
+        self.last_target_losses = state.final_target_losses

@@ -1,0 +1,155 @@
+"""What rank 0 shows and writes while a search runs; silent on the other ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.mixture import Mixture
+from megatron_fastmix.report.metrics import MetricsLog
+from megatron_fastmix.report.progress import Progress
+from megatron_fastmix.search.outer_step import OuterResult
+
+NOISE_WARNING = 1.0
+"""Estimates whose standard error exceeds this many spreads between sources are called noise."""
+
+
+class Reporter:
+    """Progress on the terminal and lines in `metrics.jsonl`."""
+
+    def __init__(
+        self, config: SearchConfig, mixture: Mixture, folder: Path, step: int, *, active: bool
+    ) -> None:
+        """`step` steps are done; lines of later steps, left by a run that died, are dropped."""
+        self.config = config
+        self.mixture = mixture
+        self.target_loss: float | None = None
+        self._stack = contextlib.ExitStack()
+        self._metrics: MetricsLog | None = None
+        self._noisy = 0
+        self._last = time.monotonic()
+        if not active:
+            return
+        self._metrics = self._stack.enter_context(MetricsLog(folder / "metrics.jsonl"))
+        self._progress = self._stack.enter_context(
+            Progress(
+                config.training.train_iters,
+                initial=step,
+                log_interval=config.output.log_interval,
+            )
+        )
+        self._metrics.truncate_after(step if step else -1)
+        if step == 0:
+            self._metrics.write(
+                "run",
+                0,
+                sources=mixture.names,
+                targets=[target.name for target in config.targets],
+                weights=self._by_source(mixture.weights),
+                train_iters=config.training.train_iters,
+                inner_steps=config.mixture.inner_steps,
+                averaging_fraction=config.mixture.averaging_fraction,
+                seed=config.seed,
+            )
+
+    def inner(
+        self, step: int, loss: float, source_losses: np.ndarray, lr: float, grad_norm: float | None
+    ) -> None:
+        """Step `step` is done; `source_losses` (K,) are unweighted, NaN where none was drawn."""
+        if self._metrics is None:
+            return
+        now = time.monotonic()
+        tokens = self.config.training.global_batch_size * self.config.data.seq_length
+        rate = tokens / max(now - self._last, 1e-9)
+        self._last = now
+        self._metrics.write(
+            "inner",
+            step,
+            loss=loss,
+            source_loss=self._by_source(source_losses),
+            lr=lr,
+            grad_norm=grad_norm,
+            tokens=step * tokens,
+            tokens_per_second=rate,
+        )
+        self._progress.update(
+            step,
+            loss=loss,
+            target_loss=self.target_loss,
+            weights=self._by_source(self.mixture.weights),
+            tokens_per_second=rate,
+            lr=lr,
+            grad_norm=grad_norm,
+        )
+
+    def outer(self, step: int, result: OuterResult) -> None:
+        """An outer step was taken after `step` optimizer steps."""
+        self.target_loss = float(np.dot(self.config.target_weights, result.target_losses))
+        if self._metrics is None:
+            return
+        products, mixture = result.products, self.mixture
+        noise = products.noise_to_signal
+        self._metrics.write(
+            "outer",
+            step,
+            outer_step=mixture.outer_steps,
+            weights=self._by_source(mixture.weights),
+            logits=self._by_source(mixture.logits),
+            products=self._by_source(products.values),
+            products_standard_error=None
+            if products.standard_error is None
+            else self._by_source(products.standard_error),
+            noise_to_signal=noise,
+            hypergradient=self._by_source(result.gradient),
+            probe_samples=self._by_source(products.counts),
+            target_loss=dict(
+                zip([t.name for t in self.config.targets], result.target_losses, strict=True)
+            ),
+            seconds=result.seconds,
+        )
+        for name, seen in zip(mixture.names, products.seen, strict=True):
+            if not seen:
+                self.line(f"step {step}: the probe held no sample of {name}; its logit stays")
+        self._noisy = self._noisy + 1 if noise is not None and noise > NOISE_WARNING else 0
+        if self._noisy == 3:
+            self.line(
+                f"step {step}: the last 3 estimates were noise (standard error {noise:.1f} times "
+                "the spread between sources); raise hypergradient.probe_samples_per_source or "
+                "hypergradient.target_samples"
+            )
+
+    def checkpoint(self, step: int, folder: Path, seconds: float) -> None:
+        """A checkpoint is complete."""
+        if self._metrics is not None:
+            self._metrics.write("checkpoint", step, path=folder.name, seconds=seconds)
+            self._last += seconds
+
+    def end(self, step: int, *, complete: bool) -> None:
+        """The run ends here."""
+        if self._metrics is not None:
+            self._metrics.write("end", step, complete=complete)
+
+    def line(self, text: str) -> None:
+        """Prints a line."""
+        if self._metrics is not None:
+            self._progress.line(text)
+
+    def _by_source(self, values: Any) -> dict[str, float]:
+        return dict(zip(self.mixture.names, map(float, values), strict=True))
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
