@@ -23,9 +23,9 @@ def finite_difference(problem: OuterProblem, on_losses: OnLosses | None = None) 
     else:
         epsilon = problem.relative_step * parameters.norm(parameters.local()) / norm
     with torch.no_grad(), parameters.perturbed_both_ways(v, epsilon) as mirror:
-        ahead = [problem.losses(batch).double() for batch in problem.probe]
+        ahead = [problem.losses(batch) for batch in problem.probe]
         mirror()
-        behind = [problem.losses(batch).double() for batch in problem.probe]
+        behind = [problem.losses(batch) for batch in problem.probe]
 
     sums = np.zeros((3, problem.num_sources))
     for batch, high, low in zip(problem.probe, ahead, behind, strict=True):

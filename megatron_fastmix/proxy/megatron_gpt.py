@@ -93,8 +93,11 @@ def token_losses(
 def sample_losses(
     model: torch.nn.Module, tokens: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor
 ) -> torch.Tensor:
-    """Mean loss of each sample over its unmasked tokens, (B,); a sample without any gives 0."""
-    losses = token_losses(model, tokens, labels)
+    """Mean loss of each sample over its unmasked tokens, (B,); a sample without any gives 0.
+
+    Summed in float64: a finite difference must not drown in the rounding of the sum.
+    """
+    losses = token_losses(model, tokens, labels).double()
     return (losses * loss_mask).sum(dim=1) / loss_mask.sum(dim=1).clamp_min(1)
 
 

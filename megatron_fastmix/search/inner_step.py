@@ -26,9 +26,9 @@ def inner_step(
     for micro_step in range(batches.accumulation_steps):
         batch = batches.training(step, micro_step)
         losses = sample_losses(engine, batch.tokens, batch.labels, batch.loss_mask)
-        weights = torch.as_tensor(loss_weights[batch.group], dtype=losses.dtype)
-        engine.backward((losses * weights.to(losses.device)).mean())
+        weights = torch.as_tensor(loss_weights[batch.group], device=losses.device)
+        engine.backward((losses * weights).mean().float())
         engine.step()
-        np.add.at(sums, batch.group, losses.detach().double().cpu().numpy())
+        np.add.at(sums, batch.group, losses.detach().cpu().numpy())
         np.add.at(counts, batch.group, 1)
     return sums, counts

@@ -1,0 +1,89 @@
+"""Small real datasets for every test, made once per session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from megatron_fastmix.corpus.tokenizers import load_tokenizer
+
+SEQ_LENGTH = 32
+SOURCES = ("forward", "backward", "noise")
+
+
+def write_dataset(prefix: Path, documents: list[list[int]], vocab_size: int) -> None:
+    """Writes an indexed dataset with Megatron-core's own builder."""
+    import torch
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(vocab_size))
+    for document in documents:
+        builder.add_document(torch.tensor(document), [len(document)])
+    builder.finalize(f"{prefix}.idx")
+
+
+def synthetic_documents(kind: str, count: int, seed: int) -> list[list[int]]:
+    """Documents of bytes: counting up, counting down, or without any structure."""
+    generator = np.random.default_rng(seed)
+    documents = []
+    for _ in range(count):
+        length = int(generator.integers(40, 90))
+        start, stride = generator.integers(0, 64), generator.integers(1, 3)
+        steps = np.arange(length) * stride
+        tokens = {
+            "forward": (start + steps) % 64,
+            "backward": (start - steps) % 64,
+            "noise": generator.integers(0, 256, length),
+        }[kind]
+        documents.append(tokens.tolist())
+    return documents
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three sources and a held-out target that resembles `forward` alone."""
+    folder = tmp_path_factory.mktemp("corpora")
+    vocab_size = load_tokenizer("ByteLevelTokenizer").vocab_size
+    for number, kind in enumerate(SOURCES):
+        write_dataset(folder / kind, synthetic_documents(kind, 120, number), vocab_size)
+    write_dataset(folder / "target", synthetic_documents("forward", 60, 99), vocab_size)
+    return folder
+
+
+@pytest.fixture
+def search_values(corpora: Path, tmp_path: Path) -> dict:
+    """The plain values of a small configuration; tests change them and call `load`."""
+    return {
+        "run_dir": str(tmp_path / "run"),
+        "sources": [{"name": name, "path": str(corpora / name)} for name in SOURCES],
+        "targets": [{"name": "target", "path": str(corpora / "target")}],
+        "tokenizer": {"tokenizer_type": "ByteLevelTokenizer"},
+        "data": {"seq_length": SEQ_LENGTH, "data_cache_path": str(tmp_path / "cache")},
+        "proxy": {"num_layers": 1, "hidden_size": 32, "num_attention_heads": 2},
+        "training": {
+            "train_iters": 6,
+            "micro_batch_size": 3,
+            "global_batch_size": 12,
+            "lr": 3e-3,
+            "min_lr": 3e-4,
+            "lr_warmup_iters": 2,
+        },
+        "mixture": {"inner_steps": 2},
+        "hypergradient": {"target_samples": 10, "probe_samples_per_source": 5},
+        "output": {"save_interval": 3},
+    }
+
+
+@pytest.fixture
+def config_file(search_values: dict, tmp_path: Path) -> Path:
+    """`search_values` as a file."""
+    path = tmp_path / "search.yaml"
+    path.write_text(yaml.safe_dump(search_values))
+    return path

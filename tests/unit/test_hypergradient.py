@@ -1,0 +1,193 @@
+"""Each estimator against autograd through one unrolled SGD step, and a known optimum."""
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_fastmix.config import MixtureConfig
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.hypergradient import ESTIMATORS, Batch, OuterProblem, find_estimator
+from megatron_fastmix.mixture import Mixture, logit_gradient
+from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.parallel.parameters import Parameters
+
+
+class Regression(torch.nn.Module):
+    """A two-layer network whose last layer is marked, as the proxy's output layer is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden = torch.nn.Linear(4, 8)
+        self.output = torch.nn.Linear(8, 1)
+        for parameter in self.output.parameters():
+            parameter.is_output_layer = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output(torch.tanh(self.hidden(x))).squeeze(-1)
+
+
+def batch(generator, group):
+    """Inputs in `tokens`, the regression's values in `labels`."""
+    x = torch.tensor(generator.normal(size=(len(group), 4)), dtype=torch.float32)
+    y = torch.tensor(generator.normal(size=len(group)) + np.asarray(group), dtype=torch.float32)
+    return Batch(tokens=x, labels=y, loss_mask=torch.ones(len(group)), group=np.asarray(group))
+
+
+def problem_of(model, objective, probe, sources):
+    return OuterProblem(
+        losses=lambda b: (model(b.tokens) - b.labels).square().double(),
+        parameters=Parameters(list(model.parameters()), DataParallelGroup()),
+        objective=objective,
+        probe=probe,
+        num_sources=sources,
+        group=DataParallelGroup(),
+        relative_step=1e-4,
+    )
+
+
+@pytest.fixture
+def problem():
+    generator = np.random.default_rng(1)
+    target = batch(generator, [0] * 6)
+    probe = [batch(generator, [0, 1, 2, 0, 1, 2]), batch(generator, [2, 1, 0, 2, -1, -1])]
+    return problem_of(Regression(), [(target, torch.full((6,), 1 / 6))], probe, 3)
+
+
+def unrolled_gradient(problem, inner_lr):
+    """∂/∂α of the target loss after one SGD step on Σ α_k L_k, by autograd through the step."""
+    parameters = problem.parameters.parameters
+    alpha = torch.full((3,), 1 / 3, dtype=torch.float64, requires_grad=True)
+    losses = [problem.losses(b) for b in problem.probe]
+    source = np.concatenate([b.group for b in problem.probe])
+    flat = torch.cat(losses)
+    per_source = torch.stack([flat[torch.from_numpy(source == k)].mean() for k in range(3)])
+    step = torch.autograd.grad((alpha * per_source).sum(), parameters, create_graph=True)
+    moved = [p - inner_lr * g for p, g in zip(parameters, step, strict=True)]
+    ((target, weights),) = problem.objective
+    x = torch.tanh(torch.nn.functional.linear(target.tokens, moved[0], moved[1]))
+    prediction = torch.nn.functional.linear(x, moved[2], moved[3]).squeeze(-1)
+    loss = ((prediction - target.labels).square().double() * weights).sum()
+    return torch.autograd.grad(loss, alpha)[0].numpy()
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("per_source", 1e-4), ("finite_difference", 2e-3)])
+def test_products_give_the_derivative_of_one_unrolled_step(problem, name, tolerance):
+    inner_lr = 1e-5  # one step short enough for the linearisation at θ to be the derivative
+    expected = unrolled_gradient(problem, inner_lr)
+    products = ESTIMATORS[name](problem, None)
+    np.testing.assert_allclose(-inner_lr * products.values, expected, rtol=tolerance)
+    assert products.counts.tolist() == [3, 3, 4]
+
+
+def test_finite_difference_agrees_with_exact_products(problem):
+    exact = ESTIMATORS["per_source"](problem, None).values
+    estimate = ESTIMATORS["finite_difference"](problem, None)
+    np.testing.assert_allclose(estimate.values, exact, rtol=2e-3)
+    assert np.all(estimate.standard_error > 0)
+
+
+def test_last_layer_sees_the_output_layer_alone(problem):
+    products = ESTIMATORS["last_layer"](problem, None)
+    output = [p for p in problem.parameters.parameters if hasattr(p, "is_output_layer")]
+    ((target, weights),) = problem.objective
+    v = torch.autograd.grad((problem.losses(target) * weights).sum(), output)
+    flat = torch.cat([problem.losses(b) for b in problem.probe])
+    source = np.concatenate([b.group for b in problem.probe])
+    for k in range(3):
+        loss = flat[torch.from_numpy(source == k)].mean()
+        gradient = torch.autograd.grad(loss, output, retain_graph=True)
+        expected = sum(float((a * b).sum()) for a, b in zip(v, gradient, strict=True))
+        assert products.values[k] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_parameters_and_gradients_are_left_bitwise_as_they_were(problem, name):
+    parameters = problem.parameters.parameters
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 0.5)
+    before = [p.detach().clone() for p in parameters]
+    ESTIMATORS[name](problem, None)
+    for parameter, old in zip(parameters, before, strict=True):
+        assert torch.equal(parameter, old)
+        assert torch.all(parameter.grad == 0.5)
+
+
+def test_parameters_are_restored_when_the_probe_fails(problem):
+    before = [p.detach().clone() for p in problem.parameters.parameters]
+    v = problem.objective_gradient(problem.parameters)
+    with (
+        pytest.raises(RuntimeError, match="out of memory"),
+        problem.parameters.perturbed_both_ways(v, 1e-3) as mirror,
+    ):
+        mirror()
+        raise RuntimeError("out of memory")
+    for parameter, old in zip(problem.parameters.parameters, before, strict=True):
+        assert torch.equal(parameter, old)
+
+
+def test_both_perturbations_are_equally_long_after_rounding(problem):
+    parameters = problem.parameters
+    before = [p.detach().clone() for p in parameters.parameters]
+    v = problem.objective_gradient(parameters)
+    with parameters.perturbed_both_ways(v, 1e-3) as mirror:
+        ahead = [p.detach().clone() for p in parameters.parameters]
+        mirror()
+        for parameter, high, old in zip(parameters.parameters, ahead, before, strict=True):
+            assert torch.equal(high.double() - old, old.double() - parameter)
+            assert not torch.equal(high, old)
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_a_source_without_a_sample_is_reported_and_not_moved(problem, name):
+    generator = np.random.default_rng(2)
+    partial = problem_of(
+        Regression(), problem.objective, [batch(generator, [0, 2, 0, 2])], sources=3
+    )
+    products = ESTIMATORS[name](partial, None)
+    assert products.seen.tolist() == [True, False, True]
+    mixture = Mixture(["a", "b", "c"], MixtureConfig())
+    gradient = logit_gradient(products.values, mixture.weights, 1e-2, seen=products.seen)
+    mixture.update(gradient, products.seen)
+    assert mixture.logits[1] == 0
+    assert mixture.logits[0] != 0
+
+
+@pytest.mark.parametrize("name", ["per_source", "finite_difference"])
+def test_a_quadratic_is_searched_to_its_known_optimum(name):
+    """Sources pull θ to 0 and to 1, the target to 0.7: the optimum is α = (0.3, 0.7)."""
+
+    class Point(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.theta = torch.nn.Parameter(torch.tensor([0.1]))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.theta.expand(len(x))
+
+    def at(value, group):
+        n = len(group)
+        return Batch(
+            tokens=torch.zeros(n, 1),
+            labels=torch.full((n,), value),
+            loss_mask=torch.ones(n),
+            group=np.asarray(group),
+        )
+
+    model, inner_lr = Point(), 0.1
+    problem = problem_of(
+        model, [(at(0.7, [0]), torch.ones(1))], [at(0.0, [0]), at(1.0, [1])], sources=2
+    )
+    mixture = Mixture(["zero", "one"], MixtureConfig(lr=0.02, averaging_fraction=0.25))
+    for _ in range(800):
+        for _ in range(5):
+            pull = mixture.weights @ [model.theta.item(), model.theta.item() - 1.0]
+            model.theta.data -= inner_lr * 2 * pull
+        products = ESTIMATORS[name](problem, None)
+        mixture.update(logit_gradient(products.values, mixture.weights, inner_lr))
+    assert mixture.averaged()[0][1] == pytest.approx(0.7, abs=0.02)
+
+
+def test_an_unknown_estimator_lists_the_valid_ones():
+    with pytest.raises(ConfigError, match="finite_difference, per_source, last_layer"):
+        find_estimator("finite_diference")
