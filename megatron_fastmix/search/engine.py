@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import deepspeed
 import torch
 
 from megatron_fastmix.config import SearchConfig, TrainingConfig
@@ -18,6 +17,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def build_engine(config: SearchConfig, vocab_size: int, data_parallel_size: int) -> Any:
     """A DeepSpeed engine around a fresh proxy. Every rank must call."""
+    import deepspeed  # takes seconds, and the rest of this file serves without it
+
     training = config.training
     model = build_proxy(
         config.proxy,
@@ -27,15 +28,7 @@ def build_engine(config: SearchConfig, vocab_size: int, data_parallel_size: int)
         dtype=DTYPES[config.engine.dtype],
     )
     mark_output_layer(model)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]  # norms are not decayed, as in Megatron
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed}, {"params": plain, "weight_decay": 0.0}],
-        lr=training.lr,
-        betas=(training.adam_beta1, training.adam_beta2),
-        eps=training.adam_eps,
-        weight_decay=training.weight_decay,
-    )
+    optimizer = build_optimizer(model, training)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate(training, step) / training.lr
     )
@@ -46,6 +39,19 @@ def build_engine(config: SearchConfig, vocab_size: int, data_parallel_size: int)
         config=zero_config(config, data_parallel_size),
     )
     return engine
+
+
+def build_optimizer(model: torch.nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW over the parameters of `model`; `learning_rate` gives its schedule."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]  # norms are not decayed, as in Megatron
+    return torch.optim.AdamW(
+        [{"params": decayed}, {"params": plain, "weight_decay": 0.0}],
+        lr=training.lr,
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=training.adam_eps,
+        weight_decay=training.weight_decay,
+    )
 
 
 def learning_rate(training: TrainingConfig, step: int) -> float:
