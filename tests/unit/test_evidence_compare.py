@@ -1,0 +1,256 @@
+"""Comparisons end to end on small real data: training, resuming, refusing, being killed."""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_fastmix import strict_yaml
+from megatron_fastmix.errors import ConfigError, DataError, NonFiniteError
+from megatron_fastmix.evidence import command
+from megatron_fastmix.export.mixture_file import MixtureFile, SourceWeight, TargetResult
+from tests.conftest import SEQ_LENGTH, SOURCES, synthetic_documents, write_dataset
+
+TOOL = Path(__file__).parents[2] / "tools" / "compare_mixtures.py"
+SMALL = [
+    *("--num-layers=1", "--hidden-size=32", "--num-attention-heads=2"),
+    *("--train-iters=40", "--micro-batch-size=8", "--global-batch-size=8"),
+    *("--lr=1e-2", "--min-lr=1e-3", "--lr-warmup-iters=4", "--eval-samples=16"),
+]
+
+
+@pytest.fixture(scope="module")
+def test_set(tmp_path_factory):
+    """A held-out set like the search's target, but not the same."""
+    prefix = tmp_path_factory.mktemp("evidence") / "test"
+    write_dataset(prefix, synthetic_documents("forward", 40, 7), 259)
+    return prefix
+
+
+@pytest.fixture
+def mixture(corpora, tmp_path):
+    """A learned mixture file that puts most weight on the useful source."""
+    path = tmp_path / "run" / "mixture.json"
+    learned = dict(zip(SOURCES, (0.9, 0.1, 0.0), strict=True))
+    made = MixtureFile(
+        seq_length=SEQ_LENGTH,
+        complete=True,
+        steps=10,
+        outer_steps=5,
+        averaging_fraction=0.5,
+        averaged_outer_steps=2,
+        token_budget=1000,
+        seed=1,
+        estimator="finite_difference",
+        sources=tuple(
+            SourceWeight(
+                name=name,
+                path=str(corpora / name),
+                tokens=7800,
+                documents=120,
+                initial_weight=(0.5, 0.25, 0.25)[k],
+                final_weight=learned[name],
+                weight=learned[name],
+                weight_std=0.0,
+                logit=0.0,
+                epochs=1.0,
+            )
+            for k, name in enumerate(SOURCES)
+        ),
+        targets=(
+            TargetResult(
+                name="target",
+                path=str(corpora / "target"),
+                tokens=3900,
+                weight=1.0,
+                initial_loss=None,
+                final_loss=None,
+            ),
+        ),
+        cost={"training_flops": 1e9, "wall_seconds": 1.0, "tokens": 1e4},
+        versions={},
+        config={"tokenizer": {"tokenizer_type": "ByteLevelTokenizer", "tokenizer_model": None}},
+    )
+    made.write(path)
+    return path
+
+
+@pytest.fixture
+def flags(mixture, test_set, tmp_path):
+    """Arguments of a small comparison that needs no more than to be run."""
+    output = str(tmp_path / "rows")
+    return ["--mixture", str(mixture), "--output", output, "--test", f"held_out={test_set}"]
+
+
+def compare(*arguments):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    args, rest = parser.parse_known_args([str(a) for a in arguments])
+    args.overrides = [*SMALL, *rest]
+    return command.run(args)
+
+
+def rows_in(folder):
+    return {path.name: path for path in Path(folder).glob("*-seed*.json")}
+
+
+def test_the_useful_source_beats_the_harmful_one_and_a_rerun_trains_nothing(
+    flags, tmp_path, capsys
+):
+    only = ("--only", "learned,single:forward,single:noise", "--num-seeds=2")
+    outputs = ("--json", str(tmp_path / "f.json"), "--plot", str(tmp_path / "f.png"))
+    assert compare(*flags, *only, *outputs) == 0
+    printed = capsys.readouterr().out
+    rows = rows_in(tmp_path / "rows")
+    found = {}
+    for path in rows.values():
+        row = json.loads(path.read_text())
+        found[row["mixture"], row["seed"]] = row
+    assert set(found) == {
+        *(("learned", 1), ("learned", 2), ("single:forward", 1), ("single:noise", 1)),
+    }
+    assert found["single:forward", 1]["loss"] < found["single:noise", 1]["loss"] - 0.5
+    assert found["learned", 1]["loss"] < found["single:noise", 1]["loss"] - 0.5
+    assert found["learned", 1]["loss"] != found["learned", 2]["loss"]
+    assert found["learned", 1]["tokens"] == 40 * 8 * SEQ_LENGTH
+    assert len(found["learned", 1]["sample_losses"]["held_out"]) == 16
+    assert printed.index("single:forward  ") < printed.index("single:noise  ")
+    assert json.loads((tmp_path / "f.json").read_text())["rows"][0]["value"] == pytest.approx(
+        (found["learned", 1]["loss"] + found["learned", 2]["loss"]) / 2
+    )
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+    assert not list((tmp_path / "rows").glob(".*"))  # Megatron's caches are gone
+
+    before = {name: path.stat().st_mtime_ns for name, path in rows.items()}
+    assert compare(*flags, *only) == 0
+    assert "4 of 4 rows are finished" in capsys.readouterr().out
+    assert {name: p.stat().st_mtime_ns for name, p in rows.items()} == before
+
+    # One row lost: only that one is trained, to the same loss.
+    lost = next(name for name in rows if name.startswith("single") and "seed1" in name)
+    kept = json.loads(rows[lost].read_text())
+    rows[lost].unlink()
+    assert compare(*flags, *only) == 0
+    after = {name: path.stat().st_mtime_ns for name, path in rows.items()}
+    assert [name for name in rows if after[name] != before[name]] == [lost]
+    assert json.loads(rows[lost].read_text())["loss"] == kept["loss"]
+
+    # Another setting does not mix with these rows, and says what differs.
+    with pytest.raises(ConfigError, match=r"another setting.*\n  training\.lr: 0\.01 there, 0\.02"):
+        compare(*flags, *only, "--lr=2e-2")
+    assert rows_in(tmp_path / "rows").keys() == rows.keys()
+
+    # Nor does a row that was edited or damaged pass.
+    rows[lost].write_text("{")
+    with pytest.raises(DataError, match=r"delete it to train it anew"):
+        compare(*flags, *only)
+    rows[lost].write_text(json.dumps(kept | {"seed": 5}))
+    with pytest.raises(DataError, match=r"a row of another comparison"):
+        compare(*flags, *only)
+
+
+def test_a_diverging_row_is_named(flags):
+    with pytest.raises(NonFiniteError, match=r"uniform, seed 1, step \d+: the loss is nan"):
+        compare(*flags, "--only", "uniform", "--num-seeds=1", "--lr=1e30", "--clip-grad=0")
+
+
+def test_killed_it_leaves_whole_rows_and_goes_on(flags, tmp_path):
+    arguments = [*flags, *SMALL, "--only", "random", "--random-draws=40", "--workers=1"]
+    process = subprocess.Popen([sys.executable, str(TOOL), *arguments], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while len(rows_in(tmp_path / "rows")) < 2 and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    rows = rows_in(tmp_path / "rows")
+    assert 2 <= len(rows) < 40
+    for path in rows.values():
+        assert json.loads(path.read_text())["kind"] == "random"
+    # The same rows serve a rerun, which draws the same mixtures.
+    before = {name: path.stat().st_mtime_ns for name, path in rows.items()}
+    assert compare(*flags, "--only", "random:0,random:1,random:2") == 0
+    assert all(rows[name].stat().st_mtime_ns == before[name] for name in list(before)[:2])
+
+
+def refused(error, said, *arguments):
+    with pytest.raises(error, match=said):
+        compare(*arguments)
+
+
+def test_wrong_arguments(flags, corpora, mixture, tmp_path):
+    plain = flags[:4]
+    refused(ConfigError, r"--test: none given; .*--test NAME=PREFIX", *plain)
+    refused(ConfigError, r"--test: found 'x'; write NAME=PREFIX", *plain, "--test", "x")
+    refused(DataError, r"nowhere\.idx: cannot read", *plain, "--test", f"x={tmp_path}/nowhere")
+    refused(
+        ConfigError,
+        r"--test x: .* is source noise of the search",
+        *(*plain, "--test", f"x={corpora / 'noise'}"),
+    )
+    refused(
+        ConfigError,
+        r"--test x: .* is target target of the search",
+        *(*plain, "--test", f"x={corpora / 'target'}"),
+    )
+    for end in ("bin", "idx"):
+        shutil.copy(corpora / f"target.{end}", tmp_path / f"copy.{end}")
+    refused(
+        ConfigError,
+        r"copy is target target of the search",
+        *(*plain, "--test", f"x={tmp_path}/copy"),
+    )
+    refused(ConfigError, r"--only: found 'best'", *flags, "--only", "best")
+    refused(ConfigError, r"--workers: found 0", *flags, "--workers", "0")
+    refused(ConfigError, r"num_seeds: found 0; use at least 1", *flags, "--num-seeds=0")
+    refused(ConfigError, r"--num-seed: unknown key; did you mean", *flags, "--num-seed=2")
+    refused(ConfigError, r"multiple of micro_batch_size 8", *flags, "--global-batch-size=12")
+    refused(DataError, r"fewer than one sample of 100001", *flags, "--seq-length=100000")
+    refused(DataError, r"cannot read the mixture", "--mixture", "x", *flags[2:])
+    refused(ConfigError, r"give each mixture once", *("--mixture", mixture, mixture), *flags[2:])
+    assert not (tmp_path / "rows").exists()
+
+
+def test_learned_mixtures_must_be_of_the_same_sources(mixture, flags, tmp_path):
+    values = json.loads(mixture.read_text())
+    values["sources"][0]["name"] = "renamed"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(values))
+    arguments = ["--mixture", str(mixture), str(other), *flags[2:]]
+    refused(ConfigError, r"other\.json: its sources is .*renamed", *arguments)
+
+
+def test_settings_that_matter_change_the_digest(flags, mixture, test_set):
+    from megatron_fastmix.evidence.config import load_compare_config
+    from megatron_fastmix.evidence.inputs import make_setting, read_learned
+
+    config = load_compare_config(None, SMALL, [f"held_out={test_set}"])
+    learned = read_learned([str(mixture)])["learned"]
+    setting = make_setting(config, learned, "mixture")
+    assert setting.digest == make_setting(config, learned, "elsewhere").digest
+    for changed in (
+        dataclasses.replace(setting, seq_length=16),
+        dataclasses.replace(setting, eval_samples=8),
+        dataclasses.replace(setting, tokenizer_sha256="0"),
+        dataclasses.replace(setting, sources=setting.sources[::-1][:2]),
+        dataclasses.replace(setting, model=dataclasses.replace(setting.model, num_layers=3)),
+    ):
+        assert changed.digest != setting.digest
+    assert strict_yaml.to_dict(setting)["tests"][0]["weight"] == 1.0
+
+
+def test_a_partial_training_section_keeps_the_defaults_of_comparisons(tmp_path):
+    from megatron_fastmix.evidence.config import CompareConfig, load_compare_config
+
+    file = tmp_path / "compare.yaml"
+    file.write_text("training: {lr: 1.0e-3}\n")
+    loaded = load_compare_config(file, [], [])
+    assert loaded.training == dataclasses.replace(CompareConfig().training, lr=1e-3)
