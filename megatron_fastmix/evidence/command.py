@@ -22,6 +22,7 @@ from megatron_fastmix.evidence.result import (
 from megatron_fastmix.evidence.row_workers import train_rows
 from megatron_fastmix.evidence.rows import Row, Task, claim_folder, read_rows
 from megatron_fastmix.evidence.statistics import figures
+from megatron_fastmix.search.launch import count_accelerators
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,9 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         help="mixtures to compare, by kind or name: learned,uniform,proportional,single,random",
     )
-    cores = len(os.sched_getaffinity(0))
     parser.add_argument(
-        "--workers", type=int, default=cores, help="rows at once (default: one per core)"
+        "--workers", type=int, help="rows at once (default: one per core, or 1 on a GPU)"
     )
     parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
     parser.add_argument("--plot", metavar="FILE.png", help="also draw cost against target loss")
@@ -65,8 +65,10 @@ def run(args: argparse.Namespace) -> int:
 
     Raises `ConfigError` and `DataError` before anything is trained, and `NonFiniteError`.
     """
-    if args.workers < 1:
-        raise ConfigError(f"--workers: found {args.workers}; use at least 1")
+    cores = len(os.sched_getaffinity(0))
+    workers = (1 if count_accelerators() else cores) if args.workers is None else args.workers
+    if workers < 1:
+        raise ConfigError(f"--workers: found {workers}; use at least 1")
     config = load_compare_config(args.config, args.overrides, args.test)
     mixtures = read_learned(args.mixture)
     setting = make_setting(config, next(iter(mixtures.values())), args.mixture[0])
@@ -110,10 +112,8 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         if missing:
-            threads = max(1, len(os.sched_getaffinity(0)) // args.workers)
-            train_rows(
-                setting, missing, folder, workers=args.workers, threads=threads, finished=report
-            )
+            threads = max(1, cores // workers)
+            train_rows(setting, missing, folder, workers=workers, threads=threads, finished=report)
     except KeyboardInterrupt:
         print(f"\nStopped; {len(rows) + done} rows stay. The same command goes on from there.")
         return 130

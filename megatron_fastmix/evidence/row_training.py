@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -58,7 +59,8 @@ def train_row(
     """
     began = time.monotonic()
     _initialize_distributed()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    device = torch.device("cuda" if on_gpu else "cpu")
     training = setting.training
     tokenizer = load_tokenizer(setting.tokenizer.tokenizer_type, setting.tokenizer.tokenizer_model)
     blend = _blend(setting, task, tokenizer, cache)
