@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from megatron_fastmix import __version__
 from megatron_fastmix.corpus.commands import COMMANDS as CORPUS_COMMANDS
 from megatron_fastmix.errors import FastMixError
+from megatron_fastmix.evidence.command import COMMANDS as EVIDENCE_COMMANDS
 from megatron_fastmix.export.command import COMMANDS as EXPORT_COMMANDS
 from megatron_fastmix.search.command import COMMANDS as SEARCH_COMMANDS
 
-COMMANDS = {**CORPUS_COMMANDS, **SEARCH_COMMANDS, **EXPORT_COMMANDS}
+COMMANDS = {**CORPUS_COMMANDS, **SEARCH_COMMANDS, **EXPORT_COMMANDS, **EVIDENCE_COMMANDS}
 """Verb to (help, add_arguments, run)."""
 
 

@@ -47,9 +47,9 @@ class DataParallelGroup:
         if np.array_equal(highest, lowest):
             return
         at = int(np.flatnonzero(highest != lowest)[0])
-        span = sorted(np.array([lowest[at], highest[at]], dtype=np.int64).view(np.float64))
+        ends = np.array([lowest[at], highest[at]], dtype=np.int64).view(np.float64).tolist()
         raise RankDivergenceError(
-            f"{what} of {names[at]} differ over {self.size} ranks, {span[0]!r} to {span[1]!r}; "
+            f"{what} of {names[at]} differ over {self.size} ranks, {min(ends)} to {max(ends)}; "
             "the ranks run different data, code or library versions"
         )
 

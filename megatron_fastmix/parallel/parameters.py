@@ -93,20 +93,26 @@ class Parameters:
             moved = part + scale * saved
             saved.copy_(part)
             part.copy_(moved)
+        self._forget_copies()
 
         def mirror() -> None:
             for part, saved in zip(self.local(), vector, strict=True):
                 part.copy_(2 * saved - part)
+            self._forget_copies()
 
         try:
             yield mirror
         finally:
             for part, saved in zip(self.local(), vector, strict=True):
                 part.copy_(saved)
+            self._forget_copies()
 
     def subset(self, keep: Callable[[torch.nn.Parameter], bool]) -> Parameters:
         """The vector of those parameters alone."""
-        return type(self)([p for p in self.parameters if keep(p)], self.group)
+        return Parameters([p for p in self.parameters if keep(p)], self.group)
+
+    def _forget_copies(self) -> None:
+        """Called after `local()` was written to."""
 
     def _local_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         return gradient
@@ -115,15 +121,32 @@ class Parameters:
 class ShardedParameters(Parameters):
     """ZeRO-3: rank r holds the r-th of equal shards of each flattened parameter, zero-padded.
 
-    v has the same shards and is never whole. The engine must gather parameters afresh in every
-    forward pass (`search.engine.zero_config` sees to it), or a perturbation would go unseen.
+    v has the same shards and is never whole.
     """
+
+    def __init__(
+        self,
+        parameters: list[torch.nn.Parameter],
+        group: DataParallelGroup,
+        release: Callable[[], None],
+    ) -> None:
+        """`release` drops every gathered parameter (DeepSpeed: `empty_partition_cache`).
+
+        ZeRO-3 keeps small parameters gathered, and those of modules whose inputs need no gradient,
+        so the next forward pass would not see a shard that was written to.
+        """
+        super().__init__(parameters, group)
+        self._forget_copies = release  # type: ignore[method-assign]
 
     def local(self) -> Vector:
         return [parameter.ds_tensor.data for parameter in self.parameters]
 
     def finish_gradient(self, vector: Vector) -> None:
         """Nothing is left to do: the shards were reduced as they came."""
+
+    def subset(self, keep: Callable[[torch.nn.Parameter], bool]) -> Parameters:
+        kept = [p for p in self.parameters if keep(p)]
+        return ShardedParameters(kept, self.group, self._forget_copies)
 
     def norm(self, vector: Vector) -> float:
         squares = torch.stack([part.double().square().sum() for part in vector]).sum()

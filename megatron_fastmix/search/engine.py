@@ -70,21 +70,12 @@ def learning_rate(training: TrainingConfig, step: int) -> float:
 
 def zero_config(config: SearchConfig, data_parallel_size: int) -> dict[str, Any]:
     """DeepSpeed's configuration."""
-    zero: dict[str, Any] = {"stage": config.engine.zero_stage}
-    if config.engine.zero_stage == 3:
-        # With DeepSpeed's defaults small parameters persist whole on every rank and large ones may
-        # be reused, so that a perturbed shard would not be seen by the next forward pass.
-        zero |= {
-            "stage3_param_persistence_threshold": 0,
-            "stage3_max_reuse_distance": 0,
-            "stage3_prefetch_bucket_size": 0,
-        }
     return {
         "train_batch_size": config.training.global_batch_size,
         "train_micro_batch_size_per_gpu": config.training.micro_batch_size,
         "gradient_accumulation_steps": config.accumulation_steps(data_parallel_size),
         "gradient_clipping": config.training.clip_grad,
-        "zero_optimization": zero,
+        "zero_optimization": {"stage": config.engine.zero_stage},
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": config.engine.dtype == "bf16"},
         "steps_per_print": 1 << 60,
@@ -94,8 +85,10 @@ def zero_config(config: SearchConfig, data_parallel_size: int) -> dict[str, Any]
 
 def engine_parameters(engine: Any, group: DataParallelGroup) -> Parameters:
     """θ of the engine's model, in the form that its ZeRO stage keeps it in."""
-    kind = ShardedParameters if engine.zero_optimization_stage() == 3 else Parameters
-    return kind([p for p in engine.module.parameters() if p.requires_grad], group)
+    parameters = [p for p in engine.module.parameters() if p.requires_grad]
+    if engine.zero_optimization_stage() == 3:
+        return ShardedParameters(parameters, group, release=engine.optimizer.empty_partition_cache)
+    return Parameters(parameters, group)
 
 
 def mark_output_layer(model: Any) -> None:
