@@ -186,7 +186,7 @@ class MixtureConfig:
 class HypergradientConfig:
     """How ⟨v, ∇L_k⟩ is estimated."""
 
-    estimator: str = "finite_difference"
+    estimator: Literal["finite_difference", "per_source", "last_layer"] = "finite_difference"
     """A name in `hypergradient.ESTIMATORS`."""
     target_samples: int = 64
     """Target samples per outer step over all ranks, from which v is computed."""

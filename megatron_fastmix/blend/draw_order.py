@@ -4,13 +4,14 @@ Draws come in blocks of W. Block b holds n_k samples of source k, where n_k is W
 or up so that the block is full; which sources are rounded up rotates from block to block along a
 golden-ratio sequence, so that even a source with W·α_k < 1 gets its share in the long run:
 
-    n_k(b) = ⌊(W·C_k + u_b) / 2⁴⁸⌋ − ⌊(W·C_{k−1} + u_b) / 2⁴⁸⌋,   u_b = b·φ mod 2⁴⁸
+    n_k(b) = ⌊(E_k + u_b) / 2³²⌋ − ⌊(E_{k−1} + u_b) / 2³²⌋,   u_b = b·φ mod 2³²
 
-with C_k the cumulative weights in 48-bit fixed point. The number of samples that the blocks before
-b took from source k is then a sum of floors of a linear function, which has a closed form in
-O(log) steps: no index array of any length is kept, and any draw can be found at once. Inside a
-block the order is a seeded permutation; inside an epoch of a source the samples follow a seeded
-Feistel permutation, another in every epoch.
+with E_k = W·(α_1 + … + α_k) in fixed point of 32 binary places, coarse enough that the rounding of
+float64 vanishes in it: where all W·α_k are whole numbers, every block holds just these. The number
+of samples that the blocks before b took from source k is then a sum of floors of a linear function,
+which has a closed form in O(log) steps: no index array of any length is kept, and any draw can be
+found at once. Inside a block the order is a seeded permutation; inside an epoch of a source the
+samples follow a seeded Feistel permutation, another in every epoch.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from functools import lru_cache
 
 import numpy as np
 
-_BITS = 48
+_BITS = 32
 _ONE = 1 << _BITS
-_GOLDEN = 173961102589771  # 2⁴⁸·(√5 − 1)/2, rounded to an odd number
+_GOLDEN = 2654435769  # 2³²·(√5 − 1)/2, which is odd, so that u_b takes every value
 _MASK64 = (1 << 64) - 1
 
 
@@ -47,7 +48,7 @@ class DrawOrder:
         self.seed = seed
         self.block_size = block_size
         self._starts = [0]
-        self._cumulative = [_fixed_point(weights)]
+        self._edges = [_edges(weights, block_size)]
         self._before = [[0] * len(weights)]
         self._block = lru_cache(maxsize=64)(self._make_block)
 
@@ -64,7 +65,7 @@ class DrawOrder:
             raise ValueError(f"weights: found {len(weights)}; expected {len(self._before[0])}")
         self._before.append(self.counts_before_block(block))
         self._starts.append(block)
-        self._cumulative.append(_fixed_point(weights))
+        self._edges.append(_edges(weights, self.block_size))
         self._block.cache_clear()
 
     def draw(self, i: int) -> Draw:
@@ -77,7 +78,7 @@ class DrawOrder:
         """Samples of each source (K,) in all blocks before `block`."""
         at = bisect.bisect_right(self._starts, block) - 1
         blocks = block - self._starts[at]
-        totals = [0] + [_prefix_total(self.block_size * c, blocks) for c in self._cumulative[at]]
+        totals = [0] + [_prefix_total(edge, blocks) for edge in self._edges[at]]
         return [
             base + high - low
             for base, low, high in zip(self._before[at], totals[:-1], totals[1:], strict=True)
@@ -86,7 +87,7 @@ class DrawOrder:
     def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         at = bisect.bisect_right(self._starts, block) - 1
         offset = (block - self._starts[at]) * _GOLDEN % _ONE
-        edges = [0] + [(self.block_size * c + offset) >> _BITS for c in self._cumulative[at]]
+        edges = [0] + [(edge + offset) >> _BITS for edge in self._edges[at]]
         counts = np.diff(edges)
         sources = np.repeat(np.arange(len(counts)), counts)
         before = np.asarray(self.counts_before_block(block))
@@ -133,18 +134,20 @@ def _key(seed: int, stream: str, number: int) -> int:
     return int.from_bytes(digest, "little")
 
 
-def _fixed_point(weights: Sequence[float]) -> list[int]:
+def _edges(weights: Sequence[float], block_size: int) -> list[int]:
+    """E_k, shape (K,)."""
     shares = np.asarray(weights, dtype=np.float64)
     if shares.ndim != 1 or not np.all(np.isfinite(shares) & (shares >= 0)) or shares.sum() <= 0:
         raise ValueError(f"weights: found {weights!r}; use finite shares ≥ 0 that are not all 0")
-    cumulative = np.rint(np.cumsum(shares) / shares.sum() * _ONE).astype(np.int64).tolist()
+    cumulative = np.cumsum(shares) / shares.sum() * block_size
+    edges = np.rint(cumulative * _ONE).astype(np.int64).tolist()
     # Rounding must not hand the last places to a source whose weight is 0.
     last = int(np.flatnonzero(shares)[-1])
-    return cumulative[:last] + [_ONE] * (len(cumulative) - last)
+    return edges[:last] + [block_size * _ONE] * (len(edges) - last)
 
 
 def _prefix_total(scaled: int, blocks: int) -> int:
-    """Σ_{b < blocks} ⌊(scaled + u_b) / 2⁴⁸⌋."""
+    """Σ_{b < blocks} ⌊(scaled + u_b) / 2³²⌋."""
     whole, part = divmod(scaled, _ONE)
     carries = _floor_sum(blocks, _ONE, _GOLDEN, part) - _floor_sum(blocks, _ONE, _GOLDEN, 0)
     return blocks * whole + carries

@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 
 from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.export.mixture_file import read_mixture
+from megatron_fastmix.export.run_artifacts import write_run_artifacts
+from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.search import run_folder
 from megatron_fastmix.search.check_inputs import check_inputs
 from megatron_fastmix.search.worker import STOPPED_EXIT_CODE
@@ -30,6 +33,8 @@ def launch(config: SearchConfig, ranks: int | None = None) -> int:
     ranks = ranks or accelerators or CPU_RANKS
     check_inputs(config, ranks)
     folder = run_folder.claim(config)
+    if _show_finished(folder):
+        return 0
     environment = dict(os.environ)
     if not accelerators:
         environment.setdefault("DS_ACCELERATOR", "cpu")
@@ -57,6 +62,18 @@ def launch(config: SearchConfig, ranks: int | None = None) -> int:
     if code == STOPPED_EXIT_CODE:
         print(f"Stopped. To resume: megatron-fastmix search --config {folder}/config.yaml")
     return code
+
+
+def _show_finished(folder: Path) -> bool:
+    """Shows the result of a search that is complete; False where it is not."""
+    if not (folder / "mixture.json").exists():
+        return False
+    mixture = read_mixture(folder)
+    if mixture.complete:
+        files = write_run_artifacts(folder, mixture)
+        print(f"{folder}: this search is complete; choose another run_dir for a new one.\n")
+        print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
+    return mixture.complete
 
 
 def count_accelerators() -> int:

@@ -70,6 +70,8 @@ class Search:
         written before stay.
         """
         training, output = self.config.training, self.config.output
+        if self.step == training.train_iters:
+            return True
         active = self.group.rank == 0
         with Reporter(self.config, self.mixture, self.folder, self.step, active=active) as report:
             stop = False

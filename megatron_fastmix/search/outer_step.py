@@ -10,7 +10,7 @@ import torch
 
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import NonFiniteError
-from megatron_fastmix.hypergradient import Batch, OuterProblem, Products, find_estimator
+from megatron_fastmix.hypergradient import ESTIMATORS, Batch, OuterProblem, Products
 from megatron_fastmix.mixture import Mixture, logit_gradient
 from megatron_fastmix.parallel.parameters import Parameters
 from megatron_fastmix.proxy.megatron_gpt import sample_losses
@@ -62,7 +62,7 @@ def outer_step(
         group=group,
         relative_step=config.hypergradient.relative_step,
     )
-    products = find_estimator(config.hypergradient.estimator)(problem, keep_losses)
+    products = ESTIMATORS[config.hypergradient.estimator](problem, keep_losses)
     sums, counts = group.sum(losses)
     target_losses = sums / counts
     _check_finite(target_losses, [f"target {t.name}: loss" for t in config.targets], number)

@@ -1,0 +1,116 @@
+"""The real `deepspeed` launcher: one run from end to end, `kill -9`, and Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from megatron.core.datasets.utils import get_blend_from_list
+
+from megatron_fastmix.report.metrics import read_metrics
+from megatron_fastmix.search.worker import STOPPED_EXIT_CODE
+
+pytestmark = pytest.mark.slow
+
+LIMIT_SECONDS = 300
+
+
+def start(config: Path, *flags: str) -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "megatron_fastmix.cli", "search", "--config", str(config), *flags],
+        env=environment | {"DS_ACCELERATOR": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=LIMIT_SECONDS)
+    return process.returncode, output
+
+
+def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while time.monotonic() < deadline:
+        metrics = run_dir / "metrics.jsonl"
+        if metrics.exists() and any(line["step"] >= step for line in read_metrics(metrics)):
+            return
+        assert process.poll() is None, finish(process)
+        time.sleep(0.05)
+    raise AssertionError(f"no step {step} in {LIMIT_SECONDS} s")
+
+
+def lines(run_dir: Path) -> list[dict]:
+    """The steps' lines without what depends on the clock."""
+    moving = {"time", "seconds", "tokens_per_second"}
+    return [
+        {k: v for k, v in line.items() if k not in moving}
+        for line in read_metrics(run_dir / "metrics.jsonl")
+        if line["kind"] in ("inner", "outer")
+    ]
+
+
+@pytest.fixture
+def straight(config_file: Path, tmp_path: Path) -> tuple[Path, str]:
+    """The run folder and the output of a run that nothing disturbed."""
+    run_dir = tmp_path / "straight"
+    code, output = finish(start(config_file, "--train-iters=40", f"--run_dir={run_dir}"))
+    assert code == 0, output
+    return run_dir, output
+
+
+def test_a_search_survives_kill_9_and_control_c(
+    config_file: Path, straight: tuple[Path, str], tmp_path: Path
+) -> None:
+    expected, output = straight
+    blend = ["--data-args-path", str(expected / "blend.txt")]
+    assert " ".join(blend) in output
+    mixture = json.loads((expected / "mixture.json").read_text())
+    paths, weights = get_blend_from_list((expected / "blend.txt").read_text().split())
+    learned = {source["path"]: source["weight"] for source in mixture["sources"]}
+    assert weights is not None
+    for path, weight in zip(paths, weights, strict=True):
+        assert weight == pytest.approx(learned[path], abs=1e-3)
+    assert (expected / "weights.png").read_bytes().startswith(b"\x89PNG")
+    assert yaml.safe_load((expected / "config.yaml").read_text())["training"]["train_iters"] == 40
+
+    run_dir = tmp_path / "disturbed"
+    flags = ("--train-iters=40", f"--run_dir={run_dir}")
+
+    killed = start(config_file, *flags)
+    wait_for_step(run_dir, 8, killed)
+    family = psutil.Process(killed.pid).children(recursive=True)
+    for process in [*family, psutil.Process(killed.pid)]:
+        process.kill()
+    killed.communicate()
+
+    stopped = start(config_file, *flags)
+    wait_for_step(run_dir, 20, stopped)
+    stopped.send_signal(signal.SIGINT)
+    code, output = finish(stopped)
+    assert code == STOPPED_EXIT_CODE, output
+    assert f"To resume: megatron-fastmix search --config {run_dir}/config.yaml" in output
+    assert not json.loads((run_dir / "mixture.json").read_text())["complete"]
+
+    code, output = finish(start(run_dir / "config.yaml"))
+    assert code == 0, output
+    assert lines(run_dir) == lines(expected)
+    resumed = json.loads((run_dir / "mixture.json").read_text())
+    assert resumed["sources"] == mixture["sources"]
+
+    # A finished search is not trained again.
+    before = (run_dir / "metrics.jsonl").read_bytes()
+    code, output = finish(start(run_dir / "config.yaml"))
+    assert code == 0, output
+    assert "learned weight" in output
+    assert (run_dir / "metrics.jsonl").read_bytes() == before

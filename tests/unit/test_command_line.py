@@ -1,0 +1,159 @@
+"""What a user sees of wrong input: one message, exit code 2, before any rank starts."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_fastmix.cli import join_flags, main
+from megatron_fastmix.corpus.tokenizers import load_tokenizer
+from tests.conftest import write_dataset
+
+
+@pytest.fixture(autouse=True)
+def nothing_starts(monkeypatch):
+    """Fails the test when a rank would be started."""
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr("subprocess.Popen", refuse)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+
+
+@pytest.fixture
+def search(search_values, tmp_path, capsys):
+    """Runs `search` on the changed values; returns the exit code and the message."""
+
+    def run(*flags: str, **changes) -> tuple[int, str]:
+        path = tmp_path / "search.yaml"
+        path.write_text(yaml.safe_dump({**search_values, **changes}))
+        code = main(["search", "--config", str(path), *flags])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def test_a_good_configuration_gets_as_far_as_starting(search):
+    with pytest.raises(AssertionError, match="a process was started"):
+        search()
+
+
+def copied(corpora: Path, tmp_path: Path, name: str) -> Path:
+    for suffix in (".bin", ".idx"):
+        shutil.copy(corpora / f"{name}{suffix}", tmp_path / f"{name}{suffix}")
+    return tmp_path / name
+
+
+def with_source(search_values: dict, prefix: Path) -> list[dict]:
+    return [{"name": "changed", "path": str(prefix)}, *search_values["sources"][1:]]
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated"])
+def test_a_damaged_dataset_is_refused(search, search_values, corpora, tmp_path, suffix, damage):
+    prefix = copied(corpora, tmp_path, "forward")
+    file = Path(f"{prefix}{suffix}")
+    if damage == "missing":
+        file.unlink()
+    else:
+        content = file.read_bytes()
+        file.write_bytes(b"" if damage == "empty" else content[: len(content) // 2])
+    code, message = search(sources=with_source(search_values, prefix))
+    assert code == 2
+    assert str(file) in message
+    assert message.count("\n") == 1
+
+
+def test_a_source_shorter_than_a_sample_is_refused(search, search_values, tmp_path):
+    write_dataset(tmp_path / "short", [[1, 2, 3]], 256)
+    code, message = search(sources=with_source(search_values, tmp_path / "short"))
+    assert code == 2
+    assert "changed" in message
+    assert "found 3 tokens, fewer than one sample of 33" in message
+
+
+def test_a_target_without_tokens_is_refused(search, tmp_path):
+    write_dataset(tmp_path / "empty", [], 256)
+    code, message = search(targets=[{"name": "target", "path": str(tmp_path / "empty")}])
+    assert code == 2
+    assert str(tmp_path / "empty") in message
+
+
+def test_a_vocabulary_that_does_not_match_is_refused(search, search_values, tmp_path):
+    too_large = load_tokenizer("ByteLevelTokenizer").vocab_size + 7
+    write_dataset(tmp_path / "other", [[1, too_large] * 40], 60_000)
+    code, message = search(sources=with_source(search_values, tmp_path / "other"))
+    assert code == 2
+    assert str(too_large) in message
+    assert str(tmp_path / "other") in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--global-batch-size", "10"], "it must be a multiple of micro_batch_size 3 times"),
+        (["--estimator=exact"], "choose one of finite_difference, per_source, last_layer"),
+        (["--engine.dtype=bf16"], "finite_difference needs fp32"),
+        (["--seq_len=3"], "seq_len: unknown key"),
+        (["--tokenizer-type=Nothing"], "Nothing"),
+        (["loose"], "overrides have the form --key=value"),
+        (["--num-ranks", "3"], "it must be a multiple of micro_batch_size 3 times"),
+    ],
+)
+def test_a_wrong_flag_is_refused(search, flags, message):
+    code, found = search(*flags)
+    assert code == 2
+    assert message in found
+    assert "Traceback" not in found
+
+
+def test_one_source_is_refused(search, search_values):
+    code, message = search(sources=search_values["sources"][:1])
+    assert code == 2
+    assert "a mixture needs at least 2 sources" in message
+
+
+def test_a_run_folder_of_another_search_is_refused(search, search_values):
+    with pytest.raises(AssertionError):
+        search()
+    code, message = search("--training.lr=1e-3")
+    assert code == 2
+    assert "training.lr: was 0.003, now 0.001" in message
+    assert search_values["run_dir"] in message
+    with pytest.raises(AssertionError):  # what moves no result may change
+        search("--output.log_interval=1")
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused(search, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, message = search(run_dir=str(tmp_path / "file/run"))
+    assert code == 2
+    assert "run_dir: cannot write to" in message
+
+
+def test_malformed_json_lines_are_refused_with_file_and_line(tmp_path, capsys):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps({"text": "good"}) + "\n{bad\n")
+    code = main(
+        [
+            *("preprocess", "--input", str(path), "--output-prefix", str(tmp_path / "out")),
+            *("--tokenizer-type", "ByteLevelTokenizer"),
+        ]
+    )
+    assert code == 2
+    assert f"{path}:2" in capsys.readouterr().err
+
+
+def test_an_unknown_verb_lists_the_verbs(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["serach"])
+    assert caught.value.code == 2
+    assert "search" in capsys.readouterr().err
+
+
+def test_flags_and_their_values_are_joined():
+    assert join_flags(["--a", "1", "--b=2", "--c"]) == ["--a=1", "--b=2", "--c"]

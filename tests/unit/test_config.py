@@ -1,0 +1,123 @@
+"""The configuration is strict: what cannot work is refused with what, where, value and fix."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_fastmix.config import dump_config, load_config
+from megatron_fastmix.errors import ConfigError
+
+
+def load(values: dict, tmp_path: Path, *overrides: str):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return load_config(path, overrides)
+
+
+def test_the_shipped_configuration_loads_and_round_trips(tmp_path):
+    config = load_config(Path(__file__).parents[2] / "configs/quickstart.yaml")
+    path = tmp_path / "dumped.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+    assert len(config.sources) == 6
+
+
+def test_overrides_take_dotted_keys_megatrons_flags_and_ours(search_values, tmp_path):
+    config = load(
+        search_values,
+        tmp_path,
+        "--training.lr=1e-3",
+        "--train-iters=100",
+        "--fastmix-inner-steps=7",
+        "--engine.zero_stage=3",
+        "--run_dir=elsewhere",
+    )
+    assert config.training.lr == 1e-3
+    assert config.training.train_iters == 100
+    assert config.mixture.inner_steps == 7
+    assert config.engine.zero_stage == 3
+    assert config.run_dir == "elsewhere"
+
+
+def test_an_exponent_without_a_point_is_a_number(search_values, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(search_values).replace("lr: 0.003", "lr: 3e-3"))
+    assert load_config(path).training.lr == 3e-3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--training.train_iter=5", r"train_iter: unknown key; did you mean training.train_iters"),
+        ("--lr=1", r"--lr: ambiguous; write one of training.lr, mixture.lr"),
+        ("--engine.zero_stage=4", r"engine.zero_stage: found 4; choose one of 0, 1, 2, 3"),
+        ("--train-iters=many", r"training.train_iters: expected int, found 'many'"),
+        ("--train-iters", r"overrides have the form --key=value"),
+        ("--micro-batch-size=0", r"training.micro_batch_size: found 0; use at least 1"),
+        ("--mixture.inner_steps=7", r"must not exceed train_iters 6"),
+        ("--mixture.initial_weights=[1, 2]", r"one positive weight for each of the 3 sources"),
+        ("--min-lr=1", r"training.min_lr: found 1.0; choose it between 0 and lr"),
+        ("--num-attention-heads=5", r"proxy.num_attention_heads: found 5"),
+        ("--training=3", r"unknown key"),
+    ],
+)
+def test_a_wrong_override_is_refused(search_values, tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load(search_values, tmp_path, override)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.update(sorces=[]), r"sorces: unknown key; did you mean sources\?"),
+        (lambda v: v["data"].update(seq_len=3), r"data.seq_len: unknown key"),
+        (lambda v: v.pop("targets"), r"targets: missing"),
+        (lambda v: v.update(sources=v["sources"][:1]), r"at least 2 sources"),
+        (lambda v: v.update(targets=[]), r"at least one held-out target"),
+        (lambda v: v["sources"].append(v["sources"][0]), r"sources: found \['forward'\]"),
+        (lambda v: v.update(targets=v["sources"][:1]), r"a target must not be a source"),
+        (lambda v: v["targets"][0].update(weight=-1.0), r"weights must be 0 or more"),
+        (lambda v: v.update(sources="python"), r"sources: expected a list, found 'python'"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(search_values, tmp_path, change, message):
+    change(search_values)
+    with pytest.raises(ConfigError, match=message):
+        load(search_values, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [1", "not valid YAML"), ("", "found nothing"), ("- 1", "found list")],
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: cannot read the configuration"):
+        load_config(tmp_path / "nothing.yaml")
+
+
+def test_batch_sizes_that_do_not_divide_are_refused(search_values, tmp_path):
+    config = load(search_values, tmp_path)
+    assert config.accumulation_steps(2) == 2
+    with pytest.raises(ConfigError, match=r"found 12; it must be a multiple .* = 24"):
+        config.accumulation_steps(8)
+
+
+def test_every_field_is_documented():
+    """A field that nobody explains is a field that nobody can set."""
+    from megatron_fastmix import config
+
+    source = Path(config.__file__).read_text()
+    for name, cls in vars(config).items():
+        if dataclasses.is_dataclass(cls):
+            body = source[source.index(f"class {name}") :].split("\n@dataclass")[0]
+            for field in dataclasses.fields(cls):
+                assert f"    {field.name}:" in body
