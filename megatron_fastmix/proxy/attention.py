@@ -35,11 +35,15 @@ class ScaledDotProductAttention(MegatronModule):
 
 
 class RotaryEmbeddingAnywhere(RotaryEmbedding):
-    """`RotaryEmbedding` that stays on the CPU where there is no CUDA."""
+    """`RotaryEmbedding` that follows the model to its device, whichever that is."""
+
+    def __init__(self, kv_channels: int) -> None:
+        super().__init__(kv_channels, rotary_percent=1.0, use_cpu_initialization=True)
+        # Moves with the model, yet is no number that a cast to bf16 would round.
+        self.register_buffer("_here", torch.empty(0, dtype=torch.int64), persistent=False)
 
     def get_emb(self, max_seq_len: int, offset: int = 0) -> torch.Tensor:
-        """(S, 1, 1, head size), as the base class computes it on CUDA."""
-        if torch.cuda.is_available():
-            return super().get_emb(max_seq_len, offset)
+        """(S, 1, 1, head size) in float32, as the base class computes it on CUDA."""
+        self.inv_freq: torch.Tensor = self.inv_freq.to(self._here.device)
         frequencies = self.get_freqs_non_repeated(max_seq_len, offset)
         return torch.cat((frequencies, frequencies), dim=-1)[:, None, None, :]

@@ -76,9 +76,7 @@ def build_proxy(
             share_embeddings_and_output_weights=not config.untie_embeddings_and_output_weights,
             position_embedding_type="rope",
         )
-    model.rotary_pos_emb = RotaryEmbeddingAnywhere(
-        transformer.kv_channels, rotary_percent=1.0, use_cpu_initialization=True
-    )
+    model.rotary_pos_emb = RotaryEmbeddingAnywhere(transformer.kv_channels)
     return model
 
 
