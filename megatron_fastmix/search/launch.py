@@ -35,6 +35,7 @@ def launch(config: SearchConfig, ranks: int | None = None) -> int:
     folder = run_folder.claim(config)
     if _show_finished(folder):
         return 0
+    run_folder.clear_stop(folder)
     environment = dict(os.environ)
     if not accelerators:
         environment.setdefault("DS_ACCELERATOR", "cpu")
@@ -58,7 +59,7 @@ def launch(config: SearchConfig, ranks: int | None = None) -> int:
     finally:
         for number, handler in previous:
             signal.signal(number, handler)
-    (folder / run_folder.STOP_FILE).unlink(missing_ok=True)
+    run_folder.clear_stop(folder)
     if code == STOPPED_EXIT_CODE:
         print(f"Stopped. To resume: megatron-fastmix search --config {folder}/config.yaml")
     return code

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from megatron_fastmix import strict_yaml
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.config import SearchConfig, dump_config, load_config
+from megatron_fastmix.corpus.manifest import read_manifest
 from megatron_fastmix.errors import ConfigError
 
 CONFIG_FILE = "config.yaml"
 STOP_FILE = "stop"
+SOURCES_FILE = "sources.json"
+"""Licence, origin, size and checksums of every dataset, from its manifest."""
 
 _MAY_DIFFER = ("run_dir", "output.", "engine.distributed_timeout_minutes", "data.data_cache_path")
 """Keys that may change between the parts of one search: they move no result."""
 
 
-def claim(config: SearchConfig) -> Path:
-    """Makes the run folder, or checks that the one there is of this very search.
+def claim(config: SearchConfig, *, write: bool = True) -> Path:
+    """Checks that the run folder is new or of this very search, and writes what identifies it.
 
-    Raises `ConfigError` that names every key that differs.
+    `write` False only checks, as the ranks other than 0 do. Raises `ConfigError` that names every
+    key that differs.
     """
     folder = Path(config.run_dir)
     kept = folder / CONFIG_FILE
@@ -37,11 +42,12 @@ def claim(config: SearchConfig) -> Path:
                 f"{folder}: holds a search with another configuration ({'; '.join(differing)}); "
                 "set these back to resume it, or choose another run_dir"
             )
-    try:
-        write_atomically(kept, dump_config(config))
-        (folder / STOP_FILE).unlink(missing_ok=True)
-    except OSError as error:
-        raise ConfigError(f"run_dir: cannot write to {folder}: {error.strerror}") from None
+    if write:
+        try:
+            write_atomically(kept, dump_config(config))
+            write_atomically(folder / SOURCES_FILE, _provenance(config))
+        except OSError as error:
+            raise ConfigError(f"run_dir: cannot write to {folder}: {error.strerror}") from None
     return folder
 
 
@@ -51,7 +57,24 @@ def request_stop(folder: Path) -> None:
 
 
 def stop_requested(folder: Path) -> bool:
+    """Whether `request_stop` was called."""
     return (folder / STOP_FILE).exists()
+
+
+def clear_stop(folder: Path) -> None:
+    """Takes a request to stop back."""
+    (folder / STOP_FILE).unlink(missing_ok=True)
+
+
+def _provenance(config: SearchConfig) -> str:
+    """The manifests of sources and targets, as JSON: whose text a mixture rests on."""
+    entries = []
+    for kind, datasets in (("source", config.sources), ("target", config.targets)):
+        for dataset in datasets:
+            manifest = read_manifest(dataset.path)
+            known = {} if manifest is None else strict_yaml.to_dict(manifest)
+            entries.append(known | {"name": dataset.name, "path": dataset.path, "kind": kind})
+    return json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from types import FrameType
 
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import FastMixError
+from megatron_fastmix.search import run_folder
 
 STOPPED_EXIT_CODE = 75
 """Exit code of a search that was stopped and can be resumed (EX_TEMPFAIL of sysexits.h)."""
@@ -38,6 +39,7 @@ def _search(config: SearchConfig) -> int:
     from megatron_fastmix.report.summary import final_table
     from megatron_fastmix.search.loop import Search
 
+    run_folder.claim(config, write=os.environ.get("RANK") == "0")
     accelerator = get_accelerator()
     on_cpu = accelerator.device_name() == "cpu"
     if not on_cpu:

@@ -128,6 +128,20 @@ def test_a_run_folder_of_another_search_is_refused(search, search_values):
         search("--output.log_interval=1")
 
 
+def test_the_run_folder_says_whose_text_it_rests_on(search, search_values, tmp_path):
+    text = tmp_path / "new.jsonl"
+    text.write_text(json.dumps({"text": "some words " * 20}) + "\n")
+    prefix = tmp_path / "new"
+    flags = ["--input", str(text), "--output-prefix", str(prefix), "--licence", "CC0-1.0"]
+    assert main(["preprocess", *flags, "--tokenizer-type", "ByteLevelTokenizer"]) == 0
+    with pytest.raises(AssertionError):
+        search(sources=with_source(search_values, Path(f"{prefix}_text_document")))
+    entries = json.loads((Path(search_values["run_dir"]) / "sources.json").read_text())
+    assert [entry["name"] for entry in entries] == ["changed", "backward", "noise", "target"]
+    assert entries[0]["licence"] == "CC0-1.0"
+    assert entries[-1]["kind"] == "target"
+
+
 def test_a_run_folder_that_cannot_be_made_is_refused(search, tmp_path):
     (tmp_path / "file").write_text("")
     code, message = search(run_dir=str(tmp_path / "file/run"))
