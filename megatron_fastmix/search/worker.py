@@ -20,7 +20,9 @@ STOPPED_EXIT_CODE = 75
 def run_worker(config: SearchConfig) -> int:
     """Runs this rank; rank 0 prints the result. Returns the exit code."""
     first_of_host = os.environ.get("LOCAL_RANK", "0") == "0"
+    # Neither is about anything that a user of the search could change.
     warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     try:
         return _search(config)
     except FastMixError as error:

@@ -127,6 +127,51 @@ def test_products_do_not_depend_on_sharding(
     np.testing.assert_allclose(found / scale, reference / scale, rtol=tolerance, atol=tolerance)
 
 
+def objective_weights(config: SearchConfig) -> list[tuple[int, float]]:
+    """(group, weight) of every sample of an objective, without padding."""
+    search = Search(config)
+    parts = search.batches.objective(0, np.array([0.5, 0.3, 0.2]))
+    return [
+        (int(group), float(weight))
+        for batch, weights in parts
+        for group, weight in zip(batch.group, weights, strict=True)
+        if weight
+    ]
+
+
+def test_the_objective_weighs_targets_by_omega_and_training_by_beta(
+    search_values: dict, corpora: Path
+) -> None:
+    search_values["targets"] = [
+        {"name": "one", "path": str(corpora / "target"), "weight": 3.0},
+        {"name": "two", "path": str(corpora / "target"), "weight": 1.0},
+    ]
+    config = load(search_values, **{"mixture.train_loss_weight": 0.2})
+    totals: dict[int, float] = {}
+    for rank in run_ranks(2, objective_weights, config):
+        for group, weight in rank:
+            totals[group] = totals.get(group, 0) + weight
+    expected = {0: 0.75, 1: 0.25, -1: 0.2 * 0.5, -2: 0.2 * 0.3, -3: 0.2 * 0.2}
+    assert totals == pytest.approx(expected, rel=1e-6)
+
+
+def test_products_with_beta_do_not_depend_on_sharding(search_values: dict, tmp_path: Path) -> None:
+    changes = {
+        "mixture.lr": 0,
+        "mixture.train_loss_weight": 0.3,
+        "hypergradient.estimator": "per_source",
+    }
+    one = load(search_values, run_dir=tmp_path / "one", **{"engine.zero_stage": 0, **changes})
+    two = load(search_values, run_dir=tmp_path / "two", **{"engine.zero_stage": 3, **changes})
+    run_ranks(1, run_search, one)
+    run_ranks(2, run_search, two)
+    expected = products_of(one.run_dir)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(
+        products_of(two.run_dir) / scale, expected / scale, rtol=1e-4, atol=1e-4
+    )
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_logits_are_bitwise_equal_on_all_ranks(search_values: dict, stage: int) -> None:
     one, two = run_ranks(2, run_search, load(search_values, **{"engine.zero_stage": stage}))
