@@ -49,6 +49,11 @@ def logit_gradient(
     return gradient
 
 
+def averaged_steps(outer_steps: int, fraction: float) -> int:
+    """How many of the last iterates the reported mixture averages; at least one."""
+    return max(1, round(fraction * outer_steps))
+
+
 class Mixture:
     """K named sources, their logits z (K,) and the outer optimizer (Adam) that moves them."""
 
@@ -100,7 +105,7 @@ class Mixture:
 
         Returns (mean (K,), standard deviation (K,), iterates averaged).
         """
-        count = max(1, round(self.config.averaging_fraction * self.outer_steps))
+        count = averaged_steps(self.outer_steps, self.config.averaging_fraction)
         tail = np.stack(self.history[-count:])
         return tail.mean(axis=0), tail.std(axis=0), count
 

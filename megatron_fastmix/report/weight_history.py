@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.mixture import averaged_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,8 @@ def weight_history(
     start = run.get("initial_weights")
     if averaged is None:
         config = run.get("config", {}).get("mixture", {})
-        averaged = math.ceil(len(outer) * config.get("averaging_fraction", 0.5))
-    averaged = max(1, min(averaged, len(outer)))
+        averaged = averaged_steps(len(outer), config.get("averaging_fraction", 0.5))
+    averaged = min(averaged, len(outer))
     if start:
         steps = [0, *steps]
         weights = {name: [float(start[name]), *series] for name, series in weights.items()}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_fastmix import strict_yaml
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.mixture import Mixture
 from megatron_fastmix.report.metrics import MetricsLog
@@ -51,11 +52,8 @@ class Reporter:
                 0,
                 sources=mixture.names,
                 targets=[target.name for target in config.targets],
-                weights=self._by_source(mixture.weights),
-                train_iters=config.training.train_iters,
-                inner_steps=config.mixture.inner_steps,
-                averaging_fraction=config.mixture.averaging_fraction,
-                seed=config.seed,
+                initial_weights=self._by_source(mixture.weights),
+                config=strict_yaml.to_dict(config),
             )
 
     def inner(

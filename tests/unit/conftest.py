@@ -1,0 +1,82 @@
+"""A finished search's result and metrics, as the loop writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_fastmix.export.mixture_file import (
+    MixtureFile,
+    SourceWeight,
+    TargetResult,
+    epochs_implied,
+)
+from megatron_fastmix.report.metrics import MetricsLog
+
+
+@pytest.fixture
+def make_mixture():
+    """A function: weights by name (and changes to other fields) to a `MixtureFile`."""
+
+    def make(weights: dict[str, float], folder: str = "/data", **changes) -> MixtureFile:
+        values = {
+            "seq_length": 32,
+            "complete": True,
+            "steps": 60,
+            "outer_steps": 12,
+            "averaging_fraction": 0.5,
+            "averaged_outer_steps": 6,
+            "token_budget": 10_000,
+            "seed": 1,
+            "estimator": "finite_difference",
+            "sources": tuple(
+                SourceWeight(
+                    name=name,
+                    path=f"{folder}/{name}",
+                    tokens=5_000,
+                    documents=50,
+                    initial_weight=1 / len(weights),
+                    final_weight=weight,
+                    weight=weight,
+                    weight_std=0.01,
+                    logit=0.1,
+                    epochs=epochs_implied(weight, 5_000, 10_000),
+                )
+                for name, weight in weights.items()
+            ),
+            "targets": (
+                TargetResult(
+                    name="target",
+                    path=f"{folder}/target",
+                    tokens=3_000,
+                    weight=1.0,
+                    initial_loss=5.5,
+                    final_loss=4.25,
+                ),
+            ),
+            "cost": {"training_flops": 1e12, "wall_seconds": 60.0, "tokens": 1e6},
+            "versions": {"torch": "2"},
+            "config": {"tokenizer": {"tokenizer_type": "ByteLevelTokenizer"}},
+        }
+        return MixtureFile(**(values | changes))
+
+    return make
+
+
+@pytest.fixture
+def make_metrics():
+    """A function: writes the metrics of a search over `names` to a path."""
+
+    def make(path: Path, names: list[str], outer_steps: int = 12) -> None:
+        logits = np.zeros(len(names))
+        with MetricsLog(path) as log:
+            log.write("run", 0, initial_weights={n: 1 / len(names) for n in names})
+            for step in range(1, outer_steps + 1):
+                log.write("inner", step, loss=5.0)
+                logits += np.linspace(0.2, -0.2, len(names))
+                weights = np.exp(logits) / np.exp(logits).sum()
+                log.write("outer", step, weights=dict(zip(names, weights, strict=True)))
+
+    return make
