@@ -14,6 +14,8 @@ from megatron_fastmix import strict_yaml
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.errors import ConfigError, DataError
 
+FORMAT = "megatron_fastmix.manifest"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerRecord:
@@ -65,6 +67,7 @@ class Manifest:
     inputs: tuple[InputRecord, ...]
     licence: str | None = None
     origin: str | None = None
+    format: str = FORMAT
 
 
 def input_records(paths: Iterable[str | Path]) -> tuple[InputRecord, ...]:
@@ -97,15 +100,21 @@ def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
 def read_manifest(prefix: str | Path) -> Manifest | None:
     """The manifest of the dataset at `prefix`; None for a dataset that has none.
 
-    Raises `DataError` for a file that is not a manifest.
+    A `PREFIX.json` of somebody else's, such as the text that the dataset was made from, is none.
+    Raises `DataError` for a manifest of ours that cannot be read.
     """
     path = manifest_path(prefix)
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-        return strict_yaml.from_dict(Manifest, values)
-    except FileNotFoundError:
+        values: Any = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
-    except (OSError, ValueError, ConfigError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the manifest: {error.strerror}") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        return None
+    try:
+        return strict_yaml.from_dict(Manifest, values)
+    except ConfigError as error:
         raise DataError(
             f"{path}: not a dataset manifest of this version: {error}; preprocess the corpus again"
         ) from None

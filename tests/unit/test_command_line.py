@@ -68,6 +68,16 @@ def test_a_damaged_dataset_is_refused(search, search_values, corpora, tmp_path, 
     assert message.count("\n") == 1
 
 
+@pytest.mark.parametrize("text", ['{"text": "a"}\n{"text": "b"}\n', '{"text": "a"}', "[]"])
+def test_somebody_elses_json_beside_a_dataset_does_not_matter(
+    search, search_values, corpora, tmp_path, text
+):
+    prefix = copied(corpora, tmp_path, "forward")
+    Path(f"{prefix}.json").write_text(text)
+    with pytest.raises(AssertionError, match="a process was started"):
+        search(sources=with_source(search_values, prefix))
+
+
 def test_a_source_shorter_than_a_sample_is_refused(search, search_values, tmp_path):
     write_dataset(tmp_path / "short", [[1, 2, 3]], 256)
     code, message = search(sources=with_source(search_values, tmp_path / "short"))
