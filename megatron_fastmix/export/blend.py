@@ -63,17 +63,11 @@ def round_weights(weights: Mapping[str, float], decimals: int = DEFAULT_DECIMALS
     return {name: f"{n // unit}.{n % unit:0{decimals}d}" for name, n in counts.items()}
 
 
-def make_blend(
-    mixture: MixtureFile,
-    weights: Mapping[str, float] | None = None,
-    *,
-    decimals: int = DEFAULT_DECIMALS,
-) -> Blend:
-    """The blend of `mixture` at its learned weights, or at `weights` by source name."""
-    rounded = round_weights(mixture.weights if weights is None else weights, decimals)
+def make_blend(mixture: MixtureFile, *, decimals: int = DEFAULT_DECIMALS) -> Blend:
+    """The blend of `mixture` at its learned weights."""
+    rounded = round_weights(mixture.weights, decimals)
     entries = [_entry(source, rounded[source.name]) for source in mixture.sources]
-    by_target = {target.name: target.weight for target in mixture.targets}
-    target_weights = round_weights(by_target, decimals) if by_target else {}
+    target_weights = round_weights({t.name: t.weight for t in mixture.targets}, decimals)
     return Blend(
         seq_length=mixture.seq_length,
         seed=mixture.seed,

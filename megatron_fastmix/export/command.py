@@ -59,7 +59,12 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     if args.output:
-        write_atomically(args.output, text)
+        try:
+            write_atomically(args.output, text)
+        except OSError as error:
+            raise ConfigError(
+                f"--output: cannot write {args.output}: {error.strerror}; choose another file"
+            ) from None
         print(f"wrote {args.output}", file=sys.stderr)
     else:
         sys.stdout.write(text)

@@ -144,7 +144,8 @@ def read_mixture(path: str | Path) -> MixtureFile:
 def _load(path: Path) -> dict[str, Any]:
     def refuse(constant: str) -> NoReturn:
         raise DataError(
-            f"{path}: holds {constant}, which is no weight or loss; run the search again"
+            f"{path}: holds {constant}, which JSON and mixtures do not know; "
+            "take the file that the run wrote"
         )
 
     try:
@@ -165,8 +166,12 @@ def _build(values: dict[str, Any], path: Path) -> MixtureFile:
     fields = {f.name for f in dataclasses.fields(MixtureFile)}
     typed_fields = {f.name for f in dataclasses.fields(_TypedPart)}
     mappings = fields - typed_fields
-    for name in sorted(fields - values.keys()):
-        raise DataError(f"{path}: key {name!r} is missing; the file is not whole or was edited")
+    missing = sorted(fields - values.keys())
+    if missing:
+        raise DataError(
+            f"{path}: {', '.join(missing)} missing; the file is not whole or was edited: "
+            "take the one that the run wrote"
+        )
     for name in sorted(mappings):
         if not isinstance(values[name], dict):
             raise DataError(f"{path}: {name}: expected an object, found {values[name]!r}")
@@ -183,26 +188,40 @@ def _build(values: dict[str, Any], path: Path) -> MixtureFile:
 
 
 def _check(mixture: MixtureFile, path: Path) -> None:
-    if not mixture.sources:
-        raise DataError(f"{path}: sources is empty; a mixture has at least one source")
+    if mixture.unit != UNIT:
+        raise DataError(
+            f"{path}: unit is {mixture.unit!r}, this program reads {UNIT!r}; weights of another "
+            "unit mean something else, so convert them first"
+        )
     for where, names in (
         ("sources", [s.name for s in mixture.sources]),
         ("targets", [t.name for t in mixture.targets]),
     ):
+        if not names:
+            raise DataError(f"{path}: {where} is empty; a run has at least one")
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
-            raise DataError(f"{path}: {where}: {twice} occur more than once; names are unique")
+            raise DataError(
+                f"{path}: {where}: {twice} occur more than once; names are unique; "
+                "take the file that the run wrote"
+            )
     for source in mixture.sources:
         if source.tokens < 1:
-            raise DataError(f"{path}: source {source.name}: tokens is {source.tokens}, need >= 1")
-    for key in ("initial_weight", "final_weight", "weight"):
-        weights = {s.name: getattr(s, key) for s in mixture.sources}
-        negative = {name: w for name, w in weights.items() if w < 0}
-        if negative:
-            raise DataError(f"{path}: {key} is negative: {negative}; weights are shares")
-        total = math.fsum(weights.values())
-        if abs(total - 1) > SUM_TOLERANCE:
             raise DataError(
-                f"{path}: {key} sums to {total!r} over the sources, expected 1; do not edit "
-                "mixture.json by hand, correct weights with `megatron-fastmix export --set`"
+                f"{path}: source {source.name}: tokens is {source.tokens}, expected 1 or more; "
+                "take the file that the run wrote"
+            )
+    shares = {
+        f"{key} of sources": {source.name: getattr(source, key) for source in mixture.sources}
+        for key in ("initial_weight", "final_weight", "weight")
+    }
+    shares["weight of targets"] = {target.name: target.weight for target in mixture.targets}
+    for what, weights in shares.items():
+        negative = {name: weight for name, weight in weights.items() if weight < 0}
+        total = math.fsum(weights.values())
+        if negative or abs(total - 1) > SUM_TOLERANCE:
+            found = f"negative for {negative}" if negative else f"summing to {total!r}"
+            raise DataError(
+                f"{path}: {what}: found {found}; expected shares of 0 or more that sum to 1; "
+                "take the file that the run wrote"
             )

@@ -11,127 +11,142 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from megatron_fastmix.atomic_file import write_atomically
+from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.mixture_file import MixtureFile
 from megatron_fastmix.report.metrics import read_metrics
-from megatron_fastmix.report.weight_history import weight_history
 
 # Okabe and Ito's colours, told apart by colour-blind readers too (yellow left out: too pale for
 # thin lines on white). Past seven sources the dashes change.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
-# A run has one weight per source, and a name longer than this would squeeze the lines.
-LONGEST_LABEL = 28
-LABEL_HEIGHT = 0.17
+LONGEST_LABEL = 24
+"""Characters of a name; a longer one would squeeze the lines."""
+LABEL_HEIGHT = 0.23
 """Inches between two labels at the line ends."""
+MARGINS = 1.0
+"""Inches of the picture's height that lie above and below the axes."""
+TEXT, FAINT = "#222222", "#666666"
 
 
-def plot_weights(
-    metrics_path: str | Path, output_png: str | Path, *, mixture: MixtureFile | None = None
-) -> None:
+def plot_weights(metrics_path: str | Path, output_png: str | Path, mixture: MixtureFile) -> None:
     """Draws the weights over optimizer steps, labelled at the line ends with the learned weight.
 
-    The averaged tail is shaded. With `mixture` the labels show its weights; without, those that
-    follow from the metrics so far. Raises `DataError` where no outer step has been logged.
+    The shaded tail is what the learned weight averages. The lettering can be read at half of the
+    picture's 1440 pixels of width. Raises `DataError` where no outer step has been logged or the
+    metrics are about other sources.
     """
-    history = weight_history(
-        read_metrics(metrics_path), averaged=mixture.averaged_outer_steps if mixture else None
-    )
-    learned = mixture.weights if mixture else history.mean
-    order = sorted(history.weights, key=lambda name: -learned[name])
-    height = max(4.5, LABEL_HEIGHT * len(order) + 1.5)
-    figure = Figure(figsize=(9, height), dpi=120, layout="constrained")
+    steps, weights = _history(metrics_path, mixture)
+    order = sorted(weights, key=lambda name: -mixture.weights[name])
+    height = max(4.2, LABEL_HEIGHT * len(order) + MARGINS)
+    figure = Figure(figsize=(9, height), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    last = history.steps[-1]
-    first_averaged = history.steps[-history.averaged]
-    axes.axvspan(first_averaged, last, color="#000000", alpha=0.06, linewidth=0)
-    axes.annotate(
-        f"learned weight = mean of the last {history.averaged} outer steps",
-        xy=(last, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8,
-        color="#555555",
-    )
+    tail = steps[-mixture.averaged_outer_steps :]
+    axes.axvspan(tail[0], steps[-1], color="black", alpha=0.06, linewidth=0)
     for rank, name in enumerate(order):
         axes.plot(
-            history.steps,
-            history.weights[name],
+            steps,
+            weights[name],
             color=COLOURS[rank % len(COLOURS)],
             linestyle=DASHES[rank // len(COLOURS) % len(DASHES)],
-            linewidth=2 if rank < 3 else 1.4,
+            linewidth=2.4 if rank < 3 else 1.6,
             zorder=3 - rank / len(order),
         )
-    axes.set_xlim(min(history.steps[0], 0), max(last, 1))
-    top = max(max(series) for series in history.weights.values())
-    axes.set_ylim(0, min(1.0, top * 1.08) if top < 0.93 else 1.0)
-    axes.set_xlabel("optimizer steps of the proxy")
-    axes.set_ylabel("weight (share of samples)")
+    axes.set_xlim(0, steps[-1])
+    axes.set_ylim(0, min(1.0, 1.08 * max(map(max, weights.values()))))
+    axes.set_xlabel("optimizer steps of the proxy", fontsize=12, color=TEXT)
+    axes.set_ylabel("share of samples", fontsize=12, color=TEXT)
+    axes.tick_params(labelsize=11, colors=TEXT)
     axes.yaxis.grid(True, color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    _label_ends(axes, order, learned, [history.weights[name][-1] for name in order], height)
+    axes.annotate(
+        "averaged to the learned weights",
+        xy=(steps[-1], 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="right",
+        fontsize=11,
+        color=FAINT,
+    )
+    _label_ends(axes, mixture.weights, {name: weights[name][-1] for name in order}, height)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     write_atomically(output_png, buffer.getvalue())
 
 
+def _history(
+    metrics_path: str | Path, mixture: MixtureFile
+) -> tuple[list[int], dict[str, list[float]]]:
+    """Steps at which the weights were set, the start included, and the weights by source."""
+    outer = [line for line in read_metrics(metrics_path) if line["kind"] == "outer"]
+    if not outer:
+        raise DataError(f"{metrics_path}: no outer step is logged, so there is nothing to draw")
+    for line in outer:
+        if line.get("weights", {}).keys() != mixture.weights.keys():
+            raise DataError(
+                f"{metrics_path}: step {line['step']} is not about the sources "
+                f"{list(mixture.weights)}; give the metrics of the run that wrote the mixture"
+            )
+    steps = [0, *(line["step"] for line in outer)]
+    weights = {
+        source.name: [source.initial_weight, *(line["weights"][source.name] for line in outer)]
+        for source in mixture.sources
+    }
+    return steps, weights
+
+
 def _label_ends(
-    axes: Axes,
-    order: Sequence[str],
-    learned: dict[str, float],
-    ends: Sequence[float],
-    height: float,
+    axes: Axes, learned: dict[str, float], ends: dict[str, float], height: float
 ) -> None:
-    low, high = axes.get_ylim()
-    # Fractions of the axes; about 1.2 inches of the height are not axes.
-    gap = LABEL_HEIGHT / (height - 1.2)
-    heights = spread_out([(end - low) / (high - low) for end in ends], gap)
-    for rank, (name, end, y) in enumerate(zip(order, ends, heights, strict=True)):
-        colour = COLOURS[rank % len(COLOURS)]
+    """Writes name and learned weight beside each line's end; `ends` are in the lines' order."""
+    top = axes.get_ylim()[1]
+    places = spread_out([end / top for end in ends.values()], LABEL_HEIGHT / (height - MARGINS))
+    for rank, (name, place) in enumerate(zip(ends, places, strict=True)):
         short = name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "…"
-        axes.annotate(
-            f"{short}  {learned[name]:.3f}",
-            xy=(1.0, (end - low) / (high - low)),
-            xycoords="axes fraction",
-            xytext=(1.035, y),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=9,
+        # A thin leader from the line's end to a piece of the line, then the text.
+        for xs, ys, width in (
+            ((1.0, 1.04), (ends[name] / top, place), 0.7),
+            ((1.04, 1.08), (place, place), 2.0),
+        ):
+            axes.plot(
+                xs,
+                ys,
+                color=COLOURS[rank % len(COLOURS)],
+                linestyle=DASHES[rank // len(COLOURS) % len(DASHES)] if width > 1 else "-",
+                linewidth=width,
+                transform=axes.transAxes,
+                clip_on=False,
+            )
+        axes.text(
+            1.095,
+            place,
+            f"{learned[name]:.3f}  {short}",
+            transform=axes.transAxes,
+            va="center_baseline",
+            fontsize=12,
             fontweight="bold" if rank < 3 else "normal",
-            color=colour,
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colour,
-                "linewidth": 0.7,
-                "linestyle": DASHES[rank // len(COLOURS) % len(DASHES)],
-                "shrinkA": 2,
-                "shrinkB": 0,
-                "relpos": (0, 0.5),
-            },
+            color=TEXT,
+            parse_math=False,  # a name may hold dollar signs
         )
 
 
 def spread_out(positions: Sequence[float], gap: float) -> list[float]:
-    """Moves `positions` as little as need be so that neighbours are `gap` apart, within [0, 1].
+    """Moves `positions` so that neighbours are `gap` apart or more, all within [0, 1].
 
     Where they cannot all fit, the gap shrinks to what does.
     """
-    count = len(positions)
-    if count > 1:
-        gap = min(gap, 1 / (count - 1))
-    order = sorted(range(count), key=lambda i: positions[i])
-    placed: list[float] = []
+    if len(positions) > 1:
+        gap = min(gap, 1 / (len(positions) - 1))
+    order = sorted(range(len(positions)), key=lambda i: positions[i])
+    placed = list(positions)
     # Upwards so that nobody overlaps, then down from the top where that ran past it.
+    floor = 0.0
     for i in order:
-        placed.append(max(positions[i], placed[-1] + gap) if placed else max(positions[i], 0.0))
+        placed[i] = max(placed[i], floor)
+        floor = placed[i] + gap
     ceiling = 1.0
-    for rank in reversed(range(count)):
-        placed[rank] = min(placed[rank], ceiling)
-        ceiling = placed[rank] - gap
-    result = [0.0] * count
-    for rank, i in enumerate(order):
-        result[i] = placed[rank]
-    return result
+    for i in reversed(order):
+        placed[i] = min(placed[i], ceiling)
+        ceiling = placed[i] - gap
+    return placed

@@ -1,7 +1,11 @@
 """Blends as Megatron reads them, checked by Megatron-core's own parser and builder."""
 
 import json
+import shlex
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -73,7 +77,9 @@ def test_white_space_in_a_path_is_refused_where_megatron_would_split_it(make_mix
     blend = make_blend(mixture)
     with pytest.raises(DataError, match="'/my data/a' has white space"):
         data_args(blend)
-    assert "'/my data/a'" in command_line(blend)
+    # As a POSIX shell splits it.
+    words = shlex.split(command_line(blend))
+    assert get_blend_from_list(words[1:])[0] == ["/my data/a", "/my data/b"]
     assert get_blend_from_list(json.loads(per_split(blend))["train"])[0] == [
         "/my data/a",
         "/my data/b",
@@ -88,6 +94,19 @@ def test_a_run_folder_gets_mixture_blends_and_picture(tmp_path, make_mixture, ma
     files = write_run_artifacts(tmp_path, make_mixture({"a": 0.5, "b": 0.5}))
     assert files.blend_txt and files.blend_txt.read_text() == "0.5000 /data/a\n0.5000 /data/b\n"
     assert files.picture and files.picture.read_bytes().startswith(b"\x89PNG")
+    # A result without outer steps must not be shown with another's picture.
+    files = write_run_artifacts(tmp_path, make_mixture({"a": 0.5, "b": 0.5}, outer_steps=0))
+    assert files.picture is None
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        *("blend.json", "blend.txt", "metrics.jsonl", "mixture.json")
+    ]
+
+
+def test_a_path_that_megatron_would_strip_gets_no_blend_at_all(tmp_path, make_mixture):
+    (tmp_path / "blend.txt").write_text("of an earlier run")
+    files = write_run_artifacts(tmp_path, make_mixture({"a": 1.0}, folder=" data"))
+    assert (files.blend_txt, files.blend_json) == (None, None)
+    assert [file.name for file in tmp_path.iterdir()] == ["mixture.json"]
 
 
 @pytest.fixture
@@ -105,6 +124,24 @@ def test_the_command_writes_to_standard_output_or_a_file(run_dir, tmp_path, caps
     assert output.read_text() == text
 
 
+def test_the_command_names_what_it_leaves_out(tmp_path, make_mixture, capsys):
+    make_mixture({"a": 0.9996, "b": 0.0004}).write(tmp_path / "mixture.json")
+    assert main(["export", str(tmp_path), "--decimals", "3"]) == 0
+    output = capsys.readouterr()
+    assert output.out == "1.000 /data/a\n"
+    assert "left out, because the weight rounds to 0 at 3 decimals: b" in output.err
+
+
+def test_the_tool_is_the_command(run_dir):
+    tool = Path(__file__).parents[2] / "tools" / "convert_weights.py"
+    call = [sys.executable, tool, run_dir, "--format"]
+    done = subprocess.run([*call, "megatron-cli"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "--data-path 0.6000 /data/a 0.4000 /data/b\n")
+    refused = subprocess.run([*call, "other"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("convert_weights.py: --format: found 'other'")
+
+
 def test_the_command_lists_its_formats(capsys):
     assert main(["export", "--format", "list"]) == 0
     text = capsys.readouterr().out
@@ -117,6 +154,11 @@ def test_the_command_refuses_wrong_arguments(run_dir, capsys):
     assert "choose one of megatron-cli" in capsys.readouterr().err
     assert main(["export", str(run_dir / "nothing")]) == 2
     assert main(["export"]) == 2
+    assert main(["export", str(run_dir), "--decimals", "0"]) == 2
+    assert "use 1 to 12" in capsys.readouterr().err
+    (run_dir / "file").write_text("")
+    assert main(["export", str(run_dir), "--output", str(run_dir / "file" / "blend.txt")]) == 2
+    assert "--output: cannot write" in capsys.readouterr().err
 
 
 def test_an_unfinished_run_is_exported_only_on_request(tmp_path, make_mixture, capsys):

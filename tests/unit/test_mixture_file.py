@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -24,7 +25,11 @@ def test_a_mixture_round_trips_bitwise(tmp_path, make_mixture):
         ({"version": 9}, "version is 9, this program reads 1"),
         ({"seed": "x"}, "seed"),
         ({"surplus": 1}, "surplus"),
-        ({"sources": []}, "sources"),
+        ({"unit": "share of rows"}, "unit is 'share of rows'"),
+        ({"sources": []}, "sources is empty"),
+        ({"targets": []}, "targets is empty"),
+        ({"cost": 3}, "cost: expected an object"),
+        ({"seq_length": 32.5}, "seq_length: expected int"),
     ],
 )
 def test_what_is_no_mixture_is_refused(tmp_path, make_mixture, change, message):
@@ -43,10 +48,43 @@ def test_a_missing_key_is_refused(tmp_path, make_mixture):
         read_mixture(tmp_path)
 
 
-def test_weights_that_do_not_sum_to_one_are_refused(tmp_path, make_mixture):
-    make_mixture({"a": 0.5, "b": 0.4}).write(tmp_path / "mixture.json")
-    with pytest.raises(DataError, match=r"0\.9"):
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("sources", {"weight": 0.4}, r"weight of sources: found summing to 0\.9"),
+        ("sources", {"final_weight": 0.4}, r"final_weight of sources: found summing to 0\.9"),
+        ("sources", {"weight": -0.5}, r"weight of sources: found negative for {'a': -0\.5}"),
+        ("sources", {"tokens": 0}, "source a: tokens is 0"),
+        ("sources", {"name": "b"}, r"\['b'\] occur more than once"),
+        ("sources", {"colour": 1}, r"sources\[0\]\.colour: unknown key"),
+        ("targets", {"weight": 0.0}, r"weight of targets: found summing to 0\.0"),
+    ],
+)
+def test_sources_and_targets_that_cannot_be_are_refused(
+    tmp_path, make_mixture, part, changes, message
+):
+    values = dataclasses.asdict(make_mixture({"a": 0.5, "b": 0.5}))
+    values[part][0].update(changes)
+    (tmp_path / "mixture.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match=message):
         read_mixture(tmp_path)
+
+
+def test_a_source_without_a_key_is_refused(tmp_path, make_mixture):
+    values = dataclasses.asdict(make_mixture({"a": 0.5, "b": 0.5}))
+    del values["sources"][1]["tokens"]
+    (tmp_path / "mixture.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"sources\[1\]\.tokens: missing"):
+        read_mixture(tmp_path)
+
+
+def test_not_a_number_is_never_written(tmp_path, make_mixture):
+    make_mixture({"a": 1.0}).write(tmp_path / "mixture.json")
+    before = (tmp_path / "mixture.json").read_bytes()
+    with pytest.raises(ValueError, match="JSON compliant"):
+        make_mixture({"a": math.nan}).write(tmp_path / "mixture.json")
+    assert (tmp_path / "mixture.json").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["mixture.json"]
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"a": NaN}', "{"])

@@ -3,16 +3,19 @@
 import io
 import json
 import math
+import shlex
 
+import matplotlib.image
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.report.metrics import MetricsLog, read_metrics
 from megatron_fastmix.report.plots import plot_weights, spread_out
 from megatron_fastmix.report.progress import Progress
 from megatron_fastmix.report.summary import final_table
-from megatron_fastmix.report.weight_history import weight_history
 
 
 def test_lines_are_there_as_soon_as_they_are_written(tmp_path):
@@ -45,6 +48,20 @@ def test_a_malformed_line_is_refused_with_its_number(tmp_path):
     path.write_text('{"kind": "inner", "step": 1}\nnonsense\n{"kind": "inner", "step": 2}\n')
     with pytest.raises(DataError, match=r"metrics\.jsonl:2"):
         read_metrics(path)
+    path.write_text('{"kind": "inner"}\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl:1: expected an object with kind and step"):
+        read_metrics(path)
+    path.unlink()
+    with pytest.raises(DataError, match="cannot read the metrics"):
+        read_metrics(path)
+
+
+def test_metrics_can_be_read_while_they_are_written(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "inner", "step": 1}\n{"kind": "inner", "st')
+    assert [line["step"] for line in read_metrics(path)] == [1]
+    path.write_text("")
+    assert read_metrics(path) == []
 
 
 def update(progress: Progress, step: int) -> None:
@@ -94,36 +111,82 @@ def test_the_table_says_what_was_learned_and_how_to_use_it(make_mixture):
     assert "--data-args-path run/blend.txt --seq-length 32" in text
     assert "--per-split" not in text
     assert "Loss on target target: 5.5000" in text
+    assert "not finished" not in text
 
 
-def test_the_history_starts_at_the_initial_weights_and_averages_the_tail(tmp_path, make_metrics):
-    make_metrics(tmp_path / "metrics.jsonl", ["a", "b", "c"])
-    history = weight_history(read_metrics(tmp_path / "metrics.jsonl"))
-    assert history.steps == list(range(13))
-    assert history.weights["a"][0] == pytest.approx(1 / 3)
-    assert history.averaged == 6
-    assert history.mean["a"] == pytest.approx(np.mean(history.weights["a"][-6:]))
-    assert sum(history.mean.values()) == pytest.approx(1)
+def test_the_table_quotes_paths_and_says_that_a_run_is_not_finished(make_mixture):
+    mixture = make_mixture(
+        {"a": 1.0},
+        complete=False,
+        config={"tokenizer": {"tokenizer_type": "T", "tokenizer_model": "/my data/t.model"}},
+    )
+    text = final_table(mixture, blend_txt=None, blend_json="/my run/blend.json")
+    assert "The run is not finished: 60 optimizer steps are done." in text
+    flags = shlex.split(text.splitlines()[-1])
+    assert flags[:2] == ["--per-split-data-args-path", "/my run/blend.json"]
+    assert flags[-1] == "/my data/t.model"
+    assert "Train with" not in final_table(mixture, blend_txt=None, blend_json=None)
 
 
-@pytest.mark.parametrize("count", [2, 20])
-def test_a_picture_is_drawn_for_few_and_many_sources(tmp_path, make_metrics, count):
-    make_metrics(tmp_path / "metrics.jsonl", [f"source {i}" for i in range(count)])
-    plot_weights(tmp_path / "metrics.jsonl", tmp_path / "weights.png")
-    assert (tmp_path / "weights.png").read_bytes().startswith(b"\x89PNG")
+@pytest.fixture
+def draw(tmp_path, make_mixture, make_metrics):
+    """Draws a search over the named sources; returns the pixels, (height, width, 4)."""
+
+    def draw(names, **changes) -> np.ndarray:
+        (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
+        make_metrics(tmp_path / "metrics.jsonl", names)
+        mixture = make_mixture({name: 1 / len(names) for name in names}, **changes)
+        plot_weights(tmp_path / "metrics.jsonl", tmp_path / "weights.png", mixture)
+        return matplotlib.image.imread(tmp_path / "weights.png")
+
+    return draw
 
 
-def test_metrics_without_an_outer_step_have_no_picture(tmp_path):
+def test_the_picture_grows_so_that_many_sources_can_be_labelled(draw):
+    few, many = draw(["a", "b"]), draw([f"source {i}" for i in range(20)])
+    assert few.std() > 0.01  # not an empty sheet
+    assert many.std() > 0.01
+    assert many.shape[1] == few.shape[1]
+    assert many.shape[0] > 1.1 * few.shape[0]
+
+
+def test_the_averaged_tail_is_shaded(draw):
+    def shaded(picture: np.ndarray) -> float:
+        grey = np.abs(picture[..., :3] - 0.94).max(axis=2) < 0.005
+        return float(grey.mean())
+
+    tails = [shaded(draw(["a", "b"], averaged_outer_steps=steps)) for steps in (3, 6, 12)]
+    assert tails[0] > 0.05
+    assert tails[0] < tails[1] < tails[2]
+
+
+@pytest.mark.parametrize("name", ["cost_$5_to_$6", "a" * 200, "Ελλάδα"])
+def test_any_name_can_be_drawn(draw, name):
+    assert draw([name, "b"]).std() > 0.01
+
+
+def test_metrics_that_cannot_be_drawn_are_refused(tmp_path, make_mixture, make_metrics):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps({"kind": "inner", "step": 1}) + "\n")
-    with pytest.raises(DataError, match="no outer step yet"):
-        plot_weights(path, tmp_path / "weights.png")
+    mixture = make_mixture({"a": 0.5, "b": 0.5})
+    with pytest.raises(DataError, match="no outer step is logged"):
+        plot_weights(path, tmp_path / "weights.png", mixture)
+    path.unlink()
+    make_metrics(path, ["a", "c"])
+    with pytest.raises(DataError, match="not about the sources"):
+        plot_weights(path, tmp_path / "weights.png", mixture)
+    assert not (tmp_path / "weights.png").exists()
 
 
-def test_labels_are_spread_so_that_none_overlap():
-    positions = [0.5, 0.5, 0.51, 0.99, 1.0]
-    placed = spread_out(positions, 0.1)
-    assert all(0 <= y <= 1 for y in placed)
-    gaps = np.diff(sorted(placed))
-    assert np.all(gaps > 0.1 - 1e-9)
-    assert [placed.index(y) for y in sorted(placed)] == [0, 1, 2, 3, 4]
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.floats(0.01, 0.2))
+def test_labels_are_spread_so_that_none_overlap(positions, gap):
+    placed = spread_out(positions, gap)
+    assert all(-1e-9 <= place <= 1 for place in placed)
+    order = sorted(range(len(positions)), key=lambda i: positions[i])
+    distances = np.diff([placed[i] for i in order])
+    if len(positions) > 1:
+        assert distances.min() > min(gap, 1 / (len(positions) - 1)) - 1e-9
+
+
+def test_labels_with_room_stay_where_they_are():
+    assert spread_out([0.9, 0.1, 0.5], 0.2) == [0.9, 0.1, 0.5]
