@@ -21,17 +21,15 @@ class BlendEntry:
     weight: str
     """Share of samples of `seq_length` tokens, as decimal text."""
     tokens: int
-    documents: int | None
-    """None where unknown, as for targets."""
+    """Tokens of the whole dataset."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blend:
     """What every format is written from."""
 
-    seq_length: int
-    seed: int
     token_budget: int
+    """Tokens of the run to come."""
     sources: tuple[BlendEntry, ...]
     """Only sources whose weight is above 0."""
     targets: tuple[BlendEntry, ...]
@@ -69,8 +67,6 @@ def make_blend(mixture: MixtureFile, *, decimals: int = DEFAULT_DECIMALS) -> Ble
     entries = [_entry(source, rounded[source.name]) for source in mixture.sources]
     target_weights = round_weights({t.name: t.weight for t in mixture.targets}, decimals)
     return Blend(
-        seq_length=mixture.seq_length,
-        seed=mixture.seed,
         token_budget=mixture.token_budget,
         sources=tuple(entry for entry in entries if float(entry.weight) > 0),
         targets=tuple(
@@ -83,10 +79,4 @@ def make_blend(mixture: MixtureFile, *, decimals: int = DEFAULT_DECIMALS) -> Ble
 
 
 def _entry(dataset: SourceWeight | TargetResult, weight: str) -> BlendEntry:
-    return BlendEntry(
-        name=dataset.name,
-        path=dataset.path,
-        weight=weight,
-        tokens=dataset.tokens,
-        documents=dataset.documents if isinstance(dataset, SourceWeight) else None,
-    )
+    return BlendEntry(name=dataset.name, path=dataset.path, weight=weight, tokens=dataset.tokens)

@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
             + ", ".join(blend.left_out),
             file=sys.stderr,
         )
+    if chosen.note:
+        print(f"note: {chosen.note}", file=sys.stderr)
     if args.output:
         try:
             write_atomically(args.output, text)

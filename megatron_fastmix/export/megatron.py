@@ -1,4 +1,4 @@
-"""Megatron-LM's three forms of a blend (and Megatron-DeepSpeed's, which are the first two).
+"""Megatron-LM's three forms of a blend; Megatron-DeepSpeed reads the first.
 
 Source: `megatron/training/arguments.py` (`--data-path`, `--data-args-path`,
 `--per-split-data-args-path`) and `megatron.core.datasets.utils.get_blend_from_list`.
@@ -16,7 +16,7 @@ from megatron_fastmix.export.blend import Blend, BlendEntry
 
 def command_line(blend: Blend) -> str:
     """`--data-path WEIGHT PREFIX ...`, quoted for a POSIX shell."""
-    return "--data-path " + " ".join(map(shlex.quote, _pairs(blend.sources))) + "\n"
+    return "--data-path " + " ".join(map(shlex.quote, pairs(blend.sources))) + "\n"
 
 
 def data_args(blend: Blend) -> str:
@@ -25,15 +25,13 @@ def data_args(blend: Blend) -> str:
     Raises `DataError` for a prefix with white space, which the format cannot express.
     """
     for entry in blend.sources:
-        if len(entry.path.split()) != 1:
+        if entry.path.split() != [entry.path]:
             raise DataError(
                 f"source {entry.name}: path {entry.path!r} has white space or is empty, and "
                 "Megatron splits the file of --data-args-path at white space; use the format "
                 "megatron-per-split, or a path without white space (a symbolic link will do)"
             )
-    pairs = _pairs(blend.sources)
-    lines = (f"{pairs[i]} {pairs[i + 1]}" for i in range(0, len(pairs), 2))
-    return "\n".join(lines) + "\n"
+    return "".join(f"{entry.weight} {entry.path}\n" for entry in blend.sources)
 
 
 def per_split(blend: Blend) -> str:
@@ -41,15 +39,18 @@ def per_split(blend: Blend) -> str:
 
     All three keys are there, as Megatron requires; test is null.
     """
-    valid = _pairs(blend.targets) or None
+    valid = pairs(blend.targets) or None
     return (
-        json.dumps({"train": _pairs(blend.sources), "valid": valid, "test": None}, indent=1) + "\n"
+        json.dumps({"train": pairs(blend.sources), "valid": valid, "test": None}, indent=1) + "\n"
     )
 
 
-def _pairs(entries: Sequence[BlendEntry]) -> list[str]:
+def pairs(entries: Sequence[BlendEntry]) -> list[str]:
+    """Weights and prefixes in turn, as Megatron's `get_blend_from_list` takes them.
+
+    Raises `DataError` for a prefix that is empty or that Megatron's stripping would change.
+    """
     for entry in entries:
-        # Megatron strips prefixes.
         if entry.path != entry.path.strip() or not entry.path:
             raise DataError(
                 f"{entry.name}: path {entry.path!r} is empty or begins or ends with white space, "

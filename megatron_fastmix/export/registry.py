@@ -6,7 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.export import megatron
+from megatron_fastmix.export import (
+    energon,
+    gpt_neox,
+    megatron,
+    nanotron,
+    nemo,
+    olmo_core,
+    streaming,
+)
 from megatron_fastmix.export.blend import Blend
 
 
@@ -18,7 +26,11 @@ class Format:
     """The whole text of the export."""
     tool: str
     """Who reads it, and how."""
+    note: str = ""
+    """What the user still has to do; printed with the export."""
 
+
+_NOT_INDEXED = "this tool reads no .bin/.idx; put in each path's place the dataset in its own form"
 
 FORMATS: dict[str, Format] = {
     "megatron-cli": Format(
@@ -32,6 +44,45 @@ FORMATS: dict[str, Format] = {
     "megatron-per-split": Format(
         render=megatron.per_split,
         tool="Megatron-LM: --per-split-data-args-path FILE; valid are the search's targets",
+    ),
+    "megatron-bridge": Format(
+        render=nemo.megatron_bridge,
+        tool="Megatron-Bridge: the section `dataset` of a YAML override",
+    ),
+    "nemo-2": Format(
+        render=nemo.nemo_2,
+        tool="NeMo 2: the argument paths=[...] of PreTrainingDataModule",
+    ),
+    "nemo-1": Format(
+        render=nemo.nemo_1,
+        tool="NeMo 1: the YAML list model.data.data_prefix",
+    ),
+    "gpt-neox": Format(
+        render=gpt_neox.data_paths,
+        tool="GPT-NeoX: a configuration file; valid and test are the search's targets",
+    ),
+    "olmo-core": Format(
+        render=olmo_core.source_mixture,
+        tool="OLMo-core: the YAML of a SourceMixtureList over the .bin files",
+        note="OLMo-core must be told the type of the .bin files (uint16, or uint32 where the "
+        "vocabulary has 65,500 or more) and the end-of-document token",
+    ),
+    "nanotron": Format(
+        render=nanotron.nanoset,
+        tool="nanotron: `dataset` of a data stage (Nanoset)",
+        note=f"{_NOT_INDEXED}: a folder of datatrove's tokenized files",
+    ),
+    "energon": Format(
+        render=energon.metadataset,
+        tool="Megatron-Energon: a MetadatasetV2",
+        note=f"{_NOT_INDEXED}: a folder prepared by `energon prepare`, relative to this YAML file; "
+        "weights count its samples",
+    ),
+    "mosaicml-streaming": Format(
+        render=streaming.streams,
+        tool="MosaicML streaming and LLM Foundry: `streams` of a dataset",
+        note=f"{_NOT_INDEXED}: a folder of MDS shards; weights count its samples, so cut them to "
+        "one length (--concat_tokens)",
     ),
 }
 
