@@ -63,6 +63,8 @@ def strings(value: object) -> list[str]:
 def test_megatron_bridge_is_what_megatron_cores_builder_takes(corpora, make_mixture):
     blend = make_blend(make_mixture({"forward": 0.75, "noise": 0.25}, folder=str(corpora)))
     section = yaml.safe_load(FORMATS["megatron-bridge"].render(blend))["dataset"]
+    # A recipe's own blend and split would be refused beside blend_per_split.
+    assert section["blend"] is section["split"] is None
     config = GPTDatasetConfig(
         random_seed=1,
         sequence_length=32,

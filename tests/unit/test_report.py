@@ -43,6 +43,14 @@ def test_a_torn_last_line_is_dropped_and_later_steps_are_truncated(tmp_path):
     assert [line["step"] for line in read_metrics(path)] == [1, 2, 3, 4]
 
 
+def test_the_next_line_does_not_join_a_torn_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "inner", "step": 1}\n{"kind": "in')
+    with MetricsLog(path) as log:
+        log.write("inner", 2)
+    assert [line["step"] for line in read_metrics(path)] == [1, 2]
+
+
 def test_a_malformed_line_is_refused_with_its_number(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"kind": "inner", "step": 1}\nnonsense\n{"kind": "inner", "step": 2}\n')
