@@ -61,7 +61,10 @@ def launch(config: SearchConfig, ranks: int | None = None) -> int:
             signal.signal(number, handler)
     run_folder.clear_stop(folder)
     if code == STOPPED_EXIT_CODE:
-        print(f"Stopped. To resume: megatron-fastmix search --config {folder}/config.yaml")
+        print(
+            "Stopped after a checkpoint. To resume, run the same command again, or: "
+            f"megatron-fastmix search --config {folder}/config.yaml"
+        )
     return code
 
 

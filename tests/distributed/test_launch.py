@@ -99,7 +99,7 @@ def test_a_search_survives_kill_9_and_control_c(
     stopped.send_signal(signal.SIGINT)
     code, output = finish(stopped)
     assert code == STOPPED_EXIT_CODE, output
-    assert f"To resume: megatron-fastmix search --config {run_dir}/config.yaml" in output
+    assert f"megatron-fastmix search --config {run_dir}/config.yaml" in output
     assert not json.loads((run_dir / "mixture.json").read_text())["complete"]
 
     code, output = finish(start(run_dir / "config.yaml"))
