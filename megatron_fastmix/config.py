@@ -32,6 +32,18 @@ class SourceConfig:
     """Name of the source in every artefact."""
     path: str
     """Prefix of the indexed dataset PATH.bin and PATH.idx, as in Megatron's --data-path."""
+    min_weight: float = 0.0
+    """The source's share α_k never falls below this."""
+    max_weight: float = 1.0
+    """The source's share α_k never rises above this."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.min_weight <= self.max_weight <= 1 and self.max_weight > 0,
+            f"source {self.name}: min_weight and max_weight",
+            [self.min_weight, self.max_weight],
+            "use shares with 0 ≤ min_weight ≤ max_weight ≤ 1 and max_weight > 0",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +56,9 @@ class TargetConfig:
     """Prefix of the indexed dataset, without .bin and .idx. Must not be a source."""
     weight: float = 1.0
     """ω_v, the target's weight in ℓ; weights are normalised to sum 1."""
+    reference_loss: float = 0.0
+    """Nats per token that count as good on this target, such as those of a model trained on it
+    alone; `worst_case` compares what each target's loss has above it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +160,29 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What the mixture is to lower: ℓ = Σ_v ω_v·ℓ_v + β·L_train + λ·Σ α_k log α_k."""
+
+    target_aggregation: Literal["mean", "worst_case"] = "mean"
+    """`mean` keeps ω_v as configured; `worst_case` moves them to the targets that are worst off,
+    so that none is sacrificed (exponentiated weights; Sagawa et al., 2020, algorithm 1)."""
+    target_lr: float = 0.1
+    """Step of `worst_case`: ω_v grows by exp(target_lr·(ℓ_v − reference_loss_v)) per outer step."""
+    train_loss_weight: float = 0.0
+    """β: v becomes ∇ℓ_target + β·∇L_train (paper: 0.1 to 0.3 best)."""
+    entropy_weight: float = 0.0
+    """λ; positive values raise the entropy of the mixture (paper: < 1e-5)."""
+    prior_weights: tuple[float, ...] | None = None
+    """α₀ in the order of `sources`: λ·KL(α‖α₀) replaces λ·Σ α_k log α_k, and pulls α to α₀."""
+
+    def __post_init__(self) -> None:
+        for name in ("target_lr", "train_loss_weight"):
+            _require(
+                getattr(self, name) >= 0, f"objective.{name}", getattr(self, name), "use 0 or more"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class MixtureConfig:
     """The outer loop: how the mixture logits move."""
 
@@ -152,16 +190,22 @@ class MixtureConfig:
     """Starting mixture in the order of `sources`; default uniform."""
     inner_steps: int = 20
     """n1, optimizer steps between two outer steps (the paper's best value)."""
+    optimizer: Literal["adam", "sgd", "mirror_descent"] = "adam"
+    """Outer optimizer: Adam or SGD on the logits z, or exponentiated gradient on α."""
     lr: float = 0.1
-    """Learning rate of Adam on the logits; 0 freezes the mixture."""
+    """Outer learning rate; 0 freezes the mixture. Adam's is the change of a logit per outer step;
+    `sgd` and `mirror_descent` multiply the hypergradient, about 1e-5 to 1e-3, and so need 1e2 and
+    more."""
+    min_lr: float = 0.0
+    """Outer learning rate at the end of the decay."""
+    lr_warmup_steps: int = 0
+    """Outer steps of linear warm-up."""
+    lr_decay_style: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the decay from lr to min_lr over the outer steps of the run."""
     adam_beta1: float = 0.9
     adam_beta2: float = 0.99
     adam_eps: float = 1e-12
     """Products are about 1e-4, so Adam's usual 1e-8 would be felt."""
-    entropy_weight: float = 0.0
-    """λ of `λ·Σ α_k log α_k`; positive values raise the entropy of the mixture (paper: < 1e-5)."""
-    train_loss_weight: float = 0.0
-    """β: v becomes ∇ℓ_target + β·∇L_train (paper: 0.1 to 0.3 best)."""
     averaging_fraction: float = 0.5
     """The reported mixture averages the iterates of this last part of the run."""
 
@@ -169,16 +213,16 @@ class MixtureConfig:
         _require(self.inner_steps >= 1, "mixture.inner_steps", self.inner_steps, "use at least 1")
         _require(self.lr >= 0, "mixture.lr", self.lr, "use 0 or more")
         _require(
+            self.lr_decay_style == "constant" or 0 <= self.min_lr <= self.lr,
+            "mixture.min_lr",
+            self.min_lr,
+            f"choose it between 0 and lr {self.lr}",
+        )
+        _require(
             0 < self.averaging_fraction <= 1,
             "mixture.averaging_fraction",
             self.averaging_fraction,
             "use a fraction in (0, 1]",
-        )
-        _require(
-            self.train_loss_weight >= 0,
-            "mixture.train_loss_weight",
-            self.train_loss_weight,
-            "use 0 or more",
         )
 
 
@@ -194,6 +238,9 @@ class HypergradientConfig:
     """Probe samples of each source per outer step over all ranks."""
     relative_step: float = 1e-4
     """r in ε = r·‖θ‖/‖v‖ of the finite difference; 1e-4 gave a relative error of 2e-4 in fp32."""
+    preconditioner: Literal["none", "adam"] = "none"
+    """`adam` divides v by √(second moment) + eps, as the inner AdamW step divides the gradient:
+    the derivative of the step that is taken, at another scale (λ must follow it)."""
 
     def __post_init__(self) -> None:
         for name in ("target_samples", "probe_samples_per_source"):
@@ -218,9 +265,25 @@ class EngineConfig:
     zero_stage: Literal[0, 1, 2, 3] = 2
     """ZeRO stage."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the proxy; in bf16 the perturbation of finite_difference rounds away."""
+    """Precision in which the proxy trains. `finite_difference` runs its probe in fp32 either way,
+    since a perturbation of bf16 parameters rounds away."""
+    tensor_model_parallel_size: int = 1
+    """Ranks that share each layer (Megatron's flag)."""
+    pipeline_model_parallel_size: int = 1
+    """Must be 1: DeepSpeed's ZeRO 2 and 3 exclude pipelines, and a proxy fits without."""
     distributed_timeout_minutes: int = 10
     """Longest wait in a collective before the run is stopped (Megatron's flag)."""
+
+    def __post_init__(self) -> None:
+        size = self.tensor_model_parallel_size
+        _require(size >= 1, "engine.tensor_model_parallel_size", size, "use at least 1")
+        _require(
+            self.pipeline_model_parallel_size == 1,
+            "engine.pipeline_model_parallel_size",
+            self.pipeline_model_parallel_size,
+            "use 1: ZeRO 2 and 3 exclude pipelines, and a proxy fits without; to split a large "
+            "one, use engine.zero_stage 3 or engine.tensor_model_parallel_size",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +322,7 @@ class SearchConfig:
     data: DataConfig = field(default_factory=DataConfig)
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     hypergradient: HypergradientConfig = field(default_factory=HypergradientConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -282,20 +346,64 @@ class SearchConfig:
             [t.weight for t in self.targets],
             "target weights must be 0 or more, and not all 0",
         )
-        initial = self.mixture.initial_weights
-        if initial is not None:
+        for where, weights in (
+            ("mixture.initial_weights", self.mixture.initial_weights),
+            ("objective.prior_weights", self.objective.prior_weights),
+        ):
             _require(
-                len(initial) == len(names) and all(weight > 0 for weight in initial),
-                "mixture.initial_weights",
-                list(initial),
+                weights is None or (len(weights) == len(names) and all(w > 0 for w in weights)),
+                where,
+                weights and list(weights),
                 f"give one positive weight for each of the {len(names)} sources",
             )
+        lowest, highest = map(sum, self.bounds)
+        _require(
+            lowest <= 1 + 1e-9 and highest >= 1 - 1e-9,
+            "sources",
+            [[source.min_weight, source.max_weight] for source in self.sources],
+            "the sum of min_weight must not exceed 1, nor that of max_weight fall below it",
+        )
+        self._check_tensor_parallel()
         _require(
             self.mixture.inner_steps <= self.training.train_iters,
             "mixture.inner_steps",
             self.mixture.inner_steps,
             f"it must not exceed train_iters {self.training.train_iters}: no outer step would run",
         )
+
+    def _check_tensor_parallel(self) -> None:
+        size = self.engine.tensor_model_parallel_size
+        for name in ("num_attention_heads", "feed_forward_size"):
+            _require(
+                getattr(self.proxy, name) % size == 0,
+                "engine.tensor_model_parallel_size",
+                size,
+                f"it must divide proxy.{name} {getattr(self.proxy, name)}",
+            )
+
+    @property
+    def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Lower and upper bounds of α, in the order of `sources`."""
+        return (
+            tuple(source.min_weight for source in self.sources),
+            tuple(source.max_weight for source in self.sources),
+        )
+
+    @property
+    def outer_steps(self) -> int:
+        """Outer steps of the whole run."""
+        return self.training.train_iters // self.mixture.inner_steps
+
+    def data_parallel_size(self, ranks: int) -> int:
+        """Data-parallel size of `ranks` ranks; raises `ConfigError` where they do not divide."""
+        size = self.engine.tensor_model_parallel_size
+        _require(
+            ranks % size == 0,
+            "engine.tensor_model_parallel_size",
+            size,
+            f"it must divide the number of ranks, {ranks}",
+        )
+        return ranks // size
 
     @property
     def source_names(self) -> list[str]:
@@ -320,9 +428,16 @@ class SearchConfig:
         return self.training.global_batch_size // per_pass
 
 
+OWN_SECTIONS = ("objective", "mixture", "hypergradient", "output")
+"""Sections without a counterpart in Megatron: their keys take the prefix `--fastmix-` where
+Megatron has a flag of that name, such as `--lr`."""
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SearchConfig:
     """Reads `path` and applies `--key=value` overrides. Raises `ConfigError`."""
-    values = strict_yaml.apply_overrides(SearchConfig, strict_yaml.load_yaml(path), overrides)
+    values = strict_yaml.apply_overrides(
+        SearchConfig, strict_yaml.load_yaml(path), overrides, OWN_SECTIONS
+    )
     return strict_yaml.from_dict(SearchConfig, values)
 
 

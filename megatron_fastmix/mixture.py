@@ -13,40 +13,25 @@ import numpy as np
 
 from megatron_fastmix.config import MixtureConfig
 from megatron_fastmix.errors import CheckpointError
+from megatron_fastmix.outer_optimizer import OUTER_OPTIMIZERS, logit_gradient
+from megatron_fastmix.schedule import scheduled_rate
+from megatron_fastmix.simplex import project_onto_bounds, safe_log, softmax
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """α from z, both of shape (K,)."""
-    exponentials = np.exp(logits - logits.max())
-    return exponentials / exponentials.sum()
-
-
-def logit_gradient(
-    products: np.ndarray,
-    weights: np.ndarray,
-    inner_lr: float,
-    entropy_weight: float = 0.0,
-    seen: np.ndarray | None = None,
+def regularizer_gradient(
+    weights: np.ndarray, entropy_weight: float, prior: Sequence[float] | None = None
 ) -> np.ndarray:
-    """∂/∂z of the one-step hypergradient (FastMix, horizon n2 = 1), shape (K,).
-
-    h_k = −η·⟨v, ∇L_k⟩ + λ·(log α_k + 1), then ∂/∂z_j = α_j·(h_j − Σ_i α_i·h_i).
+    """∂/∂α_k of λ·Σ α_k log α_k, or with a prior α₀ of λ·KL(α‖α₀), shape (K,).
 
     Args:
-        products: ⟨v, ∇L_k⟩ per source, shape (K,); entries of unseen sources are ignored.
         weights: α, shape (K,).
-        inner_lr: η, the inner step's learning rate.
-        entropy_weight: λ; positive values raise the entropy.
-        seen: bool, shape (K,): sources with evidence. The others get gradient 0, and the mean
-            that centres the rest is taken over the seen sources alone; counting them as 0 would
-            push them down or up for no reason.
+        entropy_weight: λ; positive values raise the entropy, or pull α to the prior.
+        prior: positive shares of any sum, (K,).
     """
-    seen = np.ones(len(weights), dtype=bool) if seen is None else seen
-    gradient = np.zeros_like(weights)
-    alpha = weights[seen]
-    h = -inner_lr * products[seen] + entropy_weight * (np.log(alpha) + 1)
-    gradient[seen] = alpha * (h - (alpha @ h) / alpha.sum())
-    return gradient
+    if prior is None:
+        return entropy_weight * (safe_log(weights) + 1)
+    shares = np.asarray(prior, dtype=np.float64)
+    return entropy_weight * (safe_log(weights) - np.log(shares / shares.sum()) + 1)
 
 
 def averaged_steps(outer_steps: int, fraction: float) -> int:
@@ -55,18 +40,28 @@ def averaged_steps(outer_steps: int, fraction: float) -> int:
 
 
 class Mixture:
-    """K named sources, their logits z (K,) and the outer optimizer (Adam) that moves them."""
+    """K named sources, their logits z (K,) and the outer optimizer that moves them."""
 
-    def __init__(self, names: Sequence[str], config: MixtureConfig) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        config: MixtureConfig,
+        *,
+        bounds: tuple[Sequence[float], Sequence[float]] | None = None,
+        total_steps: int = 1,
+    ) -> None:
+        """`bounds` are the least and the largest weight of each source; `total_steps` outer steps
+        are the length of the learning rate's decay."""
         self.names = list(names)
         self.config = config
+        self.total_steps = total_steps
+        lower, upper = bounds or ([0.0] * len(self.names), [1.0] * len(self.names))
+        self._lower, self._upper = np.asarray(lower, float), np.asarray(upper, float)
         start = config.initial_weights or [1.0] * len(self.names)
         self.logits = np.log(np.asarray(start, dtype=np.float64))
         self.logits -= self.logits.mean()
-        self._first_moment = np.zeros_like(self.logits)
-        self._second_moment = np.zeros_like(self.logits)
-        # Per source, since one without evidence takes no step and must not lose its correction.
-        self._updates = np.zeros(len(self.names), dtype=np.int64)
+        self._keep_bounds()
+        self._optimizer = OUTER_OPTIMIZERS[config.optimizer](len(self.names), config)
         self.history = [self.weights]
 
     @property
@@ -84,21 +79,34 @@ class Mixture:
         """Outer steps taken."""
         return len(self.history) - 1
 
-    def update(self, gradient: np.ndarray, seen: np.ndarray | None = None) -> None:
-        """One Adam step on z with `gradient` (K,); sources that are not `seen` keep their logit."""
-        config, seen = self.config, np.ones_like(gradient, bool) if seen is None else seen
-        self._updates += seen
-        for moment, beta, value in (
-            (self._first_moment, config.adam_beta1, gradient),
-            (self._second_moment, config.adam_beta2, gradient**2),
-        ):
-            moment[seen] = (beta * moment + (1 - beta) * value)[seen]
-        updates = np.maximum(self._updates, 1)
-        first = self._first_moment / (1 - config.adam_beta1**updates)
-        second = self._second_moment / (1 - config.adam_beta2**updates)
-        step = config.lr * first / (np.sqrt(second) + config.adam_eps)
-        self.logits -= np.where(seen, step, 0.0)
+    @property
+    def lr(self) -> float:
+        """Learning rate of the outer step to come."""
+        config = self.config
+        return scheduled_rate(
+            self.outer_steps,
+            peak=config.lr,
+            final=config.min_lr,
+            warmup=config.lr_warmup_steps,
+            total=self.total_steps,
+            style=config.lr_decay_style,
+        )
+
+    def update(self, gradient: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+        """One outer step; returns ∂ℓ/∂z before it, shape (K,).
+
+        Args:
+            gradient: h = ∂ℓ/∂α, shape (K,).
+            seen: bool, shape (K,): sources with evidence. The others keep their logit and do not
+                shift the mean that centres the rest.
+        """
+        weights = self.weights
+        seen = np.ones(len(weights), dtype=bool) if seen is None else seen
+        slope = logit_gradient(gradient, weights, seen)
+        self.logits += self._optimizer.step(gradient, weights, seen, self.lr)
+        self._keep_bounds()
         self.history.append(self.weights)
+        return slope
 
     def averaged(self) -> tuple[np.ndarray, np.ndarray, int]:
         """The reported mixture: mean and standard deviation of α over the tail of the run.
@@ -114,9 +122,7 @@ class Mixture:
         return {
             "names": self.names,
             "logits": self.logits.tolist(),
-            "first_moment": self._first_moment.tolist(),
-            "second_moment": self._second_moment.tolist(),
-            "updates": self._updates.tolist(),
+            "optimizer": self._optimizer.state(),
             "history": [weights.tolist() for weights in self.history],
         }
 
@@ -128,7 +134,12 @@ class Mixture:
                 "use the same sources in the same order, or another run_dir"
             )
         self.logits = np.array(state["logits"])
-        self._first_moment = np.array(state["first_moment"])
-        self._second_moment = np.array(state["second_moment"])
-        self._updates = np.array(state["updates"])
+        self._optimizer.load_state(state["optimizer"])
         self.history = [np.array(weights) for weights in state["history"]]
+
+    def _keep_bounds(self) -> None:
+        """Moves z so that α lies within its bounds; leaves it bit for bit where it does."""
+        weights = self.weights
+        projected = project_onto_bounds(weights, self._lower, self._upper)
+        if projected is not weights:
+            self.logits += safe_log(projected) - safe_log(weights)

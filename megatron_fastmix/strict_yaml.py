@@ -58,13 +58,16 @@ def from_dict(cls: type, values: Any, where: str = "") -> Any:
     return cls(**arguments)
 
 
-def apply_overrides(cls: type, values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def apply_overrides(
+    cls: type, values: dict[str, Any], overrides: Sequence[str], own_sections: Sequence[str] = ()
+) -> dict[str, Any]:
     """Sets `--key=value` overrides in a nested mapping and returns it.
 
     A key is dotted (`--training.lr=1e-3`), or Megatron's flag name (`--train-iters=100`), or one
     of ours with the prefix `fastmix-` (`--fastmix-inner-steps=20`); the latter two name the
-    field whose name they are, wherever it is, as long as only one has that name. Values are
-    parsed as YAML.
+    field whose name they are, wherever it is, as long as only one has that name. Where several
+    have it, the prefix means one in `own_sections`, and its absence one in another section. Values
+    are parsed as YAML.
     """
     leaves = _leaves(cls)
     for override in overrides:
@@ -75,6 +78,9 @@ def apply_overrides(cls: type, values: dict[str, Any], overrides: Sequence[str])
         if "." not in key and key not in leaves:
             leaf = key.removeprefix("fastmix-").replace("-", "_")
             matches = [path for path in leaves if path.rpartition(".")[2] == leaf]
+            if len(matches) > 1:
+                ours = key.startswith("fastmix-")
+                matches = [m for m in matches if (m.split(".")[0] in own_sections) == ours]
             if len(matches) > 1:
                 raise ConfigError(f"{flag}: ambiguous; write one of {', '.join(matches)}")
             key = matches[0] if matches else key

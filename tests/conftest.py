@@ -66,7 +66,13 @@ def search_values(corpora: Path, tmp_path: Path) -> dict:
         "targets": [{"name": "target", "path": str(corpora / "target")}],
         "tokenizer": {"tokenizer_type": "ByteLevelTokenizer"},
         "data": {"seq_length": SEQ_LENGTH, "data_cache_path": str(tmp_path / "cache")},
-        "proxy": {"num_layers": 1, "hidden_size": 32, "num_attention_heads": 2},
+        "proxy": {
+            "num_layers": 1,
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            # As many rows of the embedding at tensor-parallel size 2 as at 1.
+            "make_vocab_size_divisible_by": 256,
+        },
         "training": {
             "train_iters": 6,
             "micro_batch_size": 3,

@@ -38,4 +38,5 @@ def finite_difference(problem: OuterProblem, on_losses: OnLosses | None = None) 
     samples = np.maximum(counts, 1)
     mean = total / samples
     variance = np.maximum(squares / samples - mean**2, 0) / np.maximum(samples - 1, 1)
-    return Products(values=mean, counts=counts, standard_error=np.sqrt(variance))
+    error = np.where(counts > 1, np.sqrt(variance), np.nan)
+    return Products(values=mean, counts=counts, standard_error=error)

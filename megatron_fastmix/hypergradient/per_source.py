@@ -19,8 +19,10 @@ def inner_products(
 ) -> Products:
     """⟨v, ∇L_k⟩ over `parameters`: K backward passes per probe batch. Every rank must call."""
     v = problem.objective_gradient(parameters, on_losses)
-    sums = np.zeros((2, problem.num_sources))
-    for batch in problem.probe:
+    # Two halves of the probe, for the standard error; then products and samples of each source.
+    sums = np.zeros((2, 2, problem.num_sources))
+    for number, batch in enumerate(problem.probe):
+        half = sums[number % 2]
         for source in range(problem.num_sources):
             mine = batch.group == source
             # Also without a sample of it: under ZeRO-3 the pass is collective.
@@ -30,10 +32,19 @@ def inner_products(
             def receive(
                 i: int, gradient: torch.Tensor, received: list[torch.Tensor] = received
             ) -> None:
-                received.append((gradient.double() * v[i]).sum())
+                received.append(parameters.dot(i, gradient, v[i]))
 
             parameters.each_gradient(loss, receive)
-            sums[0, source] += float(torch.stack(received).sum())
-            sums[1, source] += mine.sum()
-    total, counts = problem.group.sum(sums)
-    return Products(values=total / np.maximum(counts, 1), counts=counts, standard_error=None)
+            half[0, source] += float(torch.stack(received).sum())
+            half[1, source] += mine.sum()
+    sums = problem.group.sum(sums)
+    products, counts = sums[:, 0], sums[:, 1]
+    if parameters.tensor_group is not None:
+        products = parameters.tensor_group.sum(products)
+    first, second = products / np.where(counts, counts, np.nan)
+    share = counts[0] * counts[1] / np.maximum(counts.sum(axis=0), 1) ** 2
+    return Products(
+        values=products.sum(axis=0) / np.maximum(counts.sum(axis=0), 1),
+        counts=counts.sum(axis=0),
+        standard_error=np.abs(first - second) * np.sqrt(share),
+    )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from megatron_fastmix.parallel.groups import DataParallelGroup
-from megatron_fastmix.parallel.parameters import Parameters
+from megatron_fastmix.parallel.parameters import Parameters, Vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,12 @@ class OuterProblem:
     """The ranks over which batches are spread."""
     relative_step: float
     """r in ε = r·‖θ‖/‖v‖."""
+    precondition: Callable[[Sequence[torch.nn.Parameter], Vector], None] | None = None
+    """Divides v in place by the inner optimizer's preconditioner; None leaves it."""
 
     def objective_gradient(
         self, parameters: Parameters, on_losses: Callable[[Batch, torch.Tensor], None] | None = None
-    ) -> list[torch.Tensor]:
+    ) -> Vector:
         """v, reduced over the ranks (a shard of it under ZeRO-3). Every rank must call.
 
         `on_losses` receives each objective batch with its per-sample losses.
@@ -62,6 +64,8 @@ class OuterProblem:
                 on_losses(batch, losses.detach())
             parameters.accumulate_gradient((losses * weights).sum(), v)
         parameters.finish_gradient(v)
+        if self.precondition is not None:
+            self.precondition(parameters.parameters, v)
         return v
 
 
@@ -73,8 +77,8 @@ class Products:
     """⟨v, ∇L_k⟩; 0 where the probe had no sample of the source."""
     counts: np.ndarray
     """Probe samples per source over all ranks."""
-    standard_error: np.ndarray | None
-    """Standard error of each value over its probe samples; None where not measured."""
+    standard_error: np.ndarray
+    """Standard error of each value over its probe samples; NaN where it cannot be known."""
 
     @property
     def seen(self) -> np.ndarray:
@@ -83,12 +87,14 @@ class Products:
 
     @property
     def noise_to_signal(self) -> float | None:
-        """Mean standard error over the spread of the values across sources: 0 is a sure estimate,
-        1 or more is noise. None where it was not measured."""
-        if self.standard_error is None or self.seen.sum() < 2:
+        """Root mean square of the standard errors over the spread of the values across sources: 0
+        is a sure estimate, 1 or more is noise. None where fewer than 2 sources have both."""
+        known = np.isfinite(self.standard_error) & self.seen
+        if known.sum() < 2:
             return None
-        spread = float(self.values[self.seen].std())
-        return float(self.standard_error[self.seen].mean()) / spread if spread else float("inf")
+        spread = float(self.values[known].std())
+        error = float(np.sqrt(np.mean(self.standard_error[known] ** 2)))
+        return error / spread if spread else float("inf")
 
 
 OnLosses = Callable[[Batch, torch.Tensor], None]

@@ -2,6 +2,7 @@
 
 The estimators need four things of the parameters θ, whatever the sharding: a gradient that leaves
 the engine alone, inner products with it, norms, and a perturbation that is undone bit for bit.
+Under tensor parallelism each rank has a part of most parameters, and all of the others.
 
 Gradients are taken with `torch.autograd.grad`, which fires no hook of DeepSpeed's, through a hook
 of our own on each parameter. It hands the gradient on and returns zeros without storage, so that
@@ -26,12 +27,22 @@ Vector = list[torch.Tensor]
 class Parameters:
     """Replicated parameters: every rank holds all of θ, and all of v."""
 
-    def __init__(self, parameters: list[torch.nn.Parameter], group: DataParallelGroup) -> None:
+    def __init__(
+        self,
+        parameters: list[torch.nn.Parameter],
+        group: DataParallelGroup,
+        tensor_group: DataParallelGroup | None = None,
+    ) -> None:
+        """`tensor_group` are the ranks that share each layer; None where each has it all."""
         self.parameters = parameters
         self.group = group
+        self.tensor_group = tensor_group
+        first = tensor_group is None or tensor_group.rank == 0
+        # What all tensor-parallel ranks hold alike must enter sums over them once.
+        self._counts = [first or getattr(p, "tensor_model_parallel", False) for p in parameters]
 
     def local(self) -> Vector:
-        """This rank's storage of θ; writing to it changes the model."""
+        """This rank's storage of θ."""
         return [parameter.data for parameter in self.parameters]
 
     def zeros(self) -> Vector:
@@ -77,42 +88,51 @@ class Parameters:
                 ):
                     part.copy_(reduced.view_as(part))
 
+    def dot(self, index: int, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """This rank's share of the inner product of two parts `index`, float64, of shape ()."""
+        product = (one.double() * other).sum()
+        return product if self._counts[index] else torch.zeros_like(product)
+
     def norm(self, vector: Vector) -> float:
         """Euclidean norm of a whole vector, float64. Every rank must call."""
-        return math.sqrt(sum(float(part.double().square().sum()) for part in vector))
+        square = torch.stack([self.dot(i, part, part) for i, part in enumerate(vector)]).sum()
+        return math.sqrt(float(self._sum_of_shards(square)))
 
     @contextlib.contextmanager
     def perturbed_both_ways(self, vector: Vector, scale: float) -> Iterator[Callable[[], None]]:
         """Sets θ to θ + scale·v; the function that it yields sets it to θ − scale·v.
 
-        θ is restored bit for bit at the end, also after an error. No third copy of the parameters
-        is made: `vector` keeps θ meanwhile, so v is lost. Both steps are equally long even after
-        rounding, since the second mirrors what the first became.
+        The perturbed θ takes the memory of v, which is lost, and the model is pointed there: θ
+        itself is never written to, and bf16 parameters are perturbed in fp32. Both steps are
+        equally long even after rounding, since the second mirrors what the first became.
         """
-        for part, saved in zip(self.local(), vector, strict=True):
-            moved = part + scale * saved
-            saved.copy_(part)
-            part.copy_(moved)
-        self._forget_copies()
+        theta = self.local()
 
         def mirror() -> None:
-            for part, saved in zip(self.local(), vector, strict=True):
-                part.copy_(2 * saved - part)
-            self._forget_copies()
+            for part, moved in zip(theta, vector, strict=True):
+                moved.neg_().add_(part, alpha=2)
+            self._point_at(vector)
 
         try:
+            for part, moved in zip(theta, vector, strict=True):
+                moved.mul_(scale).add_(part)
+            self._point_at(vector)
             yield mirror
         finally:
-            for part, saved in zip(self.local(), vector, strict=True):
-                part.copy_(saved)
-            self._forget_copies()
+            self._point_at(theta)
 
     def subset(self, keep: Callable[[torch.nn.Parameter], bool]) -> Parameters:
         """The vector of those parameters alone."""
-        return Parameters([p for p in self.parameters if keep(p)], self.group)
+        return Parameters([p for p in self.parameters if keep(p)], self.group, self.tensor_group)
 
-    def _forget_copies(self) -> None:
-        """Called after `local()` was written to."""
+    def _point_at(self, storage: Vector) -> None:
+        """Makes `storage` what the next forward pass reads."""
+        for parameter, part in zip(self.parameters, storage, strict=True):
+            parameter.data = part
+
+    def _sum_of_shards(self, value: torch.Tensor) -> torch.Tensor:
+        """Sums over the ranks that hold different parts. Every rank must call."""
+        return value if self.tensor_group is None else self.tensor_group.sum_tensor_(value)
 
     def _local_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         return gradient
@@ -129,14 +149,15 @@ class ShardedParameters(Parameters):
         parameters: list[torch.nn.Parameter],
         group: DataParallelGroup,
         release: Callable[[], None],
+        tensor_group: DataParallelGroup | None = None,
     ) -> None:
         """`release` drops every gathered parameter (DeepSpeed: `empty_partition_cache`).
 
         ZeRO-3 keeps small parameters gathered, and those of modules whose inputs need no gradient,
         so the next forward pass would not see a shard that was written to.
         """
-        super().__init__(parameters, group)
-        self._forget_copies = release  # type: ignore[method-assign]
+        super().__init__(parameters, group, tensor_group)
+        self._release = release
 
     def local(self) -> Vector:
         return [parameter.ds_tensor.data for parameter in self.parameters]
@@ -146,11 +167,15 @@ class ShardedParameters(Parameters):
 
     def subset(self, keep: Callable[[torch.nn.Parameter], bool]) -> Parameters:
         kept = [p for p in self.parameters if keep(p)]
-        return ShardedParameters(kept, self.group, self._forget_copies)
+        return ShardedParameters(kept, self.group, self._release, self.tensor_group)
 
-    def norm(self, vector: Vector) -> float:
-        squares = torch.stack([part.double().square().sum() for part in vector]).sum()
-        return math.sqrt(float(self.group.sum_tensor_(squares)))
+    def _point_at(self, storage: Vector) -> None:
+        for parameter, part in zip(self.parameters, storage, strict=True):
+            parameter.ds_tensor.data = part
+        self._release()
+
+    def _sum_of_shards(self, value: torch.Tensor) -> torch.Tensor:
+        return super()._sum_of_shards(self.group.sum_tensor_(value))
 
     def _local_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         size = self.group.size

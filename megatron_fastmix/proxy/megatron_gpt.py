@@ -22,9 +22,11 @@ def initialize_parallel_state(tensor_model_parallel_size: int = 1) -> None:
         )
 
 
-def padded_vocab_size(config: ProxyConfig, vocab_size: int) -> int:
+def padded_vocab_size(
+    config: ProxyConfig, vocab_size: int, tensor_model_parallel_size: int = 1
+) -> int:
     """Rows of the embedding: `vocab_size` rounded up as Megatron does."""
-    multiple = config.make_vocab_size_divisible_by
+    multiple = config.make_vocab_size_divisible_by * tensor_model_parallel_size
     return -(-vocab_size // multiple) * multiple
 
 
@@ -35,6 +37,7 @@ def build_proxy(
     seq_length: int,
     seed: int,
     dtype: torch.dtype = torch.float32,
+    tensor_model_parallel_size: int = 1,
 ) -> GPTModel:
     """A GPT with RMSNorm, SwiGLU, rotary positions and no dropout, initialised from `seed`.
 
@@ -55,7 +58,9 @@ def build_proxy(
         # The search's forward passes must be functions of θ and the batch alone.
         hidden_dropout=0.0,
         attention_dropout=0.0,
+        # Also makes the initial weights the same at every tensor-parallel size.
         use_cpu_initialization=True,
+        tensor_model_parallel_size=tensor_model_parallel_size,
         params_dtype=dtype,
         bf16=dtype is torch.bfloat16,
         bias_activation_fusion=False,
@@ -71,7 +76,7 @@ def build_proxy(
         model = GPTModel(
             config=transformer,
             transformer_layer_spec=spec,
-            vocab_size=padded_vocab_size(config, vocab_size),
+            vocab_size=padded_vocab_size(config, vocab_size, tensor_model_parallel_size),
             max_sequence_length=seq_length,
             share_embeddings_and_output_weights=not config.untie_embeddings_and_output_weights,
             position_embedding_type="rope",

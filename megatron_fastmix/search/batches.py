@@ -46,9 +46,12 @@ class Batches:
         samples = [self.blend[i] for i in range(first, first + self.size)]
         return self._collate([(s, int(s["dataset_id"]), 1.0) for s in samples])[0]
 
-    def objective(self, outer_step: int, weights: np.ndarray) -> list[tuple[Batch, torch.Tensor]]:
+    def objective(
+        self, outer_step: int, weights: np.ndarray, target_weights: np.ndarray
+    ) -> list[tuple[Batch, torch.Tensor]]:
         """This rank's part of the batches whose weighted loss ℓ has the gradient v.
 
+        `weights` is α (K,), `target_weights` is ω (V,).
         Target v takes `target_samples` of its walk, each weighing ω_v over their number. With
         β > 0, as many training samples of each source as the probe has, and others than it has,
         follow with weights β·α_k over their number; their group is −1 − k.
@@ -56,11 +59,11 @@ class Batches:
         config = self.config.hypergradient
         n = config.target_samples
         samples: list[Sample] = [
-            (target.sample(outer_step * n + j), v, target.weight / n)
-            for v, target in enumerate(self.targets)
+            (target.sample(outer_step * n + j), v, omega / n)
+            for v, (target, omega) in enumerate(zip(self.targets, target_weights, strict=True))
             for j in range(n)
         ]
-        beta = self.config.mixture.train_loss_weight
+        beta = self.config.objective.train_loss_weight
         if beta:
             m = config.probe_samples_per_source
             samples += [

@@ -9,7 +9,7 @@ from megatron_fastmix.config import SearchConfig, SourceConfig, TargetConfig
 from megatron_fastmix.corpus.indexed_files import check_vocabulary, inspect_indexed_dataset
 from megatron_fastmix.corpus.manifest import check_same_tokenizer
 from megatron_fastmix.corpus.tokenizers import Tokenizer, load_tokenizer
-from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +29,9 @@ class Inputs:
     targets: list[DatasetSize]
 
 
-def check_inputs(config: SearchConfig, data_parallel_size: int) -> Inputs:
+def check_inputs(config: SearchConfig, ranks: int) -> Inputs:
     """Opens the tokenizer and every dataset. Raises `ConfigError` or `DataError`."""
-    config.accumulation_steps(data_parallel_size)
-    hypergradient, engine = config.hypergradient, config.engine
-    if hypergradient.estimator == "finite_difference" and engine.dtype != "fp32":
-        raise ConfigError(
-            f"engine.dtype: found {engine.dtype!r}; finite_difference needs fp32, for its "
-            "perturbation rounds away; set hypergradient.estimator to per_source, or fp32"
-        )
+    config.accumulation_steps(config.data_parallel_size(ranks))
     tokenizer = load_tokenizer(config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model)
     datasets: list[SourceConfig | TargetConfig] = [*config.sources, *config.targets]
     sizes = []

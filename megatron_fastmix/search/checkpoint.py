@@ -33,6 +33,8 @@ class SearchState:
     """Wall time of the search so far, over all its parts."""
     mixture: dict[str, Any]
     """`Mixture.state()`."""
+    target_weights: list[float]
+    """ω of the outer step to come, (V,)."""
     initial_target_losses: list[float] | None
     """Loss of each target at the first outer step, (V,)."""
     final_target_losses: list[float] | None
@@ -42,16 +44,16 @@ class SearchState:
 
 
 def save(
-    run_dir: Path, engine: Any, state: SearchState, group: DataParallelGroup, keep: int
+    run_dir: Path, engine: Any, state: SearchState, world: DataParallelGroup, keep: int
 ) -> Path:
-    """Writes a checkpoint, and removes the oldest beyond `keep`. Every rank must call."""
+    """Writes a checkpoint, and removes the oldest beyond `keep`. Every rank must call: `world`."""
     folder = _folder(run_dir, state.step)
-    if group.rank == 0:
+    if world.rank == 0:
         (folder / STATE_FILE).unlink(missing_ok=True)
-    group.barrier()
+    world.barrier()
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-    group.barrier()
-    if group.rank == 0:
+    world.barrier()
+    if world.rank == 0:
         write_atomically(folder / STATE_FILE, json.dumps(asdict(state)))
         complete = [path.parent for path in _states(run_dir)]
         for old in folder.parent.glob("step-*"):
@@ -59,7 +61,7 @@ def save(
                 # The mark of completeness goes first, lest a half-removed folder pass for whole.
                 (old / STATE_FILE).unlink(missing_ok=True)
                 shutil.rmtree(old, ignore_errors=True)
-    group.barrier()
+    world.barrier()
     return folder
 
 

@@ -32,7 +32,7 @@ def build_source_blend(
 def build_targets(config: SearchConfig, tokenizer: Any, cache_path: str) -> list[ValidationTarget]:
     """One target for each entry of the configuration. Every rank must call."""
     targets = []
-    for target, weight in zip(config.targets, config.target_weights, strict=True):
+    for target in config.targets:
         blends = [None, ([target.path], None), None]
         dataset = _build(config, tokenizer, cache_path, blends)[1]
         if len(dataset) < 1:
@@ -40,9 +40,7 @@ def build_targets(config: SearchConfig, tokenizer: Any, cache_path: str) -> list
                 f"target {target.name} ({target.path}): no sample of {config.data.seq_length} "
                 "tokens; give it more text or a smaller data.seq_length"
             )
-        targets.append(
-            ValidationTarget(name=target.name, weight=weight, dataset=dataset, seed=config.seed)
-        )
+        targets.append(ValidationTarget(name=target.name, dataset=dataset, seed=config.seed))
     return targets
 
 

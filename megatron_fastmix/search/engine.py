@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
 from megatron_fastmix.config import SearchConfig, TrainingConfig
 from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.parallel.mpu import MegatronMPU
 from megatron_fastmix.parallel.parameters import Parameters, ShardedParameters
+from megatron_fastmix.parallel.preconditioner import AdamPreconditioner
 from megatron_fastmix.proxy.megatron_gpt import build_proxy
+from megatron_fastmix.schedule import scheduled_rate
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -19,13 +21,14 @@ def build_engine(config: SearchConfig, vocab_size: int, data_parallel_size: int)
     """A DeepSpeed engine around a fresh proxy. Every rank must call."""
     import deepspeed  # takes seconds, and the rest of this file serves without it
 
-    training = config.training
+    training, tensor_parallel = config.training, config.engine.tensor_model_parallel_size
     model = build_proxy(
         config.proxy,
         vocab_size=vocab_size,
         seq_length=config.data.seq_length,
         seed=config.seed,
         dtype=DTYPES[config.engine.dtype],
+        tensor_model_parallel_size=tensor_parallel,
     )
     mark_output_layer(model)
     optimizer = build_optimizer(model, training)
@@ -37,6 +40,7 @@ def build_engine(config: SearchConfig, vocab_size: int, data_parallel_size: int)
         optimizer=optimizer,
         lr_scheduler=schedule,
         config=zero_config(config, data_parallel_size),
+        mpu=MegatronMPU() if tensor_parallel > 1 else None,
     )
     return engine
 
@@ -56,16 +60,14 @@ def build_optimizer(model: torch.nn.Module, training: TrainingConfig) -> torch.o
 
 def learning_rate(training: TrainingConfig, step: int) -> float:
     """η of optimizer step `step` (from 0): linear warm-up, then decay to min_lr at train_iters."""
-    if step < training.lr_warmup_iters:
-        return training.lr * (step + 1) / training.lr_warmup_iters
-    length = max(training.train_iters - training.lr_warmup_iters, 1)
-    done = min((step - training.lr_warmup_iters) / length, 1.0)
-    left = {
-        "constant": 1.0,
-        "linear": 1.0 - done,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
-    }[training.lr_decay_style]
-    return training.min_lr + (training.lr - training.min_lr) * left
+    return scheduled_rate(
+        step,
+        peak=training.lr,
+        final=training.min_lr,
+        warmup=training.lr_warmup_iters,
+        total=training.train_iters,
+        style=training.lr_decay_style,
+    )
 
 
 def zero_config(config: SearchConfig, data_parallel_size: int) -> dict[str, Any]:
@@ -83,12 +85,23 @@ def zero_config(config: SearchConfig, data_parallel_size: int) -> dict[str, Any]
     }
 
 
-def engine_parameters(engine: Any, group: DataParallelGroup) -> Parameters:
+def engine_parameters(
+    engine: Any, group: DataParallelGroup, tensor_group: DataParallelGroup
+) -> Parameters:
     """θ of the engine's model, in the form that its ZeRO stage keeps it in."""
     parameters = [p for p in engine.module.parameters() if p.requires_grad]
+    sharers = tensor_group if tensor_group.size > 1 else None
     if engine.zero_optimization_stage() == 3:
-        return ShardedParameters(parameters, group, release=engine.optimizer.empty_partition_cache)
-    return Parameters(parameters, group)
+        release = engine.optimizer.empty_partition_cache
+        return ShardedParameters(parameters, group, release, sharers)
+    return Parameters(parameters, group, sharers)
+
+
+def engine_preconditioner(engine: Any, config: SearchConfig) -> AdamPreconditioner | None:
+    """What divides v, if anything."""
+    if config.hypergradient.preconditioner == "none":
+        return None
+    return AdamPreconditioner(engine, config.training.adam_beta2, config.training.adam_eps)
 
 
 def mark_output_layer(model: Any) -> None:

@@ -22,11 +22,17 @@ from megatron_fastmix.search.batches import Batches
 from megatron_fastmix.search.check_inputs import check_inputs
 from megatron_fastmix.search.checkpoint import SearchState
 from megatron_fastmix.search.datasets import build_source_blend, build_targets
-from megatron_fastmix.search.engine import build_engine, engine_parameters, learning_rate
+from megatron_fastmix.search.engine import (
+    build_engine,
+    engine_parameters,
+    engine_preconditioner,
+    learning_rate,
+)
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.outcome import mixture_file, outer_step_forward_passes
-from megatron_fastmix.search.outer_step import outer_step
+from megatron_fastmix.search.outer_step import OuterLoop
 from megatron_fastmix.search.reporter import Reporter
+from megatron_fastmix.targets.weights import TargetWeights
 
 
 class Search:
@@ -38,20 +44,39 @@ class Search:
         Every rank must call, with torch.distributed initialised. Raises what `check_inputs`
         raises, and `CheckpointError`.
         """
-        initialize_parallel_state()
+        initialize_parallel_state(config.engine.tensor_model_parallel_size)
         self.config = config
         self.folder = Path(config.run_dir)
+        self.world = DataParallelGroup(device=device)
         self.group = DataParallelGroup(parallel_state.get_data_parallel_group(), device)
-        self.inputs = check_inputs(config, self.group.size)
+        tensor = DataParallelGroup(parallel_state.get_tensor_model_parallel_group(), device)
+        self.inputs = check_inputs(config, self.world.size)
         tokenizer = self.inputs.tokenizer
         cache = config.data.data_cache_path or str(self.folder / "cache")
 
-        self.mixture = Mixture(config.source_names, config.mixture)
+        self.mixture = Mixture(
+            config.source_names,
+            config.mixture,
+            bounds=config.bounds,
+            total_steps=config.outer_steps,
+        )
+        self.targets = TargetWeights(
+            config.target_weights, [t.reference_loss for t in config.targets], config.objective
+        )
         blend = build_source_blend(config, self.mixture, tokenizer, cache)
         targets = build_targets(config, tokenizer, cache)
         self.batches = Batches(config, blend, targets, self.group)
         self.engine = build_engine(config, tokenizer.vocab_size, self.group.size)
-        self.parameters = engine_parameters(self.engine, self.group)
+        self.outer_loop = OuterLoop(
+            config,
+            self.engine.module,
+            engine_parameters(self.engine, self.group, tensor),
+            self.batches,
+            self.mixture,
+            self.targets,
+            self.world,
+            engine_preconditioner(self.engine, config),
+        )
 
         self.step = 0
         self.first_target_losses: list[float] | None = None
@@ -72,7 +97,7 @@ class Search:
         training, output = self.config.training, self.config.output
         if self.step == training.train_iters:
             return True
-        active = self.group.rank == 0
+        active = self.world.rank == 0
         with Reporter(self.config, self.mixture, self.folder, self.step, active=active) as report:
             stop = False
             while self.step < training.train_iters and not stop:
@@ -107,6 +132,7 @@ class Search:
             tokens=self.step * batch,
             seconds=self._seconds_before + time.monotonic() - self._began,
             mixture=self.mixture.state(),
+            target_weights=self.targets.values.tolist(),
             initial_target_losses=self.first_target_losses,
             final_target_losses=self.last_target_losses,
             data_parallel_size=self.group.size,
@@ -128,14 +154,7 @@ class Search:
     def _outer_step(self, report: Reporter) -> None:
         # η of the step to come: the one whose effect on the target the hypergradient predicts.
         inner_lr = learning_rate(self.config.training, self.step)
-        result = outer_step(
-            self.config,
-            self.engine.module,
-            self.parameters,
-            self.batches,
-            self.mixture,
-            inner_lr,
-        )
+        result = self.outer_loop.step(inner_lr)
         self.last_target_losses = result.target_losses.tolist()
         self.first_target_losses = self.first_target_losses or self.last_target_losses
         report.outer(self.step, result)
@@ -143,8 +162,9 @@ class Search:
     def _reduce(self, sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
         """Sums losses and counts by source over the ranks; also whether any was asked to stop."""
         asked = self.stop_signalled
-        asked |= self.group.rank == 0 and run_folder.stop_requested(self.folder)
-        reduced = self.group.sum(np.concatenate([sums, counts, [float(asked)]]))
+        asked |= self.world.rank == 0 and run_folder.stop_requested(self.folder)
+        # Tensor-parallel ranks count the same samples again, in sums and counts alike.
+        reduced = self.world.sum(np.concatenate([sums, counts, [float(asked)]]))
         sums, counts = reduced[: len(sums)], reduced[len(sums) : -1]
         for name, value in zip(self.mixture.names, sums, strict=True):
             if not np.isfinite(value):
@@ -161,7 +181,7 @@ class Search:
             self.folder,
             self.engine,
             self.state(),
-            self.group,
+            self.world,
             self.config.output.keep_checkpoints,
         )
         report.checkpoint(self.step, folder, time.monotonic() - began)
@@ -169,6 +189,7 @@ class Search:
     def _restore(self, state: SearchState) -> None:
         checkpoint.load(self.folder, self.engine, state, self.group)
         self.mixture.load_state(state.mixture)
+        self.targets.values = np.array(state.target_weights)
         self.step = state.step
         self._seconds_before = state.seconds
         self.first_target_losses = state.initial_target_losses

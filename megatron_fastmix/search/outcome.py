@@ -55,7 +55,7 @@ def mixture_file(
             final_loss=final[v],
         )
         for v, (target, size, weight) in enumerate(
-            zip(config.targets, inputs.targets, config.target_weights, strict=True)
+            zip(config.targets, inputs.targets, state.target_weights, strict=True)
         )
     )
     return MixtureFile(
@@ -85,7 +85,7 @@ def outer_step_forward_passes(config: SearchConfig) -> float:
     hypergradient, count = config.hypergradient, len(config.sources)
     probe = hypergradient.probe_samples_per_source * count
     objective = hypergradient.target_samples * len(config.targets)
-    objective += probe if config.mixture.train_loss_weight else 0
+    objective += probe if config.objective.train_loss_weight else 0
     if hypergradient.estimator == "finite_difference":
         return 3.0 * objective + 2.0 * probe
     return 3.0 * objective + 3.0 * probe * count

@@ -11,10 +11,13 @@ import torch
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import NonFiniteError
 from megatron_fastmix.hypergradient import ESTIMATORS, Batch, OuterProblem, Products
-from megatron_fastmix.mixture import Mixture, logit_gradient
+from megatron_fastmix.mixture import Mixture, regularizer_gradient
+from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.parameters import Parameters
+from megatron_fastmix.parallel.preconditioner import AdamPreconditioner
 from megatron_fastmix.proxy.megatron_gpt import sample_losses
 from megatron_fastmix.search.batches import Batches
+from megatron_fastmix.targets.weights import TargetWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,66 +26,93 @@ class OuterResult:
 
     target_losses: np.ndarray
     """Mean loss of each target on its samples of this step, before it, (V,)."""
+    target_weights: np.ndarray
+    """ω that this step's v was made with, (V,)."""
     products: Products
     """⟨v, ∇L_k⟩."""
     gradient: np.ndarray
     """∂/∂z, (K,)."""
+    lr: float
+    """Outer learning rate."""
     seconds: float
     """Wall time on this rank."""
 
 
-def outer_step(
-    config: SearchConfig,
-    model: torch.nn.Module,
-    parameters: Parameters,
-    batches: Batches,
-    mixture: Mixture,
-    inner_lr: float,
-) -> OuterResult:
-    """Moves the logits once, equally on all ranks; θ and the engine stay as they were.
+class OuterLoop:
+    """Moves the logits of `mixture`; θ and the engine stay as they were."""
 
-    Every rank must call. Raises `NonFiniteError` (with the source's name) on NaN or Inf, before
-    the logits move, and `RankDivergenceError` where the logits of ranks differ afterwards.
-    """
-    began = time.monotonic()
-    number, group = mixture.outer_steps, batches.group
-    losses = np.zeros((2, len(config.targets)))
+    def __init__(
+        self,
+        config: SearchConfig,
+        model: torch.nn.Module,
+        parameters: Parameters,
+        batches: Batches,
+        mixture: Mixture,
+        targets: TargetWeights,
+        world: DataParallelGroup,
+        precondition: AdamPreconditioner | None,
+    ) -> None:
+        """`world` are all ranks, tensor-parallel ones included."""
+        self.config = config
+        self.model = model
+        self.parameters = parameters
+        self.batches = batches
+        self.mixture = mixture
+        self.targets = targets
+        self.world = world
+        self.precondition = precondition
 
-    def keep_losses(batch: Batch, values: torch.Tensor) -> None:
-        of_target = batch.group >= 0
-        np.add.at(losses[0], batch.group[of_target], values.double().cpu().numpy()[of_target])
-        np.add.at(losses[1], batch.group[of_target], 1)
+    def step(self, inner_lr: float) -> OuterResult:
+        """One outer step at inner learning rate η, equal on all ranks.
 
-    problem = OuterProblem(
-        losses=lambda batch: sample_losses(model, batch.tokens, batch.labels, batch.loss_mask),
-        parameters=parameters,
-        objective=batches.objective(number, mixture.weights),
-        probe=batches.probe(number),
-        num_sources=len(mixture.names),
-        group=group,
-        relative_step=config.hypergradient.relative_step,
-    )
-    products = ESTIMATORS[config.hypergradient.estimator](problem, keep_losses)
-    sums, counts = group.sum(losses)
-    target_losses = sums / counts
-    _check_finite(target_losses, [f"target {t.name}: loss" for t in config.targets], number)
-    _check_finite(products.values, [f"source {n}: ⟨v, ∇L⟩" for n in mixture.names], number)
+        Every rank must call. Raises `NonFiniteError` (with the source's name) on NaN or Inf, before
+        the logits move, and `RankDivergenceError` where the logits of ranks differ afterwards.
+        """
+        began = time.monotonic()
+        config, mixture, batches = self.config, self.mixture, self.batches
+        number, omega = mixture.outer_steps, self.targets.values
+        losses = np.zeros((2, len(config.targets)))
 
-    gradient = logit_gradient(
-        products.values,
-        mixture.weights,
-        inner_lr,
-        config.mixture.entropy_weight,
-        products.seen,
-    )
-    mixture.update(gradient, products.seen)
-    group.check_equal(mixture.logits, mixture.names, "the logits")
-    return OuterResult(
-        target_losses=target_losses,
-        products=products,
-        gradient=gradient,
-        seconds=time.monotonic() - began,
-    )
+        def keep_losses(batch: Batch, values: torch.Tensor) -> None:
+            of_target = batch.group >= 0
+            np.add.at(losses[0], batch.group[of_target], values.double().cpu().numpy()[of_target])
+            np.add.at(losses[1], batch.group[of_target], 1)
+
+        problem = OuterProblem(
+            losses=self._losses,
+            parameters=self.parameters,
+            objective=batches.objective(number, mixture.weights, omega),
+            probe=batches.probe(number),
+            num_sources=len(mixture.names),
+            group=batches.group,
+            relative_step=config.hypergradient.relative_step,
+            precondition=self.precondition,
+        )
+        products = ESTIMATORS[config.hypergradient.estimator](problem, keep_losses)
+        sums, counts = batches.group.sum(losses)
+        target_losses = sums / counts
+        _check_finite(target_losses, [f"target {t.name}: loss" for t in config.targets], number)
+        _check_finite(products.values, [f"source {n}: ⟨v, ∇L⟩" for n in mixture.names], number)
+
+        lr = mixture.lr
+        # FastMix, horizon n2 = 1: ∂ℓ/∂α_k = −η·⟨v, ∇L_k⟩, and the term on α itself.
+        gradient = -inner_lr * products.values + regularizer_gradient(
+            mixture.weights, config.objective.entropy_weight, config.objective.prior_weights
+        )
+        slope = mixture.update(gradient, products.seen)
+        self.targets.update(target_losses)
+        self.world.check_equal(mixture.logits, mixture.names, "the logits")
+        return OuterResult(
+            target_losses=target_losses,
+            target_weights=omega,
+            products=products,
+            gradient=slope,
+            lr=lr,
+            seconds=time.monotonic() - began,
+        )
+
+    def _losses(self, batch: Batch) -> torch.Tensor:
+        return sample_losses(self.model, batch.tokens, batch.labels, batch.loss_mask)
 
 
 def _check_finite(values: np.ndarray, names: list[str], number: int) -> None:

@@ -88,7 +88,7 @@ class Reporter:
 
     def outer(self, step: int, result: OuterResult) -> None:
         """An outer step was taken after `step` optimizer steps."""
-        self.target_loss = float(np.dot(self.config.target_weights, result.target_losses))
+        self.target_loss = float(np.dot(result.target_weights, result.target_losses))
         if self._metrics is None:
             return
         products, mixture = result.products, self.mixture
@@ -100,15 +100,13 @@ class Reporter:
             weights=self._by_source(mixture.weights),
             logits=self._by_source(mixture.logits),
             products=self._by_source(products.values),
-            products_standard_error=None
-            if products.standard_error is None
-            else self._by_source(products.standard_error),
+            products_standard_error=self._by_source(products.standard_error),
             noise_to_signal=noise,
             hypergradient=self._by_source(result.gradient),
             probe_samples=self._by_source(products.counts),
-            target_loss=dict(
-                zip([t.name for t in self.config.targets], result.target_losses, strict=True)
-            ),
+            lr=result.lr,
+            target_loss=self._by_target(result.target_losses),
+            target_weight=self._by_target(result.target_weights),
             seconds=result.seconds,
         )
         for name, seen in zip(mixture.names, products.seen, strict=True):
@@ -140,6 +138,10 @@ class Reporter:
 
     def _by_source(self, values: Any) -> dict[str, float]:
         return dict(zip(self.mixture.names, map(float, values), strict=True))
+
+    def _by_target(self, values: np.ndarray) -> dict[str, float]:
+        names = [target.name for target in self.config.targets]
+        return dict(zip(names, map(float, values), strict=True))
 
     def __enter__(self) -> Reporter:
         return self

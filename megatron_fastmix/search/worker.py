@@ -57,11 +57,11 @@ def _search(config: SearchConfig) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask_to_stop)
     complete = search.run()
-    if search.group.rank == 0:
+    if search.world.rank == 0:
         mixture = search.result()
         files = write_run_artifacts(config.run_dir, mixture)
         print()
         print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
-    search.group.barrier()
+    search.world.barrier()
     torch.distributed.destroy_process_group()
     return 0 if complete else STOPPED_EXIT_CODE

@@ -14,8 +14,6 @@ class ValidationTarget:
 
     name: str
     """Name in every artefact."""
-    weight: float
-    """ω_v; the weights of all targets sum to 1."""
     dataset: Any
     """Megatron dataset of the whole held-out set, one epoch long."""
     seed: int

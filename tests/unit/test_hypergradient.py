@@ -8,7 +8,7 @@ import torch
 
 from megatron_fastmix.config import HypergradientConfig, MixtureConfig
 from megatron_fastmix.hypergradient import ESTIMATORS, Batch, OuterProblem
-from megatron_fastmix.mixture import Mixture, logit_gradient
+from megatron_fastmix.mixture import Mixture
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.parameters import Parameters
 
@@ -148,45 +148,89 @@ def test_a_source_without_a_sample_is_reported_and_not_moved(problem, name):
     products = ESTIMATORS[name](partial, None)
     assert products.seen.tolist() == [True, False, True]
     mixture = Mixture(["a", "b", "c"], MixtureConfig())
-    gradient = logit_gradient(products.values, mixture.weights, 1e-2, seen=products.seen)
-    mixture.update(gradient, products.seen)
+    mixture.update(-1e-2 * products.values, products.seen)
     assert mixture.logits[1] == 0
     assert mixture.logits[0] != 0
 
 
-@pytest.mark.parametrize("name", ["per_source", "finite_difference"])
-def test_a_quadratic_is_searched_to_its_known_optimum(name):
-    """Sources pull θ to 0 and to 1, the target to 0.7: the optimum is α = (0.3, 0.7)."""
+class Point(torch.nn.Module):
+    """θ in the plane, itself the prediction."""
 
-    class Point(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.theta = torch.nn.Parameter(torch.tensor([0.1]))
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = torch.nn.Parameter(torch.tensor([0.1, 0.6]))
+        self.theta.is_output_layer = True
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.theta.expand(len(x))
+    def losses(self, batch: Batch) -> torch.Tensor:
+        return (self.theta - batch.tokens).square().sum(dim=1).double()
 
-    def at(value, group):
-        n = len(group)
-        return Batch(
-            tokens=torch.zeros(n, 1),
-            labels=torch.full((n,), value),
-            loss_mask=torch.ones(n),
-            group=np.asarray(group),
-        )
 
-    model, inner_lr = Point(), 0.1
-    problem = problem_of(
-        model, [(at(0.7, [0]), torch.ones(1))], [at(0.0, [0]), at(1.0, [1])], sources=2
+def at(points, group):
+    return Batch(
+        tokens=torch.tensor(points),
+        labels=torch.zeros(len(group)),
+        loss_mask=torch.ones(len(group)),
+        group=np.asarray(group),
     )
-    mixture = Mixture(["zero", "one"], MixtureConfig(lr=0.02, averaging_fraction=0.25))
-    for _ in range(800):
-        for _ in range(5):
-            pull = mixture.weights @ [model.theta.item(), model.theta.item() - 1.0]
-            model.theta.data -= inner_lr * 2 * pull
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+@pytest.mark.parametrize(
+    ("optimizer", "lr"), [("adam", 0.05), ("sgd", 3.0), ("mirror_descent", 1.0)]
+)
+def test_a_quadratic_is_searched_to_its_known_optimum(name, optimizer, lr):
+    """Sources pull θ to three corners, so θ*(α) is their α-weighted mean; the target lies at the
+    mean with α = (0.2, 0.5, 0.3), which is the only optimum."""
+    corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=np.float32)
+    best = np.array([0.2, 0.5, 0.3])
+    model, inner_lr = Point(), 0.1
+    problem = OuterProblem(
+        losses=model.losses,
+        parameters=Parameters(list(model.parameters()), DataParallelGroup()),
+        objective=[(at((best @ corners)[None].astype(np.float32), [0]), torch.ones(1))],
+        probe=[at(corners, [0, 1, 2])],
+        num_sources=3,
+        group=DataParallelGroup(),
+        relative_step=1e-3,
+    )
+    config = MixtureConfig(
+        optimizer=optimizer, lr=lr, lr_decay_style="linear", averaging_fraction=0.1
+    )
+    mixture = Mixture(["origin", "right", "up"], config, total_steps=600)
+    for _ in range(600):
+        for _ in range(10):
+            pull = model.theta.detach().numpy() - mixture.weights @ corners
+            model.theta.data -= inner_lr * 2 * torch.from_numpy(pull).float()
         products = ESTIMATORS[name](problem, None)
-        mixture.update(logit_gradient(products.values, mixture.weights, inner_lr))
-    assert mixture.averaged()[0][1] == pytest.approx(0.7, abs=0.02)
+        mixture.update(-inner_lr * products.values)
+    np.testing.assert_allclose(mixture.averaged()[0], best, atol=0.02)
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_the_standard_error_tells_noise_from_signal(name):
+    """Samples of each source scatter around its mean: widely where the estimate must be noise."""
+    model, generator = Point(), np.random.default_rng(3)
+
+    def noise(scatter):
+        means = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        groups = [0, 1, 2] * 8
+        probe = [
+            at((means[groups] + scatter * generator.normal(size=(24, 2))).tolist(), groups)
+            for _ in range(2)
+        ]
+        problem = OuterProblem(
+            losses=model.losses,
+            parameters=Parameters(list(model.parameters()), DataParallelGroup()),
+            objective=[(at([[0.9, 0.3]], [0]), torch.ones(1))],
+            probe=probe,
+            num_sources=3,
+            group=DataParallelGroup(),
+            relative_step=1e-3,
+        )
+        return ESTIMATORS[name](problem, None).noise_to_signal
+
+    assert noise(0.05) < 0.1
+    assert noise(20.0) > 0.5
 
 
 def test_the_configuration_names_the_registered_estimators():

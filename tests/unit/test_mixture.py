@@ -1,56 +1,147 @@
-"""Mixture: softmax, hypergradient on the logits, Adam, averaging, state."""
+"""Mixture: hypergradient on the logits, regularizer, bounds, schedule, averaging, state."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megatron_fastmix.config import MixtureConfig
 from megatron_fastmix.errors import CheckpointError
-from megatron_fastmix.mixture import Mixture, logit_gradient, softmax
+from megatron_fastmix.mixture import Mixture, regularizer_gradient
+from megatron_fastmix.outer_optimizer import OUTER_OPTIMIZERS, logit_gradient
+from megatron_fastmix.simplex import project_onto_bounds, softmax
 
 
-def test_logit_gradient_equals_autograd_of_the_linearised_objective():
+@pytest.mark.parametrize("prior", [None, (1.0, 2.0, 3.0, 4.0, 5.0)])
+def test_the_gradient_equals_autograd_of_the_linearised_objective(prior):
     generator = np.random.default_rng(0)
     logits, products = generator.normal(size=5), generator.normal(size=5)
     z = torch.tensor(logits, requires_grad=True)
     alpha = torch.softmax(z, 0)
     entropy_weight, inner_lr = 0.3, 0.01
+    shares = torch.ones(5) if prior is None else torch.tensor(prior, dtype=torch.float64) / 15
     # To first order, ℓ(θ − η Σ α_k ∇L_k) is −η Σ α_k ⟨v, ∇L_k⟩ plus a constant.
-    loss = -inner_lr * alpha @ torch.tensor(products) + entropy_weight * (alpha @ alpha.log())
+    loss = -inner_lr * alpha @ torch.tensor(products)
+    loss += entropy_weight * (alpha @ (alpha / shares).log())
     (expected,) = torch.autograd.grad(loss, z)
-    found = logit_gradient(products, softmax(logits), inner_lr, entropy_weight)
+    weights = softmax(logits)
+    h = -inner_lr * products + regularizer_gradient(weights, entropy_weight, prior)
+    found = logit_gradient(h, weights, np.ones(5, bool))
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-12)
 
 
 def test_positive_entropy_weight_raises_the_entropy():
     mixture = Mixture(["a", "b"], MixtureConfig(initial_weights=(0.9, 0.1)))
     for _ in range(8):
-        mixture.update(logit_gradient(np.zeros(2), mixture.weights, 1.0, entropy_weight=1e-3))
+        mixture.update(regularizer_gradient(mixture.weights, 1e-3))
     entropies = [-(weights @ np.log(weights)) for weights in mixture.history]
     assert entropies == sorted(entropies)
     assert entropies[-1] > entropies[0] + 0.1
 
 
-def test_a_source_with_larger_product_gains_weight():
-    mixture = Mixture(["good", "neutral", "bad"], MixtureConfig())
+@pytest.mark.parametrize(
+    ("optimizer", "lr"), [("adam", 0.05), ("sgd", 2.0), ("mirror_descent", 0.5)]
+)
+def test_a_prior_alone_draws_the_mixture_to_itself(optimizer, lr):
+    mixture = Mixture(["a", "b", "c"], MixtureConfig(optimizer=optimizer, lr=lr))
+    for _ in range(300):
+        mixture.update(regularizer_gradient(mixture.weights, 1.0, (6.0, 3.0, 1.0)))
+    np.testing.assert_allclose(mixture.weights, [0.6, 0.3, 0.1], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "lr"), [("adam", 0.1), ("sgd", 5.0), ("mirror_descent", 1.0)]
+)
+def test_a_source_with_smaller_gradient_gains_weight(optimizer, lr):
+    mixture = Mixture(["good", "neutral", "bad"], MixtureConfig(optimizer=optimizer, lr=lr))
     for _ in range(5):
-        mixture.update(logit_gradient(np.array([1.0, 0.0, -1.0]), mixture.weights, 1e-3))
+        mixture.update(np.array([-1.0, 0.0, 1.0]))
     good, neutral, bad = mixture.weights
     assert good > neutral > bad
 
 
-def test_an_unseen_source_keeps_its_logit_and_does_not_shift_the_others():
+def test_mirror_descent_is_the_exponentiated_gradient():
+    mixture = Mixture(
+        ["a", "b", "c"],
+        MixtureConfig(optimizer="mirror_descent", lr=0.7, initial_weights=(0.5, 0.3, 0.2)),
+    )
+    h = np.array([0.4, -0.2, 1.0])
+    mixture.update(h)
+    expected = np.array([0.5, 0.3, 0.2]) * np.exp(-0.7 * h)
+    np.testing.assert_allclose(mixture.weights, expected / expected.sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", sorted(OUTER_OPTIMIZERS))
+def test_an_unseen_source_keeps_its_logit_and_does_not_shift_the_others(optimizer):
     seen = np.array([True, True, False])
-    mixture = Mixture(["a", "b", "unseen"], MixtureConfig())
-    gradient = logit_gradient(np.array([1.0, 3.0, 0.0]), mixture.weights, 1.0, seen=seen)
+    mixture = Mixture(["a", "b", "unseen"], MixtureConfig(optimizer=optimizer))
     before = mixture.logits.copy()
-    mixture.update(gradient, seen)
+    gradient = mixture.update(np.array([1.0, 3.0, 100.0]), seen)
     assert mixture.logits[2] == before[2]
     # Centred over the seen alone: equal and opposite.
-    assert gradient[0] == pytest.approx(-gradient[1])
-    assert mixture.state()["updates"] == [1, 1, 0]
+    moved = mixture.logits - before
+    assert moved[0] == pytest.approx(-moved[1])
+    assert moved[0] > 0
+    assert gradient.tolist() == pytest.approx([-1 / 3, 1 / 3, 0])
+
+
+BOUNDS = st.integers(2, 6).flatmap(
+    lambda k: st.tuples(
+        st.lists(st.floats(0.0, 1.0 / k), min_size=k, max_size=k),
+        st.lists(st.floats(1.0 / k, 1.0), min_size=k, max_size=k),
+        st.lists(st.floats(-20, 20), min_size=k, max_size=k),
+    )
+)
+
+
+@given(BOUNDS)
+def test_the_projection_is_a_scaled_and_clipped_mixture(case):
+    lower, upper, logits = map(np.array, case)
+    weights = softmax(logits)
+    projected = project_onto_bounds(weights, lower, upper)
+    assert projected.sum() == pytest.approx(1, abs=1e-9)
+    assert np.all(projected >= lower)
+    assert np.all(projected <= upper)
+    # Optimal in KL: sources inside their bounds keep their proportions; those at the lower bound
+    # were raised by no less than that factor, those at the upper by no more.
+    ratio = np.log(projected + 1e-300) - np.log(weights + 1e-300)
+    inside = (projected > lower) & (projected < upper)
+    if inside.any():
+        assert np.ptp(ratio[inside]) < 1e-6
+        factor = ratio[inside].mean()
+        movable = lower < upper
+        assert np.all(ratio[movable & (projected == lower)] >= factor - 1e-6)
+        assert np.all(ratio[movable & (projected == upper)] <= factor + 1e-6)
+
+
+@pytest.mark.parametrize("optimizer", sorted(OUTER_OPTIMIZERS))
+def test_bounds_hold_at_every_step_and_for_the_average(optimizer):
+    config = MixtureConfig(optimizer=optimizer, lr=1.0)
+    bounds = ([0.1, 0.0, 0.05], [1.0, 0.6, 1.0])
+    mixture = Mixture(["a", "b", "c"], config, bounds=bounds)
+    for _ in range(40):
+        mixture.update(np.array([1.0, -1.0, 0.5]))
+    lower, upper = np.array(bounds)
+    for weights in [*mixture.history, mixture.averaged()[0]]:
+        assert np.all(weights >= lower - 1e-12)
+        assert np.all(weights <= upper + 1e-12)
+    assert mixture.weights[1] == pytest.approx(0.6)
+    for _ in range(20):  # Adam's momentum turns first
+        mixture.update(np.array([-5.0, 5.0, 0.0]))
+    assert mixture.weights[1] < 0.5, "a bound must not hold a source that leaves it"
+
+
+def test_the_learning_rate_warms_up_and_decays_over_the_outer_steps():
+    config = MixtureConfig(lr=0.4, min_lr=0.1, lr_warmup_steps=2, lr_decay_style="linear")
+    mixture = Mixture(["a", "b"], config, total_steps=5)
+    rates = []
+    for _ in range(6):
+        rates.append(mixture.lr)
+        mixture.update(np.array([1.0, -1.0]))
+    assert rates == pytest.approx([0.2, 0.4, 0.4, 0.3, 0.2, 0.1])
 
 
 def test_learning_rate_zero_freezes_the_logits_bitwise():
@@ -71,8 +162,9 @@ def test_the_average_is_over_the_stated_tail():
     np.testing.assert_array_equal(spread, tail.std(axis=0))
 
 
-def test_state_goes_through_json_bitwise():
-    config = MixtureConfig()
+@pytest.mark.parametrize("optimizer", sorted(OUTER_OPTIMIZERS))
+def test_state_goes_through_json_bitwise(optimizer):
+    config = MixtureConfig(optimizer=optimizer)
     one = Mixture(["a", "b", "c"], config)
     for step in range(7):
         one.update(np.sin(np.arange(3) + step))
