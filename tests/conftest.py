@@ -53,7 +53,9 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocab_size = load_tokenizer("ByteLevelTokenizer").vocab_size
     for number, kind in enumerate(SOURCES):
         write_dataset(folder / kind, synthetic_documents(kind, 120, number), vocab_size)
+    write_dataset(folder / "forward_copy", synthetic_documents("forward", 120, 0), vocab_size)
     write_dataset(folder / "target", synthetic_documents("forward", 60, 99), vocab_size)
+    write_dataset(folder / "target_backward", synthetic_documents("backward", 60, 98), vocab_size)
     return folder
 
 

@@ -495,26 +495,76 @@ def test_sums_are_equal_on_all_ranks() -> None:
     np.testing.assert_allclose(results[0][0], [1.0, 2.0])
 
 
-def test_the_search_finds_the_source_that_resembles_the_target(
-    search_values: dict, tmp_path: Path
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_planted_answer_is_recovered(search_values: dict, corpora: Path, seed: int) -> None:
+    """One source is useful, one is a copy of it, one is harmful, one is noise."""
+    search_values["sources"] = [
+        {"name": name, "path": str(corpora / name)}
+        for name in ("forward", "backward", "noise", "forward_copy")
+    ]
+    config = load(
+        search_values,
+        **{
+            "seed": seed,
+            "hypergradient.probe_samples_per_source": 20,
+            "training.train_iters": 60,
+            "mixture.inner_steps": 3,
+            "mixture.lr": 0.2,
+        },
+    )
+    run_ranks(2, run_search, config)
+    mixture = json.loads((Path(config.run_dir) / "mixture.json").read_text())
+    weights = {source["name"]: source["weight"] for source in mixture["sources"]}
+    assert weights["forward"] + weights["forward_copy"] > 0.7
+    assert 0.5 < weights["forward"] / weights["forward_copy"] < 2.0
+    assert max(weights["backward"], weights["noise"]) < 0.2
+    assert mixture["unit"] == "share of samples of seq_length tokens"
+    for source in mixture["sources"]:
+        implied = source["weight"] * mixture["token_budget"] / source["tokens"]
+        assert source["epochs"] == pytest.approx(implied)
+
+
+def test_the_worst_case_shares_the_mixture_among_targets_that_conflict(
+    search_values: dict, corpora: Path, tmp_path: Path
 ) -> None:
-    for seed in (1, 2):
+    """Two targets want one source each, and one of them is hardly weighed."""
+    search_values["targets"] = [
+        {"name": "up", "path": str(corpora / "target"), "weight": 0.95},
+        {"name": "down", "path": str(corpora / "target_backward"), "weight": 0.05},
+    ]
+    found = {}
+    for aggregation in ("mean", "worst_case"):
         config = load(
             search_values,
             **{
-                "run_dir": tmp_path / f"seed{seed}",
-                "seed": seed,
-                "training.train_iters": 60,
+                "run_dir": tmp_path / aggregation,
+                "objective.target_aggregation": aggregation,
+                "objective.target_lr": 5.0,
+                "training.train_iters": 90,
                 "mixture.inner_steps": 3,
                 "mixture.lr": 0.2,
             },
         )
-        history = run_ranks(1, run_search, config)[0]["history"]
-        assert history[-1].argmax() == 0
-        assert history[-1][0] > 0.6
-        mixture = json.loads((Path(config.run_dir) / "mixture.json").read_text())
-        assert [s["name"] for s in mixture["sources"]] == ["forward", "backward", "noise"]
-        assert mixture["unit"] == "share of samples of seq_length tokens"
-        for source in mixture["sources"]:
-            implied = source["weight"] * mixture["token_budget"] / source["tokens"]
-            assert source["epochs"] == pytest.approx(implied)
+        run_ranks(1, run_search, config)
+        found[aggregation] = json.loads((Path(config.run_dir) / "mixture.json").read_text())
+    mean, worst = (
+        {source["name"]: source["weight"] for source in found[key]["sources"]}
+        for key in ("mean", "worst_case")
+    )
+    assert worst["backward"] > 2 * mean["backward"]
+    largest = {key: max(target["final_loss"] for target in found[key]["targets"]) for key in found}
+    assert largest["worst_case"] < largest["mean"]
+    lines = read_metrics(tmp_path / "worst_case/metrics.jsonl")
+    weights = [line["target_weight"]["down"] for line in lines if line["kind"] == "outer"]
+    assert weights[0] == pytest.approx(0.05)
+    assert weights[-1] > 0.2
+
+
+def test_bounds_hold_during_a_search(search_values: dict) -> None:
+    search_values["sources"][0]["max_weight"] = 0.4
+    search_values["sources"][2]["min_weight"] = 0.2
+    config = load(search_values, **{"training.train_iters": 60, "mixture.lr": 0.3})
+    history = run_ranks(1, run_search, config)[0]["history"]
+    assert history[:, 0].max() == pytest.approx(0.4)
+    assert np.all(history[:, 0] <= 0.4 + 1e-12)
+    assert np.all(history[:, 2] >= 0.2 - 1e-12)
