@@ -1,5 +1,7 @@
 """The patch layer: Megatron-core's blended dataset with a live mixture."""
 
+from megatron_fastmix.blend.live_mixture import LiveMixture
 from megatron_fastmix.blend.patch import install, uninstall
+from megatron_fastmix.blend.weight_schedule import WeightSchedule, read_schedule
 
-__all__ = ["install", "uninstall"]
+__all__ = ["LiveMixture", "WeightSchedule", "install", "read_schedule", "uninstall"]

@@ -4,27 +4,77 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy
+import torch
 from megatron.core.datasets.blended_dataset import BlendedDataset
+from megatron.core.datasets.utils import Split, normalize
 
-from megatron_fastmix.blend.draw_order import DrawOrder, epoch_sample
+from megatron_fastmix.blend.draw_order import epoch_sample
+from megatron_fastmix.blend.options import BlendOptions
+from megatron_fastmix.blend.shares import normalized
+from megatron_fastmix.blend.shuffled_order import ShuffledOrder
+from megatron_fastmix.blend.spread_order import MAX_BLOCK_SIZE, SpreadOrder, visited_sample
 from megatron_fastmix.errors import DataError
-from megatron_fastmix.mixture import Mixture
+
+logger = logging.getLogger(__name__)
+
+_STATIC = BlendOptions(weighting="sampling")
+
+
+class WeightHistory(Protocol):
+    """What a blend asks of a mixture; `LiveMixture` says what each means."""
+
+    names: list[str]
+
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def history(self) -> list[tuple[int, numpy.ndarray]]: ...
+
+    def loss_weights_at(self, sample: int) -> numpy.ndarray: ...
+
+    def note_drawn(self, sample: int) -> None: ...
+
+
+class SourceUse(NamedTuple):
+    """How a blend uses one source."""
+
+    samples: int
+    """Samples in one epoch of the source."""
+    asked: int
+    """Draws that its weights ask for."""
+    draws: int
+    """Draws that it gives; fewer than asked where `max_epochs` caps it, more where it takes over
+    what another's cap removes."""
+
+    @property
+    def epochs(self) -> float:
+        """Times that the source is read."""
+        return self.draws / self.samples
 
 
 class FastMixBlendedDataset(BlendedDataset):
     """Drop-in for Megatron-core's `BlendedDataset`: same constructor, attributes and keys.
 
-    Sources are drawn uniformly; the mixture acts through the loss, whose factor for a sample is
-    `mixture.loss_weights[dataset_id]` (DESIGN: sampling by α and weighting by K·α have equal
-    expectations). Draws are a pure function of (seed, index), so nothing is built, cached or kept
-    in memory, and an index past the size of the sources goes on with their next epoch.
+    Draw i is a pure function of (seed, history of the weights, i): nothing is built, cached or
+    kept per sample, and a source that is drawn past its end goes on with its next epoch, in
+    another order. Under `weighting: sampling` the draws follow the mixture's history. Under
+    `weighting: loss` sources are drawn evenly, and the mixture acts through the loss, whose factor
+    for a sample is `mixture.loss_weights[dataset_id]` (sampling by α and weighting by K·α have
+    equal expectations).
 
-    Raises `DataError` where the blend does not have one dataset for each source of the mixture.
+    Without a mixture it draws by `weights`, as `BlendedDataset` does. Unlike that class it takes
+    weights of 0, more than 32,766 datasets (`dataset_id` is then int32, not int16) and blends that
+    read a dataset more than once.
+
+    Raises `DataError` where the blend does not have one dataset for each source of the mixture, a
+    source has no sample, or `max_epochs` leaves fewer samples than the blend has.
     """
 
     def __init__(
@@ -34,40 +84,47 @@ class FastMixBlendedDataset(BlendedDataset):
         size: int | None,
         config: Any,
         *,
-        mixture: Mixture,
-        block_size: int,
-        num_samples: int | None = None,
+        mixture: Any = None,
+        history: WeightHistory | None = None,
+        options: BlendOptions = _STATIC,
     ) -> None:
+        """`mixture` has `names` and `loss_weights` (K,); `history`, by default the mixture itself,
+        is what draws and folded weights follow."""
         # BlendedDataset.__init__ would build and cache one index entry per sample.
-        if len(datasets) != len(mixture.names):
-            raise DataError(
-                f"the blend has {len(datasets)} datasets, the mixture {len(mixture.names)} sources "
-                f"({', '.join(mixture.names)}); give one dataset for each source, in their order"
-            )
+        assert len(datasets) == len(weights)
         assert all(type(dataset) is type(datasets[0]) for dataset in datasets)
         assert all(d.index_split == datasets[0].index_split for d in datasets)
-        for name, dataset in zip(mixture.names, datasets, strict=True):
-            if len(dataset) < 1:
-                raise DataError(
-                    f"source {name} ({dataset.dataset_path}): no sample of "
-                    f"{config.sequence_length} tokens; give it more text or a smaller seq_length"
-                )
         self.datasets = list(datasets)
         self.split = datasets[0].index_split
-        self.weights = weights
-        self.size = num_samples or size or sum(len(dataset) for dataset in datasets)
+        self.weights = weights if size is None else normalize(weights)
+        self.size = options.num_samples or size
         self.config = config
+        self.dataset_index = self.dataset_sample_index = None
         self.mixture = mixture
-        self.order = DrawOrder(config.random_seed, block_size, [1.0] * len(datasets))
+        self.options = options
+        self.names = _names(datasets, mixture)
+        self._length = int(sum(weights)) if self.size is None else self.size
+        self._sizes = _sizes(self.names, datasets, config)
+        self._history = mixture if history is None else history
+        self._follows = mixture is not None and options.weighting == "sampling"
+        self._notes = (self._follows or options.fold_loss_mask) and self.split is Split.train
+        self._capacity = options.capacity(self.names, self._sizes)
+        self._version = -1
+        self._block_size = options.block_size
+        if mixture is None and size is None:
+            # One block of all draws holds exactly weights[k] samples of each dataset.
+            self._block_size = max(1, min(self._length, MAX_BLOCK_SIZE))
+        self.order = self._make_order()
         self._id_type = numpy.int16 if len(datasets) < 32767 else numpy.int32
         identifiers = OrderedDict(
             {
                 "class": type(self).__name__,
                 "datasets": [dataset.unique_identifiers for dataset in datasets],
                 "split": self.split.name,
-                "sources": mixture.names,
+                "weights": self.weights if mixture is None else options.weighting,
+                "sources": self.names,
                 "size": self.size,
-                "block_size": block_size,
+                "block_size": self._block_size,
             }
         )
         self.unique_description = json.dumps(
@@ -76,18 +133,163 @@ class FastMixBlendedDataset(BlendedDataset):
         self.unique_description_hash = hashlib.md5(
             self.unique_description.encode(), usedforsecurity=False
         ).hexdigest()
+        self._announce_caps()
 
     def __len__(self) -> int:
-        return self.size
+        return self._length
 
     def __getitem__(self, idx: int) -> dict[str, Any]:
-        if not 0 <= idx < self.size:
-            raise IndexError(f"sample {idx} of a blend of {self.size} samples")
-        draw = self.order.draw(int(idx))
-        return self.sample("train", draw.source, draw.ordinal)
+        index = int(idx)
+        if not 0 <= index < self._length:
+            if not -self._length <= index < 0:
+                raise IndexError(f"sample {idx} of a blend of {self._length} samples")
+            index += self._length
+        if self._notes:
+            self._history.note_drawn(index)
+        if self._follows and self._history.version != self._version:
+            self._follow()
+        order = self.order
+        source, ordinal = order.draw(index)
+        if type(order) is ShuffledOrder:
+            return self.sample("train", source, ordinal)
+        within = visited_sample(order.seed, source, ordinal, self._sizes[source])
+        sample = {"dataset_id": self._id_type(source), **self.datasets[source][within]}
+        return self._folded(sample, source, index) if self.options.fold_loss_mask else sample
 
     def sample(self, stream: str, source: int, ordinal: int) -> dict[str, Any]:
         """The `ordinal`-th sample that `stream` reads of a source, with its `dataset_id`."""
-        dataset = self.datasets[source]
-        within = epoch_sample(self.config.random_seed, stream, source, ordinal, len(dataset))
-        return {"dataset_id": self._id_type(source), **dataset[within]}
+        within = epoch_sample(self.config.random_seed, stream, source, ordinal, self._sizes[source])
+        return {"dataset_id": self._id_type(source), **self.datasets[source][within]}
+
+    def usage(self, until: int | None = None) -> dict[str, SourceUse]:
+        """By source: what the first `until` draws (default: all) take of it, under the weights of
+        the history so far, and what they would take without `max_epochs`."""
+        until = self._length if until is None else until
+        if self._follows:
+            self._follow()
+        capped, free = self.order, self._make_order(capped=False)
+        return {
+            name: SourceUse(samples, asked, draws)
+            for name, samples, asked, draws in zip(
+                self.names,
+                self._sizes,
+                free.counts_before(until),
+                capped.counts_before(until),
+                strict=True,
+            )
+        }
+
+    def exhausted(self, until: int | None = None) -> dict[str, int]:
+        """The sources that `max_epochs` ends within the first `until` draws (default: all), and
+        the draw from which on each gives no sample and the others share its weight."""
+        if not isinstance(self.order, SpreadOrder):
+            return {}
+        if self._follows:
+            self._follow()
+        ended = self.order.exhausted(self._length if until is None else until)
+        return {self.names[source]: draw for source, draw in ended.items()}
+
+    def _make_order(self, capped: bool = True) -> ShuffledOrder | SpreadOrder:
+        seed, block_size = self.config.random_seed, self._block_size
+        if self.options.order == "shuffled":
+            return ShuffledOrder(seed, block_size, len(self.datasets))
+        capacity = self._capacity if capped else None
+        if not self._follows:
+            even = [1.0] * len(self.datasets)
+            weights = self.weights if self.mixture is None else even
+            return SpreadOrder(seed, block_size, weights, capacity)
+        version = self._history.version
+        (_, first), *changes = self._history.history
+        order = SpreadOrder(seed, block_size, first, capacity)
+        for at, weights in changes:
+            order.change(weights, at)
+        if capped:
+            self._version = version
+        return order
+
+    def _follow(self) -> None:
+        """Brings the order up to the newest weights."""
+        version = self._history.version
+        if version == self._version:
+            return
+        assert isinstance(self.order, SpreadOrder)
+        known = len(self.order.history)
+        if version >> 32 != self._version >> 32:  # another history, not a longer one
+            self.order = self._make_order()
+            return
+        for at, weights in self._history.history[known:]:
+            self.order.change(weights, at)
+            known += 1
+        # The history may have grown meanwhile; what it has now is looked at in the next draw.
+        self._version = version
+
+    def _folded(self, sample: dict[str, Any], source: int, index: int) -> dict[str, Any]:
+        mask = sample.get("loss_mask")
+        if not isinstance(mask, torch.Tensor) or not mask.is_floating_point():
+            found = "no loss_mask" if mask is None else f"a loss_mask of {mask.dtype}"
+            raise DataError(
+                f"fold_loss_mask: source {self.names[source]} ({type(self.datasets[source])}) has "
+                f"{found}, which can hold no weight; use weighting sampling"
+            )
+        factor = float(self._history.loss_weights_at(index)[source])
+        return sample | {"loss_mask": mask * factor}
+
+    def _announce_caps(self) -> None:
+        """Logs what `max_epochs` takes away. Raises `DataError` where too little is left."""
+        limits = [limit for limit in self._capacity if limit is not None]
+        if not limits:
+            return
+        assert isinstance(self.order, SpreadOrder)
+        shares = normalized(self.order.history[-1][1])
+        asked = shares * self._length
+        drawable = [limit for k, limit in enumerate(self._capacity) if shares[k] > 0]
+        over = [
+            (name, wanted / size, limit / size, wanted - limit)
+            for name, wanted, size, limit in zip(
+                self.names, asked.tolist(), self._sizes, self._capacity, strict=True
+            )
+            if limit is not None and wanted > limit
+        ]
+        if over:
+            text = ", ".join(f"{n} {epochs:.2f} (cap {cap:g})" for n, epochs, cap, _ in over[:20])
+            more = f" and {len(over) - 20} more" if len(over) > 20 else ""
+            excess = sum(entry[3] for entry in over)
+            logger.warning(
+                "max_epochs: the weights ask for more epochs than allowed of %s%s; the excess of "
+                "%d samples (%.2f%%) goes to the other sources in proportion to their weights",
+                text,
+                more,
+                round(excess),
+                100 * excess / self._length,
+            )
+        total = sum(limit for limit in drawable if limit is not None)
+        if None not in drawable and total < self._length:
+            message = (
+                f"max_epochs allows {total} samples of the sources with a weight, the blend has "
+                f"{self._length}; raise max_epochs or ask for fewer samples"
+            )
+            if not self._follows:
+                raise DataError(message)
+            logger.warning("%s, or give other sources a weight in time", message)
+
+
+def _names(datasets: Sequence[Any], mixture: Any) -> list[str]:
+    if mixture is None:
+        return [str(dataset.dataset_path) for dataset in datasets]
+    if len(datasets) != len(mixture.names):
+        raise DataError(
+            f"the blend has {len(datasets)} datasets, the mixture {len(mixture.names)} sources "
+            f"({', '.join(mixture.names)}); give one dataset for each source, in their order"
+        )
+    return list(mixture.names)
+
+
+def _sizes(names: Sequence[str], datasets: Sequence[Any], config: Any) -> list[int]:
+    sizes = [len(dataset) for dataset in datasets]
+    for name, size, dataset in zip(names, sizes, datasets, strict=True):
+        if size < 1:
+            raise DataError(
+                f"source {name} ({dataset.dataset_path}): no sample of {config.sequence_length} "
+                "tokens; give it more text or a smaller seq_length"
+            )
+    return sizes

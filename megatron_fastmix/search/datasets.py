@@ -25,6 +25,7 @@ def build_source_blend(
         mixture,
         block_size=training.global_batch_size,
         num_samples=training.train_iters * training.global_batch_size,
+        order="shuffled",
     ):
         return _build(config, tokenizer, cache_path, [(paths, None), None, None])[0]
 

@@ -141,5 +141,4 @@ def test_a_source_without_a_sample_is_refused_by_name(mixture):
             None,
             SimpleNamespace(sequence_length=32, random_seed=0),
             mixture=mixture,
-            block_size=4,
         )
