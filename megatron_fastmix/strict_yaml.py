@@ -131,7 +131,7 @@ def _leaves(cls: type, prefix: str = "") -> list[str]:
 
 def _unknown_key(key: str, valid: Sequence[str], where: str) -> str:
     close = difflib.get_close_matches(key, valid, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    hint = f"; did you mean {close[0]}?" if close else "."
     at = where if where == "--" or not where else f"{where}."
     return f"{at}{key}: unknown key{hint} Valid keys: {', '.join(sorted(valid))}"
 

@@ -22,7 +22,7 @@ from megatron_fastmix.evidence.result import (
 from megatron_fastmix.evidence.row_workers import train_rows
 from megatron_fastmix.evidence.rows import Row, Task, claim_folder, read_rows
 from megatron_fastmix.evidence.statistics import figures
-from megatron_fastmix.search.launch import count_accelerators
+from megatron_fastmix.search.launch import visible_accelerators
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     Raises `ConfigError` and `DataError` before anything is trained, and `NonFiniteError`.
     """
     cores = len(os.sched_getaffinity(0))
-    workers = (1 if count_accelerators() else cores) if args.workers is None else args.workers
+    workers = (1 if visible_accelerators() else cores) if args.workers is None else args.workers
     if workers < 1:
         raise ConfigError(f"--workers: found {workers}; use at least 1")
     config = load_compare_config(args.config, args.overrides, args.test)

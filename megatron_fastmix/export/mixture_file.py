@@ -45,7 +45,8 @@ class SourceWeight:
     weight: float
     """The learned weight: the average of the iterates of the averaging tail."""
     weight_std: float
-    """Standard deviation of the weight over the averaging tail; 0 where it has one iterate."""
+    """Standard deviation of the weight over the averaging tail; 0 where it has one iterate. Where
+    several seeds ran, over the seeds."""
     logit: float
     """z after the last outer step."""
     epochs: float
@@ -88,6 +89,9 @@ class _TypedPart:
     token_budget: int
     """Tokens of the run to come, for which `epochs` are given."""
     seed: int
+    """Seed of the search; the first of several."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of the searches that the weights average; empty for a single search."""
     estimator: str
     """Name of the hypergradient estimator."""
     sources: tuple[SourceWeight, ...]
@@ -166,7 +170,7 @@ def _build(values: dict[str, Any], path: Path) -> MixtureFile:
     fields = {f.name for f in dataclasses.fields(MixtureFile)}
     typed_fields = {f.name for f in dataclasses.fields(_TypedPart)}
     mappings = fields - typed_fields
-    missing = sorted(fields - values.keys())
+    missing = sorted(fields - values.keys() - {"seeds"})
     if missing:
         raise DataError(
             f"{path}: {', '.join(missing)} missing; the file is not whole or was edited: "

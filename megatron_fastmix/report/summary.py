@@ -30,9 +30,8 @@ def final_table(
     lines = [
         table,
         "",
-        f"Weights are shares of samples of {mixture.seq_length} tokens; ± is the spread over the "
-        f"last {mixture.averaged_outer_steps} of {mixture.outer_steps} outer steps, which the "
-        f"learned weight averages. Epochs are those in {mixture.token_budget:,} tokens.",
+        f"Weights are shares of samples of {mixture.seq_length} tokens; ± is {_spread(mixture)}. "
+        f"Epochs are those in {mixture.token_budget:,} tokens.",
     ]
     if not mixture.complete:
         lines.append(f"The run is not finished: {mixture.steps} optimizer steps are done.")
@@ -46,6 +45,15 @@ def final_table(
     if flags:
         lines += ["", "Train with Megatron, one of:", *(f"  {flag}" for flag in flags)]
     return "\n".join(lines)
+
+
+def _spread(mixture: MixtureFile) -> str:
+    if mixture.seeds:
+        return f"the standard deviation over {len(mixture.seeds)} seeds, which the weight averages"
+    return (
+        f"the spread over the last {mixture.averaged_outer_steps} of {mixture.outer_steps} outer "
+        "steps, which the learned weight averages"
+    )
 
 
 def megatron_flags(

@@ -6,7 +6,9 @@ import argparse
 import os
 
 from megatron_fastmix.config import load_config
+from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.search.launch import launch
+from megatron_fastmix.search.seeds import launch_seeds
 from megatron_fastmix.search.worker import run_worker
 
 
@@ -15,6 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="YAML file (configs/quickstart.yaml)")
     parser.add_argument(
         "--num-ranks", type=int, help="processes on this machine (default: one per GPU, or 2)"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="search with N seeds, one after the other, and average them (default 1)",
     )
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     parser.set_defaults(overrides=[])
@@ -27,6 +36,10 @@ def run(args: argparse.Namespace) -> int:
     # Every launcher (deepspeed, torchrun, srun with our script) sets it for its ranks.
     if "RANK" in os.environ:
         return run_worker(config)
+    if args.seeds < 1:
+        raise ConfigError(f"--seeds: found {args.seeds}; use 1 or more")
+    if args.seeds > 1:
+        return launch_seeds(config, args.seeds, args.num_ranks)
     return launch(config, args.num_ranks)
 
 

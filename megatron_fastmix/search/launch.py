@@ -1,7 +1,9 @@
-"""Starts the ranks of a search on this machine through the `deepspeed` launcher."""
+"""Starts the ranks of a search on this machine through DeepSpeed's launcher."""
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shutil
 import signal
@@ -11,6 +13,7 @@ import sys
 from pathlib import Path
 
 from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.export.mixture_file import read_mixture
 from megatron_fastmix.export.run_artifacts import write_run_artifacts
 from megatron_fastmix.report.summary import final_table
@@ -29,21 +32,32 @@ def launch(config: SearchConfig, ranks: int | None = None) -> int:
     The first Ctrl-C asks the ranks for a checkpoint and an orderly end; the second kills them.
     Raises `ConfigError` and `DataError` before anything is started.
     """
-    accelerators = count_accelerators()
-    ranks = ranks or accelerators or CPU_RANKS
+    devices = visible_accelerators()
+    ranks = ranks or len(devices) or CPU_RANKS
+    if devices and ranks > len(devices):
+        raise ConfigError(
+            f"--num-ranks: found {ranks}; {len(devices)} accelerators are visible, and each rank "
+            "needs its own (DS_ACCELERATOR=cpu runs on the CPU)"
+        )
     check_inputs(config, ranks)
     folder = run_folder.claim(config)
     if _show_finished(folder):
         return 0
     run_folder.clear_stop(folder)
     environment = dict(os.environ)
-    if not accelerators:
+    if not devices:
         environment.setdefault("DS_ACCELERATOR", "cpu")
+        # The proxy uses none of the functions that Megatron compiles, and importing the compiler
+        # is a third of the start.
+        environment.setdefault("TORCHDYNAMO_DISABLE", "1")
         cores = len(os.sched_getaffinity(0))
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
+    # On one machine the `deepspeed` command only works out these arguments, and imports DeepSpeed
+    # once more to do so.
     command = [
-        *(sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error"),
-        *("--num_gpus", str(ranks), "--master_port", str(_free_port()), "--no_local_rank"),
+        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--log_level", "error"),
+        *("--world_info", _world_info(devices[:ranks] or [str(rank) for rank in range(ranks)])),
+        *("--master_port", str(_free_port()), "--no_local_rank"),
         *("--module", "megatron_fastmix.cli", "search"),
         *("--config", str(folder / run_folder.CONFIG_FILE)),
     ]
@@ -80,18 +94,25 @@ def _show_finished(folder: Path) -> bool:
     return mixture.complete
 
 
-def count_accelerators() -> int:
-    """GPUs that a process started here would see; 0 under DS_ACCELERATOR=cpu.
+def visible_accelerators() -> list[str]:
+    """The GPUs that a process started here would see, as CUDA_VISIBLE_DEVICES names them; none
+    under DS_ACCELERATOR=cpu.
 
     Asks the driver's own tool, since importing torch takes seconds.
     """
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not shutil.which("nvidia-smi"):
-        return 0
+        return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([entry for entry in visible.split(",") if entry.strip()])
+        return [entry.strip() for entry in visible.split(",") if entry.strip()]
     listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU") for line in listing.stdout.splitlines())
+    count = sum(line.startswith("GPU") for line in listing.stdout.splitlines())
+    return [str(index) for index in range(count)]
+
+
+def _world_info(devices: list[str]) -> str:
+    """The ranks of this machine, one per device, as DeepSpeed's launcher takes them."""
+    return base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
 
 
 def _stop(process: subprocess.Popen[bytes], folder: Path) -> None:

@@ -101,28 +101,34 @@ class Search:
         with Reporter(self.config, self.mixture, self.folder, self.step, active=active) as report:
             stop = False
             while self.step < training.train_iters and not stop:
-                lr = learning_rate(training, self.step)
-                sums, counts = inner_step(
-                    self.engine, self.batches, self.step, self.mixture.loss_weights
-                )
-                self.step += 1
-                sums, counts, stop = self._reduce(sums, counts)
-                mean = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
-                grad_norm = self.engine.get_global_grad_norm()
-                report.inner(
-                    self.step,
-                    float(sums.sum() / counts.sum()),
-                    mean,
-                    lr,
-                    None if grad_norm is None else float(grad_norm),
-                )
-                if self.step % self.config.mixture.inner_steps == 0:
-                    self._outer_step(report)
+                stop = self.advance(report)
                 last = self.step == training.train_iters
                 if last or stop or self.step % output.save_interval == 0:
                     self._save(report)
             report.end(self.step, complete=self.step == training.train_iters)
         return self.step == training.train_iters
+
+    def advance(self, report: Reporter) -> bool:
+        """One optimizer step, and the outer step where one is due; returns whether to stop.
+
+        Every rank must call. Raises what `run` raises.
+        """
+        lr = learning_rate(self.config.training, self.step)
+        sums, counts = inner_step(self.engine, self.batches, self.step, self.mixture.loss_weights)
+        self.step += 1
+        sums, counts, stop = self._reduce(sums, counts)
+        mean = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+        grad_norm = self.engine.get_global_grad_norm()
+        report.inner(
+            self.step,
+            float(sums.sum() / counts.sum()),
+            mean,
+            lr,
+            None if grad_norm is None else float(grad_norm),
+        )
+        if self.step % self.config.mixture.inner_steps == 0:
+            self._outer_step(report)
+        return stop
 
     def state(self) -> SearchState:
         """Everything of this search that DeepSpeed does not keep."""

@@ -1,4 +1,4 @@
-"""The real `deepspeed` launcher: one run from end to end, `kill -9`, and Ctrl-C."""
+"""DeepSpeed's real launcher: a run from end to end, several seeds, `kill -9`, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import yaml
@@ -114,3 +115,27 @@ def test_a_search_survives_kill_9_and_control_c(
     assert code == 0, output
     assert "learned weight" in output
     assert (run_dir / "metrics.jsonl").read_bytes() == before
+
+
+def test_several_seeds_are_averaged_and_not_searched_again(
+    config_file: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "seeds"
+    flags = ("--seeds=2", "--num-ranks=1", "--seed=5", f"--run_dir={run_dir}")
+    code, output = finish(start(config_file, *flags))
+    assert code == 0, output
+    assert "standard deviation over 2 seeds" in output
+    mixture = json.loads((run_dir / "mixture.json").read_text())
+    assert mixture["seeds"] == [5, 6]
+    each = [json.loads((run_dir / f"seed-{seed}/mixture.json").read_text()) for seed in (5, 6)]
+    for k, source in enumerate(mixture["sources"]):
+        weights = [one["sources"][k]["weight"] for one in each]
+        assert source["weight"] == pytest.approx(np.mean(weights))
+        assert source["weight_std"] == pytest.approx(np.std(weights, ddof=1))
+    assert each[0]["sources"] != each[1]["sources"]
+    assert (run_dir / "blend.txt").exists()
+
+    before = [(run_dir / f"seed-{seed}/metrics.jsonl").read_bytes() for seed in (5, 6)]
+    code, output = finish(start(config_file, *flags))
+    assert code == 0, output
+    assert before == [(run_dir / f"seed-{seed}/metrics.jsonl").read_bytes() for seed in (5, 6)]

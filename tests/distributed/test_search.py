@@ -23,7 +23,7 @@ from megatron_fastmix.search import run_folder
 from megatron_fastmix.search.engine import build_engine, learning_rate
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.loop import Search
-from tests.distributed.ranks import run_ranks
+from megatron_fastmix.parallel.forked_ranks import run_ranks
 
 
 def load(values: dict, **changes: Any) -> SearchConfig:
