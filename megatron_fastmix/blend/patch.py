@@ -64,8 +64,9 @@ def install(
 
     Validation and test blends stay Megatron's. Undone by `uninstall()`, or by leaving the `with`
     block that this may head. The order of the blend's datasets is the order of `mixture.names`;
-    the weights in `--data-path` no longer matter. A run with a single dataset and no weight has no
-    blend, so nothing changes there.
+    the weights in `--data-path` no longer matter for training (Megatron's validation blend keeps
+    them, and still wants them above 0). A run with a single dataset and no weight has no blend, so
+    nothing changes there.
 
     Args:
         mixture: a `LiveMixture`, or the `Mixture` of a search.

@@ -1,7 +1,5 @@
 """The patched blend, through Megatron-core's real builder."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from megatron.core.datasets import blended_megatron_dataset_builder as builder_module
@@ -10,7 +8,7 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_fastmix import blend
-from megatron_fastmix.blend import patch
+from megatron_fastmix.blend import LiveMixture, patch
 from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
 from megatron_fastmix.config import MixtureConfig
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
@@ -30,13 +28,13 @@ def no_patch_stays():
     blend.uninstall()
 
 
-def build(corpora, weights=None, sizes=(None, None, None)):
+def build(corpora, weights=None, sizes=(None, None, None), split="80,20,0"):
     paths = [str(corpora / name) for name in SOURCES]
     config = GPTDatasetConfig(
         random_seed=5,
         sequence_length=SEQ_LENGTH,
         blend=(paths, weights),
-        split="80,20,0",
+        split=split,
         tokenizer=load_tokenizer("ByteLevelTokenizer"),
         reset_position_ids=False,
         reset_attention_mask=False,
@@ -62,24 +60,8 @@ def test_uninstalled_megatron_builds_its_own_blend_again(corpora, mixture):
     assert type(build(corpora)[0]) is BlendedDataset
 
 
-def test_samples_have_the_keys_and_types_of_megatrons(corpora, mixture):
-    theirs = build(corpora, [1.0, 1.0, 1.0], (40, 8, 0))[0]
-    with blend.install(mixture):
-        ours = build(corpora, [1.0, 1.0, 1.0], (40, 8, 0))[0]
-    assert len(ours) == len(theirs)
-    one, two = ours[0], theirs[0]
-    assert one.keys() == two.keys()
-    for key in one:
-        assert type(one[key]) is type(two[key])
-        assert one[key].dtype == two[key].dtype
-        assert np.shape(one[key]) == np.shape(two[key])
-    for name in vars(theirs):
-        if "index" not in name:  # the arrays that we do not need
-            assert hasattr(ours, name), name
-
-
 def test_sources_are_drawn_evenly_and_every_sample_once_an_epoch(corpora, mixture):
-    with blend.install(mixture, block_size=6, num_samples=3000):
+    with blend.install(mixture, block_size=6, num_samples=3000, order="shuffled"):
         train = build(corpora)[0]
     assert len(train) == 3000
     draws = [train.order.draw(i) for i in range(600)]
@@ -101,6 +83,33 @@ def test_moving_the_mixture_moves_the_loss_weights_and_not_the_draws(corpora, mi
     assert train.mixture.loss_weights[1] > 1
 
 
+def test_every_split_that_is_named_is_ours(corpora, mixture):
+    with blend.install(mixture, splits=("train", "valid")):
+        train, valid, _ = build(corpora, [1.0, 1.0, 1.0], (40, 20, 0))
+    assert type(train) is type(valid) is FastMixBlendedDataset
+    assert len(valid) == 21  # Megatron asks for 7 of each
+
+
+def test_uninstalled_megatron_sizes_its_datasets_again(corpora, mixture):
+    one_epoch = [len(dataset) for dataset in build(corpora)[0].datasets]
+    with blend.install(mixture):
+        ours = build(corpora, [0.8, 0.1, 0.1], (4000, 8, 0))[0]
+    theirs = build(corpora, [0.8, 0.1, 0.1], (4000, 8, 0))[0]
+    assert [len(dataset) for dataset in ours.datasets] == one_epoch
+    assert len(theirs.datasets[0]) >= 3200
+    assert len(ours) == len(theirs) == 4000
+
+
+def test_weights_of_zero_and_many_epochs_go_through_the_builder(corpora):
+    mixture = LiveMixture(dict(zip(SOURCES, (0.0, 1.0, 3.0), strict=True)), block_size=8)
+    with blend.install(mixture, weighting="sampling"):
+        train = build(corpora, [0.0, 0.5, 0.5], (8000, 0, 0), split="100,0,0")[0]
+    counts = np.bincount([train.order.draw(i).source for i in range(4000)], minlength=3)
+    assert counts.tolist() == [0, 1000, 3000]
+    assert train.usage()["noise"].epochs > 10
+    assert int(train[7999]["dataset_id"]) > 0
+
+
 def test_a_sample_past_the_end_is_refused(corpora, mixture):
     with blend.install(mixture, num_samples=10):
         train = build(corpora)[0]
@@ -116,6 +125,63 @@ def test_a_mixture_of_other_sources_is_refused(corpora):
         build(corpora)
 
 
+def test_the_live_mixtures_block_size_is_the_blends(corpora):
+    live = LiveMixture(dict.fromkeys(SOURCES, 1.0), block_size=24)
+    with blend.install(live, weighting="sampling"):
+        assert build(corpora)[0].order.block_size == 24
+    with pytest.raises(ConfigError, match="block_size: found 12; the mixture was made with 24"):
+        blend.install(live, block_size=12)
+
+
+def test_draws_follow_a_searchs_mixture(corpora, mixture):
+    with blend.install(mixture, weighting="sampling", block_size=30, samples_per_update=60):
+        train = build(corpora)[0]
+    mixture.update(np.array([1.0, -1.0, 0.0]))
+    mixture.update(np.array([1.0, -1.0, 0.0]))
+    sources = np.array([int(train[i]["dataset_id"]) for i in range(180)]).reshape(-1, 30)
+    counts = np.array([np.bincount(block, minlength=3) for block in sources])
+    steps = np.repeat(np.stack(mixture.history), 2, axis=0)
+    assert counts[0].tolist() == [10, 10, 10]
+    assert np.all(np.abs(counts - 30 * steps) < 1)
+    assert not np.allclose(steps[0], steps[-1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weighting": "both"}, "weighting: found 'both'"),
+        ({"order": "sorted"}, "order: found 'sorted'"),
+        ({"block_size": -1}, "block_size: found -1"),
+        ({"num_samples": 0}, "num_samples: found 0"),
+        ({"splits": ("train", "dev")}, "splits: found"),
+        ({"max_epochs": 0}, "max_epochs: found 0"),
+        ({"max_epochs": {"noise": float("nan")}}, "max_epochs: found nan"),
+        ({"order": "shuffled", "max_epochs": 2}, "take order spread"),
+        ({"weighting": "sampling"}, "samples_per_update: missing"),
+        (
+            {"weighting": "sampling", "samples_per_update": 1000},
+            "samples_per_update: found 1000; use a multiple of the block size 1024",
+        ),
+        (
+            {"weighting": "sampling", "samples_per_update": 1024, "fold_loss_mask": True},
+            "applies the mixture twice",
+        ),
+    ],
+)
+def test_options_that_cannot_work_are_refused(mixture, options, message):
+    with pytest.raises(ConfigError, match=message):
+        blend.install(mixture, **options)
+    assert builder_module.BlendedDataset is BlendedDataset
+
+
+def test_a_cap_on_an_unknown_source_is_refused(corpora, mixture):
+    with (
+        blend.install(mixture, max_epochs={"nose": 2}),
+        pytest.raises(ConfigError, match="max_epochs: nose: no such source; sources: forward"),
+    ):
+        build(corpora)
+
+
 def test_installing_twice_is_refused(mixture):
     blend.install(mixture)
     with pytest.raises(ConfigError, match="installed already"):
@@ -126,19 +192,3 @@ def test_an_unknown_megatron_is_refused_by_name(monkeypatch, mixture):
     monkeypatch.setattr(patch, "megatron_version", "0.31.0")
     with pytest.raises(ConfigError, match=r"megatron-core 0\.31\.0 is not known"):
         blend.install(mixture)
-
-
-def test_a_source_without_a_sample_is_refused_by_name(mixture):
-    class Samples(list):
-        index_split = SimpleNamespace(name="train")
-        dataset_path = "/data/some"
-
-    datasets = [Samples([1, 2]), Samples(), Samples([3])]
-    with pytest.raises(DataError, match=r"source backward \(/data/some\): no sample of 32 tokens"):
-        FastMixBlendedDataset(
-            datasets,
-            [1, 1, 1],
-            None,
-            SimpleNamespace(sequence_length=32, random_seed=0),
-            mixture=mixture,
-        )
