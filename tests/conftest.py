@@ -54,6 +54,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, kind in enumerate(SOURCES):
         write_dataset(folder / kind, synthetic_documents(kind, 120, number), vocab_size)
     write_dataset(folder / "forward_copy", synthetic_documents("forward", 120, 0), vocab_size)
+    write_dataset(folder / "noise_too", synthetic_documents("noise", 120, 97), vocab_size)
     write_dataset(folder / "target", synthetic_documents("forward", 60, 99), vocab_size)
     write_dataset(folder / "target_backward", synthetic_documents("backward", 60, 98), vocab_size)
     return folder

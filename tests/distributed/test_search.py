@@ -16,6 +16,7 @@ from megatron_fastmix import strict_yaml
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import CheckpointError, NonFiniteError, RankDivergenceError
 from megatron_fastmix.export.run_artifacts import write_run_artifacts
+from megatron_fastmix.parallel.forked_ranks import run_ranks
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.proxy.megatron_gpt import build_proxy, sample_losses
 from megatron_fastmix.report.metrics import read_metrics
@@ -23,7 +24,11 @@ from megatron_fastmix.search import run_folder
 from megatron_fastmix.search.engine import build_engine, learning_rate
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.loop import Search
-from megatron_fastmix.parallel.forked_ranks import run_ranks
+
+
+def slow(*case: Any) -> Any:
+    """A case for the whole suite alone: it widens what a quick one shows."""
+    return pytest.param(*case, marks=pytest.mark.slow)
 
 
 def load(values: dict, **changes: Any) -> SearchConfig:
@@ -97,27 +102,27 @@ def reference(search_values: dict, tmp_path: Path) -> np.ndarray:
 @pytest.mark.parametrize(
     ("ranks", "tensor_parallel", "stage", "estimator"),
     [
-        (2, 1, 0, "per_source"),
-        (2, 1, 1, "per_source"),
+        slow(2, 1, 0, "per_source"),
+        slow(2, 1, 1, "per_source"),
         (2, 1, 2, "per_source"),
         (2, 1, 3, "per_source"),
-        (4, 1, 2, "per_source"),
-        (4, 1, 3, "per_source"),
-        (2, 2, 0, "per_source"),
-        (2, 2, 1, "per_source"),
+        slow(4, 1, 2, "per_source"),
+        slow(4, 1, 3, "per_source"),
+        slow(2, 2, 0, "per_source"),
+        slow(2, 2, 1, "per_source"),
         (2, 2, 2, "per_source"),
         (4, 2, 3, "per_source"),
         (1, 1, 2, "finite_difference"),
-        (2, 1, 0, "finite_difference"),
-        (2, 1, 1, "finite_difference"),
+        slow(2, 1, 0, "finite_difference"),
+        slow(2, 1, 1, "finite_difference"),
         (2, 1, 2, "finite_difference"),
         (2, 1, 3, "finite_difference"),
-        (4, 1, 2, "finite_difference"),
-        (4, 1, 3, "finite_difference"),
-        (2, 2, 0, "finite_difference"),
-        (2, 2, 3, "finite_difference"),
-        (4, 2, 1, "finite_difference"),
-        (4, 2, 2, "finite_difference"),
+        slow(4, 1, 2, "finite_difference"),
+        slow(4, 1, 3, "finite_difference"),
+        slow(2, 2, 0, "finite_difference"),
+        slow(2, 2, 3, "finite_difference"),
+        slow(4, 2, 1, "finite_difference"),
+        slow(4, 2, 2, "finite_difference"),
         (4, 2, 3, "finite_difference"),
     ],
 )
@@ -181,12 +186,12 @@ def preconditioned_products(config: SearchConfig) -> np.ndarray:
     ("ranks", "tensor_parallel", "stage", "estimator"),
     [
         (1, 1, 0, "per_source"),
-        (2, 1, 1, "per_source"),
-        (2, 1, 2, "per_source"),
+        slow(2, 1, 1, "per_source"),
+        slow(2, 1, 2, "per_source"),
         (2, 1, 3, "per_source"),
         (2, 1, 2, "finite_difference"),
-        (4, 2, 2, "finite_difference"),
-        (4, 2, 3, "finite_difference"),
+        slow(4, 2, 2, "finite_difference"),
+        slow(4, 2, 3, "finite_difference"),
     ],
 )
 def test_the_preconditioner_is_that_of_adamw_at_every_sharding(
@@ -225,7 +230,7 @@ def test_the_preconditioner_is_that_of_adamw_at_every_sharding(
 
 @pytest.mark.parametrize(
     ("ranks", "tensor_parallel", "stage"),
-    [(1, 1, 0), (2, 1, 1), (2, 1, 2), (2, 1, 3), (4, 2, 2), (4, 2, 3)],
+    [slow(1, 1, 0), slow(2, 1, 1), (2, 1, 2), slow(2, 1, 3), slow(4, 2, 2), slow(4, 2, 3)],
 )
 def test_bf16_products_agree_with_exact_ones_and_leave_training_alone(
     search_values: dict, tmp_path: Path, ranks: int, tensor_parallel: int, stage: int
@@ -301,7 +306,8 @@ def test_products_with_beta_do_not_depend_on_sharding(search_values: dict, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("ranks", "tensor_parallel", "stage"), [(2, 1, 0), (2, 1, 1), (2, 1, 2), (2, 1, 3), (4, 2, 2)]
+    ("ranks", "tensor_parallel", "stage"),
+    [slow(2, 1, 0), slow(2, 1, 1), (2, 1, 2), (2, 1, 3), slow(4, 2, 2)],
 )
 def test_logits_are_bitwise_equal_on_all_ranks(
     search_values: dict, ranks: int, tensor_parallel: int, stage: int
@@ -344,7 +350,7 @@ def plain_training(config: SearchConfig) -> dict[str, Any]:
     return {"losses": losses, "parameters": parameters_of(search)}
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [slow(0), slow(1), 2, 3])
 def test_with_outer_learning_rate_zero_training_is_bitwise_plain(
     search_values: dict, tmp_path: Path, stage: int
 ) -> None:
@@ -409,16 +415,51 @@ def without_times(path: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in moving} for line in lines]
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_stopped_search_resumes_bitwise(search_values: dict, tmp_path: Path, stage: int) -> None:
-    changes: dict[str, Any] = {"engine.zero_stage": stage}
+OPTIONS = {
+    "objective.target_aggregation": "worst_case",
+    "objective.train_loss_weight": 0.2,
+    "objective.entropy_weight": 1e-6,
+    "hypergradient.preconditioner": "adam",
+    "mixture.optimizer": "mirror_descent",
+    "mixture.lr": 10.0,
+    "mixture.lr_decay_style": "cosine",
+}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "tensor_parallel", "stage", "options"),
+    [
+        slow(2, 1, 0, {}),
+        (2, 1, 2, {}),
+        (2, 1, 3, {}),
+        slow(4, 2, 3, {}),
+        (2, 1, 2, OPTIONS),
+        slow(2, 1, 3, OPTIONS),
+        slow(2, 1, 1, {"engine.dtype": "bf16"}),
+    ],
+)
+def test_a_stopped_search_resumes_bitwise(
+    search_values: dict,
+    corpora: Path,
+    tmp_path: Path,
+    ranks: int,
+    tensor_parallel: int,
+    stage: int,
+    options: dict[str, Any],
+) -> None:
+    search_values["targets"].append({"name": "down", "path": str(corpora / "target_backward")})
+    changes: dict[str, Any] = {
+        "engine.zero_stage": stage,
+        "engine.tensor_model_parallel_size": tensor_parallel,
+        **options,
+    }
     straight = load(search_values, run_dir=tmp_path / "straight", **changes)
     parts = load(search_values, run_dir=tmp_path / "parts", **changes)
-    expected = run_ranks(2, run_search, straight)[0]
-    stopped = run_ranks(2, run_search, parts, 4)[0]
+    expected = run_ranks(ranks, run_search, straight)[0]
+    stopped = run_ranks(ranks, run_search, parts, 4)[0]
     assert not stopped["complete"]
     assert not json.loads((tmp_path / "parts/mixture.json").read_text())["complete"]
-    resumed = run_ranks(2, run_search, parts)[0]
+    resumed = run_ranks(ranks, run_search, parts)[0]
     assert resumed["complete"]
     for key in ("logits", "history", "parameters"):
         assert resumed[key].tobytes() == expected[key].tobytes()
@@ -495,7 +536,7 @@ def test_sums_are_equal_on_all_ranks() -> None:
     np.testing.assert_allclose(results[0][0], [1.0, 2.0])
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, slow(2)])
 def test_a_planted_answer_is_recovered(search_values: dict, corpora: Path, seed: int) -> None:
     """One source is useful, one is a copy of it, one is harmful, one is noise."""
     search_values["sources"] = [
@@ -524,6 +565,7 @@ def test_a_planted_answer_is_recovered(search_values: dict, corpora: Path, seed:
         assert source["epochs"] == pytest.approx(implied)
 
 
+@pytest.mark.slow
 def test_the_worst_case_shares_the_mixture_among_targets_that_conflict(
     search_values: dict, corpora: Path, tmp_path: Path
 ) -> None:
@@ -558,6 +600,19 @@ def test_the_worst_case_shares_the_mixture_among_targets_that_conflict(
     weights = [line["target_weight"]["down"] for line in lines if line["kind"] == "outer"]
     assert weights[0] == pytest.approx(0.05)
     assert weights[-1] > 0.2
+
+
+def test_a_run_whose_estimates_are_noise_says_so(
+    search_values: dict, corpora: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    search_values["sources"] = [
+        {"name": name, "path": str(corpora / name)} for name in ("noise", "noise_too")
+    ]
+    run_ranks(1, run_search, load(search_values))
+    lines = read_metrics(Path(search_values["run_dir"]) / "metrics.jsonl")
+    ratios = [line["noise_to_signal"] for line in lines if line["kind"] == "outer"]
+    assert min(ratios) > 1
+    assert "the last 3 estimates were noise" in capfd.readouterr().out
 
 
 def test_bounds_hold_during_a_search(search_values: dict) -> None:

@@ -39,8 +39,11 @@ def test_products_equal_those_of_the_cpu(config_file: Path, tmp_path: Path, stag
             assert one["products"][name] == pytest.approx(value, rel=1e-2, abs=1e-3)
 
 
-def test_bf16_searches_with_exact_products(config_file: Path, tmp_path: Path) -> None:
-    flags = ("--engine.dtype=bf16", "--estimator=per_source", "--train-iters=60")
+@pytest.mark.parametrize("estimator", ["finite_difference", "per_source"])
+def test_bf16_finds_the_source_that_resembles_the_target(
+    config_file: Path, tmp_path: Path, estimator: str
+) -> None:
+    flags = ("--engine.dtype=bf16", f"--estimator={estimator}", "--train-iters=60")
     lines = search(config_file, tmp_path / "gpu", *flags, "--mixture.lr=0.2")
     weights = lines[-1]["weights"]
     assert max(weights, key=weights.get) == "forward"
