@@ -4,17 +4,19 @@ import argparse
 import os
 import sys
 import tempfile
+import warnings
 from dataclasses import asdict, fields
 from pathlib import Path
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from megatron_fastmix.report.benchmark import table, write_json
-from megatron_fastmix.search.benchmark import Settings, measure
-
 
 def main() -> int:
+    warnings.simplefilter("ignore")  # Megatron's and DeepSpeed's, of deprecations among themselves
+    from megatron_fastmix.report.benchmark import table, write_json
+    from megatron_fastmix.search.benchmark import Settings, measure
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", help="file for the rows, with machine and versions")
     for field in fields(Settings):

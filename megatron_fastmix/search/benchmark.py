@@ -102,6 +102,7 @@ class Bench:
             },
             "mixture": {"inner_steps": settings.inner_steps},
             "hypergradient": {"target_samples": 32, "probe_samples_per_source": 4},
+            "output": {"log_interval": 10**6},
         }
         flags = [f"--{key.replace('__', '.')}={value}" for key, value in changes.items()]
         merged = strict_yaml.apply_overrides(SearchConfig, values, flags)
@@ -214,7 +215,7 @@ class Bench:
             config = self.config(f"bytes{stage}", 17, engine__zero_stage=stage)
             rows.append(
                 Row(
-                    figure=f"bytes reduced by an outer step / by a gradient all-reduce, ZeRO-{stage}",
+                    figure=f"bytes reduced by an outer step / a gradient all-reduce, ZeRO-{stage}",
                     value=self.run(_bytes_reduced, config),
                     reach=1.01,
                     better="lower",

@@ -1,0 +1,29 @@
+"""The figures of `tools/benchmark_search.py` that do not depend on the clock."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_fastmix.report.benchmark import Row, table, write_json
+from megatron_fastmix.search.benchmark import Bench, Settings
+
+
+@pytest.mark.slow
+def test_an_outer_step_reduces_little_more_than_one_gradient(tmp_path: Path) -> None:
+    rows = Bench(tmp_path, Settings(global_batch_size=16, seq_length=32)).bytes_reduced()
+    assert [row.reached for row in rows] == [True, True]
+    # v itself must cross the ranks.
+    assert all(row.value > 0.99 for row in rows)
+
+
+def test_a_table_tells_what_was_not_reached(tmp_path: Path) -> None:
+    rows = [
+        Row(figure="fast", value=1.2, reach=1.5, better="lower", unit="ratio"),
+        Row(figure="slow", value=8.0, reach=10.0, better="higher", unit="ratio"),
+        Row(figure="plain", value=3.0, reach=None, better="lower", unit="s"),
+    ]
+    assert [row.reached for row in rows] == [True, False, None]
+    lines = table(rows).splitlines()
+    assert [line.endswith("not reached") for line in lines] == [False, False, True, False]
+    write_json(tmp_path / "rows.json", rows, repetitions=3)
+    assert '"repetitions": 3' in (tmp_path / "rows.json").read_text()
