@@ -23,6 +23,7 @@ from megatron_fastmix.errors import DataError
 
 logger = logging.getLogger(__name__)
 
+_NEVER = 1 << 62
 _STATIC = BlendOptions(weighting="sampling")
 
 
@@ -39,7 +40,7 @@ class WeightHistory(Protocol):
 
     def loss_weights_at(self, sample: int) -> numpy.ndarray: ...
 
-    def note_drawn(self, sample: int) -> None: ...
+    def note_drawn(self, sample: int) -> int: ...
 
 
 class SourceUse(NamedTuple):
@@ -107,13 +108,16 @@ class FastMixBlendedDataset(BlendedDataset):
         self._sizes = _sizes(self.names, datasets, config)
         self._history = mixture if history is None else history
         self._follows = mixture is not None and options.weighting == "sampling"
-        self._notes = (self._follows or options.fold_loss_mask) and self.split is Split.train
+        notes = (self._follows or options.fold_loss_mask) and self.split is Split.train
+        # The end of the blocks that are noted as drawn.
+        self._noted = 0 if notes else _NEVER
         self._capacity = options.capacity(self.names, self._sizes)
         self._version = -1
         self._block_size = options.block_size
-        if mixture is None and size is None:
-            # One block of all draws holds exactly weights[k] samples of each dataset.
-            self._block_size = max(1, min(self._length, MAX_BLOCK_SIZE))
+        if mixture is None:
+            # Without a size one block of all draws, which holds exactly weights[k] samples of each.
+            longest = MAX_BLOCK_SIZE if size is None else options.block_size
+            self._block_size = max(1, min(self._length, longest))
         self.order = self._make_order()
         self._id_type = numpy.int16 if len(datasets) < 32767 else numpy.int32
         identifiers = OrderedDict(
@@ -144,14 +148,14 @@ class FastMixBlendedDataset(BlendedDataset):
             if not -self._length <= index < 0:
                 raise IndexError(f"sample {idx} of a blend of {self._length} samples")
             index += self._length
-        if self._notes:
-            self._history.note_drawn(index)
+        if index >= self._noted:
+            self._noted = self._history.note_drawn(index)
         if self._follows and self._history.version != self._version:
             self._follow()
         order = self.order
-        source, ordinal = order.draw(index)
-        if type(order) is ShuffledOrder:
-            return self.sample("train", source, ordinal)
+        if isinstance(order, ShuffledOrder):
+            return self.sample("train", *order.draw(index))
+        source, ordinal = order.find(index)
         within = visited_sample(order.seed, source, ordinal, self._sizes[source])
         sample = {"dataset_id": self._id_type(source), **self.datasets[source][within]}
         return self._folded(sample, source, index) if self.options.fold_loss_mask else sample

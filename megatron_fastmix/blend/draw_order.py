@@ -49,7 +49,7 @@ def mix64(x: int) -> int:
     return x ^ (x >> 31)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def key_of(seed: int, stream: str, number: int) -> int:
     """128 bits that depend on all three."""
     digest = hashlib.blake2b(f"{seed}/{stream}/{number}".encode(), digest_size=16).digest()

@@ -47,5 +47,6 @@ class FollowedMixture:
         step = len(history) - 1 if each is None else min(sample // each, len(history) - 1)
         return len(self.names) * history[step]
 
-    def note_drawn(self, sample: int) -> None:
+    def note_drawn(self, sample: int) -> int:
         """Nothing to note: the search itself keeps its steps and its draws in order."""
+        return 1 << 62

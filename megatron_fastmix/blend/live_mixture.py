@@ -130,23 +130,27 @@ class LiveMixture:
     @property
     def version(self) -> int:
         """Another number after every change of the history; cheap to ask."""
-        return int(self._state_array[0])
+        return self._state_view[0]
 
     @property
     def drawn(self) -> int:
-        """One more than the furthest sample that any process of this rank has drawn."""
+        """The end of the furthest block that any process of this rank has drawn from."""
         return int(self._state_array[1:].max())
 
-    def note_drawn(self, sample: int) -> None:
-        """Called by a blend whose draws follow these weights, before it looks at them."""
+    def note_drawn(self, sample: int) -> int:
+        """Says that this process draws samples of the block of `sample`, and returns its end.
+
+        Called by a blend whose draws follow these weights, before it looks at them.
+        """
         process, place = self._place
         if process != os.getpid():
             worker = get_worker_info()
             # Past the last place workers share one, where the smaller of two may win.
             place = 1 if worker is None else 1 + min(worker.id + 1, _PROCESSES - 1)
             self._place = os.getpid(), place
-        if sample >= self._state_array[place]:
-            self._state_array[place] = sample + 1
+        end = self._boundary(sample + 1)
+        self._state_view[place] = max(self._state_view[place], end)
+        return end
 
     def update(
         self,
@@ -190,14 +194,14 @@ class LiveMixture:
         furthest, workers = self._furthest(group)
         last = int(self._sample_array[self._count - 1])
         if at_sample is None:
-            at = max(self._boundary(furthest) + (self.block_size if workers else 0), last)
+            at = max(furthest + (self.block_size if workers else 0), last)
         else:
             at = self._boundary(at_sample)
             if at < max(furthest, last):
                 raise ConfigError(
-                    f"at_sample: found {at_sample}; samples up to {furthest} are drawn already "
-                    f"(DataLoader workers fetch ahead) and the last change is at {last}; the "
-                    f"earliest possible is {max(self._boundary(furthest), last)}"
+                    f"at_sample: found {at_sample}; the blocks before {furthest} are drawn from "
+                    f"already (DataLoader workers fetch ahead) and the last change is at {last}; "
+                    f"the earliest possible is {max(furthest, last)}"
                 )
         if self._count == len(self._row_array):
             raise ConfigError(
@@ -214,7 +218,7 @@ class LiveMixture:
         self._append(at, shares)
         if self.drawn > at:
             raise ConfigError(
-                f"a DataLoader worker drew sample {self.drawn - 1} while the weights changed at "
+                f"a DataLoader worker drew up to sample {self.drawn} while the weights changed at "
                 f"{at}; give a later at_sample"
             )
         return at
@@ -254,7 +258,7 @@ class LiveMixture:
         self._replace([(at, np.array(row)) for at, row in state["history"]])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if not k.endswith("_array")}
+        return {k: v for k, v in self.__dict__.items() if not k.endswith(("_array", "_view"))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -263,26 +267,28 @@ class LiveMixture:
     def _open(self) -> None:
         self._place = 0, 1
         self._state_array: np.ndarray = self._state.numpy()
+        # Its elements are Python's integers, which are cheaper to get than NumPy's.
+        self._state_view = memoryview(self._state_array)
         self._sample_array: np.ndarray = self._samples.numpy()
         self._row_array: np.ndarray = self._rows.numpy()
 
     @property
     def _count(self) -> int:
-        return int(self._state_array[0]) & 0xFFFFFFFF
+        return self._state_view[0] & 0xFFFFFFFF
 
     def _append(self, at: int, shares: np.ndarray) -> None:
         count = self._count
         self._sample_array[count] = at
         self._row_array[count] = shares
         # Last, and in one store: who sees the new number finds the row.
-        self._state_array[0] += 1
+        self._state_view[0] += 1
 
     def _replace(self, rows: Sequence[tuple[int, np.ndarray]]) -> None:
-        generation = (int(self._state_array[0]) >> 32) + 1
+        generation = (self._state_view[0] >> 32) + 1
         for number, (at, shares) in enumerate(rows):
             self._sample_array[number] = at
             self._row_array[number] = shares
-        self._state_array[0] = generation << 32 | len(rows)
+        self._state_view[0] = generation << 32 | len(rows)
 
     def _boundary(self, sample: int) -> int:
         return -(-sample // self.block_size) * self.block_size

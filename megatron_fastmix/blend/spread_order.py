@@ -28,13 +28,16 @@ from functools import lru_cache
 
 import numpy as np
 
-from megatron_fastmix.blend.draw_order import Draw, key_of, mix64
+from megatron_fastmix.blend.draw_order import Draw, key_of
 from megatron_fastmix.blend.shares import normalized
 from megatron_fastmix.errors import DataError
 
 _BITS = 32
 _ONE = 1 << _BITS
 _FRACTION = _ONE - 1
+_MASK64 = (1 << 64) - 1
+_MULTIPLIER = 0xD1342543DE82EF95  # of Steele and Vigna, 2021, for generators modulo 2⁶⁴
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _UNLIMITED = 1 << 62
 _DISCREPANCY = 64
 """More than the samples by which n blocks may depart from n·W·α_k, for n < 2³²."""
@@ -82,7 +85,7 @@ class SpreadOrder:
         self.history: list[tuple[int, list[float]]] = []
         """Changes so far: (first draw, weights)."""
         self._limits = np.array([_UNLIMITED if c is None else c for c in self.capacity], np.int64)
-        self._key = key_of(seed, "spread", 0) & ((1 << 64) - 1)
+        self._key = key_of(seed, "spread", 0) & _MASK64
         self._stride = _golden_stride(block_size)
         self._segments: list[_Segment] = []
         self._starts: list[int] = []
@@ -112,6 +115,11 @@ class SpreadOrder:
 
     def draw(self, i: int) -> Draw:
         """Draw i ≥ 0. Raises `DataError` where the capacities allow none."""
+        return Draw(*self.find(i))
+
+    def find(self, i: int) -> tuple[int, int]:
+        """Source and ordinal of draw i, as `draw` has them."""
+        # Every sample passes here: calls and objects would cost most of it.
         size = self.block_size
         block, position = divmod(i, size)
         if block >= self._segments[-1].end:
@@ -119,8 +127,10 @@ class SpreadOrder:
         segment = self._segments[bisect.bisect_right(self._starts, block) - 1]
         edges = segment.edges
         blocks = block - segment.start
-        offset = _reversed_bits(blocks)
-        slot = (position * self._stride + mix64(block + self._key)) % size
+        low_bits = (blocks & _FRACTION).to_bytes(4, "little")
+        offset = int.from_bytes(low_bits.translate(_REVERSED), "big")
+        shift = (block * _MULTIPLIER + self._key & _MASK64) >> 32
+        slot = (position * self._stride + shift) % size
         source = bisect.bisect_left(edges, ((slot + 1) << _BITS) - offset)
         high = edges[source]
         ordinal = segment.before[source] + slot + blocks * (high >> _BITS)
@@ -129,7 +139,7 @@ class SpreadOrder:
             low = edges[source - 1]
             ordinal -= ((low + offset) >> _BITS) + blocks * (low >> _BITS)
             ordinal -= _carries(low & _FRACTION, blocks)
-        return Draw(source, ordinal)
+        return source, ordinal
 
     def counts_before(self, i: int) -> list[int]:
         """Samples of each source (K,) in the draws before draw i."""
@@ -200,21 +210,25 @@ def visited_sample(seed: int, source: int, ordinal: int, size: int) -> int:
     a, b, one, two, three, four = _network(seed, source, epoch, size)
     while True:
         left, right = divmod(position, b)
-        left = (left + mix64(right + one)) % a
-        right = (right + mix64(left + two)) % b
-        left = (left + mix64(right + three)) % a
-        right = (right + mix64(left + four)) % b
+        x = (right * _MULTIPLIER + one) & _MASK64
+        left = (left + (x ^ x >> 32)) % a
+        x = (left * _MULTIPLIER + two) & _MASK64
+        right = (right + (x ^ x >> 32)) % b
+        x = (right * _MULTIPLIER + three) & _MASK64
+        left = (left + (x ^ x >> 32)) % a
+        x = (left * _MULTIPLIER + four) & _MASK64
+        right = (right + (x ^ x >> 32)) % b
         position = left * b + right
         if position < size:
             return position
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _network(seed: int, source: int, epoch: int, size: int) -> tuple[int, ...]:
     """a, b and the keys of the rounds."""
-    key = key_of(seed, f"epoch/{source}", epoch)
     a = math.isqrt(size)
-    return (a, -(-size // a), *((key >> 32 * number) & 0xFFFFFFFF for number in range(4)))
+    keys = (key_of(seed, f"epoch/{source}/{epoch}", number) for number in (0, 1))
+    return (a, -(-size // a), *(part for key in keys for part in divmod(key, 1 << 64)))
 
 
 def _edges(shares: np.ndarray, block_size: int, fixed: Mapping[int, int]) -> list[int] | None:
@@ -308,15 +322,6 @@ def _classes(fraction: int) -> tuple[tuple[int, int], ...]:
             classes.append((bit + 1, pattern))
             pattern |= 1 << bit
     return tuple(classes)
-
-
-def _reversed_bits(number: int) -> int:
-    """The lowest 32 bits of `number` in reverse order."""
-    low = (number & _FRACTION).to_bytes(4, "little")
-    return int.from_bytes(low.translate(_REVERSED), "big")
-
-
-_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def _golden_stride(size: int) -> int:

@@ -39,20 +39,22 @@ def test_a_sample_inside_a_block_waits_for_its_end_and_is_told(caplog):
 def test_without_a_sample_it_is_the_next_block_that_nobody_has_drawn():
     mixture = make()
     assert mixture.update([1, 1]) == 0
-    mixture.note_drawn(0)
+    assert mixture.note_drawn(0) == 10
     assert mixture.update([1, 2]) == 10
     mixture.note_drawn(9)
     assert mixture.update([2, 1]) == 10
     mixture.note_drawn(34)
     mixture.note_drawn(12)
-    assert mixture.drawn == 35
+    assert mixture.drawn == 40
     assert mixture.update([1, 2]) == 40
 
 
 def test_a_sample_in_the_past_is_refused_with_the_earliest_possible():
     mixture = make()
     mixture.note_drawn(25)
-    with pytest.raises(ConfigError, match=r"found 20; samples up to 26 .* earliest possible is 30"):
+    with pytest.raises(
+        ConfigError, match=r"found 20; the blocks before 30 .* earliest possible is 30"
+    ):
         mixture.update([1, 1], at_sample=20)
     mixture.update([1, 1], at_sample=50)
     with pytest.raises(ConfigError, match="last change is at 50; the earliest possible is 50"):
@@ -135,7 +137,7 @@ def test_other_processes_see_an_update_and_are_seen(method):
     assert here.poll(60) and here.recv() == [0.25, 0.75]
     process.join(60)
     assert process.exitcode == 0
-    assert mixture.drawn == 71
+    assert mixture.drawn == 80
 
 
 class Reader(torch.utils.data.Dataset):
