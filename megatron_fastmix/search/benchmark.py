@@ -175,17 +175,18 @@ class Bench:
 
     def sources(self) -> list[Row]:
         """An outer step at many sources over one at few."""
-        seconds = {}
-        for count in (4, 64):
-            each = self.settings.probe_samples // count
-            config = self.config(
-                f"sources{count}", count, hypergradient__probe_samples_per_source=each
+        few, many = (
+            self.config(
+                f"sources{count}",
+                count,
+                hypergradient__probe_samples_per_source=self.settings.probe_samples // count,
             )
-            seconds[count] = self.run(_outer_seconds, config, self.settings)
+            for count in (4, 64)
+        )
         return [
             Row(
                 figure="outer step, K = 64 / K = 4",
-                value=seconds[64] / seconds[4],
+                value=self.run(_outer_step_ratio, many, few, self.settings),
                 reach=1.10,
                 better="lower",
                 unit="ratio",
@@ -194,14 +195,14 @@ class Bench:
 
     def estimators(self) -> list[Row]:
         """An outer step of the exact estimator over one of the default."""
-        seconds = {}
-        for name in ("finite_difference", "per_source"):
-            config = self.config(name, 17, hypergradient__estimator=name)
-            seconds[name] = self.run(_outer_seconds, config, self.settings)
+        exact, default = (
+            self.config(name, 17, hypergradient__estimator=name)
+            for name in ("per_source", "finite_difference")
+        )
         return [
             Row(
                 figure="outer step, per_source / finite_difference, K = 17",
-                value=seconds["per_source"] / seconds["finite_difference"],
+                value=self.run(_outer_step_ratio, exact, default, self.settings),
                 reach=10,
                 better="higher",
                 unit="ratio",
@@ -289,15 +290,18 @@ def _search_over_training(config: SearchConfig, settings: Settings) -> float:
     return statistics.median(ratios[1:])
 
 
-def _outer_seconds(config: SearchConfig, settings: Settings) -> float:
-    search = _trained_for_one_step(config)
-    seconds = []
+def _outer_step_ratio(one: SearchConfig, other: SearchConfig, settings: Settings) -> float:
+    searches = [_trained_for_one_step(config) for config in (one, other)]
+    ratios = []
     for _ in range(settings.repetitions + 1):
-        search.world.barrier()
-        began = time.perf_counter()
-        search.outer_loop.step(learning_rate(config.training, 1))
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:])
+        seconds = []
+        for search in searches:
+            search.world.barrier()
+            began = time.perf_counter()
+            search.outer_loop.step(learning_rate(search.config.training, 1))
+            seconds.append(time.perf_counter() - began)
+        ratios.append(seconds[0] / seconds[1])
+    return statistics.median(ratios[1:])
 
 
 def _bytes_reduced(config: SearchConfig) -> float:
