@@ -1,0 +1,101 @@
+"""A schedule as Megatron's phases."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from megatron.core.datasets.utils import get_blend_from_list
+
+from megatron_fastmix.blend import LiveMixture, WeightSchedule
+from megatron_fastmix.blend.weight_schedule import Change
+from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.export.megatron_phases import phases
+
+PATHS = {"web": "/d/web", "code": "/d/my code", "math": "/d/math"}
+
+
+def schedule_of(*changes):
+    names = list(PATHS)
+    return WeightSchedule(
+        changes=tuple(
+            Change(at_sample=at, weights=dict(zip(names, weights, strict=True)))
+            for at, weights in changes
+        )
+    )
+
+
+def parsed(text):
+    """(flags, paths, weights) of every line that is no comment."""
+    lines = [shlex.split(line) for line in text.splitlines() if not line.startswith("#")]
+    result = []
+    for words in lines:
+        at = words.index("--data-path")
+        result.append((words[:at], *get_blend_from_list(words[at + 1 :])))
+    return result
+
+
+def test_every_phase_has_its_weights_and_the_same_transitions():
+    schedule = schedule_of((0, (2, 1, 1)), (2560, (0, 3, 1)), (7680, (1, 0, 0)))
+    text = phases(schedule, PATHS, global_batch_size=256, train_samples=25600)
+    assert text.startswith("# phase 1 of 3: samples 0 to 2560\n")
+    lines = parsed(text)
+    for flags, _, _ in lines:
+        assert flags == [
+            *("--phase-transition-iterations", "10,30"),
+            *("--train-samples", "25600", "--global-batch-size", "256"),
+        ]
+    assert [(paths, weights) for _, paths, weights in lines] == [
+        (["/d/web", "/d/my code", "/d/math"], [0.5, 0.25, 0.25]),
+        (["/d/my code", "/d/math"], [0.75, 0.25]),
+        (["/d/web"], [1.0]),
+    ]
+
+
+def test_a_mixture_that_has_moved_can_be_run_again_as_phases():
+    mixture = LiveMixture({"web": 1, "code": 1, "math": 2}, block_size=64)
+    mixture.update({"web": 1, "code": 0, "math": 0}, at_sample=128)
+    text = phases(mixture.schedule(), PATHS, global_batch_size=64, train_samples=1000)
+    assert [weights for _, _, weights in parsed(text)] == [[0.25, 0.25, 0.5], [1.0]]
+    assert "--phase-transition-iterations 2 " in text
+
+
+def test_one_phase_needs_no_transition():
+    text = phases(schedule_of((0, (1, 1, 2))), PATHS, global_batch_size=4, train_samples=100)
+    assert "--phase-transition-iterations" not in text
+    assert len(parsed(text)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"global_batch_size": 300}, ConfigError, "found 2560, .* so use 2700"),
+        ({"train_samples": 2560}, ConfigError, "train_samples: found 2560; the last change"),
+        ({"paths": {"web": "/d/web"}}, DataError, "code, math: no path"),
+    ],
+)
+def test_what_megatron_cannot_run_is_refused(arguments, error, message):
+    values = {"paths": PATHS, "global_batch_size": 256, "train_samples": 9999} | arguments
+    paths = values.pop("paths")
+    with pytest.raises(error, match=message):
+        phases(schedule_of((0, (1, 1, 1)), (2560, (1, 1, 0))), paths, **values)
+
+
+def test_the_tool_reads_a_schedule_and_the_paths_of_a_run(make_mixture, tmp_path):
+    make_mixture({"web": 0.5, "code": 0.5, "math": 0}).write(tmp_path / "mixture.json")
+    schedule_of((0, (1, 1, 0)), (8, (0, 0, 1))).write(tmp_path / "schedule.yaml")
+    tool = Path(__file__).parents[2] / "tools" / "convert_schedule.py"
+    flags = ["--global-batch-size", "4", "--train-samples", "40"]
+    command = [sys.executable, str(tool), str(tmp_path / "schedule.yaml"), str(tmp_path), *flags]
+    good = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert good.returncode == 0, good.stderr
+    assert [paths for _, paths, _ in parsed(good.stdout)] == [
+        ["/data/web", "/data/code"],
+        ["/data/math"],
+    ]
+    assert "unless --seed changes with the phase" in good.stderr
+    command[-1] = "8"
+    bad = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert bad.returncode == 2
+    assert bad.stderr.startswith("convert_schedule.py: train_samples: found 8")
