@@ -5,8 +5,13 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 CORPUS = ["pyarrow>=15", "zstandard>=0.22", "tokenizers>=0.19"]
+TENSORBOARD = ["tensorboard>=2.14"]
 TEST = [
     *CORPUS,
+    *TENSORBOARD,
+    # Two of the tools that exports are for read them in the tests.
+    "datasets>=3",
+    "megatron-energon>=7",
     "pytest>=8",
     "hypothesis>=6",
     "ruff>=0.6",
@@ -35,6 +40,11 @@ setup(
         "tqdm>=4.66",
         "matplotlib>=3.8",
     ],
-    extras_require={"corpus": CORPUS, "test": TEST},
+    extras_require={
+        "corpus": CORPUS,
+        "tensorboard": TENSORBOARD,
+        "wandb": ["wandb>=0.17"],
+        "test": TEST,
+    },
     entry_points={"console_scripts": ["megatron-fastmix = megatron_fastmix.cli:main"]},
 )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.export.adjustment import NO_ADJUSTMENT, Adjustment, adjust
 from megatron_fastmix.export.mixture_file import MixtureFile, SourceWeight, TargetResult
 
 DEFAULT_DECIMALS = 4
@@ -22,6 +24,8 @@ class BlendEntry:
     """Share of samples of `seq_length` tokens, as decimal text."""
     tokens: int
     """Tokens of the whole dataset."""
+    documents: int = 0
+    """Documents of the whole dataset; 0 where they are not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +40,35 @@ class Blend:
     """The held-out targets, which are the natural validation set of the run to come."""
     left_out: tuple[str, ...] = ()
     """Sources whose weight is 0 or rounds to 0."""
+    dropped: tuple[str, ...] = ()
+    """Those of them that were dropped by `--min-weight`."""
+    capped: tuple[str, ...] = ()
+    """Sources held at `--max-epochs`."""
+    rows: Literal["documents", "sequences"] | None = None
+    """What a row holds where the tool counts rows; None takes what is usual with the tool."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights as written, by source; 0 for what is left out."""
+        written = {entry.name: float(entry.weight) for entry in self.sources}
+        return written | dict.fromkeys(self.left_out, 0.0)
 
 
-def round_weights(weights: Mapping[str, float], decimals: int = DEFAULT_DECIMALS) -> dict[str, str]:
+def round_weights(
+    weights: Mapping[str, float],
+    decimals: int = DEFAULT_DECIMALS,
+    ceilings: Mapping[str, float] | None = None,
+) -> dict[str, str]:
     """Rounds `weights`, which sum to 1, to `decimals` places so that the sum is exactly 1.
 
     Largest remainder: each weight is rounded down, and the units left over go to the largest
     remainders (equal remainders: first come, first served). Few decimals keep Megatron's dataset
     caches reusable, because the weights are part of the cache's key. Each result is within one
-    unit of the last place of its weight.
+    unit of the last place of its weight, and none is above its ceiling where `ceilings` has one;
+    then units may add up on the sources that have room.
 
-    Returns decimal texts such as "0.2500", in the order of `weights`.
+    Returns decimal texts such as "0.2500", in the order of `weights`. Raises `ConfigError` where
+    the ceilings leave no room at so few decimals.
     """
     if not 1 <= decimals <= 12:
         raise ConfigError(f"--decimals: found {decimals}; use 1 to 12")
@@ -54,20 +76,38 @@ def round_weights(weights: Mapping[str, float], decimals: int = DEFAULT_DECIMALS
     total = math.fsum(weights.values())
     exact = {name: weight / total * unit for name, weight in weights.items()}
     counts = {name: math.floor(value) for name, value in exact.items()}
+    most = {name: _floor((ceilings or {}).get(name, math.inf) * unit) for name in exact}
+    counts = {name: min(counts[name], most[name]) for name in exact}
     left = unit - sum(counts.values())
     by_remainder = sorted(exact, key=lambda name: counts[name] - exact[name])
-    for name in by_remainder[:left]:
-        counts[name] += 1
+    while left:
+        takers = [n for n in by_remainder if counts[n] < most[n] and exact[n] > 0][:left]
+        if not takers:
+            raise ConfigError(f"--decimals {decimals}: no room below the caps; use more decimals")
+        for name in takers:
+            counts[name] += 1
+        left -= len(takers)
     return {name: f"{n // unit}.{n % unit:0{decimals}d}" for name, n in counts.items()}
 
 
-def make_blend(mixture: MixtureFile, *, decimals: int = DEFAULT_DECIMALS) -> Blend:
-    """The blend of `mixture` at its learned weights."""
-    rounded = round_weights(mixture.weights, decimals)
-    entries = [_entry(source, rounded[source.name]) for source in mixture.sources]
+def _floor(value: float) -> float:
+    return value if math.isinf(value) else math.floor(value * (1 + 1e-12))
+
+
+def make_blend(
+    mixture: MixtureFile,
+    *,
+    decimals: int = DEFAULT_DECIMALS,
+    adjustment: Adjustment = NO_ADJUSTMENT,
+    rows: Literal["documents", "sequences"] | None = None,
+) -> Blend:
+    """The blend of `mixture` at its learned weights, corrected by `adjustment`."""
+    adjusted = adjust(mixture, adjustment)
+    rounded = round_weights(adjusted.weights, decimals, adjusted.ceilings)
+    entries = [_entry(source, rounded[source.name], source.documents) for source in mixture.sources]
     target_weights = round_weights({t.name: t.weight for t in mixture.targets}, decimals)
     return Blend(
-        token_budget=mixture.token_budget,
+        token_budget=adjusted.token_budget,
         sources=tuple(entry for entry in entries if float(entry.weight) > 0),
         targets=tuple(
             _entry(target, target_weights[target.name])
@@ -75,8 +115,17 @@ def make_blend(mixture: MixtureFile, *, decimals: int = DEFAULT_DECIMALS) -> Ble
             if float(target_weights[target.name]) > 0
         ),
         left_out=tuple(entry.name for entry in entries if float(entry.weight) == 0),
+        dropped=adjusted.dropped,
+        capped=adjusted.capped,
+        rows=rows,
     )
 
 
-def _entry(dataset: SourceWeight | TargetResult, weight: str) -> BlendEntry:
-    return BlendEntry(name=dataset.name, path=dataset.path, weight=weight, tokens=dataset.tokens)
+def _entry(dataset: SourceWeight | TargetResult, weight: str, documents: int = 0) -> BlendEntry:
+    return BlendEntry(
+        name=dataset.name,
+        path=dataset.path,
+        weight=weight,
+        tokens=dataset.tokens,
+        documents=documents,
+    )

@@ -1,4 +1,4 @@
-"""The command `export`: a learned mixture as the blend of a training tool."""
+"""The commands `export` and `import`: a learned mixture as a blend, and a blend as a start."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from collections.abc import Callable
 
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.export import import_command
+from megatron_fastmix.export.adjustment import Adjustment
 from megatron_fastmix.export.blend import DEFAULT_DECIMALS, make_blend
 from megatron_fastmix.export.mixture_file import read_mixture
+from megatron_fastmix.export.notes import change_table, notes
 from megatron_fastmix.export.registry import FORMATS, find_format
 
 HELP = "write a learned mixture in the format of a training tool"
@@ -33,6 +36,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-partial", action="store_true", help="export a run that is not finished"
     )
+    change = parser.add_argument_group(
+        "corrections", "applied in this order; the change to each weight is printed"
+    )
+    change.add_argument(
+        "--group",
+        action="append",
+        default=[],
+        metavar="GROUP=SOURCE,...",
+        help="sources (or patterns such as 'web_*') that share the sum of their learned weights in "
+        "proportion to their tokens",
+    )
+    change.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=SHARE",
+        help="share of a source or group; the others keep their ratios",
+    )
+    change.add_argument(
+        "--token-budget", type=int, metavar="TOKENS", help="tokens of the run to come"
+    )
+    change.add_argument(
+        "--max-epochs",
+        type=float,
+        metavar="N",
+        help="see no source more often than this in the token budget; the others share the excess",
+    )
+    change.add_argument(
+        "--min-weight", type=float, default=0.0, metavar="SHARE", help="drop sources below this"
+    )
+    change.add_argument(
+        "--rows",
+        choices=("documents", "sequences"),
+        help="what a row holds, in formats that count rows (default: what is usual with the tool)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,16 +88,16 @@ def run(args: argparse.Namespace) -> int:
             f"{args.mixture}: the run stopped after {mixture.steps} optimizer steps and is not "
             "complete; resume it, or add --allow-partial to export what it has learned so far"
         )
-    blend = make_blend(mixture, decimals=args.decimals)
+    adjustment = read_adjustment(args)
+    blend = make_blend(mixture, decimals=args.decimals, adjustment=adjustment, rows=args.rows)
     text = chosen.render(blend)
-    if blend.left_out:
-        print(
-            f"left out, because the weight rounds to 0 at {args.decimals} decimals: "
-            + ", ".join(blend.left_out),
-            file=sys.stderr,
-        )
+    said = notes(mixture, blend, decimals=args.decimals)
+    if any((args.set, args.group, args.token_budget, args.max_epochs, args.min_weight)):
+        said.append(change_table(mixture, blend))
     if chosen.note:
-        print(f"note: {chosen.note}", file=sys.stderr)
+        said.append(f"note: {chosen.note}")
+    for line in said:
+        print(line, file=sys.stderr)
     if args.output:
         try:
             write_atomically(args.output, text)
@@ -73,6 +111,41 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def read_adjustment(args: argparse.Namespace) -> Adjustment:
+    """The corrections that the arguments ask for. Raises `ConfigError`."""
+    groups: dict[str, list[str]] = {}
+    for text in args.group:
+        name, members = _assignment("--group", text, "GROUP=SOURCE,...")
+        if name in groups:
+            raise ConfigError(f"--group {name}: given twice; list all of its sources in one")
+        groups[name] = members.split(",")
+    fixed: dict[str, float] = {}
+    for text in args.set:
+        name, share = _assignment("--set", text, "NAME=SHARE")
+        try:
+            value = float(share)
+        except ValueError:
+            raise ConfigError(f"--set {text}: {share!r} is no number; use a share") from None
+        if name in fixed:
+            raise ConfigError(f"--set {name}: given twice")
+        fixed[name] = value
+    return Adjustment(
+        fixed=fixed,
+        groups=groups,
+        token_budget=args.token_budget,
+        max_epochs=args.max_epochs,
+        min_weight=args.min_weight,
+    )
+
+
+def _assignment(flag: str, text: str, form: str) -> tuple[str, str]:
+    # A source's name may hold an equals sign; a share and a list of sources seldom do.
+    name, separator, value = text.rpartition("=")
+    if not separator or not name or not value:
+        raise ConfigError(f"{flag} {text}: expected {form}")
+    return name, value
+
+
 COMMANDS: dict[
     str,
     tuple[
@@ -80,5 +153,5 @@ COMMANDS: dict[
         Callable[[argparse.ArgumentParser], None],
         Callable[[argparse.Namespace], int],
     ],
-] = {"export": (HELP, add_arguments, run)}
+] = {"export": (HELP, add_arguments, run), **import_command.COMMANDS}
 """Help, `add_arguments` and `run` by the command's name; the console command mounts them."""

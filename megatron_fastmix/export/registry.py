@@ -9,6 +9,7 @@ from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.export import (
     energon,
     gpt_neox,
+    hf_datasets,
     megatron,
     nanotron,
     nemo,
@@ -76,13 +77,29 @@ FORMATS: dict[str, Format] = {
         render=energon.metadataset,
         tool="Megatron-Energon: a MetadatasetV2",
         note=f"{_NOT_INDEXED}: a folder prepared by `energon prepare`, relative to this YAML file; "
-        "weights count its samples",
+        "weights count its samples, taken to be documents (--rows sequences where they are packed)",
+    ),
+    "energon-epochized": Format(
+        render=energon.epochized_metadataset,
+        tool="Megatron-Energon: a MetadatasetV2 by repetitions, for --token-budget",
+        note=f"{_NOT_INDEXED}: a folder prepared by `energon prepare`, relative to this YAML file",
     ),
     "mosaicml-streaming": Format(
         render=streaming.streams,
         tool="MosaicML streaming and LLM Foundry: `streams` of a dataset",
-        note=f"{_NOT_INDEXED}: a folder of MDS shards; weights count its samples, so cut them to "
-        "one length (--concat_tokens)",
+        note=f"{_NOT_INDEXED}: a folder of MDS shards; weights count its samples, taken to be "
+        "of one length (--concat_tokens; --rows documents where they are whole documents)",
+    ),
+    "mosaicml-streaming-repeat": Format(
+        render=streaming.repeated_streams,
+        tool="MosaicML streaming: `streams` by `repeat`, for --token-budget",
+        note=f"{_NOT_INDEXED}: a folder of MDS shards; one epoch is the token budget",
+    ),
+    "hf-datasets": Format(
+        render=hf_datasets.interleave,
+        tool="Hugging Face datasets: a Python file that calls interleave_datasets",
+        note="give its function `blend` the datasets by name; probabilities count rows, taken to "
+        "be documents (--rows sequences where they are packed)",
     ),
 }
 

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import yaml
 
 from megatron_fastmix.export.blend import Blend
+from megatron_fastmix.export.rows import repetitions, row_shares
 
 
 def streams(blend: Blend) -> str:
     """The YAML `streams` of a dataset; each has a proportion, as either all or none must."""
-    values = {
-        entry.name: {"local": entry.path, "proportion": float(entry.weight)}
-        for entry in blend.sources
-    }
+    shares = row_shares(blend, "sequences")
+    return _file({e.name: {"local": e.path, "proportion": shares[e.name]} for e in blend.sources})
+
+
+def repeated_streams(blend: Blend) -> str:
+    """The same by `repeat`: one epoch of the dataset is the token budget."""
+    budget = blend.token_budget
+    return _file(
+        {e.name: {"local": e.path, "repeat": repetitions(e, budget)} for e in blend.sources}
+    )
+
+
+def _file(values: dict[str, Any]) -> str:
     return yaml.safe_dump({"streams": values}, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,106 @@
+"""The command `import`: a Megatron blend as the start or the prior of a search."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import PurePath
+from typing import Any
+
+import yaml
+
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.export.import_blend import read_blend
+
+SECTIONS = {
+    "initial_weights": ("mixture", "initial_weights"),
+    "prior": ("objective", "prior_weights"),
+}
+SUM_DECIMALS = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument(
+        "blend",
+        metavar="FILE",
+        help="a file of --data-args-path or --per-split-data-args-path, or a command line with "
+        "--data-path",
+    )
+    parser.add_argument(
+        "--as",
+        dest="use",
+        choices=SECTIONS,
+        default="initial_weights",
+        help="what the weights become (default %(default)s)",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="YAML",
+        help="a search's configuration, whose sources the weights follow; without it, the sources "
+        "are printed too",
+    )
+    parser.add_argument(
+        "--missing-weight",
+        type=float,
+        metavar="SHARE",
+        help="share of each source of the configuration that the blend lacks",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints YAML for a search's configuration. Raises `ConfigError` and `DataError`."""
+    shares = read_blend(args.blend)
+    section, key = SECTIONS[args.use]
+    values: dict[str, Any] = {}
+    if args.config is None:
+        names = _names(list(shares))
+        values["sources"] = [
+            {"name": name, "path": path} for name, path in zip(names, shares, strict=True)
+        ]
+        weights = list(shares.values())
+    else:
+        weights = _in_order(shares, args)
+    values[section] = {key: [round(weight, SUM_DECIMALS) for weight in weights]}
+    sys.stdout.write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return 0
+
+
+def _in_order(shares: dict[str, float], args: argparse.Namespace) -> list[float]:
+    """The shares in the order of the configuration's sources, which are told by their paths."""
+    from megatron_fastmix.config import load_config
+
+    paths = {source.path: source.name for source in load_config(args.config).sources}
+    strangers = [path for path in shares if path not in paths]
+    if strangers:
+        raise ConfigError(
+            f"{args.blend}: {strangers[0]} is no source of {args.config}, whose paths are "
+            f"{', '.join(paths)}; write paths the same way in both"
+        )
+    missing = [path for path in paths if path not in shares]
+    floor = args.missing_weight
+    if missing and (floor is None or not 0 < floor < 1 / len(missing)):
+        found = "is not given" if floor is None else f"is {floor:g}"
+        raise ConfigError(
+            f"{args.blend}: lacks {', '.join(paths[path] for path in missing)}, and a search needs "
+            f"a positive weight for each; --missing-weight {found}: use a share above 0 and below "
+            f"{1 / len(missing):.4g}"
+        )
+    rest = 1 - (floor or 0.0) * len(missing)
+    return [shares[path] * rest if path in shares else floor for path in paths]
+
+
+def _names(paths: list[str]) -> list[str]:
+    """The last part of each prefix, numbered where two share it."""
+    names: list[str] = []
+    for path in paths:
+        stem = PurePath(path).name or path
+        name, number = stem, 2
+        while name in names:
+            name, number = f"{stem}_{number}", number + 1
+        names.append(name)
+    return names
+
+
+COMMANDS = {"import": ("read a Megatron blend as the start of a search", add_arguments, run)}
+"""Help, `add_arguments` and `run` by the command's name."""

@@ -1,0 +1,67 @@
+"""What is said beside an export: changes, caps, what was left out, and how sure the weights are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from megatron_fastmix.export.blend import Blend
+from megatron_fastmix.export.mixture_file import MixtureFile, SourceWeight, epochs_implied
+from megatron_fastmix.report.summary import align
+
+
+def notes(mixture: MixtureFile, blend: Blend, *, decimals: int) -> list[str]:
+    """One text for each thing that the user must know about this export."""
+    found = []
+    warning = indistinct_from_uniform(mixture.sources)
+    if warning:
+        found.append(f"warning: {warning}")
+    if blend.dropped:
+        found.append(f"dropped by --min-weight: {', '.join(blend.dropped)}")
+    if blend.capped:
+        found.append(
+            f"held at --max-epochs: {', '.join(blend.capped)}; the others share the excess"
+        )
+    rounded = [name for name in blend.left_out if name not in blend.dropped]
+    if rounded:
+        found.append(
+            f"left out, because the weight rounds to 0 at {decimals} decimals: "
+            + ", ".join(rounded)
+        )
+    return found
+
+
+def change_table(mixture: MixtureFile, blend: Blend) -> str:
+    """Learned and exported weight, their difference, and epochs in the budget, heaviest first."""
+    weights = blend.weights
+    rows = [
+        (
+            source.name,
+            f"{source.weight:.4f}",
+            f"{weights[source.name]:.4f}",
+            f"{weights[source.name] - source.weight:+.4f}",
+            f"{source.tokens:,}",
+            f"{epochs_implied(weights[source.name], source.tokens, blend.token_budget):.2f}",
+        )
+        for source in sorted(mixture.sources, key=lambda source: -weights[source.name])
+    ]
+    table = align(("source", "learned", "exported", "change", "tokens", "epochs"), rows)
+    return f"{table}\n\nEpochs are those in {blend.token_budget:,} tokens."
+
+
+def indistinct_from_uniform(sources: Sequence[SourceWeight]) -> str | None:
+    """A warning where the weights' spread is as large as their distances from uniform.
+
+    Compares root mean squares over the sources; None where the distances are larger, and for a
+    single source, which has nothing to differ from.
+    """
+    uniform = 1 / len(sources)
+    distance = math.sqrt(math.fsum((s.weight - uniform) ** 2 for s in sources) / len(sources))
+    spread = math.sqrt(math.fsum(s.weight_std**2 for s in sources) / len(sources))
+    if distance > spread or len(sources) == 1:
+        return None
+    return (
+        f"the weights differ from uniform by {distance:.4f} (root mean square over the sources), "
+        f"which their spread of {spread:.4f} swamps: this search does not tell the mixture from a "
+        "uniform one; search longer, with more samples in the probe, or average several seeds"
+    )

@@ -1,0 +1,107 @@
+"""Megatron blends read back: every form that is exported gives the same weights."""
+
+import json
+
+import pytest
+import yaml
+
+from megatron_fastmix.cli import main
+from megatron_fastmix.config import load_config
+from megatron_fastmix.errors import DataError
+from megatron_fastmix.export.blend import make_blend
+from megatron_fastmix.export.import_blend import read_blend
+from megatron_fastmix.export.registry import FORMATS
+
+
+@pytest.mark.parametrize("name", ["megatron-cli", "megatron-data-args", "megatron-per-split"])
+def test_every_megatron_form_comes_back(tmp_path, make_mixture, name):
+    folder = "/data" if name == "megatron-data-args" else "/my data's"
+    blend = make_blend(make_mixture({"a": 0.7, "b": 0.25, "c": 0.05}, folder=folder))
+    (tmp_path / "blend").write_text(FORMATS[name].render(blend))
+    found = read_blend(tmp_path / "blend")
+    assert list(found) == [f"{folder}/{source}" for source in "abc"]
+    assert list(found.values()) == pytest.approx([0.7, 0.25, 0.05], abs=1e-12)
+
+
+def test_weights_of_any_scale_and_the_flags_around_are_read(tmp_path):
+    path = tmp_path / "blend"
+    path.write_text("python pretrain_gpt.py --lr 1e-3 --train-data-path 30 /d/a \\\n 90 /d/b --x 1")
+    assert read_blend(path) == {"/d/a": 0.25, "/d/b": 0.75}
+    path.write_text(json.dumps({"train": "1 /d/a 3 /d/b", "valid": None, "test": None}))
+    assert read_blend(path) == {"/d/a": 0.25, "/d/b": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no blend"),
+        ("/d/a /d/b", "lists prefixes without weights"),
+        ("/d/a", "lists prefixes without weights"),
+        ("0.3 /d/a x /d/b", "weight of /d/b is 'x'"),
+        ("0.3 /d/a -1 /d/b", "weight of /d/b is '-1'"),
+        ("nan /d/a 1 /d/b", "weight of /d/a is 'nan'"),
+        ("0.3 /d/a 1 /d/a", "/d/a occurs twice"),
+        ("{}", "train is None"),
+        ("{", "not valid JSON"),
+        ('{"train": [0.3, "/d/a"]}', "expected a list of weights and prefixes"),
+        ("--data-path=x", "expected --data-path or --train-data-path"),
+        ("--data-path 'x", "not a command line"),
+    ],
+)
+def test_what_is_no_blend_is_refused(tmp_path, text, message):
+    (tmp_path / "blend").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_blend(tmp_path / "blend")
+
+
+def test_a_missing_or_binary_file_is_refused(tmp_path, capsys):
+    assert main(["import", str(tmp_path / "nothing")]) == 2
+    assert "cannot read the blend" in capsys.readouterr().err
+    (tmp_path / "blend.bin").write_bytes(b"\xff\xfe\x00")
+    assert main(["import", str(tmp_path / "blend.bin")]) == 2
+
+
+def test_a_blend_becomes_the_start_or_the_prior_of_a_search(
+    tmp_path, corpora, config_file, search_values, capsys
+):
+    path = tmp_path / "blend.txt"
+    path.write_text(f"1 {corpora}/noise 2 {corpora}/backward 5 {corpora}/forward")
+    call = ["import", str(path), "--config", str(config_file)]
+    assert main(call) == 0
+    section = yaml.safe_load(capsys.readouterr().out)
+    # In the order of the configuration's sources: forward, backward, noise.
+    assert section == {"mixture": {"initial_weights": [0.625, 0.25, 0.125]}}
+    search_values["mixture"] |= section["mixture"]
+    config_file.write_text(yaml.safe_dump(search_values))
+    assert load_config(config_file).mixture.initial_weights == (0.625, 0.25, 0.125)
+    assert main([*call, "--as", "prior"]) == 0
+    section = yaml.safe_load(capsys.readouterr().out)
+    assert section == {"objective": {"prior_weights": [0.625, 0.25, 0.125]}}
+
+
+def test_sources_are_printed_where_there_is_no_configuration(tmp_path, capsys):
+    (tmp_path / "blend.txt").write_text("3 /one/code 1 /two/code")
+    assert main(["import", str(tmp_path / "blend.txt")]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == {
+        "sources": [
+            {"name": "code", "path": "/one/code"},
+            {"name": "code_2", "path": "/two/code"},
+        ],
+        "mixture": {"initial_weights": [0.75, 0.25]},
+    }
+
+
+def test_a_blend_of_other_sources_is_refused_or_filled_up(tmp_path, corpora, config_file, capsys):
+    path = tmp_path / "blend.txt"
+    call = ["import", str(path), "--config", str(config_file)]
+    path.write_text(f"1 {corpora}/other 2 {corpora}/noise")
+    assert main(call) == 2
+    assert "other is no source of" in capsys.readouterr().err
+    path.write_text(f"1 {corpora}/backward 1 {corpora}/noise")
+    assert main(call) == 2
+    assert "lacks forward" in capsys.readouterr().err
+    assert main([*call, "--missing-weight", "1.5"]) == 2
+    capsys.readouterr()
+    assert main([*call, "--missing-weight", "0.2"]) == 0
+    section = yaml.safe_load(capsys.readouterr().out)
+    assert section == {"mixture": {"initial_weights": [0.2, 0.4, 0.4]}}

@@ -1,0 +1,170 @@
+"""Formats that count rows or repetitions, read by the tools that they are for."""
+
+import dataclasses
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_fastmix.errors import DataError
+from megatron_fastmix.export.blend import make_blend
+from megatron_fastmix.export.registry import FORMATS
+
+MEAN_TOKENS = {"short": 10, "long": 40}
+"""Tokens per document."""
+
+
+@pytest.fixture
+def mixture(make_mixture):
+    """Half of the *tokens* from each of two sources whose documents differ in length."""
+    made = make_mixture({"short": 0.5, "long": 0.5})
+    return dataclasses.replace(
+        made,
+        sources=tuple(
+            dataclasses.replace(s, tokens=4_000, documents=4_000 // MEAN_TOKENS[s.name])
+            for s in made.sources
+        ),
+    )
+
+
+def test_interleaved_rows_have_the_tokens_that_the_weights_ask_for(mixture):
+    datasets = pytest.importorskip("datasets", reason="the extra `test` has it")
+    names: dict = {}
+    exec(FORMATS["hf-datasets"].render(make_blend(mixture)), names)
+    parts = {
+        name: datasets.Dataset.from_dict({"source": [name] * 500, "tokens": [length] * 500})
+        for name, length in MEAN_TOKENS.items()
+    }
+    rows = names["blend"](parts)
+    shares = dict.fromkeys(parts, 0)
+    for row in rows:
+        shares[row["source"]] += row["tokens"]
+    assert shares["short"] / sum(shares.values()) == pytest.approx(0.5, abs=0.05)
+    # Rows of one length need no conversion.
+    exec(FORMATS["hf-datasets"].render(make_blend(mixture, rows="sequences")), names)
+    assert [source["probability"] for source in names["SOURCES"].values()] == [0.5, 0.5]
+
+
+def test_energon_and_streaming_count_rows_too(mixture):
+    blend = make_blend(mixture)
+    entries = yaml.safe_load(FORMATS["energon"].render(blend))["splits"]["train"]["blend"]
+    assert [entry["weight"] for entry in entries] == [0.8, 0.2]
+    streams = yaml.safe_load(FORMATS["mosaicml-streaming"].render(blend))["streams"]
+    assert [stream["proportion"] for stream in streams.values()] == [0.5, 0.5]
+    streams = yaml.safe_load(
+        FORMATS["mosaicml-streaming"].render(make_blend(mixture, rows="documents"))
+    )["streams"]
+    assert [stream["proportion"] for stream in streams.values()] == [0.8, 0.2]
+
+
+def test_repetitions_are_the_epochs_of_the_token_budget(mixture):
+    # Half of 10,000 tokens from 4,000: 1.25 epochs, whatever a row is.
+    blend = make_blend(mixture)
+    streams = yaml.safe_load(FORMATS["mosaicml-streaming-repeat"].render(blend))["streams"]
+    assert [stream["repeat"] for stream in streams.values()] == [1.25, 1.25]
+    split = yaml.safe_load(FORMATS["energon-epochized"].render(blend))["splits"]["train"]
+    assert [entry["repetitions"] for entry in split["blend_epochized"]] == [1.25, 1.25]
+
+
+def test_rows_without_statistics_are_refused(mixture):
+    first, second = mixture.sources
+    unknown = dataclasses.replace(
+        mixture, sources=(dataclasses.replace(first, documents=0), second)
+    )
+    with pytest.raises(DataError, match="source short: documents is 0"):
+        FORMATS["hf-datasets"].render(make_blend(unknown))
+    rare = dataclasses.replace(
+        mixture,
+        sources=(
+            dataclasses.replace(first, weight=0.0001, tokens=10**9, documents=1),
+            dataclasses.replace(second, weight=0.9999),
+        ),
+    )
+    with pytest.raises(DataError, match="source short: its share of rows rounds to 0"):
+        FORMATS["hf-datasets"].render(make_blend(rare))
+
+
+@pytest.fixture
+def parse_in_a_process(tmp_path):
+    """Runs a tool's parser in a process of its own, since some change the process they are in."""
+
+    def parse(code: str, *arguments: Path) -> object:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return parse
+
+
+ENERGON = """
+import json, sys
+from megatron.energon.metadataset.loader import load_dataset
+from megatron.energon import WorkerConfig
+worker = WorkerConfig(rank=0, world_size=1, num_workers=0)
+loaded = load_dataset(sys.argv[1]).get_datasets(
+    training=True, split_part="train", worker_config=worker
+)
+print(json.dumps([[d.weight, d.repetitions] for d in loaded.datasets]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("energon", [[0.8, None], [0.2, None]]),
+        ("energon-epochized", [[None, 1.25], [None, 1.25]]),
+    ],
+)
+def test_energons_own_loader_reads_the_metadataset(
+    tmp_path, mixture, parse_in_a_process, name, expected
+):
+    pytest.importorskip("megatron.energon", reason="the extra `test` has megatron-energon")
+    line = json.dumps({"text": "words"}) + "\n"
+    for source in MEAN_TOKENS:
+        (tmp_path / f"{source}.jsonl").write_text(line * 10)
+        # What `energon prepare` adds: where each line begins, and the end.
+        offsets = struct.pack("<11Q", *range(0, 11 * len(line), len(line)))
+        (tmp_path / f"{source}.jsonl.idx").write_bytes(offsets)
+    renamed = dataclasses.replace(
+        mixture,
+        sources=tuple(
+            dataclasses.replace(s, path=str(tmp_path / f"{s.name}.jsonl")) for s in mixture.sources
+        ),
+    )
+    (tmp_path / "blend.yaml").write_text(FORMATS[name].render(make_blend(renamed)))
+    assert parse_in_a_process(ENERGON, tmp_path / "blend.yaml") == expected
+
+
+STREAMING = """
+import json, sys, yaml
+from streaming import Stream
+streams = [Stream(**v) for v in yaml.safe_load(open(sys.argv[1]))["streams"].values()]
+samples = __import__("numpy").array([4000, 4000])
+Stream.apply_weights(streams, samples, 5000 if sys.argv[2] == "proportion" else None, 1)
+print(json.dumps([int(s.choose) for s in streams]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "expected"),
+    [
+        ("mosaicml-streaming", "proportion", [2500, 2500]),
+        ("mosaicml-streaming-repeat", "repeat", [5000, 5000]),
+    ],
+)
+def test_streamings_own_class_takes_the_streams(
+    tmp_path, mixture, parse_in_a_process, name, key, expected
+):
+    pytest.importorskip("streaming", reason="mosaicml-streaming is too large for the extra `test`")
+    (tmp_path / "blend.yaml").write_text(FORMATS[name].render(make_blend(mixture)))
+    assert parse_in_a_process(STREAMING, tmp_path / "blend.yaml", Path(key)) == expected
