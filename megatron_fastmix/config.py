@@ -77,11 +77,22 @@ class DataConfig:
 
     seq_length: int = 256
     """Tokens per sample (Megatron's --seq-length)."""
+    packing: bool = True
+    """Whether rows of answer-only data share a row of seq_length tokens, each attending to itself
+    alone; otherwise each has a row of its own, padded to the longest of the micro-batch."""
+    max_cut_share: float = 0.05
+    """Largest share of a dataset's rows whose answer seq_length may cut."""
     data_cache_path: str | None = None
     """Where Megatron caches dataset indices; default: `cache` in the run folder."""
 
     def __post_init__(self) -> None:
         _require(self.seq_length >= 2, "data.seq_length", self.seq_length, "use at least 2")
+        _require(
+            0 <= self.max_cut_share <= 1,
+            "data.max_cut_share",
+            self.max_cut_share,
+            "use a share from 0 to 1",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

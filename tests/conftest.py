@@ -12,18 +12,22 @@ import yaml
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from megatron_fastmix.corpus.dataset_output import loss_mask_prefix
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 
 SEQ_LENGTH = 32
 SOURCES = ("forward", "backward", "noise")
 
 
-def write_dataset(prefix: Path, documents: list[list[int]], vocab_size: int) -> None:
+def write_dataset(
+    prefix: Path, documents: list[list[int]], vocab_size: int, dtype: str | None = None
+) -> None:
     """Writes an indexed dataset with Megatron-core's own builder."""
     import torch
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(vocab_size))
+    best = DType.optimal_dtype(vocab_size)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.dtype(dtype).type if dtype else best)
     for document in documents:
         builder.add_document(torch.tensor(document), [len(document)])
     builder.finalize(f"{prefix}.idx")
@@ -44,6 +48,35 @@ def synthetic_documents(kind: str, count: int, seed: int) -> list[list[int]]:
         }[kind]
         documents.append(tokens.tolist())
     return documents
+
+
+def write_rows(prefix: Path, rows: list[tuple[list[int], list[int]]], vocab_size: int) -> None:
+    """Writes an answer-only dataset of (prompt, answer) rows and its loss mask."""
+    write_dataset(prefix, [prompt + answer for prompt, answer in rows], vocab_size)
+    masks = [[0] * len(prompt) + [1] * len(answer) for prompt, answer in rows]
+    write_dataset(Path(loss_mask_prefix(prefix)), masks, 2, dtype="uint8")
+
+
+def synthetic_rows(kind: str, count: int, seed: int) -> list[tuple[list[int], list[int]]]:
+    """A prompt of one number and an answer that counts on from it, of kinds of lengths."""
+    generator = np.random.default_rng(seed)
+    longest = {"forward": 12, "backward": 24, "noise": 6}[kind]
+    rows = []
+    for document in synthetic_documents(kind, count, seed):
+        answer = int(generator.integers(2, longest))
+        rows.append((document[:3], document[3 : 3 + answer]))
+    return rows
+
+
+@pytest.fixture(scope="session")
+def answer_corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `corpora`, of answer-only rows."""
+    folder = tmp_path_factory.mktemp("answers")
+    vocab_size = load_tokenizer("ByteLevelTokenizer").vocab_size
+    for number, kind in enumerate(SOURCES):
+        write_rows(folder / kind, synthetic_rows(kind, 300, number), vocab_size)
+    write_rows(folder / "target", synthetic_rows("forward", 100, 99), vocab_size)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -72,6 +72,14 @@ def inspect_indexed_dataset(prefix: str | Path) -> IndexedSummary:
     )
 
 
+def sequence_lengths(prefix: str | Path) -> np.ndarray:
+    """Tokens of each sequence, int64 (sequences,). Raises `DataError` as `inspect_indexed_dataset`
+    does."""
+    count = inspect_indexed_dataset(prefix).sequences
+    lengths = np.fromfile(f"{prefix}.idx", dtype="<i4", count=count, offset=_HEADER.size)
+    return lengths.astype(np.int64)
+
+
 def check_vocabulary(prefix: str | Path, vocab_size: int, *, max_tokens: int = 500_000_000) -> None:
     """Raises `DataError` if an id is outside [0, vocab_size).
 

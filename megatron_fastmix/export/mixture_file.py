@@ -1,6 +1,7 @@
 """`mixture.json`: the result of a search, complete enough to be used without the run.
 
-Weights are shares of samples of `seq_length` tokens, the unit of Megatron's blend weights.
+Weights are shares of samples of `seq_length` tokens, the unit of Megatron's blend weights; those of
+answer-only sources are shares of answer tokens, with the shares of rows beside them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from megatron_fastmix.errors import ConfigError, DataError
 FORMAT = "megatron_fastmix.mixture"
 VERSION = 1
 UNIT = "share of samples of seq_length tokens"
+ANSWER_UNIT = "share of answer tokens"
+"""Unit of the weights of answer-only sources."""
 SUM_TOLERANCE = 1e-9
 
 
@@ -51,6 +54,12 @@ class SourceWeight:
     """z after the last outer step."""
     epochs: float
     """Epochs of this source in `token_budget` tokens at `weight`."""
+    rows: int | None = None
+    """Rows with an answer, of an answer-only source."""
+    answer_tokens: int | None = None
+    """Tokens of those rows that count in the loss."""
+    row_weight: float | None = None
+    """The share of rows that gives `weight` as the share of answer tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +96,7 @@ class _TypedPart:
     averaged_outer_steps: int
     """How many iterates that is."""
     token_budget: int
-    """Tokens of the run to come, for which `epochs` are given."""
+    """Tokens of the run to come, for which `epochs` are given; answer tokens under that unit."""
     seed: int
     """Seed of the search; the first of several."""
     seeds: tuple[int, ...] = ()
@@ -192,10 +201,10 @@ def _build(values: dict[str, Any], path: Path) -> MixtureFile:
 
 
 def _check(mixture: MixtureFile, path: Path) -> None:
-    if mixture.unit != UNIT:
+    if mixture.unit not in (UNIT, ANSWER_UNIT):
         raise DataError(
-            f"{path}: unit is {mixture.unit!r}, this program reads {UNIT!r}; weights of another "
-            "unit mean something else, so convert them first"
+            f"{path}: unit is {mixture.unit!r}, this program reads {UNIT!r} and {ANSWER_UNIT!r}; "
+            "weights of another unit mean something else, so convert them first"
         )
     for where, names in (
         ("sources", [s.name for s in mixture.sources]),

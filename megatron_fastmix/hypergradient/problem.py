@@ -14,16 +14,22 @@ from megatron_fastmix.parallel.parameters import Parameters, Vector
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Samples for one forward pass on one rank; B is the same on every rank."""
+    """B samples for one forward pass on one rank, in R rows of S tokens; B is the same on every
+    rank. A row is a sample unless `segment` says otherwise."""
 
     tokens: torch.Tensor
-    """(B, S) int64."""
+    """(R, S) int64."""
     labels: torch.Tensor
-    """(B, S) int64."""
+    """(R, S) int64."""
     loss_mask: torch.Tensor
-    """(B, S) float."""
+    """(R, S) float."""
     group: np.ndarray
     """(B,) index of each sample's source or target; −1 for padding, which counts nowhere."""
+    segment: torch.Tensor | None = None
+    """(R, S) the sample that each token belongs to, −1 for padding; None where rows are samples."""
+    tokens_per_sample: torch.Tensor | None = None
+    """(B,) by what the summed loss of a sample is divided: the mean number of answer tokens of a
+    row of its source; None divides by the sample's own number of tokens in the loss."""
 
 
 @dataclass(frozen=True, kw_only=True)

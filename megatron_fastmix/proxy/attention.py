@@ -14,7 +14,8 @@ from megatron.core.transformer.module import MegatronModule
 
 
 class ScaledDotProductAttention(MegatronModule):
-    """Causal attention by `torch.nn.functional.scaled_dot_product_attention`, without dropout."""
+    """Attention by `torch.nn.functional.scaled_dot_product_attention`, without dropout: causal, or
+    by a mask."""
 
     def __init__(self, config: Any, layer_number: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(config=config)
@@ -28,9 +29,15 @@ class ScaledDotProductAttention(MegatronModule):
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Query, key and value of shape (S, B, heads, head size) to (S, B, heads·head size)."""
+        """Query, key and value of shape (S, B, heads, head size) to (S, B, heads·head size).
+
+        `attention_mask`, bool (B, 1, S, S), is true where a token must not attend; None is causal.
+        """
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        allowed = None if attention_mask is None else ~attention_mask
+        mixed = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=allowed, is_causal=allowed is None
+        )
         return mixed.permute(2, 0, 1, 3).flatten(2)
 
 

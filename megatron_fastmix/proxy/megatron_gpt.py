@@ -10,7 +10,9 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_fastmix.answers.packing import attention_mask
 from megatron_fastmix.config import ProxyConfig
+from megatron_fastmix.hypergradient.problem import Batch
 from megatron_fastmix.proxy.attention import RotaryEmbeddingAnywhere, ScaledDotProductAttention
 
 
@@ -86,11 +88,17 @@ def build_proxy(
 
 
 def token_losses(
-    model: torch.nn.Module, tokens: torch.Tensor, labels: torch.Tensor
+    model: torch.nn.Module,
+    tokens: torch.Tensor,
+    labels: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy per token, (B, S), of `tokens` and `labels`, (B, S)."""
+    """Cross-entropy per token, (B, S), of `tokens` and `labels`, (B, S).
+
+    `attention_mask`, bool (B, 1, S, S), is true where a token must not attend; None is causal.
+    """
     positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    return model(tokens, positions, None, labels=labels).float()
+    return model(tokens, positions, attention_mask, labels=labels).float()
 
 
 def sample_losses(
@@ -102,6 +110,20 @@ def sample_losses(
     """
     losses = token_losses(model, tokens, labels).double()
     return (losses * loss_mask).sum(dim=1) / loss_mask.sum(dim=1).clamp_min(1)
+
+
+def batch_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Per-sample losses of a batch, (B,) float64, in whichever rows its samples lie."""
+    if batch.segment is None:
+        return sample_losses(model, batch.tokens, batch.labels, batch.loss_mask)
+    assert batch.tokens_per_sample is not None
+    mask = attention_mask(batch.segment)
+    losses = token_losses(model, batch.tokens, batch.labels, mask).double() * batch.loss_mask
+    # Padding, of segment −1, has no loss: whichever sample it is added to stays the same.
+    sums = losses.new_zeros(len(batch.group)).index_add(
+        0, batch.segment.clamp_min(0).flatten(), losses.flatten()
+    )
+    return sums / batch.tokens_per_sample
 
 
 def training_flops_per_token(config: ProxyConfig, vocab_size: int, seq_length: int) -> float:

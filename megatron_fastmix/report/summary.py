@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_fastmix.export.mixture_file import MixtureFile
+from megatron_fastmix.export.mixture_file import ANSWER_UNIT, MixtureFile
 
 
 def final_table(
@@ -30,7 +30,7 @@ def final_table(
     lines = [
         table,
         "",
-        f"Weights are shares of samples of {mixture.seq_length} tokens; ± is {_spread(mixture)}. "
+        f"Weights are {_unit(mixture)}; ± is {_spread(mixture)}. "
         f"Epochs are those in {mixture.token_budget:,} tokens.",
     ]
     if not mixture.complete:
@@ -45,6 +45,13 @@ def final_table(
     if flags:
         lines += ["", "Train with Megatron, one of:", *(f"  {flag}" for flag in flags)]
     return "\n".join(lines)
+
+
+def _unit(mixture: MixtureFile) -> str:
+    if mixture.unit == ANSWER_UNIT:
+        rows = ", ".join(f"{s.name} {s.row_weight:.4f}" for s in mixture.sources)
+        return f"shares of answer tokens (as shares of rows: {rows})"
+    return f"shares of samples of {mixture.seq_length} tokens"
 
 
 def _spread(mixture: MixtureFile) -> str:

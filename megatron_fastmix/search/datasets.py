@@ -6,8 +6,11 @@ from typing import Any
 
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.utils import Split
 
 from megatron_fastmix import blend
+from megatron_fastmix.answers.dataset import AnswerOnlyDataset
+from megatron_fastmix.answers.rows import is_answer_only
 from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import DataError
@@ -27,15 +30,14 @@ def build_source_blend(
         num_samples=training.train_iters * training.global_batch_size,
         order="shuffled",
     ):
-        return _build(config, tokenizer, cache_path, [(paths, None), None, None])[0]
+        return _build(config, tokenizer, cache_path, paths, Split.train)
 
 
 def build_targets(config: SearchConfig, tokenizer: Any, cache_path: str) -> list[ValidationTarget]:
     """One target for each entry of the configuration. Every rank must call."""
     targets = []
     for target in config.targets:
-        blends = [None, ([target.path], None), None]
-        dataset = _build(config, tokenizer, cache_path, blends)[1]
+        dataset = _build(config, tokenizer, cache_path, [target.path], Split.valid)
         if len(dataset) < 1:
             raise DataError(
                 f"target {target.name} ({target.path}): no sample of {config.data.seq_length} "
@@ -45,7 +47,10 @@ def build_targets(config: SearchConfig, tokenizer: Any, cache_path: str) -> list
     return targets
 
 
-def _build(config: SearchConfig, tokenizer: Any, cache_path: str, blends: list[Any]) -> list[Any]:
+def _build(
+    config: SearchConfig, tokenizer: Any, cache_path: str, paths: list[str], split: Split
+) -> Any:
+    blends = [(paths, None) if split is each else None for each in Split]
     dataset_config = GPTDatasetConfig(
         random_seed=config.seed,
         sequence_length=config.data.seq_length,
@@ -57,6 +62,10 @@ def _build(config: SearchConfig, tokenizer: Any, cache_path: str, blends: list[A
         eod_mask_loss=False,
         create_attention_mask=False,
     )
+    dataset_class = AnswerOnlyDataset if is_answer_only(paths[0]) else GPTDataset
     # Sizes of None build exactly one epoch; draw_order makes the further ones.
     sizes = [None, None, None]
-    return BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, dataset_config).build()
+    built = BlendedMegatronDatasetBuilder(
+        dataset_class, sizes, lambda: True, dataset_config
+    ).build()
+    return built[split.value]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_fastmix.proxy.megatron_gpt import sample_losses
+from megatron_fastmix.proxy.megatron_gpt import batch_losses
 from megatron_fastmix.search.batches import Batches
 
 
@@ -25,7 +25,7 @@ def inner_step(
     sums, counts = np.zeros_like(loss_weights), np.zeros_like(loss_weights)
     for micro_step in range(batches.accumulation_steps):
         batch = batches.training(step, micro_step)
-        losses = sample_losses(engine, batch.tokens, batch.labels, batch.loss_mask)
+        losses = batch_losses(engine, batch)
         weights = torch.as_tensor(loss_weights[batch.group], device=losses.device)
         engine.backward((losses * weights).mean().float())
         engine.step()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 
+import numpy as np
+
 from megatron_fastmix import strict_yaml
+from megatron_fastmix.answers.rows import AnswerRows
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.export.mixture_file import (
+    ANSWER_UNIT,
+    UNIT,
     MixtureFile,
     SourceWeight,
     TargetResult,
@@ -24,7 +31,12 @@ def mixture_file(
 ) -> MixtureFile:
     """The result so far; `flops` are those of the search, inner and outer steps together."""
     weights, spread, averaged = mixture.averaged()
-    budget = config.output.token_budget or sum(size.tokens for size in inputs.sources)
+    answer_rows = [size.answer_rows for size in inputs.sources if size.answer_rows is not None]
+    if answer_rows:
+        learnable = [int(rows.answer_tokens.sum()) for rows in answer_rows]
+    else:
+        learnable = [size.tokens for size in inputs.sources]
+    budget = config.output.token_budget or sum(learnable)
     # JSON keeps 17 digits, yet the sum of the mean may be off by one in the last place.
     weights = weights / weights.sum()
     sources = tuple(
@@ -38,10 +50,12 @@ def mixture_file(
             weight=float(weights[k]),
             weight_std=float(spread[k]),
             logit=float(mixture.logits[k]),
-            epochs=epochs_implied(float(weights[k]), size.tokens, budget),
+            epochs=epochs_implied(float(weights[k]), learnable[k], budget),
         )
         for k, (source, size) in enumerate(zip(config.sources, inputs.sources, strict=True))
     )
+    if answer_rows:
+        sources = with_rows(sources, answer_rows)
     unmeasured: list[float | None] = [None] * len(config.targets)
     initial = state.initial_target_losses or unmeasured
     final = state.final_target_losses or unmeasured
@@ -59,6 +73,7 @@ def mixture_file(
         )
     )
     return MixtureFile(
+        unit=ANSWER_UNIT if answer_rows else UNIT,
         seq_length=config.data.seq_length,
         complete=state.step == config.training.train_iters,
         steps=state.step,
@@ -77,6 +92,25 @@ def mixture_file(
         },
         versions={name: version(name) for name in PACKAGES},
         config=strict_yaml.to_dict(config),
+    )
+
+
+def with_rows(
+    sources: tuple[SourceWeight, ...], answer_rows: Sequence[AnswerRows]
+) -> tuple[SourceWeight, ...]:
+    """Adds what row-based tools need: a row of source k brings its mean number of answer tokens, so
+    rows drawn by shares ∝ weight_k / mean_k bring answer tokens by `weight`."""
+    shares = np.array([source.weight for source in sources])
+    shares /= [rows.mean_answer_tokens for rows in answer_rows]
+    shares /= shares.sum()
+    return tuple(
+        replace(
+            source,
+            rows=len(rows.kept),
+            answer_tokens=int(rows.answer_tokens.sum()),
+            row_weight=float(share),
+        )
+        for source, rows, share in zip(sources, answer_rows, shares, strict=True)
     )
 
 

@@ -15,7 +15,7 @@ from megatron_fastmix.mixture import Mixture, regularizer_gradient
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.parameters import Parameters
 from megatron_fastmix.parallel.preconditioner import AdamPreconditioner
-from megatron_fastmix.proxy.megatron_gpt import sample_losses
+from megatron_fastmix.proxy.megatron_gpt import batch_losses
 from megatron_fastmix.search.batches import Batches
 from megatron_fastmix.targets.weights import TargetWeights
 
@@ -112,7 +112,7 @@ class OuterLoop:
         )
 
     def _losses(self, batch: Batch) -> torch.Tensor:
-        return sample_losses(self.model, batch.tokens, batch.labels, batch.loss_mask)
+        return batch_losses(self.model, batch)
 
 
 def _check_finite(values: np.ndarray, names: list[str], number: int) -> None:

@@ -1,0 +1,81 @@
+"""How many tokens of each row count in the loss. Reads files alone, neither Megatron nor torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_fastmix.corpus.dataset_output import loss_mask_prefix
+from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset, sequence_lengths
+from megatron_fastmix.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerRows:
+    """The rows of an answer-only dataset, cut to a sequence length."""
+
+    answer_tokens: np.ndarray
+    """int64 (rows,): tokens of each row that count in the loss after the cut."""
+    whole: np.ndarray
+    """int64 (rows,): the same without the cut."""
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Indices of the rows with anything to learn, int64."""
+        return np.flatnonzero(self.answer_tokens)
+
+    @property
+    def mean_answer_tokens(self) -> float:
+        """Answer tokens per kept row."""
+        return float(self.answer_tokens[self.kept].mean())
+
+    @property
+    def cut_share(self) -> float:
+        """Share of the rows whose answer the sequence length cuts."""
+        return float((self.answer_tokens < self.whole).mean())
+
+
+def is_answer_only(prefix: str | Path) -> bool:
+    """Whether a loss mask lies beside the dataset, as `preprocess` writes for such records."""
+    return Path(f"{loss_mask_prefix(prefix)}.idx").exists()
+
+
+def read_answer_rows(prefix: str | Path, seq_length: int) -> AnswerRows:
+    """Counts the labels of every row at `prefix` that count in the loss.
+
+    A row of n tokens gives min(n − 1, seq_length) labels, the tokens from its second on. Raises
+    `DataError` where the loss mask is damaged, has other rows than the dataset, or marks nothing.
+    """
+    mask_prefix = loss_mask_prefix(prefix)
+    inspect_indexed_dataset(mask_prefix)
+    lengths = sequence_lengths(prefix)
+    if not np.array_equal(lengths, sequence_lengths(mask_prefix)):
+        raise DataError(
+            f"{mask_prefix}: its sequences have other lengths than those of {prefix}; "
+            "preprocess the dataset again"
+        )
+    mask = np.memmap(f"{mask_prefix}.bin", dtype=np.uint8, mode="r")
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    whole = _sums(mask, starts + 1, starts + lengths)
+    cut = _sums(mask, starts + 1, starts + np.minimum(lengths, seq_length + 1))
+    if not cut.any():
+        raise DataError(
+            f"{prefix}: no row has an answer within {seq_length} tokens; raise data.seq_length, or "
+            "check the records' answers"
+        )
+    return AnswerRows(answer_tokens=cut, whole=whole)
+
+
+def _sums(
+    mask: np.ndarray, starts: np.ndarray, ends: np.ndarray, block: int = 1 << 16
+) -> np.ndarray:
+    """Σ mask[start:end] of each pair, reading a block of rows at a time."""
+    totals = np.zeros(len(starts), dtype=np.int64)
+    for first in range(0, len(starts), block):
+        low, high = starts[first : first + block], ends[first : first + block]
+        base, top = int(low.min()), int(high.max())
+        running = np.concatenate([[0], np.cumsum(mask[base:top], dtype=np.int64)])
+        totals[first : first + block] = running[np.maximum(high, low) - base] - running[low - base]
+    return totals

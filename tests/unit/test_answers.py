@@ -1,0 +1,98 @@
+"""Answer-only data: what counts in the loss, and packing that changes no sample's loss."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from megatron.core import parallel_state
+
+from megatron_fastmix.answers.packing import attention_mask, collate_rows, place
+from megatron_fastmix.answers.rows import is_answer_only, read_answer_rows
+from megatron_fastmix.config import ProxyConfig
+from megatron_fastmix.errors import DataError
+from megatron_fastmix.hypergradient import Batch
+from tests.conftest import write_dataset, write_rows
+
+ROWS = [([1, 2, 3], [4, 5]), ([1], [2, 3, 4, 5, 6]), ([1] * 9, [7]), ([], [8, 9])]
+
+
+def test_rows_count_the_labels_of_answers_within_the_sequence_length(tmp_path):
+    write_rows(tmp_path / "rows", ROWS, 300)
+    assert is_answer_only(tmp_path / "rows")
+    rows = read_answer_rows(tmp_path / "rows", seq_length=4)
+    # A first token is no label, and only the first 5 tokens of a row are read.
+    assert rows.answer_tokens.tolist() == [2, 4, 0, 1]
+    assert rows.whole.tolist() == [2, 5, 1, 1]
+    assert rows.kept.tolist() == [0, 1, 3]
+    assert rows.mean_answer_tokens == pytest.approx(7 / 3)
+    assert rows.cut_share == 0.5
+
+
+def test_rows_without_an_answer_in_reach_are_refused(tmp_path):
+    write_rows(tmp_path / "rows", [([1] * 9, [7])] * 3, 300)
+    with pytest.raises(DataError, match="no row has an answer within 4 tokens"):
+        read_answer_rows(tmp_path / "rows", seq_length=4)
+
+
+def test_a_mask_of_other_rows_is_refused(tmp_path):
+    write_rows(tmp_path / "rows", ROWS, 300)
+    write_dataset(tmp_path / "rows_loss_mask", [[1, 1]], 2, dtype="uint8")
+    with pytest.raises(DataError, match="other lengths"):
+        read_answer_rows(tmp_path / "rows", seq_length=4)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=30))
+def test_every_sample_lies_in_one_row_that_holds_it(lengths):
+    rows = place(lengths, 20, packing=True)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in row) <= 20 for row in rows)
+    # First fit: no two rows could be one.
+    loads = sorted(sum(lengths[i] for i in row) for row in rows)
+    assert len(loads) < 2 or loads[0] + loads[1] > 20
+
+
+@pytest.fixture(scope="module")
+def proxy():
+    import torch.distributed as dist
+
+    from megatron_fastmix.proxy.megatron_gpt import build_proxy, initialize_parallel_state
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    initialize_parallel_state()
+    small = ProxyConfig(num_layers=2, hidden_size=32, num_attention_heads=2)
+    yield build_proxy(small, vocab_size=300, seq_length=64, seed=1)
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def test_packing_changes_no_samples_loss(proxy):
+    from megatron_fastmix.proxy.megatron_gpt import batch_losses, sample_losses
+
+    generator = torch.Generator().manual_seed(3)
+    samples = []
+    for length in (5, 17, 3, 30, 8, 1, 12):
+        tokens = torch.randint(0, 300, (length + 1,), generator=generator)
+        mask = (torch.arange(length) >= length // 2).float()
+        samples.append({"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": mask})
+    divisors = torch.full((len(samples),), 4.0, dtype=torch.float64)
+
+    def losses(packing):
+        rows = collate_rows(samples, 64, packing)
+        batch = Batch(group=np.zeros(len(samples)), tokens_per_sample=divisors, **rows)
+        return rows["tokens"].shape[0], batch_losses(proxy, batch)
+
+    (packed_rows, packed), (padded_rows, padded) = losses(True), losses(False)
+    assert (packed_rows, padded_rows) == (2, 7)
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-6)
+    for sample, loss in zip(samples, packed, strict=True):
+        alone = sample_losses(proxy, *(sample[k][None] for k in ("tokens", "labels", "loss_mask")))
+        assert float(loss) == pytest.approx(float(alone * sample["loss_mask"].sum() / 4), rel=1e-5)
+    # Without the mask, samples of a row would see each other.
+    rows = collate_rows(samples, 64, True)
+    joined = Batch(group=np.zeros(7), tokens_per_sample=divisors, **rows)
+    blind = dataclasses.replace(joined, segment=torch.zeros_like(rows["segment"]))
+    assert attention_mask(blind.segment) is None
+    assert float(batch_losses(proxy, blind)[0]) != pytest.approx(float(packed.sum()), rel=1e-5)
