@@ -5,9 +5,11 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 CORPUS = ["pyarrow>=15", "zstandard>=0.22", "tokenizers>=0.19"]
+HUGGINGFACE = ["transformers>=4.48", "peft>=0.13"]
 TENSORBOARD = ["tensorboard>=2.14"]
 TEST = [
     *CORPUS,
+    *HUGGINGFACE,
     *TENSORBOARD,
     # Two of the tools that exports are for read them in the tests.
     "datasets>=3",
@@ -42,6 +44,7 @@ setup(
     ],
     extras_require={
         "corpus": CORPUS,
+        "huggingface": HUGGINGFACE,
         "tensorboard": TENSORBOARD,
         "wandb": ["wandb>=0.17"],
         "test": TEST,

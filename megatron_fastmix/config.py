@@ -97,8 +97,20 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProxyConfig:
-    """The small Megatron-core GPT that is trained during the search."""
+    """The small model that is trained during the search: a Megatron-core GPT of the sizes below, or
+    a pretrained Hugging Face model."""
 
+    kind: Literal["megatron", "huggingface"] = "megatron"
+    """`huggingface` needs the extra of that name, and takes its sizes from `path`."""
+    path: str | None = None
+    """Directory of a Hugging Face causal language model (config.json, safetensors, tokenizer), or
+    its name on the hub."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters on every linear layer of a Hugging Face model; 0 trains all of it."""
+    lora_alpha: float = 16.0
+    """Scale of the adapters: their product counts lora_alpha / lora_rank times."""
+    checkpoint: str | None = None
+    """Run folder of an earlier search; its trained Megatron proxy is the starting point."""
     num_layers: int = 4
     """Transformer layers."""
     hidden_size: int = 128
@@ -115,6 +127,25 @@ class ProxyConfig:
     """Standard deviation of initial weights."""
 
     def __post_init__(self) -> None:
+        pretrained = self.kind == "huggingface"
+        _require(
+            pretrained == (self.path is not None),
+            "proxy.path",
+            self.path,
+            "proxy.kind huggingface needs the model's directory, and megatron takes none",
+        )
+        _require(
+            self.lora_rank >= 0 and (pretrained or not self.lora_rank),
+            "proxy.lora_rank",
+            self.lora_rank,
+            "adapters are for proxy.kind huggingface; use 0 without",
+        )
+        _require(
+            not (pretrained and self.checkpoint),
+            "proxy.checkpoint",
+            self.checkpoint,
+            "proxy.kind huggingface starts from proxy.path",
+        )
         _require(self.num_layers >= 1, "proxy.num_layers", self.num_layers, "use at least 1")
         _require(
             self.hidden_size % self.num_attention_heads == 0
@@ -374,7 +405,7 @@ class SearchConfig:
             [[source.min_weight, source.max_weight] for source in self.sources],
             "the sum of min_weight must not exceed 1, nor that of max_weight fall below it",
         )
-        self._check_tensor_parallel()
+        self._check_proxy()
         _require(
             self.mixture.inner_steps <= self.training.train_iters,
             "mixture.inner_steps",
@@ -382,8 +413,29 @@ class SearchConfig:
             f"it must not exceed train_iters {self.training.train_iters}: no outer step would run",
         )
 
-    def _check_tensor_parallel(self) -> None:
+    def _check_proxy(self) -> None:
         size = self.engine.tensor_model_parallel_size
+        unsplit = self.proxy.kind == "huggingface" or self.proxy.checkpoint
+        _require(
+            size == 1 or not unsplit,
+            "engine.tensor_model_parallel_size",
+            size,
+            "use 1 with proxy.kind huggingface or proxy.checkpoint; zero_stage 3 shards them",
+        )
+        bf16_adapters = self.proxy.lora_rank and self.engine.dtype == "bf16"
+        _require(
+            not bf16_adapters or self.hypergradient.estimator != "finite_difference",
+            "hypergradient.estimator",
+            self.hypergradient.estimator,
+            "the frozen weights around LoRA stay in bf16, which the finite difference cannot see "
+            "through; use per_source, or engine.dtype fp32",
+        )
+        _require(
+            not self.proxy.lora_rank or self.hypergradient.estimator != "last_layer",
+            "hypergradient.estimator",
+            self.hypergradient.estimator,
+            "LoRA leaves the output layer frozen; use finite_difference or per_source",
+        )
         for name in ("num_attention_heads", "feed_forward_size"):
             _require(
                 getattr(self.proxy, name) % size == 0,

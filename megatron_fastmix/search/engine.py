@@ -11,7 +11,7 @@ from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.mpu import MegatronMPU
 from megatron_fastmix.parallel.parameters import Parameters, ShardedParameters
 from megatron_fastmix.parallel.preconditioner import AdamPreconditioner
-from megatron_fastmix.proxy.megatron_gpt import build_proxy
+from megatron_fastmix.proxy.build import build_model
 from megatron_fastmix.schedule import scheduled_rate
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -21,16 +21,8 @@ def build_engine(config: SearchConfig, vocab_size: int, data_parallel_size: int)
     """A DeepSpeed engine around a fresh proxy. Every rank must call."""
     import deepspeed  # takes seconds, and the rest of this file serves without it
 
-    training, tensor_parallel = config.training, config.engine.tensor_model_parallel_size
-    model = build_proxy(
-        config.proxy,
-        vocab_size=vocab_size,
-        seq_length=config.data.seq_length,
-        seed=config.seed,
-        dtype=DTYPES[config.engine.dtype],
-        tensor_model_parallel_size=tensor_parallel,
-    )
-    mark_output_layer(model)
+    training = config.training
+    model = build_model(config, vocab_size, DTYPES[config.engine.dtype])
     optimizer = build_optimizer(model, training)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate(training, step) / training.lr
@@ -40,17 +32,19 @@ def build_engine(config: SearchConfig, vocab_size: int, data_parallel_size: int)
         optimizer=optimizer,
         lr_scheduler=schedule,
         config=zero_config(config, data_parallel_size),
-        mpu=MegatronMPU() if tensor_parallel > 1 else None,
+        mpu=MegatronMPU() if config.engine.tensor_model_parallel_size > 1 else None,
     )
     return engine
 
 
 def build_optimizer(model: torch.nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters of `model`; `learning_rate` gives its schedule."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]  # norms are not decayed, as in Megatron
+    """AdamW over the trained parameters of `model`; `learning_rate` gives its schedule."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1]
+    plain = [p for p in trained if p.ndim <= 1]  # norms are not decayed, as in Megatron
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(
-        [{"params": decayed}, {"params": plain, "weight_decay": 0.0}],
+        [group for group in groups if group["params"]],  # adapters have no norms
         lr=training.lr,
         betas=(training.adam_beta1, training.adam_beta2),
         eps=training.adam_eps,
@@ -102,11 +96,3 @@ def engine_preconditioner(engine: Any, config: SearchConfig) -> AdamPrecondition
     if config.hypergradient.preconditioner == "none":
         return None
     return AdamPreconditioner(engine, config.training.adam_beta2, config.training.adam_eps)
-
-
-def mark_output_layer(model: Any) -> None:
-    """Marks the weights of the output layer (tied: the embedding) for `last_layer`."""
-    layer = model.output_layer.weight
-    if layer is None:
-        layer = model.shared_embedding_or_output_weight()
-    layer.is_output_layer = True

@@ -13,10 +13,8 @@ from megatron_fastmix.errors import NonFiniteError
 from megatron_fastmix.export.mixture_file import MixtureFile
 from megatron_fastmix.mixture import Mixture
 from megatron_fastmix.parallel.groups import DataParallelGroup
-from megatron_fastmix.proxy.megatron_gpt import (
-    initialize_parallel_state,
-    training_flops_per_token,
-)
+from megatron_fastmix.proxy.build import flops_per_token
+from megatron_fastmix.proxy.megatron_gpt import initialize_parallel_state
 from megatron_fastmix.search import checkpoint, run_folder
 from megatron_fastmix.search.batches import Batches
 from megatron_fastmix.search.check_inputs import check_inputs
@@ -151,9 +149,7 @@ class Search:
         passes = 3.0 * self.step * config.training.global_batch_size
         passes += self.mixture.outer_steps * outer_step_forward_passes(config)
         seq_length = config.data.seq_length
-        per_token = training_flops_per_token(
-            config.proxy, self.inputs.tokenizer.vocab_size, seq_length
-        )
+        per_token = flops_per_token(config.proxy, self.inputs.tokenizer.vocab_size, seq_length)
         flops = passes / 3.0 * seq_length * per_token
         return mixture_file(config, self.inputs, self.mixture, self.state(), flops)
 

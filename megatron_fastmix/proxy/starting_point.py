@@ -1,0 +1,79 @@
+"""Checking what a proxy starts from, before a rank starts; imports neither torch nor Megatron."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from megatron_fastmix.config import ProxyConfig, SearchConfig, load_config
+from megatron_fastmix.errors import ConfigError
+
+
+def check_starting_point(config: SearchConfig, vocab_size: int) -> None:
+    """Raises `ConfigError` where the proxy cannot start from what the configuration names."""
+    if config.proxy.kind == "huggingface":
+        check_model_folder(config.proxy, vocab_size, config.tokenizer.tokenizer_model)
+    elif config.proxy.checkpoint is not None:
+        check_earlier_search(config, Path(config.proxy.checkpoint))
+
+
+def check_earlier_search(config: SearchConfig, run_dir: Path) -> None:
+    """The run must exist, and have trained a proxy of these sizes with this tokenizer."""
+    if not (run_dir / "config.yaml").exists():
+        raise ConfigError(f"proxy.checkpoint: {run_dir} is no run folder of a search")
+    earlier = load_config(run_dir / "config.yaml")
+    sizes = dataclasses.replace(earlier.proxy, checkpoint=config.proxy.checkpoint)
+    differing = [
+        f"proxy.{f.name}: {getattr(sizes, f.name)!r} there, {getattr(config.proxy, f.name)!r} here"
+        for f in dataclasses.fields(ProxyConfig)
+        if getattr(sizes, f.name) != getattr(config.proxy, f.name)
+    ]
+    if earlier.tokenizer.tokenizer_type != config.tokenizer.tokenizer_type:
+        differing.append(
+            f"tokenizer.tokenizer_type: {earlier.tokenizer.tokenizer_type!r} there, "
+            f"{config.tokenizer.tokenizer_type!r} here"
+        )
+    if earlier.engine.tensor_model_parallel_size != 1:
+        differing.append("engine.tensor_model_parallel_size: must be 1 there")
+    if differing:
+        raise ConfigError(
+            f"proxy.checkpoint: {run_dir} trained another model ({'; '.join(differing)}); use its "
+            "settings"
+        )
+
+
+def check_model_folder(config: ProxyConfig, vocab_size: int, tokenizer_model: str | None) -> None:
+    """What can be known to be wrong of a local model directory without loading it.
+
+    Raises `ConfigError` for a folder without config.json, a model without a causal head, one with
+    fewer embeddings than the tokenizer has ids, and for a tokenizer.json that is not the run's. A
+    path that is no folder is taken for a model's name on the hub and left to `transformers`.
+    """
+    assert config.path is not None
+    folder = Path(config.path)
+    if not folder.is_dir():
+        if folder.is_absolute() or config.path.startswith("."):
+            raise ConfigError(f"proxy.path: found no folder {config.path}; give a model directory")
+        return
+    file = folder / "config.json"
+    if not file.exists():
+        raise ConfigError(f"proxy.path: {folder} has no config.json; give a model directory")
+    model = json.loads(file.read_text(encoding="utf-8"))
+    architectures = model.get("architectures") or []
+    if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
+        raise ConfigError(
+            f"proxy.path: {file} names {architectures}, no causal language model; give a "
+            "decoder-only model saved with its head"
+        )
+    if model.get("vocab_size", vocab_size) < vocab_size:
+        raise ConfigError(
+            f"proxy.path: {folder} embeds {model['vocab_size']} ids, the tokenizer has "
+            f"{vocab_size}; preprocess the data with the model's own tokenizer"
+        )
+    own = folder / "tokenizer.json"
+    if own.exists() and tokenizer_model and Path(tokenizer_model).read_bytes() != own.read_bytes():
+        raise ConfigError(
+            f"tokenizer.tokenizer_model: {tokenizer_model} is not the tokenizer of the model; "
+            f"preprocess the data with {own}"
+        )
