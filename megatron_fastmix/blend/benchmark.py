@@ -186,7 +186,7 @@ def _open(make: Callable[[list[Any], int], Any], datasets: list[Any], size: int)
     start = time.perf_counter()
     blend = make(datasets, size)
     seconds = time.perf_counter() - start
-    for i in range(0, size, size // _WARM_UP):
+    for i in range(0, size, max(1, size // _WARM_UP)):
         blend[i]
     gc.collect()
     return seconds, max(_resident_bytes() - before, 0)

@@ -18,12 +18,11 @@ from megatron_fastmix.blend.draw_order import epoch_sample
 from megatron_fastmix.blend.options import BlendOptions
 from megatron_fastmix.blend.shares import normalized
 from megatron_fastmix.blend.shuffled_order import ShuffledOrder
-from megatron_fastmix.blend.spread_order import MAX_BLOCK_SIZE, SpreadOrder, visited_sample
+from megatron_fastmix.blend.spread_order import MAX_BLOCK_SIZE, SpreadOrder
 from megatron_fastmix.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-_NEVER = 1 << 62
 _STATIC = BlendOptions(weighting="sampling")
 
 
@@ -33,7 +32,7 @@ class WeightHistory(Protocol):
     names: list[str]
 
     @property
-    def version(self) -> int: ...
+    def counter(self) -> Sequence[int]: ...
 
     @property
     def history(self) -> list[tuple[int, numpy.ndarray]]: ...
@@ -109,8 +108,9 @@ class FastMixBlendedDataset(BlendedDataset):
         self._history = mixture if history is None else history
         self._follows = mixture is not None and options.weighting == "sampling"
         notes = (self._follows or options.fold_loss_mask) and self.split is Split.train
-        # The end of the blocks that are noted as drawn.
-        self._noted = 0 if notes else _NEVER
+        # The samples before it need no check: they exist, and are noted as drawn.
+        self._ready = 0 if notes else self._length
+        self._folds = options.fold_loss_mask
         self._capacity = options.capacity(self.names, self._sizes)
         self._version = -1
         self._block_size = options.block_size
@@ -119,7 +119,8 @@ class FastMixBlendedDataset(BlendedDataset):
             longest = MAX_BLOCK_SIZE if size is None else options.block_size
             self._block_size = max(1, min(self._length, longest))
         self.order = self._make_order()
-        self._id_type = numpy.int16 if len(datasets) < 32767 else numpy.int32
+        id_type = numpy.int16 if len(datasets) < 32767 else numpy.int32
+        self._ids = numpy.arange(len(datasets), dtype=id_type)
         identifiers = OrderedDict(
             {
                 "class": type(self).__name__,
@@ -144,26 +145,18 @@ class FastMixBlendedDataset(BlendedDataset):
 
     def __getitem__(self, idx: int) -> dict[str, Any]:
         index = int(idx)
-        if not 0 <= index < self._length:
-            if not -self._length <= index < 0:
-                raise IndexError(f"sample {idx} of a blend of {self._length} samples")
-            index += self._length
-        if index >= self._noted:
-            self._noted = self._history.note_drawn(index)
-        if self._follows and self._history.version != self._version:
+        if not 0 <= index < self._ready:
+            index = self._prepare(index)
+        if self._follows and self._history.counter[0] != self._version:
             self._follow()
-        order = self.order
-        if isinstance(order, ShuffledOrder):
-            return self.sample("train", *order.draw(index))
-        source, ordinal = order.find(index)
-        within = visited_sample(order.seed, source, ordinal, self._sizes[source])
-        sample = {"dataset_id": self._id_type(source), **self.datasets[source][within]}
-        return self._folded(sample, source, index) if self.options.fold_loss_mask else sample
+        source, within = self.order.locate(index)
+        sample = {"dataset_id": self._ids[source], **self.datasets[source][within]}
+        return self._folded(sample, source, index) if self._folds else sample
 
     def sample(self, stream: str, source: int, ordinal: int) -> dict[str, Any]:
         """The `ordinal`-th sample that `stream` reads of a source, with its `dataset_id`."""
         within = epoch_sample(self.config.random_seed, stream, source, ordinal, self._sizes[source])
-        return {"dataset_id": self._id_type(source), **self.datasets[source][within]}
+        return {"dataset_id": self._ids[source], **self.datasets[source][within]}
 
     def usage(self, until: int | None = None) -> dict[str, SourceUse]:
         """By source: what the first `until` draws (default: all) take of it, under the weights of
@@ -196,15 +189,15 @@ class FastMixBlendedDataset(BlendedDataset):
     def _make_order(self, capped: bool = True) -> ShuffledOrder | SpreadOrder:
         seed, block_size = self.config.random_seed, self._block_size
         if self.options.order == "shuffled":
-            return ShuffledOrder(seed, block_size, len(self.datasets))
+            return ShuffledOrder(seed, block_size, self._sizes)
         capacity = self._capacity if capped else None
         if not self._follows:
             even = [1.0] * len(self.datasets)
             weights = self.weights if self.mixture is None else even
-            return SpreadOrder(seed, block_size, weights, capacity)
-        version = self._history.version
+            return SpreadOrder(seed, block_size, weights, self._sizes, capacity)
+        version = self._history.counter[0]
         (_, first), *changes = self._history.history
-        order = SpreadOrder(seed, block_size, first, capacity)
+        order = SpreadOrder(seed, block_size, first, self._sizes, capacity)
         for at, weights in changes:
             order.change(weights, at)
         if capped:
@@ -213,7 +206,7 @@ class FastMixBlendedDataset(BlendedDataset):
 
     def _follow(self) -> None:
         """Brings the order up to the newest weights."""
-        version = self._history.version
+        version = self._history.counter[0]
         if version == self._version:
             return
         assert isinstance(self.order, SpreadOrder)
@@ -226,6 +219,15 @@ class FastMixBlendedDataset(BlendedDataset):
             known += 1
         # The history may have grown meanwhile; what it has now is looked at in the next draw.
         self._version = version
+
+    def _prepare(self, index: int) -> int:
+        """The sample that `index` means, which is noted as drawn where it matters."""
+        sample = index if index >= 0 else index + self._length
+        if not 0 <= sample < self._length:
+            raise IndexError(f"sample {index} of a blend of {self._length} samples")
+        if sample >= self._ready:
+            self._ready = min(self._history.note_drawn(sample), self._length)
+        return sample
 
     def _folded(self, sample: dict[str, Any], source: int, index: int) -> dict[str, Any]:
         mask = sample.get("loss_mask")

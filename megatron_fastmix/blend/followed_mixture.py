@@ -30,9 +30,9 @@ class FollowedMixture:
         self._samples_per_update = samples_per_update
 
     @property
-    def version(self) -> int:
-        """Changes whenever the history does."""
-        return len(self._mixture.history)
+    def counter(self) -> tuple[int]:
+        """Its element is another number after every change of the history."""
+        return (len(self._mixture.history),)
 
     @property
     def history(self) -> list[tuple[int, np.ndarray]]:

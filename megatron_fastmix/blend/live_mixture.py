@@ -44,6 +44,8 @@ class LiveMixture:
     that the history denies, so a resumed run draws the same.
     """
 
+    counter: memoryview
+    """Its first element is another number after every change of the history."""
     _place: tuple[int, int]
     """This process and its place among those that note their draws."""
 
@@ -128,11 +130,6 @@ class LiveMixture:
         return list(zip(self._sample_array[:count].tolist(), self._row_array[:count], strict=True))
 
     @property
-    def version(self) -> int:
-        """Another number after every change of the history; cheap to ask."""
-        return self._state_view[0]
-
-    @property
     def drawn(self) -> int:
         """The end of the furthest block that any process of this rank has drawn from."""
         return int(self._state_array[1:].max())
@@ -149,7 +146,7 @@ class LiveMixture:
             place = 1 if worker is None else 1 + min(worker.id + 1, _PROCESSES - 1)
             self._place = os.getpid(), place
         end = self._boundary(sample + 1)
-        self._state_view[place] = max(self._state_view[place], end)
+        self.counter[place] = max(self.counter[place], end)
         return end
 
     def update(
@@ -258,7 +255,9 @@ class LiveMixture:
         self._replace([(at, np.array(row)) for at, row in state["history"]])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if not k.endswith(("_array", "_view"))}
+        return {
+            k: v for k, v in self.__dict__.items() if k != "counter" and not k.endswith("_array")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -268,27 +267,27 @@ class LiveMixture:
         self._place = 0, 1
         self._state_array: np.ndarray = self._state.numpy()
         # Its elements are Python's integers, which are cheaper to get than NumPy's.
-        self._state_view = memoryview(self._state_array)
+        self.counter = memoryview(self._state_array)
         self._sample_array: np.ndarray = self._samples.numpy()
         self._row_array: np.ndarray = self._rows.numpy()
 
     @property
     def _count(self) -> int:
-        return self._state_view[0] & 0xFFFFFFFF
+        return self.counter[0] & 0xFFFFFFFF
 
     def _append(self, at: int, shares: np.ndarray) -> None:
         count = self._count
         self._sample_array[count] = at
         self._row_array[count] = shares
         # Last, and in one store: who sees the new number finds the row.
-        self._state_view[0] += 1
+        self.counter[0] += 1
 
     def _replace(self, rows: Sequence[tuple[int, np.ndarray]]) -> None:
-        generation = (self._state_view[0] >> 32) + 1
+        generation = (self.counter[0] >> 32) + 1
         for number, (at, shares) in enumerate(rows):
             self._sample_array[number] = at
             self._row_array[number] = shares
-        self._state_view[0] = generation << 32 | len(rows)
+        self.counter[0] = generation << 32 | len(rows)
 
     def _boundary(self, sample: int) -> int:
         return -(-sample // self.block_size) * self.block_size

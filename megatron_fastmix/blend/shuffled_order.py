@@ -15,11 +15,12 @@ permutation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
-from megatron_fastmix.blend.draw_order import Draw, key_of
+from megatron_fastmix.blend.draw_order import Draw, epoch_sample, key_of
 
 _BITS = 32
 _ONE = 1 << _BITS
@@ -30,10 +31,12 @@ _KEPT_BLOCKS = 64
 class ShuffledOrder:
     """The order of draws over K sources of equal shares: a pure function of its arguments."""
 
-    def __init__(self, seed: int, block_size: int, source_count: int) -> None:
+    def __init__(self, seed: int, block_size: int, sizes: Sequence[int]) -> None:
+        """`sizes` (K,) are the samples in one epoch of each source."""
         self.seed = seed
         self.block_size = block_size
-        shares = np.ones(source_count)
+        self._sizes = list(sizes)
+        shares = np.ones(len(sizes))
         cumulative = np.cumsum(shares) / shares.sum() * block_size
         edges = np.rint(cumulative * _ONE).astype(np.int64).tolist()
         self._edges = [*edges[:-1], block_size * _ONE]
@@ -44,6 +47,11 @@ class ShuffledOrder:
         block, position = divmod(i, self.block_size)
         sources, ordinals = self._block(block)
         return Draw(int(sources[position]), int(ordinals[position]))
+
+    def locate(self, i: int) -> tuple[int, int]:
+        """Source of draw i and the sample that it reads."""
+        source, ordinal = self.draw(i)
+        return source, epoch_sample(self.seed, "train", source, ordinal, self._sizes[source])
 
     def counts_before(self, i: int) -> list[int]:
         """Samples of each source (K,) in the draws before draw i."""

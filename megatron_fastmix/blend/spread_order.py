@@ -7,8 +7,8 @@ samples of source k, W·α_k rounded down or up so that the block is full:
 
 with E_k = W·(α_1 + … + α_k) in fixed point of 32 binary places. u is van der Corput's sequence,
 so that a source with W·α_k < 1 is served in turn, and so that the samples that the blocks before r
-took from a source are a sum of one shift per set bit of E_k's fraction: nothing is stored per draw
-or per block, and draw 10¹⁰ costs what draw 0 costs.
+took from a source have a closed form (`_count`): nothing is stored per draw or per block, and draw
+10¹⁰ costs what draw 0 costs.
 
 Inside a block, position p takes slot (p·g + v) mod W of the n_1 + … + n_K slots in the sources'
 order, with g ≈ W/φ: neighbours are spread over the sources by the golden ratio, so that batches
@@ -20,11 +20,12 @@ left, after it nothing; the other sources share that in proportion to their weig
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import math
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -35,9 +36,12 @@ from megatron_fastmix.errors import DataError
 _BITS = 32
 _ONE = 1 << _BITS
 _FRACTION = _ONE - 1
-_MASK64 = (1 << 64) - 1
-_MULTIPLIER = 0xD1342543DE82EF95  # of Steele and Vigna, 2021, for generators modulo 2⁶⁴
+_MULTIPLIER = 0x9E3779B1  # 2³²/φ, next prime
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+_REVERSED_12 = array("H", (int(f"{number:012b}"[::-1], 2) for number in range(1 << 12)))
+_BYTE_BITS = np.arange(256)[:, None] >> np.arange(8) & 1
+_TABLED_BITS = 24
+_KEPT_RECORDS = 256
 _UNLIMITED = 1 << 62
 _DISCREPANCY = 64
 """More than the samples by which n blocks may depart from n·W·α_k, for n < 2³²."""
@@ -57,6 +61,8 @@ class _Segment:
     """E_k, (K,)."""
     before: list[int]
     """Samples of each source (K,) in the blocks before `start`."""
+    records: dict[int, tuple[Any, ...]] = dataclasses.field(default_factory=dict, repr=False)
+    """Of the sources drawn lately, what `SpreadOrder.locate` asks for."""
 
 
 class SpreadOrder:
@@ -71,9 +77,11 @@ class SpreadOrder:
         seed: int,
         block_size: int,
         weights: Sequence[float] | np.ndarray,
+        sizes: Sequence[int],
         capacity: Sequence[int | None] | None = None,
     ) -> None:
-        """`weights` (K,) hold from draw 0 on; source k gives at most `capacity[k]` samples.
+        """`weights` (K,) hold from draw 0 on. Source k has `sizes[k]` samples in an epoch and gives
+        at most `capacity[k]` in all.
 
         Raises `ValueError` for weights that are no shares, or a block size out of range.
         """
@@ -85,7 +93,8 @@ class SpreadOrder:
         self.history: list[tuple[int, list[float]]] = []
         """Changes so far: (first draw, weights)."""
         self._limits = np.array([_UNLIMITED if c is None else c for c in self.capacity], np.int64)
-        self._key = key_of(seed, "spread", 0) & _MASK64
+        self._sizes = list(sizes)
+        self._key = key_of(seed, "spread", 0) & _FRACTION
         self._stride = _golden_stride(block_size)
         self._segments: list[_Segment] = []
         self._starts: list[int] = []
@@ -106,40 +115,72 @@ class SpreadOrder:
         shares = normalized(weights)
         before = self._counts(block) if self.history else [0] * len(shares)
         # Segments planned past this point rest on weights that no longer hold there.
-        keep = bisect.bisect_left(self._starts, block)
+        keep = bisect_left(self._starts, block)
         del self._segments[keep:], self._starts[keep:]
         if self._segments:
             self._segments[-1] = dataclasses.replace(self._segments[-1], end=block)
         self.history.append((at_draw, shares.tolist()))
         self._append(block, before)
+        self._enter(block)
 
     def draw(self, i: int) -> Draw:
         """Draw i ≥ 0. Raises `DataError` where the capacities allow none."""
-        return Draw(*self.find(i))
-
-    def find(self, i: int) -> tuple[int, int]:
-        """Source and ordinal of draw i, as `draw` has them."""
-        # Every sample passes here: calls and objects would cost most of it.
-        size = self.block_size
-        block, position = divmod(i, size)
-        if block >= self._segments[-1].end:
-            self._plan(block)
-        segment = self._segments[bisect.bisect_right(self._starts, block) - 1]
+        block, position = divmod(i, self.block_size)
+        segment = self._segment_of(block)
         edges = segment.edges
         blocks = block - segment.start
-        low_bits = (blocks & _FRACTION).to_bytes(4, "little")
-        offset = int.from_bytes(low_bits.translate(_REVERSED), "big")
-        shift = (block * _MULTIPLIER + self._key & _MASK64) >> 32
-        slot = (position * self._stride + shift) % size
-        source = bisect.bisect_left(edges, ((slot + 1) << _BITS) - offset)
-        high = edges[source]
-        ordinal = segment.before[source] + slot + blocks * (high >> _BITS)
-        ordinal += _carries(high & _FRACTION, blocks)
-        if source:
-            low = edges[source - 1]
-            ordinal -= ((low + offset) >> _BITS) + blocks * (low >> _BITS)
-            ordinal -= _carries(low & _FRACTION, blocks)
-        return source, ordinal
+        offset = _reversed(blocks & _FRACTION)
+        shift = (block * _MULTIPLIER + self._key) >> 16
+        slot = (position * self._stride + shift) % self.block_size
+        source = bisect_left(edges, ((slot + 1) << _BITS) - offset)
+        first = (edges[source - 1] + offset) >> _BITS if source else 0
+        ordinal = segment.before[source] + _count(edges, source, blocks) + slot - first
+        return Draw(source, ordinal)
+
+    def locate(self, i: int) -> tuple[int, int]:
+        """Source of draw i and the sample that it reads: `visited_sample` of `draw`, fast.
+
+        Every sample of a run passes here with cold caches, where each object that is touched and
+        each call costs as much as the arithmetic: hence tables, tuples and no functions.
+        """
+        size, stride, turn, start, end, edges, records = self._hot
+        block, position = divmod(i, size)
+        if not start <= block < end:
+            return self._locate_elsewhere(i, block)
+        n = block - start
+        offset = _REVERSED_12[n & 4095] << 20 | _REVERSED_12[n >> 12] << 8
+        slot = (position * stride + ((block * _MULTIPLIER + turn) >> 16)) % size
+        source = bisect_left(edges, ((slot + 1) << _BITS) - offset)
+        try:
+            record = records[source]
+        except KeyError:
+            record = self._record(source, 0)
+        edge, table, high, low, known, count, a, b, key = record
+        epoch, position = divmod(
+            table[n & 255]
+            + table[256 + (n >> 8 & 255)]
+            + table[512 + (n >> 16)]
+            + slot
+            - ((edge + offset) >> _BITS)
+            + (high & n & (high + n ^ high ^ n)).bit_count()
+            - (low & n & (low + n ^ low ^ n)).bit_count(),
+            count,
+        )
+        if epoch != known:
+            key = self._record(source, epoch)[-1]
+        while True:  # as in `visited_sample`
+            left, right = divmod(position, b)
+            x = right * _MULTIPLIER + key
+            left = (left + (x ^ x >> 16)) % a
+            x = left * _MULTIPLIER + key
+            right = (right + (x ^ x >> 16)) % b
+            x = right * _MULTIPLIER + key
+            left = (left + (x ^ x >> 16)) % a
+            x = left * _MULTIPLIER + key
+            right = (right + (x ^ x >> 16)) % b
+            position = left * b + right
+            if position < count:
+                return source, position
 
     def counts_before(self, i: int) -> list[int]:
         """Samples of each source (K,) in the draws before draw i."""
@@ -164,8 +205,45 @@ class SpreadOrder:
         if block:
             self._plan(block - 1)
         # At the end of the last segment it has all counts, and no further one need be possible.
-        segment = self._segments[max(bisect.bisect_left(self._starts, block) - 1, 0)]
+        segment = self._segments[max(bisect_left(self._starts, block) - 1, 0)]
         return _counts_after(segment, block - segment.start)
+
+    def _segment_of(self, block: int) -> _Segment:
+        self._plan(block)
+        return self._segments[bisect_right(self._starts, block) - 1]
+
+    def _enter(self, block: int) -> None:
+        """Lays out for `locate` what the draws of a segment have in common."""
+        segment = self._segment_of(block)
+        end = min(segment.end, segment.start + (1 << _TABLED_BITS))
+        common = (self.block_size, self._stride, self._key, segment.start, end)
+        self._hot = (*common, segment.edges, segment.records)
+
+    def _locate_elsewhere(self, i: int, block: int) -> tuple[int, int]:
+        """`locate` in another segment, or past the tables of the longest."""
+        if block - self._segment_of(block).start < 1 << _TABLED_BITS:
+            self._enter(block)
+            return self.locate(i)
+        source, ordinal = self.draw(i)
+        return source, visited_sample(self.seed, source, ordinal, self._sizes[source])
+
+    def _record(self, source: int, epoch: int) -> tuple[Any, ...]:
+        """What `locate` asks for a source of the segment that was entered."""
+        segment = self._segment_of(self._hot[3])
+        high = segment.edges[source]
+        low = segment.edges[source - 1] if source else 0
+        # The weight of bit i of n in `_count`, for both edges, summed over each byte of n.
+        weights = [(high << bit >> _BITS) - (low << bit >> _BITS) for bit in range(_TABLED_BITS)]
+        sums = np.concatenate([_BYTE_BITS @ weights[bit : bit + 8] for bit in (0, 8, 16)])
+        sums[512:] += segment.before[source]
+        size = self._sizes[source]
+        fractions = _reversed(high & _FRACTION), _reversed(low & _FRACTION)
+        network = _network(self.seed, source, epoch, size)
+        record = (low, array("q", sums.tolist()), *fractions, epoch, size, *network)
+        if len(segment.records) >= _KEPT_RECORDS:
+            segment.records.clear()
+        segment.records[source] = record
+        return record
 
     def _plan(self, block: int) -> None:
         """Appends segments until block `block` lies in one."""
@@ -207,28 +285,23 @@ def visited_sample(seed: int, source: int, ordinal: int, size: int) -> int:
     Feistel network on a·b ≥ size points, a ≈ √size, whose few points outside are walked past.
     """
     epoch, position = divmod(ordinal, size)
-    a, b, one, two, three, four = _network(seed, source, epoch, size)
+    a, b, key = _network(seed, source, epoch, size)
     while True:
         left, right = divmod(position, b)
-        x = (right * _MULTIPLIER + one) & _MASK64
-        left = (left + (x ^ x >> 32)) % a
-        x = (left * _MULTIPLIER + two) & _MASK64
-        right = (right + (x ^ x >> 32)) % b
-        x = (right * _MULTIPLIER + three) & _MASK64
-        left = (left + (x ^ x >> 32)) % a
-        x = (left * _MULTIPLIER + four) & _MASK64
-        right = (right + (x ^ x >> 32)) % b
+        for _ in range(2):
+            x = right * _MULTIPLIER + key
+            left = (left + (x ^ x >> 16)) % a
+            x = left * _MULTIPLIER + key
+            right = (right + (x ^ x >> 16)) % b
         position = left * b + right
         if position < size:
             return position
 
 
-@lru_cache(maxsize=1024)
-def _network(seed: int, source: int, epoch: int, size: int) -> tuple[int, ...]:
-    """a, b and the keys of the rounds."""
+def _network(seed: int, source: int, epoch: int, size: int) -> tuple[int, int, int]:
+    """a, b and the key of all rounds."""
     a = math.isqrt(size)
-    keys = (key_of(seed, f"epoch/{source}/{epoch}", number) for number in (0, 1))
-    return (a, -(-size // a), *(part for key in keys for part in divmod(key, 1 << 64)))
+    return a, -(-size // a), key_of(seed, f"epoch/{source}", epoch) & _FRACTION
 
 
 def _edges(shares: np.ndarray, block_size: int, fixed: Mapping[int, int]) -> list[int] | None:
@@ -269,7 +342,7 @@ def _blocks_that_fit(edges: list[int], left: np.ndarray) -> float:
                 return _count(edges, source, blocks) <= limit
 
             if not fits(int(most)):
-                found = bisect.bisect_left(
+                found = bisect_left(
                     range(int(most) + 1), True, lo=int(low), key=lambda n: not fits(n)
                 )
                 most = found - 1
@@ -277,11 +350,25 @@ def _blocks_that_fit(edges: list[int], left: np.ndarray) -> float:
 
 
 def _count(edges: list[int], source: int, blocks: int) -> int:
-    """Samples of `source` in the first `blocks` blocks of a segment."""
-    high = edges[source]
-    low = edges[source - 1] if source else 0
-    whole = blocks * ((high >> _BITS) - (low >> _BITS))
-    return whole + _carries(high & _FRACTION, blocks) - _carries(low & _FRACTION, blocks)
+    """Samples of `source` in the first `blocks` blocks of a segment.
+
+    An edge E with fraction f is carried over by u_r = rev(r) where rev(~r) < f. In R = rev(f) a set
+    bit j stands for the r whose lowest j bits are those of ~R and whose bit j is set, of which
+    there are (n + (R mod 2ʲ)) >> (j + 1) among the first n: n >> (j + 1), and one more where n has
+    bit j and the addition n + R carries into it. With the whole part of E the former add up to
+    Σ E >> (32 − i) over the set bits i of n.
+    """
+    total = 0
+    for edge, sign in ((edges[source], 1), (edges[source - 1] if source else 0, -1)):
+        high = _reversed(edge & _FRACTION)
+        carried = (high & blocks & (high + blocks ^ high ^ blocks)).bit_count()
+        total += sign * (carried + sum(_bit_weights(edge, blocks)))
+    return total
+
+
+def _bit_weights(edge: int, blocks: int) -> list[int]:
+    """(E · 2ⁱ) >> 32 for each set bit i of `blocks`."""
+    return [edge << bit >> _BITS for bit in range(blocks.bit_length()) if blocks >> bit & 1]
 
 
 def _counts_after(segment: _Segment, blocks: int) -> list[int]:
@@ -297,31 +384,9 @@ def _counts_after(segment: _Segment, blocks: int) -> list[int]:
     return (np.array(segment.before, dtype=np.int64) + np.diff(totals, prepend=0)).tolist()
 
 
-def _carries(fraction: int, blocks: int) -> int:
-    """How many r < `blocks` have fraction + u_r ≥ 2³².
-
-    That is, how many have the reversed bits of ~r below `fraction`: for each set bit of it those r
-    whose ~r agrees with it in the bits before and has 0 in this one, a residue class.
-    """
-    total = 0
-    longest = blocks.bit_length()
-    for shift, pattern in _classes(fraction):
-        if shift > longest:
-            break
-        total += (blocks + pattern) >> shift
-    return total
-
-
-@lru_cache(maxsize=1024)
-def _classes(fraction: int) -> tuple[tuple[int, int], ...]:
-    """(s, p) of the classes r ≡ 2ˢ − 1 − p (mod 2ˢ) of `_carries`, the shortest period first."""
-    classes = []
-    pattern = 0
-    for bit in range(_BITS):
-        if fraction >> (_BITS - 1 - bit) & 1:
-            classes.append((bit + 1, pattern))
-            pattern |= 1 << bit
-    return tuple(classes)
+def _reversed(bits: int) -> int:
+    """The 32 bits in reverse order."""
+    return int.from_bytes(bits.to_bytes(4, "little").translate(_REVERSED), "big")
 
 
 def _golden_stride(size: int) -> int:

@@ -15,6 +15,11 @@ from megatron_fastmix.errors import DataError
 weights = st.lists(st.floats(0, 1), min_size=1, max_size=12).filter(lambda w: sum(w) > 0.01)
 
 
+def spread_order(seed, block_size, weights, capacity=None, sizes=None):
+    sizes = [97 + k for k in range(len(weights))] if sizes is None else sizes
+    return SpreadOrder(seed, block_size, weights, sizes, capacity)
+
+
 def draws_of(order, first, last):
     return [order.draw(i) for i in range(first, last)]
 
@@ -22,7 +27,7 @@ def draws_of(order, first, last):
 @given(weights=weights, block_size=st.integers(1, 40), seed=st.integers(0, 5))
 @settings(max_examples=60, deadline=None)
 def test_every_block_is_within_one_of_the_shares(weights, block_size, seed):
-    order = SpreadOrder(seed, block_size, weights)
+    order = spread_order(seed, block_size, weights)
     shares = np.array(weights) / sum(weights)
     for block in (0, 1, 7, 10**6):
         draws = draws_of(order, block * block_size, (block + 1) * block_size)
@@ -32,7 +37,7 @@ def test_every_block_is_within_one_of_the_shares(weights, block_size, seed):
 
 
 def test_whole_shares_are_met_exactly_in_every_block():
-    order = SpreadOrder(1, 12, [0.5, 0.25, 0.25])
+    order = spread_order(1, 12, [0.5, 0.25, 0.25])
     for first in range(0, 600, 12):
         sources = [d.source for d in draws_of(order, first, first + 12)]
         assert np.bincount(sources).tolist() == [6, 3, 3]
@@ -42,7 +47,7 @@ def test_whole_shares_are_met_exactly_in_every_block():
 @settings(max_examples=30, deadline=None)
 def test_windows_that_are_no_blocks_are_nearly_even(weights, log_size, seed):
     block_size = 2**log_size
-    order = SpreadOrder(seed, block_size, weights)
+    order = spread_order(seed, block_size, weights)
     shares = np.array(weights) / sum(weights)
     sources = [d.source for d in draws_of(order, 0, 12 * block_size)]
     excess = np.cumsum(np.eye(len(shares))[sources] - shares, axis=0)
@@ -62,7 +67,7 @@ def test_ordinals_count_up_and_counts_are_counted_draws(weights, block_size, cha
     count = len(weights)
     caps = [None, *caps[1:count]]  # the first has no cap, so that there is always one to draw
     weights = [weights[0] + 0.1, *weights[1:]]
-    order = SpreadOrder(3, block_size, weights, caps)
+    order = spread_order(3, block_size, weights, caps)
     at = 0
     for blocks, changed in changes:
         at += blocks * block_size
@@ -77,16 +82,34 @@ def test_ordinals_count_up_and_counts_are_counted_draws(weights, block_size, cha
         assert cap is None or len(ordinals) <= cap
 
 
+@given(
+    weights=weights,
+    block_size=st.integers(1, 50),
+    at=st.integers(0, 2**45),
+    seed=st.integers(0, 3),
+    changed=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_the_fast_path_finds_the_sample_of_the_draw(weights, block_size, at, seed, changed):
+    order = spread_order(seed, block_size, weights)
+    if changed:
+        order.change([w + 0.5 for w in weights], 3 * block_size)
+    for i in [at, at + 1, *range(0, 8 * block_size, 3), at // 1000, at // 10**6]:
+        source, ordinal = order.draw(i)
+        size = 97 + source
+        assert order.locate(i) == (source, visited_sample(seed, source, ordinal, size))
+
+
 def test_a_tiny_share_is_served_in_the_long_run():
     share = 3e-7
-    counts = SpreadOrder(0, 10, [share, 1 - share]).counts_before(10**9)
+    counts = spread_order(0, 10, [share, 1 - share]).counts_before(10**9)
     assert abs(counts[0] - 300) < 5
     assert sum(counts) == 10**9
 
 
 @pytest.mark.parametrize("extreme", [[1e-300, 1.0], [1.0, 1e300], [5e-324, 5e-324], [0, 1e-9]])
 def test_extreme_weights_can_be_drawn(extreme):
-    order = SpreadOrder(0, 64, extreme)
+    order = spread_order(0, 64, extreme)
     shares = np.array(extreme) / max(extreme) / (np.array(extreme) / max(extreme)).sum()
     counts = order.counts_before(64 * 1000)
     assert np.allclose(counts, shares * 64_000, atol=2)
@@ -94,7 +117,7 @@ def test_extreme_weights_can_be_drawn(extreme):
 
 def test_many_sources_can_be_drawn():
     count = 40_000
-    order = SpreadOrder(0, 1000, np.ones(count))
+    order = spread_order(0, 1000, np.ones(count))
     sources = [d.source for d in draws_of(order, 0, count)]
     assert max(np.bincount(sources)) == 2
     assert max(sources) > 39_000
@@ -104,7 +127,9 @@ def test_many_sources_can_be_drawn():
         assert np.all(np.abs(counts - draws / count) <= 3)
 
 
-@pytest.mark.parametrize("order", [SpreadOrder(0, 512, np.ones(17)), ShuffledOrder(0, 512, 17)])
+@pytest.mark.parametrize(
+    "order", [spread_order(0, 512, np.ones(17)), ShuffledOrder(0, 512, [50] * 17)]
+)
 def test_a_draw_beyond_ten_billion_is_found_without_its_predecessors(order):
     draw = order.draw(10**10 + 3)
     assert abs(draw.ordinal - 10**10 / 17) < 600
@@ -115,7 +140,7 @@ def test_a_draw_beyond_ten_billion_is_found_without_its_predecessors(order):
 
 def test_seed_and_history_decide_the_draws():
     def draws(seed, change=None):
-        order = SpreadOrder(seed, 16, [1, 1, 1])
+        order = spread_order(seed, 16, [1, 1, 1])
         if change:
             order.change(change, at_draw=32)
         return draws_of(order, 0, 64)
@@ -127,7 +152,7 @@ def test_seed_and_history_decide_the_draws():
 
 
 def test_what_was_drawn_before_a_change_does_not_matter():
-    fresh, used = (SpreadOrder(4, 8, [1, 2, 3], [40, None, None]) for _ in range(2))
+    fresh, used = (spread_order(4, 8, [1, 2, 3], [40, None, None]) for _ in range(2))
     draws_of(used, 0, 400)
     for order in (fresh, used):
         order.change([3, 2, 1], at_draw=64)
@@ -138,11 +163,11 @@ def test_what_was_drawn_before_a_change_does_not_matter():
 @pytest.mark.parametrize("bad", [[0.0, 0.0], [1.0, float("nan")], [-1.0, 2.0], [float("inf"), 1]])
 def test_weights_that_are_no_shares_are_refused(bad):
     with pytest.raises(ValueError, match="weights: found"):
-        SpreadOrder(0, 4, bad)
+        spread_order(0, 4, bad)
 
 
 def test_a_change_inside_a_block_or_in_the_past_is_refused():
-    order = SpreadOrder(0, 4, [1, 1])
+    order = spread_order(0, 4, [1, 1])
     with pytest.raises(ValueError, match="multiple of the block size 4"):
         order.change([1, 2], at_draw=6)
     order.change([1, 2], at_draw=8)
@@ -153,7 +178,7 @@ def test_a_change_inside_a_block_or_in_the_past_is_refused():
 
 
 def test_what_a_capacity_removes_goes_to_the_others_in_proportion():
-    order = SpreadOrder(0, 100, [0.5, 0.3, 0.2], [1000, None, None])
+    order = spread_order(0, 100, [0.5, 0.3, 0.2], [1000, None, None])
     counts = order.counts_before(10_000)
     assert counts[0] == 1000
     assert counts[1] == pytest.approx(600 + 8000 * 0.6, abs=3)
@@ -163,7 +188,7 @@ def test_what_a_capacity_removes_goes_to_the_others_in_proportion():
 
 
 def test_a_capacity_that_ends_inside_a_block_is_used_to_the_last_sample():
-    order = SpreadOrder(0, 100, [0.5, 0.5, 0.0], [130, None, None])
+    order = spread_order(0, 100, [0.5, 0.5, 0.0], [130, None, None])
     draws = draws_of(order, 0, 400)
     assert [d.source for d in draws].count(0) == 130
     assert [d.source for d in draws[200:300]].count(0) == 30
@@ -171,7 +196,7 @@ def test_a_capacity_that_ends_inside_a_block_is_used_to_the_last_sample():
 
 
 def test_capacities_end_one_after_the_other_until_nothing_is_left():
-    order = SpreadOrder(0, 10, [0.6, 0.3, 0.1], [50, 60, 70])
+    order = spread_order(0, 10, [0.6, 0.3, 0.1], [50, 60, 70])
     draws = draws_of(order, 0, 180)
     assert np.bincount([d.source for d in draws]).tolist() == [50, 60, 70]
     with pytest.raises(DataError, match="after 180 samples every source with a weight"):
@@ -181,7 +206,7 @@ def test_capacities_end_one_after_the_other_until_nothing_is_left():
 
 
 def test_a_capacity_smaller_than_a_block_counts():
-    order = SpreadOrder(0, 1000, [0.9, 0.1], [7, None])
+    order = spread_order(0, 1000, [0.9, 0.1], [7, None])
     assert order.counts_before(1000) == [7, 993]
 
 
@@ -216,7 +241,7 @@ def test_streams_of_the_search_have_orders_of_their_own():
 @given(count=st.integers(1, 12), block_size=st.integers(1, 40), seed=st.integers(0, 5))
 @settings(max_examples=30, deadline=None)
 def test_the_searchs_blocks_are_even_too(count, block_size, seed):
-    order = ShuffledOrder(seed, block_size, count)
+    order = ShuffledOrder(seed, block_size, [50] * count)
     seen: list[list[int]] = [[] for _ in range(count)]
     for block in range(5):
         assert order.counts_before(block * block_size) == [len(ordinals) for ordinals in seen]
