@@ -30,7 +30,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_fastmix", "megatron_fastmix.*"]),
-    package_data={"megatron_fastmix": ["py.typed"]},
+    package_data={"megatron_fastmix": ["py.typed", "report/page.css", "report/page.js"]},
     install_requires=[
         "torch>=2.6",
         "deepspeed>=0.18",

@@ -11,9 +11,16 @@ from megatron_fastmix.corpus.commands import COMMANDS as CORPUS_COMMANDS
 from megatron_fastmix.errors import FastMixError
 from megatron_fastmix.evidence.command import COMMANDS as EVIDENCE_COMMANDS
 from megatron_fastmix.export.command import COMMANDS as EXPORT_COMMANDS
+from megatron_fastmix.report.command import COMMANDS as REPORT_COMMANDS
 from megatron_fastmix.search.command import COMMANDS as SEARCH_COMMANDS
 
-COMMANDS = {**CORPUS_COMMANDS, **SEARCH_COMMANDS, **EXPORT_COMMANDS, **EVIDENCE_COMMANDS}
+COMMANDS = {
+    **CORPUS_COMMANDS,
+    **SEARCH_COMMANDS,
+    **REPORT_COMMANDS,
+    **EXPORT_COMMANDS,
+    **EVIDENCE_COMMANDS,
+}
 """Verb to (help, add_arguments, run)."""
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from megatron_fastmix import strict_yaml
 from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.mixture import Mixture
 from megatron_fastmix.report.metrics import MetricsLog
 from megatron_fastmix.report.progress import Progress
@@ -47,12 +48,16 @@ class Reporter:
         )
         self._metrics.truncate_after(step if step else -1)
         if step == 0:
+            sizes = [inspect_indexed_dataset(source.path) for source in config.sources]
+            total = sum(size.tokens for size in sizes)
             self._metrics.write(
                 "run",
                 0,
                 sources=mixture.names,
                 targets=[target.name for target in config.targets],
                 initial_weights=self._by_source(mixture.weights),
+                source_tokens={n: s.tokens for n, s in zip(mixture.names, sizes, strict=True)},
+                token_budget=config.output.token_budget or total,
                 config=strict_yaml.to_dict(config),
             )
 
@@ -91,6 +96,7 @@ class Reporter:
         self.target_loss = float(np.dot(result.target_weights, result.target_losses))
         if self._metrics is None:
             return
+        self._last += result.seconds  # the throughput is that of the inner steps
         products, mixture = result.products, self.mixture
         noise = products.noise_to_signal
         self._metrics.write(
@@ -126,10 +132,10 @@ class Reporter:
             self._metrics.write("checkpoint", step, path=folder.name, seconds=seconds)
             self._last += seconds
 
-    def end(self, step: int, *, complete: bool) -> None:
-        """The run ends here."""
+    def end(self, step: int, *, complete: bool, training_flops: float | None = None) -> None:
+        """The run ends here; `training_flops` are those of all its parts."""
         if self._metrics is not None:
-            self._metrics.write("end", step, complete=complete)
+            self._metrics.write("end", step, complete=complete, training_flops=training_flops)
 
     def line(self, text: str) -> None:
         """Prints a line."""

@@ -1,0 +1,314 @@
+"""The report's charts as plain data; `svg.py` and `png.py` draw them.
+
+One run: a line for each source. Several runs: a chart for each source, a line for each run.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from megatron_fastmix.report.run_record import Points, RunRecord, is_number
+
+MOST_POINTS = 240
+"""Points of a line; a longer one is averaged in buckets."""
+MOST_COLOURS = 8
+"""Lines with a colour of their own; the others are drawn thin and grey, and are in the table."""
+ALIGNMENT_PART = 10
+"""Alignments are averaged over this part of the run: one estimate is mostly noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line."""
+
+    name: str
+    points: Points
+    band: list[tuple[int, float, float]] = field(default_factory=list)
+    """(optimizer step, lower, upper)"""
+    colour: int | None = None
+    """Place in the palette; None for a line in the background."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """Lines over the optimizer steps of the proxy."""
+
+    key: str
+    """File name of the picture, without its suffix."""
+    title: str
+    unit: str
+    series: list[Series]
+    note: str = ""
+    from_zero: bool = False
+    line: float | None = None
+    """A value to compare with, drawn across."""
+
+
+def thin(points: Points) -> Points:
+    """At most `MOST_POINTS` points, each the mean of its bucket, at the bucket's last step."""
+    size = -(-len(points) // MOST_POINTS)
+    if size <= 1:
+        return points
+    return [
+        (bucket[-1][0], statistics.fmean(value for _, value in bucket))
+        for bucket in (points[i : i + size] for i in range(0, len(points), size))
+    ]
+
+
+def weight_band(run: RunRecord, name: str) -> list[tuple[int, float, float]]:
+    """What the learned weight and its spread would have been, had the run ended at each step.
+
+    (optimizer step, mean − standard deviation, mean + standard deviation) of the averaged part.
+    """
+    weights = [line["weights"][name] for line in run.outer]
+    band = []
+    # Few ends need few sums: the bucket ends suffice.
+    ends = thin([(i, float(i)) for i in range(1, len(weights) + 1)])
+    for end, _ in ends:
+        tail = weights[end - max(1, round(run.averaging_fraction * end)) : end]
+        mean, spread = statistics.fmean(tail), statistics.pstdev(tail)
+        band.append((run.outer[end - 1]["step"], max(0.0, mean - spread), min(1.0, mean + spread)))
+    return band
+
+
+def build_charts(runs: Sequence[RunRecord], order: Sequence[str]) -> dict[str, list[Chart]]:
+    """Charts by section, those without data left out. `order` are the sources, heaviest first."""
+    first = runs[0]
+    targets = list(dict.fromkeys(target for run in runs for target in run.targets))
+    sections: dict[str, list[Chart]] = {
+        "Weights over time": _per_name(
+            runs,
+            order,
+            "weights",
+            "Weights",
+            "share of samples",
+            lambda run, name: [(0, run.initial[name]), *run.by_name("outer", "weights", name)],
+            bands=True,
+            note="The band is the mean and standard deviation of the part of the run that the "
+            "learned weight averages, as it would be if the run ended there.",
+            from_zero=True,
+        ),
+        "Alignment of each source with the target": _alignment(runs, order, targets),
+        "Loss on each target": [
+            chart
+            for target in targets
+            for chart in _one_line_each(
+                runs,
+                f"target_loss_{target}",
+                f"Loss on {target}",
+                "nats per token",
+                partial(RunRecord.by_name, kind="outer", key="target_loss", name=target),
+            )
+        ],
+        "Weight of each target": _target_weights(runs, targets),
+        "Loss on each source": _per_name(
+            runs,
+            order,
+            "source_loss",
+            "Training loss",
+            "nats per token",
+            lambda run, name: run.by_name("inner", "source_loss", name),
+            note="Unweighted, on the samples drawn for training.",
+        ),
+        "Quality of the estimates": _quality(runs, first),
+        "Speed": _one_line_each(
+            runs,
+            "throughput",
+            "Throughput of the inner steps",
+            "tokens per second",
+            lambda run: run.figure("inner", "tokens_per_second"),
+        ),
+    }
+    return {
+        title: charts
+        for title, found in sections.items()
+        if (charts := [c for c in found if any(s.points for s in c.series)])
+    }
+
+
+def _alignment(
+    runs: Sequence[RunRecord], order: Sequence[str], targets: Sequence[str]
+) -> list[Chart]:
+    """The products with the whole target loss, and with each target where these were logged."""
+    note = (
+        "How much more than the present mixture a step on this source alone lowers the target "
+        "loss: what lies above 0 gains weight. Averaged over the outer steps of the last "
+        f"{1 / ALIGNMENT_PART:.0%} of the run; the band is the standard error."
+    )
+    charts = _per_name(
+        runs,
+        order,
+        "alignment",
+        "Alignment with the target loss",
+        "⟨∇ target, ∇ source⟩",
+        _smooth_advantage,
+        bands=True,
+        note=note,
+        line=0.0,
+    )
+    logged = [t for t in targets if any(_advantage(run, order[0], t) for run in runs)]
+    for target in logged if len(logged) > 1 else []:
+        charts += _per_name(
+            runs,
+            order,
+            f"alignment_{target}",
+            f"Alignment with {target}",
+            "⟨∇ target, ∇ source⟩",
+            partial(_smooth_advantage, target=target),
+            line=0.0,
+        )
+    return charts
+
+
+def _smooth_advantage(run: RunRecord, name: str, target: str | None = None) -> Points:
+    return _smooth(_advantage(run, name, target), run)
+
+
+def _advantage(run: RunRecord, name: str, target: str | None = None) -> Points:
+    """⟨v, ∇L_k⟩ − Σ_i α_i ⟨v, ∇L_i⟩ at each outer step: its sign is that of the weight's change."""
+    found = []
+    weights = run.initial
+    for line in run.outer:
+        products = line.get("products")
+        if target is not None:
+            products = (line.get("target_products") or {}).get(target)
+        if isinstance(products, dict) and all(is_number(products.get(n)) for n in weights):
+            average = math.fsum(weights[n] * products[n] for n in weights)
+            found.append((line["step"], products[name] - average))
+        weights = line["weights"]  # those after the step
+    return found
+
+
+def _smooth(points: Points, run: RunRecord) -> Points:
+    """The mean of each point and those before it, over a part of the run."""
+    width = max(1, len(run.outer) // ALIGNMENT_PART)
+    values = [value for _, value in points]
+    return [
+        (step, statistics.fmean(values[max(0, i + 1 - width) : i + 1]))
+        for i, (step, _) in enumerate(points)
+    ]
+
+
+def _target_weights(runs: Sequence[RunRecord], targets: Sequence[str]) -> list[Chart]:
+    """Only where there is something to tell: several targets."""
+    if len(targets) < 2:
+        return []
+    return _per_name(
+        runs,
+        targets,
+        "target_weight",
+        "Weight of each target",
+        "share of the target loss",
+        lambda run, name: run.by_name("outer", "target_weight", name),
+        from_zero=True,
+    )
+
+
+def _quality(runs: Sequence[RunRecord], first: RunRecord) -> list[Chart]:
+    charts = _one_line_each(
+        runs,
+        "noise",
+        "Standard error of an estimate over the spread between sources",
+        "ratio",
+        lambda run: run.figure("outer", "noise_to_signal"),
+        line=1.0,
+        note="Above 1, one estimate is noise; the average over many outer steps need not be.",
+    )
+    for key in first.further_figures():
+        charts += _one_line_each(
+            runs,
+            key,
+            key.replace("_", " "),
+            "as logged",
+            partial(RunRecord.figure, kind="outer", key=key),
+        )
+    return charts
+
+
+def _per_name(
+    runs: Sequence[RunRecord],
+    names: Sequence[str],
+    key: str,
+    title: str,
+    unit: str,
+    values: Callable[[RunRecord, str], Points],
+    *,
+    bands: bool = False,
+    note: str = "",
+    from_zero: bool = False,
+    line: float | None = None,
+) -> list[Chart]:
+    def series(run: RunRecord, name: str, label: str, colour: int | None) -> Series:
+        band = _band(run, name, key) if bands and colour is not None else []
+        return Series(name=label, points=thin(values(run, name)), band=band, colour=colour)
+
+    def place(i: int) -> int | None:
+        return i if i < MOST_COLOURS else None
+
+    if len(runs) == 1:
+        lines = [series(runs[0], name, name, place(i)) for i, name in enumerate(names)]
+        return [
+            Chart(
+                key=key,
+                title=title,
+                unit=unit,
+                series=lines,
+                note=note,
+                from_zero=from_zero,
+                line=line,
+            )
+        ]
+    return [
+        Chart(
+            key=f"{key}_{name}",
+            title=f"{title}: {name}",
+            unit=unit,
+            series=[
+                series(run, name, run.name, place(i))
+                for i, run in enumerate(runs)
+                if name in run.sources or name in run.targets
+            ],
+            note=note if k == 0 else "",
+            from_zero=from_zero,
+            line=line,
+        )
+        for k, name in enumerate(names)
+    ]
+
+
+def _band(run: RunRecord, name: str, key: str) -> list[tuple[int, float, float]]:
+    if key == "weights":
+        return weight_band(run, name)
+    # The standard error of a mean of independent estimates.
+    squares = [(s, e * e) for s, e in run.by_name("outer", "products_standard_error", name)]
+    width = max(1, len(run.outer) // ALIGNMENT_PART)
+    errors = {
+        step: math.sqrt(square / min(width, i + 1))
+        for i, (step, square) in enumerate(_smooth(squares, run))
+    }
+    return [
+        (step, value - errors[step], value + errors[step])
+        for step, value in thin(_smooth_advantage(run, name))
+        if step in errors
+    ]
+
+
+def _one_line_each(
+    runs: Sequence[RunRecord],
+    key: str,
+    title: str,
+    unit: str,
+    values: Callable[[RunRecord], Points],
+    *,
+    note: str = "",
+    line: float | None = None,
+) -> list[Chart]:
+    lines = [
+        Series(name=run.name, points=thin(values(run)), colour=i if i < MOST_COLOURS else None)
+        for i, run in enumerate(runs)
+    ]
+    return [Chart(key=key, title=title, unit=unit, series=lines, note=note, line=line)]

@@ -1,0 +1,213 @@
+"""What one search logged, read from its `metrics.jsonl` alone and ready to be drawn.
+
+Keys that a line lacks are left out of the record, and keys that are not known are kept as further
+figures, so that the report reads the metrics of older and newer releases.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeGuard
+
+from megatron_fastmix.errors import DataError
+from megatron_fastmix.report.metrics import read_metrics
+
+KNOWN_OUTER_FIGURES = {"step", "time", "outer_step", "lr", "seconds", "noise_to_signal"}
+PAUSE_FACTOR = 10
+"""A line that comes after a checkpoint and took this many times the usual step is a resumption."""
+
+Points = list[tuple[int, float]]
+"""(optimizer step, value)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """One search."""
+
+    name: str
+    path: Path
+    """The metrics.jsonl."""
+    sources: list[str]
+    targets: list[str]
+    config: dict[str, Any]
+    """The resolved configuration; empty where it was not logged."""
+    seed: int | None
+    initial: dict[str, float]
+    """Weights before the first outer step."""
+    tokens: dict[str, int]
+    """Tokens of each source's dataset; empty where they were not logged."""
+    token_budget: int | None
+    """Tokens of the run to come."""
+    training_flops: float | None
+    """FLOPs of the whole search; None where they were not logged."""
+    train_iters: int | None
+    averaging_fraction: float
+    inner: list[dict[str, Any]]
+    outer: list[dict[str, Any]]
+    seconds: dict[str, float]
+    """Wall time by part of the search: `inner`, `outer`, `data`, `checkpoint`."""
+    complete: bool
+    ended: bool
+    """Whether the search has stopped, finished or not."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return max((line["step"] for line in (*self.inner[-1:], *self.outer[-1:])), default=0)
+
+    @property
+    def trained_tokens(self) -> int | None:
+        """Tokens that the proxy has been trained on."""
+        return self.inner[-1].get("tokens") if self.inner else None
+
+    @property
+    def tail(self) -> list[dict[str, float]]:
+        """The weights that the learned mixture averages."""
+        count = max(1, round(self.averaging_fraction * len(self.outer)))
+        return [line["weights"] for line in self.outer[-count:]] or [self.initial]
+
+    def by_name(self, kind: str, key: str, name: str) -> Points:
+        """The values of `key`[`name`] in the `inner` or `outer` lines; missing ones left out."""
+        lines = self.inner if kind == "inner" else self.outer
+        found = []
+        for line in lines:
+            values = line.get(key)
+            value = values.get(name) if isinstance(values, dict) else None
+            if is_number(value):
+                found.append((line["step"], float(value)))
+        return found
+
+    def figure(self, kind: str, key: str) -> Points:
+        """The values of a single number, such as `noise_to_signal`."""
+        lines = self.inner if kind == "inner" else self.outer
+        values = [(line["step"], line.get(key)) for line in lines]
+        return [(step, float(value)) for step, value in values if is_number(value)]
+
+    def further_figures(self) -> list[str]:
+        """Names of single numbers in the `outer` lines that the report does not know."""
+        names = {key for line in self.outer for key, value in line.items() if is_number(value)}
+        return sorted(names - KNOWN_OUTER_FIGURES)
+
+
+def find_runs(paths: Sequence[str | Path]) -> list[Path]:
+    """The metrics.jsonl files of run folders, of folders of seeds, or given themselves.
+
+    Raises `DataError` for a path with none.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_file():
+            found.append(path)
+        elif (path / "metrics.jsonl").exists():
+            found.append(path / "metrics.jsonl")
+        else:
+            seeds = sorted(path.glob("seed-*/metrics.jsonl"))
+            if not seeds:
+                raise DataError(
+                    f"{path}: no metrics.jsonl in it, nor in folders seed-*; give a run folder"
+                )
+            found += seeds
+    return list(dict.fromkeys(found))
+
+
+def read_run(path: str | Path, name: str | None = None) -> RunRecord:
+    """Reads one metrics.jsonl. Raises `DataError` for one that is unreadable or tells no run."""
+    path = Path(path)
+    lines = read_metrics(path)
+    start = next((line for line in lines if line["kind"] == "run"), None)
+    outer = [line for line in lines if line["kind"] == "outer" and _weights(line)]
+    if start is None and not outer:
+        raise DataError(f"{path}: no line of kind `run`, so there is no run to report on")
+    start = start or {}
+    config = start.get("config") or {}
+    first = outer[0]["weights"] if outer else {}
+    initial = start.get("initial_weights") or start.get("weights") or {}
+    sources = list(initial or first)
+    initial = initial or dict.fromkeys(sources, 1 / len(sources))
+    for line in outer:
+        if line["weights"].keys() != initial.keys():
+            raise DataError(
+                f"{path}: step {line['step']} has weights of {list(line['weights'])}, the run of "
+                f"{sources}; are these the metrics of one run?"
+            )
+    ends = [line for line in lines if line["kind"] == "end"]
+    # A stopped run that was resumed has lines after its end.
+    ended = bool(lines) and lines[-1]["kind"] == "end"
+    mixture = config.get("mixture", {})
+    tokens = start.get("source_tokens") or {}
+    return RunRecord(
+        name=name or path.parent.name or str(path),
+        path=path,
+        sources=sources,
+        targets=_targets(start, outer),
+        config=config,
+        seed=config.get("seed", start.get("seed")),
+        initial=initial,
+        tokens=tokens,
+        token_budget=start.get("token_budget") or sum(tokens.values()) or None,
+        training_flops=next(
+            (line["training_flops"] for line in ends[-1:] if is_number(line.get("training_flops"))),
+            None,
+        ),
+        train_iters=config.get("training", start).get("train_iters"),
+        averaging_fraction=mixture.get("averaging_fraction", start.get("averaging_fraction", 0.5)),
+        inner=[line for line in lines if line["kind"] == "inner"],
+        outer=outer,
+        seconds=_time_split(lines),
+        complete=ended and bool(lines[-1].get("complete")),
+        ended=ended,
+    )
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether `value` is a finite number, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _weights(line: dict[str, Any]) -> bool:
+    weights = line.get("weights")
+    return isinstance(weights, dict) and bool(weights) and all(map(is_number, weights.values()))
+
+
+def _targets(start: dict[str, Any], outer: Sequence[dict[str, Any]]) -> list[str]:
+    named = start.get("targets")
+    if isinstance(named, list):
+        return [str(name) for name in named]
+    losses = outer[0].get("target_loss") if outer else None
+    return list(losses) if isinstance(losses, dict) else []
+
+
+def _time_split(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Seconds by part: a line is written when its part is done, so it took since the last line.
+
+    Time between a checkpoint and the next line that is far beyond the usual is that of a run that
+    stood still, and is left out.
+    """
+    spans: dict[str, list[float]] = {"inner": [], "outer": [], "checkpoint": []}
+    after_stop: list[tuple[str, float]] = []
+    data = 0.0
+    for before, line in itertools.pairwise(lines):
+        if line["kind"] not in spans or not (is_number(line.get("time")) and "time" in before):
+            continue
+        span = max(0.0, line["time"] - before["time"])
+        if before["kind"] in ("checkpoint", "end"):
+            after_stop.append((line["kind"], span))
+        else:
+            spans[line["kind"]].append(span)
+        waited = line.get("data_seconds")
+        if line["kind"] == "inner" and is_number(waited):
+            data += waited
+    for kind, span in after_stop:
+        usual = median(spans[kind]) if spans[kind] else span
+        if span <= PAUSE_FACTOR * usual:
+            spans[kind].append(span)
+    totals = {kind: sum(found) for kind, found in spans.items() if found}
+    if data:
+        totals["inner"] = max(0.0, totals["inner"] - data)
+        totals["data"] = data
+    return totals

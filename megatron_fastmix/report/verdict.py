@@ -1,0 +1,171 @@
+"""Which mixture to use, how sure it is and what it cost: the report's first screen."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_fastmix.report.run_record import RunRecord
+
+Level = Literal["good", "fair", "poor"]
+CLEAR = 3.0
+"""Distances this many spreads wide are called clear."""
+NOISE = 1.0
+"""Standard error of the products over their spread between sources, above which they are noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that makes the mixture more or less sure."""
+
+    level: Level
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The learned mixture of one run, or of several repeats of it."""
+
+    weights: dict[str, float]
+    spread: dict[str, float]
+    """Standard deviation of each weight: over seeds where there are several, else over the
+    averaged part of the run."""
+    initial: dict[str, float]
+    repeats: int
+    findings: list[Finding]
+
+    @property
+    def level(self) -> Level:
+        """The worst of the findings."""
+        levels = [finding.level for finding in self.findings]
+        return "poor" if "poor" in levels else "fair" if "fair" in levels else "good"
+
+
+def learned(run: RunRecord) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean and standard deviation of each weight over the averaged part, as in mixture.json."""
+    tail = run.tail
+    mean = {name: statistics.fmean(w[name] for w in tail) for name in run.sources}
+    total = math.fsum(mean.values())
+    spread = {name: statistics.pstdev(w[name] for w in tail) for name in run.sources}
+    return {name: value / total for name, value in mean.items()}, spread
+
+
+def are_repeats(runs: Sequence[RunRecord]) -> bool:
+    """Whether the runs are the same search with other seeds, so that they may be averaged."""
+    first = runs[0]
+    return all(
+        run.sources == first.sources
+        and run.targets == first.targets
+        and _setting(run.config) == _setting(first.config)
+        for run in runs[1:]
+    )
+
+
+def judge(runs: Sequence[RunRecord]) -> Verdict:
+    """The verdict on repeats of one search (or on a single run)."""
+    parts = [learned(run) for run in runs]
+    sources = runs[0].sources
+    weights = {name: statistics.fmean(mean[name] for mean, _ in parts) for name in sources}
+    if len(runs) > 1:
+        spread = {name: statistics.stdev(mean[name] for mean, _ in parts) for name in sources}
+    else:
+        spread = parts[0][1]
+    return Verdict(
+        weights=weights,
+        spread=spread,
+        initial=runs[0].initial,
+        repeats=len(runs),
+        findings=[
+            finding
+            for finding in (
+                _progress(runs),
+                _against_uniform(weights, spread, len(runs)),
+                *([] if len(runs) > 1 else [_movement(runs[0])]),
+                _noise(runs),
+                *([] if len(runs) > 1 else [_one_seed()]),
+            )
+            if finding is not None
+        ],
+    )
+
+
+def _setting(config: dict[str, Any]) -> dict[str, Any]:
+    """What moves the result, beside the seed."""
+    return {key: v for key, v in config.items() if key not in ("seed", "run_dir", "output")}
+
+
+def _progress(runs: Sequence[RunRecord]) -> Finding | None:
+    if all(run.complete for run in runs):
+        return None
+    if not any(run.outer for run in runs):
+        return Finding(level="poor", text="No outer step has been taken: this is the start.")
+    state = "stopped" if all(run.ended for run in runs) else "not finished"
+    shares = [run.step / run.train_iters for run in runs if run.train_iters]
+    done = f": {min(shares):.0%} of its steps are done" if shares else ""
+    return Finding(level="fair", text=f"The search is {state}{done}.")
+
+
+def _against_uniform(
+    weights: dict[str, float], spread: dict[str, float], repeats: int
+) -> Finding | None:
+    count = len(weights)
+    if count < 2:
+        return None
+    distance = math.sqrt(math.fsum((w - 1 / count) ** 2 for w in weights.values()) / count)
+    width = math.sqrt(math.fsum(s**2 for s in spread.values()) / count)
+    of_what = f"over {repeats} seeds" if repeats > 1 else "over the averaged part of the run"
+    figures = f"{distance:.3f} from uniform on average, and {width:.3f} of spread {of_what}"
+    if distance <= width:
+        return Finding(level="poor", text=f"Not told from a uniform mixture: {figures}.")
+    if distance < CLEAR * width:
+        return Finding(level="fair", text=f"Barely told from a uniform mixture: {figures}.")
+    return Finding(level="good", text=f"Clearly not a uniform mixture: {figures}.")
+
+
+def _movement(run: RunRecord) -> Finding | None:
+    tail = run.tail
+    if len(tail) < 4:
+        return None
+    half = len(tail) // 2
+    moves = {}
+    for name in run.sources:
+        before = statistics.fmean(w[name] for w in tail[:half])
+        after = statistics.fmean(w[name] for w in tail[half:])
+        moves[name] = after - before
+    name = max(moves, key=lambda source: abs(moves[source]))
+    if abs(moves[name]) < 0.01:
+        return Finding(level="good", text="Settled: no weight still moves by 0.01 or more.")
+    return Finding(
+        level="fair",
+        text=f"Still moving: {name} changed by {moves[name]:+.3f} between the halves of the "
+        "averaged part; a longer search may end elsewhere.",
+    )
+
+
+def _noise(runs: Sequence[RunRecord]) -> Finding | None:
+    ratios = [
+        value
+        for run in runs
+        for _, value in run.figure("outer", "noise_to_signal")[-len(run.tail) :]
+    ]
+    if not ratios:
+        return None
+    ratio = statistics.median(ratios)
+    text = (
+        f"Single estimates in the averaged part have a standard error of {ratio:.2f} times the "
+        "spread between sources (median)"
+    )
+    if ratio > NOISE:
+        return Finding(level="fair", text=f"{text}: noise, unless many are averaged.")
+    return Finding(level="good", text=f"{text}.")
+
+
+def _one_seed() -> Finding:
+    return Finding(
+        level="fair",
+        text="One seed: another may learn other weights; the spread does not tell (search "
+        "--seeds 3 does).",
+    )
