@@ -1,4 +1,4 @@
-"""The commands `report` and `compare`."""
+"""The command `report`; `compare` is in a file of its own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.report import compare_command
 from megatron_fastmix.report.charts import Chart, build_charts
 from megatron_fastmix.report.page import render_page
 from megatron_fastmix.report.run_record import RunRecord, find_runs, read_run
@@ -110,5 +111,6 @@ def _largest(runs: Sequence[RunRecord]) -> dict[str, float]:
 
 COMMANDS = {
     "report": ("write a page and pictures that show what searches did", add_arguments, run),
+    **compare_command.COMMANDS,
 }
 """Help, `add_arguments` and `run` by the command's name."""
