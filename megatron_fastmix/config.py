@@ -340,6 +340,10 @@ class OutputConfig:
     """How many checkpoints stay on disk."""
     token_budget: int | None = None
     """Tokens of the final run, for the epochs implied; default: all tokens of the sources."""
+    tensorboard_dir: str | None = None
+    """Folder of TensorBoard's event files (Megatron's --tensorboard-dir); default: none."""
+    wandb_project: str | None = None
+    """Project of Weights & Biases (Megatron's --wandb-project); default: none."""
 
     def __post_init__(self) -> None:
         for name in ("log_interval", "save_interval", "keep_checkpoints"):

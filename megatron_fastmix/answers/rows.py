@@ -20,6 +20,8 @@ class AnswerRows:
     """int64 (rows,): tokens of each row that count in the loss after the cut."""
     whole: np.ndarray
     """int64 (rows,): the same without the cut."""
+    tokens: np.ndarray
+    """int64 (rows,): tokens that a forward pass reads after the cut."""
 
     @property
     def kept(self) -> np.ndarray:
@@ -65,7 +67,7 @@ def read_answer_rows(prefix: str | Path, seq_length: int) -> AnswerRows:
             f"{prefix}: no row has an answer within {seq_length} tokens; raise data.seq_length, or "
             "check the records' answers"
         )
-    return AnswerRows(answer_tokens=cut, whole=whole)
+    return AnswerRows(answer_tokens=cut, whole=whole, tokens=np.minimum(lengths - 1, seq_length))
 
 
 def _sums(

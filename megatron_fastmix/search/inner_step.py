@@ -19,8 +19,8 @@ def inner_step(
     Args:
         loss_weights: K·α, shape (K,).
 
-    Returns this rank's unweighted losses by source, as sums (K,) and counts (K,). Every rank must
-    call: the engine reduces gradients.
+    Returns this rank's unweighted losses by source, as sums (K,) and counts (K,) of samples. Every
+    rank must call: the engine reduces gradients.
     """
     sums, counts = np.zeros_like(loss_weights), np.zeros_like(loss_weights)
     for micro_step in range(batches.accumulation_steps):
@@ -30,5 +30,5 @@ def inner_step(
         engine.backward((losses * weights).mean().float())
         engine.step()
         np.add.at(sums, batch.group, losses.detach().cpu().numpy())
-        np.add.at(counts, batch.group, 1)
+        np.add.at(counts, batch.group, batch.sample_weights())
     return sums, counts

@@ -96,7 +96,14 @@ class Search:
         if self.step == training.train_iters:
             return True
         active = self.world.rank == 0
-        with Reporter(self.config, self.mixture, self.folder, self.step, active=active) as report:
+        with Reporter(
+            self.config,
+            self.mixture,
+            self.folder,
+            self.step,
+            tokens_per_step=self.tokens_per_step,
+            active=active,
+        ) as report:
             stop = False
             while self.step < training.train_iters and not stop:
                 stop = self.advance(report)
@@ -128,12 +135,17 @@ class Search:
             self._outer_step(report)
         return stop
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a global batch; for answer-only rows their mean."""
+        each = self.inputs.tokens_per_sample(self.config.data.seq_length)
+        return round(self.config.training.global_batch_size * each)
+
     def state(self) -> SearchState:
         """Everything of this search that DeepSpeed does not keep."""
-        batch = self.config.training.global_batch_size * self.config.data.seq_length
         return SearchState(
             step=self.step,
-            tokens=self.step * batch,
+            tokens=self.step * self.tokens_per_step,
             seconds=self._seconds_before + time.monotonic() - self._began,
             mixture=self.mixture.state(),
             target_weights=self.targets.values.tolist(),
@@ -150,7 +162,7 @@ class Search:
         passes += self.mixture.outer_steps * outer_step_forward_passes(config)
         seq_length = config.data.seq_length
         per_token = flops_per_token(config.proxy, self.inputs.tokenizer.vocab_size, seq_length)
-        flops = passes / 3.0 * seq_length * per_token
+        flops = passes / 3.0 * self.inputs.tokens_per_sample(seq_length) * per_token
         return mixture_file(config, self.inputs, self.mixture, self.state(), flops)
 
     def _outer_step(self, report: Reporter) -> None:

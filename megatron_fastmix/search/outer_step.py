@@ -76,7 +76,7 @@ class OuterLoop:
         def keep_losses(batch: Batch, values: torch.Tensor) -> None:
             of_target = batch.group >= 0
             np.add.at(losses[0], batch.group[of_target], values.double().cpu().numpy()[of_target])
-            np.add.at(losses[1], batch.group[of_target], 1)
+            np.add.at(losses[1], batch.group[of_target], batch.sample_weights()[of_target])
 
         problem = OuterProblem(
             losses=self._losses,

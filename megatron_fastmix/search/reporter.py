@@ -26,9 +26,17 @@ class Reporter:
     """Progress on the terminal and lines in `metrics.jsonl`."""
 
     def __init__(
-        self, config: SearchConfig, mixture: Mixture, folder: Path, step: int, *, active: bool
+        self,
+        config: SearchConfig,
+        mixture: Mixture,
+        folder: Path,
+        step: int,
+        *,
+        tokens_per_step: int,
+        active: bool,
     ) -> None:
         """`step` steps are done; lines of later steps, left by a run that died, are dropped."""
+        self.tokens_per_step = tokens_per_step
         self.config = config
         self.mixture = mixture
         self.target_loss: float | None = None
@@ -68,7 +76,7 @@ class Reporter:
         if self._metrics is None:
             return
         now = time.monotonic()
-        tokens = self.config.training.global_batch_size * self.config.data.seq_length
+        tokens = self.tokens_per_step
         rate = tokens / max(now - self._last, 1e-9)
         self._last = now
         self._metrics.write(

@@ -1,11 +1,12 @@
 """The demo corpora, as far as they go without a network."""
 
+import gzip
 import json
 import zipfile
 
 import pytest
 
-from megatron_fastmix.corpus import demo, demo_documents, demo_wheels
+from megatron_fastmix.corpus import demo, demo_answers, demo_documents, demo_wheels
 from megatron_fastmix.errors import DataError
 
 
@@ -60,7 +61,7 @@ def test_sampling_keeps_groups_together_drops_duplicates_and_respects_the_cap():
 
 def test_build_is_idempotent_and_repairs_damage(tmp_path, monkeypatch):
     local = tuple(source for source in demo.SOURCES if source.name == "python")
-    monkeypatch.setattr(demo, "SOURCES", local)
+    monkeypatch.setitem(demo.DEMOS, "text", demo.Demo(sources=local, target="problems"))
     files, made = demo.build_demo(tmp_path, scale=0.1)
     assert made
     assert {file.name for file in files} == {"python", "python_heldout"}
@@ -79,3 +80,39 @@ def test_build_is_idempotent_and_repairs_damage(tmp_path, monkeypatch):
 def test_missing_provenance_says_how_to_make_it(tmp_path):
     with pytest.raises(DataError, match="megatron-fastmix demo"):
         demo.read_provenance(tmp_path)
+
+
+def test_rows_of_the_fine_tuning_demo_come_from_the_wheels(tmp_path):
+    problem = {"task_description": "Add.", "input_output_spec": "a, b", "code_sample": "a + b"}
+    function = {"name": "f", "parameters": {}}
+    asked = {"id": "1", "question": [[{"role": "user", "content": "Go"}]], "function": [function]}
+    long = asked | {"id": "2", "function": [{"name": "g" * 2000}]}
+    truth = [{"f": {"x": [1, 2], "unit": ["", "m"], "none": []}}, {"f": {"x": ["a"]}}]
+    answers = [{"id": "1", "ground_truth": truth}, {"id": "2", "ground_truth": truth[1:]}]
+    wheel = tmp_path / "all.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(
+            "reasoning_gym/data/codeio.jsonl.gz", gzip.compress(json.dumps(problem).encode())
+        )
+        for category in (*demo_answers._SINGLE_TURN, *demo_answers._LIVE):
+            rows = [asked, long] if category == "live_simple" else []
+            for folder, lines in (("", rows), ("possible_answer/", answers if rows else [])):
+                archive.writestr(
+                    f"bfcl_eval/data/{folder}BFCL_v4_{category}.json",
+                    "".join(json.dumps(line) + "\n" for line in lines),
+                )
+        chat = "conversations:\n- - Hello\n  - Hi\n- - alone\n"
+        archive.writestr("chatterbot_corpus/data/english/greetings.yml", chat)
+        archive.writestr("chatterbot_corpus/data/french/salut.yml", chat.replace("Hello", "Salut"))
+
+    def rows_of(name):
+        return [json.loads(row) for _, row in demo_answers.ANSWER_READERS[name](wheel)]
+
+    assert rows_of("code") == [{"question": "Add.\n\na, b", "answer": "a + b"}]
+    assert rows_of("calls") == []
+    (row,) = rows_of("calls_live")
+    assert row["completion"] == "f(x=1); f(x='a')"
+    assert row["prompt"].endswith("Request: Go\nCall:")
+    (english,), (french,) = rows_of("chat_english"), rows_of("chat_other")
+    assert [turn["content"] for turn in english["messages"]] == ["Hello", "Hi"]
+    assert [turn["role"] for turn in french["messages"]] == ["user", "assistant"]
