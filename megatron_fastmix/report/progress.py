@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import TextIO
 
@@ -17,9 +19,9 @@ LEADING = 3
 class Progress:
     """Progress of a search of `total` optimizer steps, `initial` of them done before.
 
-    Plain lines have the shape of Megatron's training log (`iteration N/ M | name: value | ...`)
-    so that programs which read that can read this; one comes every `log_interval` steps and at
-    the last one.
+    Plain lines are Megatron's (`training_log` in `megatron/training/training.py`), so that
+    programs which read those can read these; our figures follow after. One comes every
+    `log_interval` steps and at the last one; its loss is the mean since the line before.
     """
 
     def __init__(
@@ -28,10 +30,13 @@ class Progress:
         *,
         initial: int = 0,
         log_interval: int = 10,
+        global_batch_size: int | None = None,
         stream: TextIO | None = None,
     ) -> None:
         self.total = total
         self.log_interval = log_interval
+        self.global_batch_size = global_batch_size
+        self._losses: list[float] = []
         self._stream = stream or sys.stdout
         self._terminal = self._stream.isatty()
         self._began = self._last_line = time.monotonic()
@@ -69,10 +74,13 @@ class Progress:
                 refresh=False,
             )
             self._bar.update(step - self._bar.n)
-        elif step % self.log_interval == 0 or step == self.total:
+            return
+        self._losses.append(loss)
+        if step % self.log_interval == 0 or step == self.total:
             self.line(
-                self._plain_line(step, loss, target_loss, weights, tokens_per_second, lr, grad_norm)
+                self._plain_line(step, target_loss, weights, tokens_per_second, lr, grad_norm)
             )
+            self._losses.clear()
 
     def line(self, text: str) -> None:
         """Prints a line, above the bar where there is one."""
@@ -99,7 +107,6 @@ class Progress:
     def _plain_line(
         self,
         step: int,
-        loss: float,
         target_loss: float | None,
         weights: Mapping[str, float],
         tokens_per_second: float,
@@ -110,17 +117,23 @@ class Progress:
         milliseconds = 1000 * (now - self._last_line) / max(step - self._last_step, 1)
         left = (now - self._began) / max(step - self._initial, 1) * (self.total - step)
         self._last_line, self._last_step = now, step
-        parts = [
-            f" [{time.strftime('%Y-%m-%d %H:%M:%S')}] iteration {step:8d}/{self.total:8d}",
-            f"elapsed time per iteration (ms): {milliseconds:.1f}",
-        ]
+        batch = self.global_batch_size
+        stamp = datetime.now().strftime("%Y-%m-%d %H:%M:%S.%f")
+        parts = [f" [{stamp}] iteration {step:8d}/{self.total:8d}"]
+        if batch is not None:
+            parts.append(f"consumed samples: {step * batch:12d}")
+        parts.append(f"elapsed time per iteration (ms): {milliseconds:.1f}")
         if lr is not None:
             parts.append(f"learning rate: {lr:.6E}")
-        parts.append(f"lm loss: {loss:.6E}")
-        if target_loss is not None:
-            parts.append(f"target loss: {target_loss:.6E}")
+        if batch is not None:
+            parts.append(f"global batch size: {batch:5d}")
+        parts += [f"lm loss: {statistics.fmean(self._losses):.6E}", "loss scale: 1.0"]
         if grad_norm is not None:
             parts.append(f"grad norm: {grad_norm:.3f}")
+        # A NaN ends the search, and no step is skipped.
+        parts += ["number of skipped iterations:   0", "number of nan iterations:   0"]
+        if target_loss is not None:
+            parts.append(f"target loss: {target_loss:.6E}")
         parts += [
             f"tokens per second: {tokens_per_second:.0f}",
             f"leading sources: {leading_sources(weights)}",

@@ -16,6 +16,7 @@ from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.mixture import Mixture
 from megatron_fastmix.report.metrics import MetricsLog
 from megatron_fastmix.report.progress import Progress
+from megatron_fastmix.report.trackers import inner_figures, open_trackers, outer_figures
 from megatron_fastmix.search.outer_step import OuterResult
 
 NOISE_WARNING = 1.0
@@ -23,7 +24,7 @@ NOISE_WARNING = 1.0
 
 
 class Reporter:
-    """Progress on the terminal and lines in `metrics.jsonl`."""
+    """Progress on the terminal, lines in `metrics.jsonl`, and figures for the trackers."""
 
     def __init__(
         self,
@@ -52,8 +53,12 @@ class Reporter:
                 config.training.train_iters,
                 initial=step,
                 log_interval=config.output.log_interval,
+                global_batch_size=config.training.global_batch_size,
             )
         )
+        self._trackers = open_trackers(config.output, folder, step, strict_yaml.to_dict(config))
+        for tracker in self._trackers:
+            self._stack.callback(tracker.close)
         self._metrics.truncate_after(step if step else -1)
         if step == 0:
             sizes = [inspect_indexed_dataset(source.path) for source in config.sources]
@@ -77,7 +82,8 @@ class Reporter:
             return
         now = time.monotonic()
         tokens = self.tokens_per_step
-        rate = tokens / max(now - self._last, 1e-9)
+        seconds = max(now - self._last, 1e-9)
+        rate = tokens / seconds
         self._last = now
         self._metrics.write(
             "inner",
@@ -97,6 +103,18 @@ class Reporter:
             tokens_per_second=rate,
             lr=lr,
             grad_norm=grad_norm,
+        )
+
+        self._track(
+            step,
+            inner_figures(
+                loss=loss,
+                source_loss=self._by_source(source_losses),
+                lr=lr,
+                grad_norm=grad_norm,
+                batch_size=self.config.training.global_batch_size,
+                seconds=seconds,
+            ),
         )
 
     def outer(self, step: int, result: OuterResult) -> None:
@@ -122,6 +140,16 @@ class Reporter:
             target_loss=self._by_target(result.target_losses),
             target_weight=self._by_target(result.target_weights),
             seconds=result.seconds,
+        )
+        self._track(
+            step,
+            outer_figures(
+                target_loss=self._by_target(result.target_losses),
+                mean_target_loss=self.target_loss,
+                weights=self._by_source(mixture.weights),
+                products=self._by_source(products.values),
+                noise_to_signal=noise,
+            ),
         )
         for name, seen in zip(mixture.names, products.seen, strict=True):
             if not seen:
@@ -149,6 +177,11 @@ class Reporter:
         """Prints a line."""
         if self._metrics is not None:
             self._progress.line(text)
+
+    def _track(self, step: int, figures: dict[str, float]) -> None:
+        samples = step * self.config.training.global_batch_size
+        for tracker in self._trackers:
+            tracker.log(figures, step, samples)
 
     def _by_source(self, values: Any) -> dict[str, float]:
         return dict(zip(self.mixture.names, map(float, values), strict=True))

@@ -1,0 +1,143 @@
+"""TensorBoard and Weights & Biases, both optional, under the tags that Megatron writes.
+
+Megatron's own tags are `lm loss`, `lm loss validation`, `learning-rate`, `batch-size`, `grad-norm`
+and `iteration-time` (`training_log` in `megatron/training/training.py`); TensorBoard has each also
+against samples, as `TAG vs samples`. What Megatron does not have is under `fastmix/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from megatron_fastmix.config import OutputConfig
+from megatron_fastmix.errors import ConfigError
+
+
+class Tracker(Protocol):
+    """Takes the figures of one step."""
+
+    def log(self, values: Mapping[str, float], step: int, samples: int) -> None:
+        """Figures by tag after `step` optimizer steps and `samples` samples."""
+
+    def close(self) -> None:
+        """Writes what is left."""
+
+
+def check_trackers(output: OutputConfig) -> None:
+    """Raises `ConfigError` where a tracker is configured and its package is not installed."""
+    for key, package, wanted in (
+        ("tensorboard_dir", "tensorboard", output.tensorboard_dir),
+        ("wandb_project", "wandb", output.wandb_project),
+    ):
+        if wanted is not None and importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"output.{key}: found {wanted!r}, and {package} is not installed; "
+                f"pip install 'megatron-fastmix[{package}]', or leave the key out"
+            )
+
+
+def open_trackers(
+    output: OutputConfig, folder: Path, step: int, config: dict[str, Any]
+) -> list[Tracker]:
+    """The trackers that are configured, for a search that has done `step` steps.
+
+    Raises `ConfigError` where a package is missing.
+    """
+    check_trackers(output)
+    trackers: list[Tracker] = []
+    if output.tensorboard_dir is not None:
+        trackers.append(TensorBoard(output.tensorboard_dir, step))
+    if output.wandb_project is not None:
+        trackers.append(WeightsAndBiases(output.wandb_project, folder, config))
+    return trackers
+
+
+class TensorBoard:
+    """Event files, as Megatron's --tensorboard-dir gets them."""
+
+    def __init__(self, folder: str | Path, step: int) -> None:
+        """Events of later steps than `step`, left by a run that died, are hidden."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def log(self, values: Mapping[str, float], step: int, samples: int) -> None:
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step)
+            if not tag.startswith("fastmix/"):
+                self._writer.add_scalar(f"{tag} vs samples", value, samples)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of the project; resuming a search resumes it. WANDB_MODE=offline keeps it here."""
+
+    def __init__(self, project: str, folder: Path, config: dict[str, Any]) -> None:
+        import wandb
+
+        place = str(folder.resolve())
+        self._run = wandb.init(
+            project=project,
+            name=folder.name,
+            id=hashlib.sha256(place.encode()).hexdigest()[:16],
+            resume="allow",
+            dir=place,
+            config=config,
+        )
+
+    def log(self, values: Mapping[str, float], step: int, samples: int) -> None:
+        self._run.log({**values, "samples vs steps": samples}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def inner_figures(
+    *,
+    loss: float,
+    source_loss: Mapping[str, float],
+    lr: float,
+    grad_norm: float | None,
+    batch_size: int,
+    seconds: float,
+) -> dict[str, float]:
+    """The tags of one optimizer step; sources without a sample in it are left out."""
+    figures = {
+        "lm loss": loss,
+        "learning-rate": lr,
+        "batch-size": float(batch_size),
+        "iteration-time": seconds,
+    }
+    if grad_norm is not None:
+        figures["grad-norm"] = grad_norm
+    for name, value in source_loss.items():
+        if value == value:  # not NaN
+            figures[f"fastmix/source loss/{name}"] = value
+    return figures
+
+
+def outer_figures(
+    *,
+    target_loss: Mapping[str, float],
+    mean_target_loss: float,
+    weights: Mapping[str, float],
+    products: Mapping[str, float],
+    noise_to_signal: float | None,
+) -> dict[str, float]:
+    """The tags of one outer step."""
+    figures = {"lm loss validation": mean_target_loss}
+    for kind, values in (
+        ("target loss", target_loss),
+        ("weight", weights),
+        ("product", products),
+    ):
+        figures |= {f"fastmix/{kind}/{name}": value for name, value in values.items()}
+    if noise_to_signal is not None:
+        figures["fastmix/noise to signal"] = noise_to_signal
+    return figures

@@ -1,0 +1,160 @@
+"""TensorBoard, Weights & Biases and the lines that stand in for a terminal."""
+
+import importlib.util
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from megatron_fastmix.config import OutputConfig, load_config
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.mixture import Mixture
+from megatron_fastmix.report.metrics import read_metrics
+from megatron_fastmix.report.progress import Progress
+from megatron_fastmix.report.trackers import (
+    TensorBoard,
+    check_trackers,
+    inner_figures,
+    open_trackers,
+    outer_figures,
+)
+
+
+def test_plain_lines_are_megatrons():
+    stream = io.StringIO()
+    with Progress(400, log_interval=2, global_batch_size=32, stream=stream) as progress:
+        for step, loss in ((1, 4.0), (2, 5.0)):
+            progress.update(
+                step,
+                loss=loss,
+                target_loss=6.0,
+                weights={"a": 1.0},
+                tokens_per_second=10.0,
+                lr=1e-4,
+                grad_norm=1.5,
+            )
+    # The text of `training_log`, megatron-core 0.19.
+    megatron = (
+        r" \[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}\] iteration        2/     400 \|"
+        r" consumed samples:           64 \| elapsed time per iteration \(ms\): \d+\.\d \|"
+        r" learning rate: 1\.000000E-04 \| global batch size:    32 \| lm loss: 4\.500000E\+00 \|"
+        r" loss scale: 1\.0 \| grad norm: 1\.500 \| number of skipped iterations:   0 \|"
+        r" number of nan iterations:   0 \| target loss: 6\.000000E\+00 \|"
+    )
+    assert re.match(megatron, stream.getvalue())
+
+
+def figures() -> dict[str, float]:
+    return inner_figures(
+        loss=4.0,
+        source_loss={"a": 3.0, "b": math.nan},
+        lr=1e-3,
+        grad_norm=2.0,
+        batch_size=8,
+        seconds=0.5,
+    ) | outer_figures(
+        target_loss={"t": 5.0},
+        mean_target_loss=5.0,
+        weights={"a": 0.75, "b": 0.25},
+        products={"a": 0.1, "b": 0.2},
+        noise_to_signal=None,
+    )
+
+
+def test_tensorboard_gets_megatrons_tags(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    board = TensorBoard(tmp_path, 0)
+    for step in (1, 2, 3):
+        board.log(figures(), step, samples=8 * step)
+    board.close()
+    # The search died after step 3 and resumes from step 2.
+    board = TensorBoard(tmp_path, 2)
+    board.log({"lm loss": 9.0}, 3, samples=24)
+    board.close()
+    found = events.EventAccumulator(str(tmp_path))
+    found.Reload()
+    tags = set(found.Tags()["scalars"])
+    megatron = {"lm loss", "lm loss validation", "learning-rate", "batch-size", "grad-norm"}
+    assert megatron | {f"{tag} vs samples" for tag in megatron} <= tags
+    assert {"fastmix/weight/a", "fastmix/source loss/a", "fastmix/target loss/t"} <= tags
+    assert "fastmix/source loss/b" not in tags
+    assert [(e.step, e.value) for e in found.Scalars("lm loss")] == [(1, 4.0), (2, 4.0), (3, 9.0)]
+
+
+WANDB = """
+import pathlib, sys
+from megatron_fastmix.report.trackers import WeightsAndBiases
+tracker = WeightsAndBiases("project", pathlib.Path(sys.argv[1]), {"seed": 1})
+tracker.log({"lm loss": 4.0}, 1, samples=8)
+tracker.log({"lm loss": 3.0}, 2, samples=16)  # which closes step 1
+assert tracker._run.summary["lm loss"] == 4.0
+tracker.close()
+"""
+
+
+def test_weights_and_biases_keeps_an_offline_run(tmp_path):
+    pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
+    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", WANDB, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(Path(tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_a_tracker_whose_package_is_missing_is_refused(monkeypatch, tmp_path):
+    assert open_trackers(OutputConfig(), tmp_path, 0, {}) == []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for key, extra in (("tensorboard_dir", "tensorboard"), ("wandb_project", "wandb")):
+        with pytest.raises(ConfigError, match=rf"output.{key}.*megatron-fastmix\[{extra}\]"):
+            check_trackers(OutputConfig(**{key: "x"}))
+
+
+def test_the_reporter_feeds_metrics_and_trackers(config_file, search_values, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from megatron_fastmix.hypergradient import Products
+    from megatron_fastmix.search.outer_step import OuterResult
+    from megatron_fastmix.search.reporter import Reporter
+
+    search_values["output"]["tensorboard_dir"] = str(tmp_path / "events")
+    config_file.write_text(yaml.safe_dump(search_values))
+    config = load_config(config_file)
+    mixture = Mixture(config.source_names, config.mixture)
+    result = OuterResult(
+        target_losses=np.array([5.0]),
+        target_weights=np.array([1.0]),
+        products=Products(
+            values=np.ones(3), standard_error=np.full(3, 0.1), counts=np.full(3, 5.0)
+        ),
+        gradient=np.zeros(3),
+        lr=0.1,
+        seconds=0.0,
+    )
+    with Reporter(config, mixture, tmp_path, 0, tokens_per_step=320, active=True) as report:
+        report.inner(1, 4.0, np.array([4.0, 4.0, np.nan]), 1e-3, None)
+        report.outer(1, result)
+        report.end(1, complete=False, training_flops=1e9)
+    run, inner, outer, end = read_metrics(tmp_path / "metrics.jsonl")
+    assert set(run["source_tokens"]) == set(config.source_names)
+    assert run["token_budget"] == sum(run["source_tokens"].values())
+    assert inner["tokens"] == 320
+    assert outer["target_loss"] == {"target": 5.0}
+    assert end["training_flops"] == 1e9
+    assert json.dumps(run["config"])
+    found = events.EventAccumulator(str(tmp_path / "events"))
+    found.Reload()
+    assert [e.value for e in found.Scalars("lm loss validation")] == [5.0]
+    assert [e.value for e in found.Scalars("fastmix/weight/forward")] == [pytest.approx(1 / 3)]
