@@ -69,7 +69,8 @@ def adjust(mixture: MixtureFile, adjustment: Adjustment) -> Adjusted:
     Raises `ConfigError` for names that are not there and for corrections that cannot all hold.
     """
     budget = adjustment.token_budget or mixture.token_budget
-    tokens = {source.name: source.tokens for source in mixture.sources}
+    # Shares of answer tokens are used up by answers.
+    tokens = {source.name: source.answer_tokens or source.tokens for source in mixture.sources}
     groups = _members(adjustment.groups, list(tokens))
     weights = _share_groups(mixture.weights, groups, tokens)
     weights, pinned = _fix(weights, adjustment.fixed, groups)

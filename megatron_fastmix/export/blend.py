@@ -8,8 +8,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.export.adjustment import NO_ADJUSTMENT, Adjustment, adjust
-from megatron_fastmix.export.mixture_file import MixtureFile, SourceWeight, TargetResult
+from megatron_fastmix.export.adjustment import (
+    NO_ADJUSTMENT,
+    Adjusted,
+    Adjustment,
+    adjust,
+)
+from megatron_fastmix.export.mixture_file import (
+    ANSWER_UNIT,
+    MixtureFile,
+    SourceWeight,
+    TargetResult,
+    rows_and_answers,
+)
 
 DEFAULT_DECIMALS = 4
 
@@ -21,9 +32,9 @@ class BlendEntry:
     name: str
     path: str
     weight: str
-    """Share of samples of `seq_length` tokens, as decimal text."""
+    """Share of samples of `seq_length` tokens, as decimal text; of rows for answer-only data."""
     tokens: int
-    """Tokens of the whole dataset."""
+    """Tokens of the whole dataset; rows for answer-only data."""
     documents: int = 0
     """Documents of the whole dataset; 0 where they are not known."""
 
@@ -33,7 +44,7 @@ class Blend:
     """What every format is written from."""
 
     token_budget: int
-    """Tokens of the run to come."""
+    """Tokens of the run to come; rows for answer-only data."""
     sources: tuple[BlendEntry, ...]
     """Only sources whose weight is above 0."""
     targets: tuple[BlendEntry, ...]
@@ -101,8 +112,14 @@ def make_blend(
     adjustment: Adjustment = NO_ADJUSTMENT,
     rows: Literal["documents", "sequences"] | None = None,
 ) -> Blend:
-    """The blend of `mixture` at its learned weights, corrected by `adjustment`."""
+    """The blend of `mixture` at its learned weights, corrected by `adjustment`.
+
+    Tools for fine-tuning count rows, so shares of answer tokens become shares of rows, and the
+    token budget the number of rows that hold as many answer tokens.
+    """
     adjusted = adjust(mixture, adjustment)
+    if mixture.unit == ANSWER_UNIT:
+        return _in_rows(mixture, adjusted, decimals)
     rounded = round_weights(adjusted.weights, decimals, adjusted.ceilings)
     entries = [_entry(source, rounded[source.name], source.documents) for source in mixture.sources]
     target_weights = round_weights({t.name: t.weight for t in mixture.targets}, decimals)
@@ -118,6 +135,37 @@ def make_blend(
         dropped=adjusted.dropped,
         capped=adjusted.capped,
         rows=rows,
+    )
+
+
+def _in_rows(mixture: MixtureFile, adjusted: Adjusted, decimals: int) -> Blend:
+    sizes = {source.name: rows_and_answers(source) for source in mixture.sources}
+    per_token = {name: rows / answers for name, (rows, answers) in sizes.items()}
+    rows = {name: weight * per_token[name] for name, weight in adjusted.weights.items()}
+    total = math.fsum(rows.values())
+    ceilings = {name: share * per_token[name] / total for name, share in adjusted.ceilings.items()}
+    rounded = round_weights({name: n / total for name, n in rows.items()}, decimals, ceilings)
+    entries = [
+        BlendEntry(
+            name=source.name,
+            path=source.path,
+            weight=rounded[source.name],
+            tokens=sizes[source.name][0],
+            documents=sizes[source.name][0],
+        )
+        for source in mixture.sources
+    ]
+    targets = round_weights({t.name: t.weight for t in mixture.targets}, decimals)
+    return Blend(
+        token_budget=round(adjusted.token_budget * total),
+        sources=tuple(entry for entry in entries if float(entry.weight) > 0),
+        targets=tuple(
+            _entry(t, targets[t.name]) for t in mixture.targets if float(targets[t.name]) > 0
+        ),
+        left_out=tuple(entry.name for entry in entries if float(entry.weight) == 0),
+        dropped=adjusted.dropped,
+        capped=adjusted.capped,
+        rows="sequences",
     )
 
 

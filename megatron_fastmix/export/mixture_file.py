@@ -129,6 +129,13 @@ class MixtureFile(_TypedPart):
         write_atomically(path, text + "\n")
 
 
+def rows_and_answers(source: SourceWeight) -> tuple[int, int]:
+    """Rows with an answer, and their answer tokens, of an answer-only source."""
+    assert source.rows is not None
+    assert source.answer_tokens is not None
+    return source.rows, source.answer_tokens
+
+
 def read_mixture(path: str | Path) -> MixtureFile:
     """Reads `mixture.json`, or the one in a run folder.
 
@@ -219,6 +226,12 @@ def _check(mixture: MixtureFile, path: Path) -> None:
                 "take the file that the run wrote"
             )
     for source in mixture.sources:
+        if mixture.unit == ANSWER_UNIT and not (source.rows and source.answer_tokens):
+            raise DataError(
+                f"{path}: source {source.name}: rows is {source.rows}, answer_tokens is "
+                f"{source.answer_tokens}, but the unit is {ANSWER_UNIT!r}; take the file that the "
+                "run wrote"
+            )
         if source.tokens < 1:
             raise DataError(
                 f"{path}: source {source.name}: tokens is {source.tokens}, expected 1 or more; "

@@ -10,6 +10,7 @@ from megatron_fastmix.export import (
     energon,
     gpt_neox,
     hf_datasets,
+    llama_factory,
     megatron,
     nanotron,
     nemo,
@@ -100,6 +101,11 @@ FORMATS: dict[str, Format] = {
         tool="Hugging Face datasets: a Python file that calls interleave_datasets",
         note="give its function `blend` the datasets by name; probabilities count rows, taken to "
         "be documents (--rows sequences where they are packed)",
+    ),
+    "llama-factory": Format(
+        render=llama_factory.interleaved,
+        tool="LLaMA-Factory: the data section of a training YAML, by rows",
+        note="register each dataset under its source's name in dataset_info.json",
     ),
 }
 

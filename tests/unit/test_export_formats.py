@@ -32,7 +32,11 @@ def export(make_mixture):
     return export
 
 
-@pytest.mark.parametrize("name", FORMATS)
+BY_NAME = {"llama-factory"}
+"""Formats that name datasets and hold no paths."""
+
+
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - BY_NAME))
 def test_every_format_leaves_out_what_rounds_to_zero(export, name):
     text = export(name)
     assert "/data/a" in text
@@ -40,7 +44,7 @@ def test_every_format_leaves_out_what_rounds_to_zero(export, name):
     assert text.endswith("\n")
 
 
-@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"megatron-data-args"}))
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - BY_NAME - {"megatron-data-args"}))
 def test_paths_with_quotes_and_colons_survive(export, name):
     folder = "/a: 'b' \"c\" #d é"
     text = export(name, folder)
@@ -51,6 +55,13 @@ def test_paths_with_quotes_and_colons_survive(export, name):
     else:
         values = ast.literal_eval(text[6:]) if name == "nemo-2" else yaml.safe_load(text)
     assert any(found.startswith(f"{folder}/a") for found in strings(values))
+
+
+def test_llama_factory_names_what_it_interleaves(export):
+    section = yaml.safe_load(export("llama-factory"))
+    assert section["dataset"] == "a,b"
+    assert section["interleave_probs"] == "0.700000,0.300000"
+    assert section["mix_strategy"] == "interleave_over"
 
 
 def run_python(text: str) -> dict:
