@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_fastmix.atomic_file import write_atomically
-from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.report import compare_command
 from megatron_fastmix.report.charts import Chart, build_charts
 from megatron_fastmix.report.page import render_page
@@ -50,7 +50,15 @@ def run(args: argparse.Namespace) -> int:
     folder = folder if args.output else folder / "report"
     pictures = not args.no_png
     while True:
-        runs = read_runs(args.runs)
+        try:
+            runs = read_runs(args.runs)
+        except DataError:
+            # A search takes a while to write its first line.
+            if args.watch is None or not first.is_dir():
+                raise
+            print(f"waiting for {first / 'metrics.jsonl'}", file=sys.stderr)
+            time.sleep(args.watch)
+            continue
         ended = all(run.ended for run in runs)
         live = args.watch if args.watch and not ended else None
         try:

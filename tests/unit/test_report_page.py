@@ -206,6 +206,13 @@ def test_watching_reloads_until_the_run_ends(write_run, monkeypatch):
     assert main(["report", str(run), "--watch", "0"]) == 2
 
 
+def test_watching_waits_for_a_search_that_has_not_begun(write_run, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr("time.sleep", lambda seconds: write_run("run"))
+    assert main(["report", str(tmp_path / "run"), "--watch", "--no-png"]) == 0
+    assert main(["report", str(tmp_path / "nowhere"), "--watch"]) == 2
+
+
 def test_a_run_that_has_just_begun_has_a_report(write_run, tmp_path):
     run = write_run("run", steps=1)
     assert main(["report", str(run)]) == 0
