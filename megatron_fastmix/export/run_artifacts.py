@@ -24,12 +24,15 @@ class RunArtifacts:
     """None where a path begins or ends with white space, which Megatron strips."""
     picture: Path | None
     """None before the first outer step, and where the run folder has no metrics."""
+    report: Path | None
+    """The page `report/report.html`; None where there are no metrics to write it from."""
 
 
 def write_run_artifacts(run_dir: str | Path, mixture: MixtureFile) -> RunArtifacts:
-    """Writes mixture.json, blend.txt, blend.json and weights.png into `run_dir`, each atomically.
+    """Writes mixture.json, blend.txt, blend.json, weights.png and the report into `run_dir`.
 
-    The picture is drawn from `metrics.jsonl` in the same folder. What cannot be written is
+    Each is written atomically; picture and report are drawn from `metrics.jsonl` in the same
+    folder, or in its folders of seeds. What cannot be written is
     removed: a file of an earlier part of the run must not pass for this result's.
     """
     run_dir = Path(run_dir)
@@ -41,6 +44,7 @@ def write_run_artifacts(run_dir: str | Path, mixture: MixtureFile) -> RunArtifac
         blend_txt=_write_blend(run_dir / "blend.txt", megatron.data_args, blend),
         blend_json=_write_blend(run_dir / "blend.json", megatron.per_split, blend),
         picture=_draw(run_dir / "weights.png", run_dir / "metrics.jsonl", mixture),
+        report=_report(run_dir),
     )
 
 
@@ -62,3 +66,13 @@ def _draw(path: Path, metrics: Path, mixture: MixtureFile) -> Path | None:
 
     plot_weights(metrics, path, mixture)
     return path
+
+
+def _report(run_dir: Path) -> Path | None:
+    from megatron_fastmix.report.command import read_runs, write_report
+
+    try:
+        return write_report(read_runs([run_dir]), run_dir / "report", pictures=False)
+    except DataError:
+        (run_dir / "report" / "report.html").unlink(missing_ok=True)
+        return None

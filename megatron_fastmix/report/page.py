@@ -78,7 +78,7 @@ def _charts(charts: Sequence[Chart]) -> str:
 def _status(runs: Sequence[RunRecord]) -> list[str]:
     texts = []
     for run in runs:
-        state = "finished" if run.complete else "stopped" if run.ended else "running"
+        state = "finished" if run.complete else "stopped" if run.ended else "unfinished"
         of = f" of {run.train_iters:,}" if run.train_iters and not run.complete else ""
         name = f"{run.name}: " if len(runs) > 1 else ""
         texts.append(f"{name}{state}, {run.step:,}{of} steps, {len(run.outer):,} of the mixture")

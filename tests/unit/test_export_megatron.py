@@ -94,11 +94,13 @@ def test_a_run_folder_gets_mixture_blends_and_picture(tmp_path, make_mixture, ma
     files = write_run_artifacts(tmp_path, make_mixture({"a": 0.5, "b": 0.5}))
     assert files.blend_txt and files.blend_txt.read_text() == "0.5000 /data/a\n0.5000 /data/b\n"
     assert files.picture and files.picture.read_bytes().startswith(b"\x89PNG")
+    assert files.report == tmp_path / "report" / "report.html"
+    assert "The mixture so far" in files.report.read_text()
     # A result without outer steps must not be shown with another's picture.
     files = write_run_artifacts(tmp_path, make_mixture({"a": 0.5, "b": 0.5}, outer_steps=0))
     assert files.picture is None
     assert sorted(file.name for file in tmp_path.iterdir()) == [
-        *("blend.json", "blend.txt", "metrics.jsonl", "mixture.json")
+        *("blend.json", "blend.txt", "metrics.jsonl", "mixture.json", "report")
     ]
 
 

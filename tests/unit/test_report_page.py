@@ -185,6 +185,17 @@ def test_seeds_are_averaged_and_other_settings_shown_side_by_side(write_run, tmp
     assert "mixture.lr" in text and "0.05" in text
 
 
+def test_runs_of_other_sources_and_targets_overlay_where_they_can(write_run, tmp_path):
+    first, second = write_run("first"), write_run("second")
+    path = second / "metrics.jsonl"
+    text = path.read_text().replace('"noise"', '"web"').replace('"exams"', '"maths"')
+    path.write_text(text)
+    assert main(["report", str(first), str(second), "--no-png"]) == 0
+    text = page(first)
+    for caption in ("Weights: web", "Weights: noise", "Loss on maths", "Loss on exams"):
+        assert caption in text
+
+
 def test_a_search_that_is_unsure_is_called_so(write_run):
     run = write_run("run", lr=0.0)
     (finding,) = [f for f in judge(read_runs([run])).findings if "uniform" in f.text]
@@ -197,7 +208,7 @@ def test_watching_reloads_until_the_run_ends(write_run, monkeypatch):
     def finish(seconds: float) -> None:
         assert seconds == 3
         assert '<meta http-equiv="refresh" content="3">' in page(run)
-        assert "running, 20 of 40 steps" in page(run)
+        assert "unfinished, 20 of 40 steps" in page(run)
         write_run("run")
 
     monkeypatch.setattr("time.sleep", finish)
