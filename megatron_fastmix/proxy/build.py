@@ -50,29 +50,22 @@ def load_trained(model: torch.nn.Module, run_dir: Path) -> None:
 
     Raises `CheckpointError` where there is none, or where its shapes differ.
     """
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
     from megatron_fastmix.search import checkpoint
+    from megatron_fastmix.search.engine_state import MASTER, StoredParameters
 
     state = checkpoint.latest(run_dir)
     if state is None:
         raise CheckpointError(f"proxy.checkpoint: {run_dir} holds no checkpoint of a search")
-    folder = run_dir / "checkpoints" / f"step-{state.step:08d}"
-    if any(folder.glob("*zero_pp_rank*")):
-        weights = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), folder.name)
-    else:
-        file = folder / "mp_rank_00_model_states.pt"
-        weights = torch.load(file, map_location="cpu", weights_only=False)["module"]
+    folder = checkpoint.step_folder(run_dir, state.step)
+    stored = StoredParameters(checkpoint.rank_files(run_dir, state.step))
+    parameters = dict(model.named_parameters())
     try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
+        stored.check_names({name: p.numel() for name, p in parameters.items()})
+    except CheckpointError as error:
         raise CheckpointError(
-            f"proxy.checkpoint: {folder} holds another model: {error}; set proxy.* to those of "
-            f"{run_dir}/config.yaml"
+            f"proxy.checkpoint: {folder}: {error}; set proxy.* to those of {run_dir}/config.yaml"
         ) from None
-    # Megatron's extra states are empty, and rotary frequencies are computed.
-    wrong = [name for name in [*missing, *unexpected] if "_extra_state" not in name]
-    if wrong:
-        raise CheckpointError(
-            f"proxy.checkpoint: {folder} holds another model; it differs in {', '.join(wrong)}"
-        )
+    for name, parameter in parameters.items():
+        values = stored.read(MASTER, name, 0, parameter.numel())
+        parameter.data.copy_(torch.from_numpy(values).view_as(parameter))
+    stored.close()

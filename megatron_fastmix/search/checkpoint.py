@@ -1,18 +1,26 @@
-"""Checkpoints of a search: DeepSpeed's files, and ours, written last.
+"""Checkpoints of a search, free of pickles and of the number of ranks that wrote them.
 
-    RUN/checkpoints/step-00000100/             DeepSpeed: model, optimizer, schedule
-    RUN/checkpoints/step-00000100/search.json  ours: step, mixture, batch layout
+    RUN/checkpoints/step-00000100/tensor-00-data-00001.npz   one rank's share: parameters, moments
+    RUN/checkpoints/step-00000100/tensor-00-data-00001.json  its size and sha256
+    RUN/checkpoints/step-00000100/search.json                step, mixture, all checksums
 
-A folder without `search.json` is an interrupted write: it is ignored and then removed.
+A rank copies its share to host memory, and a thread writes it while training goes on. `search.json`
+comes last, after every file is on disk: a folder without it is an interrupted write.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
+import sys
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.errors import CheckpointError
@@ -23,7 +31,7 @@ STATE_FILE = "search.json"
 
 @dataclass(frozen=True, kw_only=True)
 class SearchState:
-    """The part of a search's state that DeepSpeed does not keep."""
+    """The part of a search's state that is not the engine's."""
 
     step: int
     """Optimizer steps done; the draws of the next one follow from it."""
@@ -40,61 +48,228 @@ class SearchState:
     final_target_losses: list[float] | None
     """Loss of each target at the last outer step, (V,)."""
     data_parallel_size: int
-    """Ranks that wrote the checkpoint: ZeRO's shards need as many."""
+    """Ranks that wrote the checkpoint; another number may read it."""
+    identity: dict[str, Any]
+    """The data that it rests on: `identity.identity_of`."""
 
 
-def save(
-    run_dir: Path, engine: Any, state: SearchState, world: DataParallelGroup, keep: int
-) -> Path:
-    """Writes a checkpoint, and removes the oldest beyond `keep`. Every rank must call: `world`."""
-    folder = _folder(run_dir, state.step)
-    if world.rank == 0:
-        (folder / STATE_FILE).unlink(missing_ok=True)
-    world.barrier()
-    engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-    world.barrier()
-    if world.rank == 0:
-        write_atomically(folder / STATE_FILE, json.dumps(asdict(state)))
-        complete = [path.parent for path in _states(run_dir)]
+class CheckpointWriter:
+    """Writes checkpoints behind the training. One at a time is under way."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        world: DataParallelGroup,
+        group: DataParallelGroup,
+        tensor_group: DataParallelGroup,
+        keep: int,
+    ) -> None:
+        """The newest `keep` checkpoints stay. `world` are all ranks, `group` the data-parallel and
+        `tensor_group` the tensor-parallel ones."""
+        self.run_dir = run_dir
+        self.world = world
+        self.file = _rank_file(tensor_group.rank, group.rank)
+        self.files = [
+            _rank_file(tensor, data)
+            for tensor in range(tensor_group.size)
+            for data in range(group.size)
+        ]
+        self.keep = keep
+        self._thread: threading.Thread | None = None
+        self._state: SearchState | None = None
+        self._error: OSError | None = None
+
+    @property
+    def progress(self) -> tuple[float, float]:
+        """(1 where this rank's file is written, 1 where it cannot be): summed over the ranks, they
+        tell `advance` what to do."""
+        written = self._thread is not None and not self._thread.is_alive()
+        return float(written and self._error is None), float(written and self._error is not None)
+
+    def begin(self, state: SearchState, arrays: dict[str, np.ndarray]) -> None:
+        """Starts to write `arrays` (`engine_state.snapshot`). Every rank must call: `world`.
+
+        Raises what `finish` raises of the checkpoint before.
+        """
+        self.finish()
+        folder = step_folder(self.run_dir, state.step)
+        if self.world.rank == 0:
+            _remove(folder)  # a write that was interrupted, perhaps of more ranks
+        self.world.barrier()
+        self._state, self._error = state, None
+        self._thread = threading.Thread(target=self._write, args=(folder, arrays), daemon=True)
+        self._thread.start()
+
+    def advance(self, written: float, failed: float) -> None:
+        """Publishes the checkpoint once all ranks wrote their files, given the sums of `progress`.
+
+        Every rank must call, with equal sums. Raises `CheckpointError` where a rank could not.
+        """
+        if self._thread is not None and written + failed == self.world.size:
+            self._close(failed)
+
+    def finish(self) -> None:
+        """Waits for the checkpoint under way. Every rank must call. Raises as `advance` does."""
+        if self._thread is not None:
+            self._thread.join()
+            self._close(self.world.sum(np.array(self.progress))[1])
+
+    def _close(self, failed: float) -> None:
+        assert self._state is not None
+        state, self._thread = self._state, None
+        folder = step_folder(self.run_dir, state.step)
+        error: OSError | None = self._error
+        if self.world.rank == 0 and not failed:
+            try:
+                self._publish(folder, state)
+            except OSError as problem:
+                error = problem
+        # Also keeps a fast rank from going on to files that rank 0 still removes.
+        if self.world.sum(np.array([float(error is not None)]))[0]:
+            if error is not None:
+                _say(f"rank {self.world.rank}: cannot write {folder / self.file}: {error.strerror}")
+            complete = complete_steps(self.run_dir)
+            last = f"that of step {complete[-1]} stays" if complete else "there is none before it"
+            raise CheckpointError(
+                f"{folder}: the checkpoint could not be written; {last}; make room and run the "
+                "same command again"
+            )
+
+    def _write(self, folder: Path, arrays: dict[str, np.ndarray]) -> None:
+        """In a thread of its own."""
+        path = folder / self.file
+        aside = path.with_name(f".{path.name}.tmp")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(aside, "wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub names one keyword
+                file.flush()
+                os.fsync(file.fileno())
+            record = {"bytes": aside.stat().st_size, "sha256": _sha256(aside)}
+            os.replace(aside, path)
+            write_atomically(path.with_suffix(".json"), json.dumps(record))
+        except OSError as error:
+            self._error = error
+            # What was written of it takes the room that others need.
+            aside.unlink(missing_ok=True)
+
+    def _publish(self, folder: Path, state: SearchState) -> None:
+        files = {
+            name: json.loads((folder / name).with_suffix(".json").read_text())
+            for name in self.files
+        }
+        content = {"state": asdict(state), "files": files}
+        metrics = self.run_dir / "metrics.jsonl"
+        if metrics.exists():
+            with open(metrics, "rb") as file:
+                os.fsync(file.fileno())  # a resumed run does not write these lines again
+        write_atomically(folder / STATE_FILE, json.dumps({**content, "sha256": _seal(content)}))
+        kept = [step for step in complete_steps(self.run_dir) if step <= state.step][-self.keep :]
         for old in folder.parent.glob("step-*"):
-            if old not in complete[-keep:]:
-                # The mark of completeness goes first, lest a half-removed folder pass for whole.
-                (old / STATE_FILE).unlink(missing_ok=True)
-                shutil.rmtree(old, ignore_errors=True)
-    world.barrier()
-    return folder
+            # Later steps are of a checkpoint that was refused when this run began.
+            if old not in [step_folder(self.run_dir, step) for step in kept]:
+                _remove(old)
 
 
-def latest(run_dir: Path) -> SearchState | None:
-    """The state of the newest complete checkpoint; None where there is none."""
-    states = _states(run_dir)
-    if not states:
-        return None
-    try:
-        return SearchState(**json.loads(states[-1].read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+def latest(run_dir: Path, world: DataParallelGroup | None = None) -> SearchState | None:
+    """The state of the newest checkpoint whose files are whole; None where there is none.
+
+    Says on stderr which one it refuses and why. Every rank of `world` must call; they share the
+    reading. Raises `CheckpointError` where there are checkpoints and none is whole.
+    """
+    rank, size = (0, 1) if world is None else (world.rank, world.size)
+
+    def total(values: list[float]) -> list[float]:
+        return values if world is None else world.sum(np.array(values)).tolist()
+
+    # Rank 0 lists them: a shared folder may show other hosts an older state.
+    steps = complete_steps(run_dir) if rank == 0 else []
+    count = int(total([len(steps)])[0])
+    for step in reversed(total([float(step) for step in steps] or [0.0] * count)):
+        folder = step_folder(run_dir, int(step))
+        state, refused = None, 0
+        try:
+            state, files = _read_state(folder)
+            for name in sorted(files)[rank::size]:
+                _check_file(folder / name, files[name])
+        except CheckpointError as error:
+            refused = 1
+            _say(f"refused a checkpoint: {error}")
+        if not total([refused])[0]:
+            return state
+        if rank == 0:
+            _say(f"{folder} is damaged: looking for the checkpoint before it")
+    if count:
         raise CheckpointError(
-            f"{states[-1]}: not the state of a search: {error}; remove its folder to go on from "
-            "the checkpoint before"
-        ) from None
-
-
-def load(run_dir: Path, engine: Any, state: SearchState, group: DataParallelGroup) -> None:
-    """Restores the engine from the checkpoint of `state`. Every rank must call."""
-    if state.data_parallel_size != group.size:
-        raise CheckpointError(
-            f"{_folder(run_dir, state.step)}: written by {state.data_parallel_size} data-parallel "
-            f"ranks, this run has {group.size}; start as many, or use another run_dir"
+            f"{run_dir / 'checkpoints'}: none of the {count} checkpoints is whole; restore one, or "
+            "remove that folder to start again"
         )
-    folder = _folder(run_dir, state.step)
-    loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
-    if loaded is None:
-        raise CheckpointError(f"{folder}: DeepSpeed cannot load it; remove the folder")
+    return None
 
 
-def _folder(run_dir: Path, step: int) -> Path:
+def rank_files(run_dir: Path, step: int, tensor_rank: int = 0) -> list[Path]:
+    """The files of one tensor-parallel rank in the checkpoint of `step`."""
+    folder = step_folder(run_dir, step)
+    _, files = _read_state(folder)
+    return [
+        folder / name for name in sorted(files) if name.startswith(f"tensor-{tensor_rank:02d}-")
+    ]
+
+
+def complete_steps(run_dir: Path) -> list[int]:
+    """Steps of the checkpoints that were written to the end, ascending."""
+    found = (run_dir / "checkpoints").glob(f"step-*/{STATE_FILE}")
+    return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
+
+
+def step_folder(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of `step` is."""
     return run_dir / "checkpoints" / f"step-{step:08d}"
 
 
-def _states(run_dir: Path) -> list[Path]:
-    return sorted((run_dir / "checkpoints").glob(f"step-*/{STATE_FILE}"))
+def _rank_file(tensor_rank: int, data_rank: int) -> str:
+    return f"tensor-{tensor_rank:02d}-data-{data_rank:05d}.npz"
+
+
+def _read_state(folder: Path) -> tuple[SearchState, dict[str, Any]]:
+    path = folder / STATE_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        seal = content.pop("sha256")
+        if seal != _seal(content):
+            raise ValueError("its sha256 differs from the one in it")
+        if any(Path(name).name != name for name in content["files"]):
+            raise ValueError("it names files outside its folder")
+        return SearchState(**content["state"]), content["files"]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not the state of a search: {error}") from None
+
+
+def _check_file(path: Path, record: dict[str, Any]) -> None:
+    try:
+        size = path.stat().st_size
+        if size != record["bytes"]:
+            raise CheckpointError(f"{path}: {size:,} bytes found, {record['bytes']:,} written")
+        if _sha256(path) != record["sha256"]:
+            raise CheckpointError(f"{path}: its sha256 differs from the one when it was written")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read it: {error.strerror}") from None
+
+
+def _remove(folder: Path) -> None:
+    # The mark of completeness goes first, lest a half-removed folder pass for whole.
+    (folder / STATE_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _say(text: str) -> None:
+    print(f"megatron-fastmix: {text}", file=sys.stderr, flush=True)
+
+
+def _seal(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,7 +18,7 @@ from megatron_fastmix.proxy.megatron_gpt import initialize_parallel_state
 from megatron_fastmix.search import checkpoint, run_folder
 from megatron_fastmix.search.batches import Batches
 from megatron_fastmix.search.check_inputs import check_inputs
-from megatron_fastmix.search.checkpoint import SearchState
+from megatron_fastmix.search.checkpoint import CheckpointWriter, SearchState
 from megatron_fastmix.search.datasets import build_source_blend, build_targets
 from megatron_fastmix.search.engine import (
     build_engine,
@@ -26,6 +26,8 @@ from megatron_fastmix.search.engine import (
     engine_preconditioner,
     learning_rate,
 )
+from megatron_fastmix.search.engine_state import StoredParameters, restore, snapshot
+from megatron_fastmix.search.identity import check_identity, check_same_on_all_ranks, identity_of
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.outcome import mixture_file, outer_step_forward_passes
 from megatron_fastmix.search.outer_step import OuterLoop
@@ -36,20 +38,25 @@ from megatron_fastmix.targets.weights import TargetWeights
 class Search:
     """One rank's part of a search."""
 
-    def __init__(self, config: SearchConfig, device: str = "cpu") -> None:
+    def __init__(
+        self, config: SearchConfig, device: str = "cpu", *, accept_changes: bool = False
+    ) -> None:
         """Builds the search, or resumes it from the newest checkpoint in its run folder.
 
+        With `accept_changes`, datasets may have other content than the checkpoint was trained on.
         Every rank must call, with torch.distributed initialised. Raises what `check_inputs`
-        raises, and `CheckpointError`.
+        raises, `CheckpointError`, and `RankDivergenceError` where ranks read different data.
         """
         initialize_parallel_state(config.engine.tensor_model_parallel_size)
         self.config = config
         self.folder = Path(config.run_dir)
         self.world = DataParallelGroup(device=device)
         self.group = DataParallelGroup(parallel_state.get_data_parallel_group(), device)
-        tensor = DataParallelGroup(parallel_state.get_tensor_model_parallel_group(), device)
+        self.tensor = DataParallelGroup(parallel_state.get_tensor_model_parallel_group(), device)
         self.inputs = check_inputs(config, self.world.size)
         tokenizer = self.inputs.tokenizer
+        self.identity = identity_of(config, tokenizer.sha256)
+        check_same_on_all_ranks(self.identity, self.world)
         cache = config.data.data_cache_path or str(self.folder / "cache")
 
         self.mixture = Mixture(
@@ -68,7 +75,7 @@ class Search:
         self.outer_loop = OuterLoop(
             config,
             self.engine.module,
-            engine_parameters(self.engine, self.group, tensor),
+            engine_parameters(self.engine, self.group, self.tensor),
             self.batches,
             self.mixture,
             self.targets,
@@ -82,15 +89,19 @@ class Search:
         self.stop_signalled = False
         self._seconds_before = 0.0
         self._began = time.monotonic()
-        state = checkpoint.latest(self.folder)
+        self.checkpoints = CheckpointWriter(
+            self.folder, self.world, self.group, self.tensor, config.output.keep_checkpoints
+        )
+        state = checkpoint.latest(self.folder, self.world)
         if state is not None:
+            check_identity(state.identity, self.identity, accept_changes=accept_changes)
             self._restore(state)
 
     def run(self) -> bool:
         """Trains to the last step or until a stop is asked for; returns whether it was the last.
 
-        Every rank must call. Raises `NonFiniteError` and `RankDivergenceError`; the checkpoints
-        written before stay.
+        Every rank must call. Raises `NonFiniteError`, `RankDivergenceError`, and `CheckpointError`
+        where one cannot be written; the checkpoints written before stay.
         """
         training, output = self.config.training, self.config.output
         if self.step == training.train_iters:
@@ -110,6 +121,7 @@ class Search:
                 last = self.step == training.train_iters
                 if last or stop or self.step % output.save_interval == 0:
                     self._save(report)
+            self.checkpoints.finish()
             report.end(self.step, complete=self.step == training.train_iters)
         return self.step == training.train_iters
 
@@ -152,6 +164,7 @@ class Search:
             initial_target_losses=self.first_target_losses,
             final_target_losses=self.last_target_losses,
             data_parallel_size=self.group.size,
+            identity=self.identity,
         )
 
     def result(self) -> MixtureFile:
@@ -174,12 +187,16 @@ class Search:
         report.outer(self.step, result)
 
     def _reduce(self, sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Sums losses and counts by source over the ranks; also whether any was asked to stop."""
+        """Sums losses and counts by source over the ranks; also whether any was asked to stop.
+
+        The same collective tells whether all have written their part of a checkpoint.
+        """
         asked = self.stop_signalled
         asked |= self.world.rank == 0 and run_folder.stop_requested(self.folder)
         # Tensor-parallel ranks count the same samples again, in sums and counts alike.
-        reduced = self.world.sum(np.concatenate([sums, counts, [float(asked)]]))
-        sums, counts = reduced[: len(sums)], reduced[len(sums) : -1]
+        parts = (sums, counts, [float(asked)], self.checkpoints.progress)
+        reduced = self.world.sum(np.concatenate(parts))
+        sums, counts = reduced[: len(sums)], reduced[len(sums) : -3]
         for name, value in zip(self.mixture.names, sums, strict=True):
             if not np.isfinite(value):
                 raise NonFiniteError(
@@ -187,21 +204,20 @@ class Search:
                     "or raise training.lr_warmup_iters; the last good checkpoint stays in "
                     f"{self.folder / 'checkpoints'}"
                 )
-        return sums, counts, bool(reduced[-1])
+        self.checkpoints.advance(*reduced[-2:])
+        return sums, counts, bool(reduced[-3])
 
     def _save(self, report: Reporter) -> None:
         began = time.monotonic()
-        folder = checkpoint.save(
-            self.folder,
-            self.engine,
-            self.state(),
-            self.world,
-            self.config.output.keep_checkpoints,
-        )
+        arrays = snapshot(self.engine, self.group)
+        self.checkpoints.begin(self.state(), arrays)
+        folder = checkpoint.step_folder(self.folder, self.step)
         report.checkpoint(self.step, folder, time.monotonic() - began)
 
     def _restore(self, state: SearchState) -> None:
-        checkpoint.load(self.folder, self.engine, state, self.group)
+        stored = StoredParameters(checkpoint.rank_files(self.folder, state.step, self.tensor.rank))
+        restore(self.engine, self.group, stored, state.step)
+        stored.close()
         self.mixture.load_state(state.mixture)
         self.targets.values = np.array(state.target_weights)
         self.step = state.step

@@ -14,7 +14,7 @@ import torch
 
 from megatron_fastmix import strict_yaml
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.errors import CheckpointError, NonFiniteError, RankDivergenceError
+from megatron_fastmix.errors import NonFiniteError, RankDivergenceError
 from megatron_fastmix.export.run_artifacts import write_run_artifacts
 from megatron_fastmix.parallel.forked_ranks import run_ranks
 from megatron_fastmix.parallel.groups import DataParallelGroup
@@ -485,19 +485,6 @@ def test_lines_and_steps_after_the_last_checkpoint_are_done_again(
     assert without_times(tmp_path / "parts/metrics.jsonl") == without_times(
         tmp_path / "straight/metrics.jsonl"
     )
-
-
-def resume_refused(config: SearchConfig) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        Search(config)
-    return str(caught.value)
-
-
-def test_another_data_parallel_size_is_refused_on_resume(search_values: dict) -> None:
-    config = load(search_values)
-    run_ranks(2, run_search, config, 2)
-    (message,) = run_ranks(1, resume_refused, config)
-    assert "written by 2 data-parallel ranks, this run has 1" in message
 
 
 def blow_up(config: SearchConfig) -> str:

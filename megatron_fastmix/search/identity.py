@@ -1,0 +1,84 @@
+"""Which datasets and which tokenizer a checkpoint rests on, by content and not by path."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+import numpy as np
+
+from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.errors import CheckpointError, ConfigError
+from megatron_fastmix.parallel.groups import DataParallelGroup
+
+_BLOCK_BYTES = 1 << 20
+
+Identity = dict[str, Any]
+"""JSON: `tokenizer` (sha256), `sources` and `targets` (lists of [name, fingerprint])."""
+
+
+def identity_of(config: SearchConfig, tokenizer_sha256: str) -> Identity:
+    """What this search reads. Raises `DataError` for a file that cannot be read."""
+    return {
+        "tokenizer": tokenizer_sha256,
+        "sources": [[source.name, fingerprint(source.path)] for source in config.sources],
+        "targets": [[target.name, fingerprint(target.path)] for target in config.targets],
+    }
+
+
+def fingerprint(prefix: str, sample_bytes: int = 64 << 20) -> str:
+    """sha256 over the sizes of PREFIX.idx and PREFIX.bin and their content: whole up to
+    `sample_bytes`, else evenly spaced blocks, the first and the last among them."""
+    digest = hashlib.sha256()
+    for path in (f"{prefix}.idx", f"{prefix}.bin"):
+        size = os.stat(path).st_size
+        digest.update(f"{size} ".encode())
+        blocks, wanted = -(-size // _BLOCK_BYTES), max(2, sample_bytes // _BLOCK_BYTES)
+        chosen = np.unique(np.linspace(0, max(blocks - 1, 0), min(blocks, wanted)).astype(int))
+        with open(path, "rb") as file:
+            for block in chosen.tolist():
+                file.seek(block * _BLOCK_BYTES)
+                digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+def check_same_on_all_ranks(identity: Identity, world: DataParallelGroup) -> None:
+    """Raises `RankDivergenceError` where a host reads another dataset. Every rank must call."""
+    entries = [["the tokenizer", identity["tokenizer"]]]
+    entries += [*identity["sources"], *identity["targets"]]
+    bits = [np.frombuffer(bytes.fromhex(digest)[:8]) for _, digest in entries]
+    world.check_equal(np.concatenate(bits), [name for name, _ in entries], "the data files")
+
+
+def check_identity(before: Identity, now: Identity, *, accept_changes: bool) -> None:
+    """Refuses a checkpoint that rests on other data, and says what differs.
+
+    With `accept_changes`, a dataset of the same name may have other content. Raises
+    `CheckpointError`; `ConfigError` where accepting the change would help.
+    """
+    if before["tokenizer"] != now["tokenizer"]:
+        raise CheckpointError(
+            "the checkpoint was trained with another tokenizer (sha256 "
+            f"{before['tokenizer'][:12]}..., now {now['tokenizer'][:12]}...); its weights mean "
+            "nothing to this one: use that tokenizer, or another run_dir"
+        )
+    for kind in ("sources", "targets"):
+        names = [[name for name, _ in entries] for entries in (before[kind], now[kind])]
+        if names[0] != names[1]:
+            raise CheckpointError(
+                f"the checkpoint's {kind} are {', '.join(names[0])}; the configuration's are "
+                f"{', '.join(names[1])}; use the same in the same order, or another run_dir"
+            )
+    changed = [
+        name
+        for kind in ("sources", "targets")
+        for (name, old), (_, new) in zip(before[kind], now[kind], strict=True)
+        if old != new
+    ]
+    if changed and not accept_changes:
+        raise ConfigError(
+            f"{', '.join(changed)}: the content is not that which the checkpoint was trained on; "
+            "restore the files, choose another run_dir, or go on with the new content by "
+            "--accept-changes"
+        )
