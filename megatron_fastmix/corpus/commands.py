@@ -108,6 +108,10 @@ def add_preprocess_arguments(parser: argparse.ArgumentParser) -> None:
         help="all but text also write the loss mask of the answers",
     )
     parser.add_argument(
+        "--chat-template",
+        help="model folder, tokenizer_config.json or .jinja file, for --record-type messages",
+    )
+    parser.add_argument(
         "--split", help="shares of train, valid and test by content, such as 969,30,1"
     )
     parser.add_argument(
@@ -158,6 +162,7 @@ def preprocess_config(args: argparse.Namespace) -> PreprocessConfig:
                 json_key=key,
                 input_format=args.input_format,
                 record_type=args.record_type,
+                chat_template=args.chat_template,
                 split=args.split,
                 skip_bad_lines=args.skip_bad_lines,
                 licence=args.licence,

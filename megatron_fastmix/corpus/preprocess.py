@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
+from megatron_fastmix.corpus.chat_template import read_chat_template
 from megatron_fastmix.corpus.dataset_output import DatasetOutput, read_digests
 from megatron_fastmix.corpus.encoding import EncodedChunk, Encoder
 from megatron_fastmix.corpus.inputs import expand_inputs
@@ -93,9 +94,14 @@ class _DatasetWork:
         self.tokenizer_record = tokenizer_record
         self.append_eod = config.append_eod
         self.workers = config.workers or available_cores()
+        template = read_chat_template(dataset.chat_template) if dataset.chat_template else None
         self.encoder = Encoder(
             tokenizer=tokenizer,
-            parser=RecordParser(record_type=dataset.record_type, json_key=dataset.json_key),
+            parser=RecordParser(
+                record_type=dataset.record_type,
+                json_key=dataset.json_key,
+                chat_template=template,
+            ),
             append_eod=config.append_eod,
             splitter=Splitter.parse(dataset.split),
             held_out=tuple(held_out for _, _, held_out in dataset.outputs),
@@ -235,12 +241,14 @@ class _DatasetWork:
         excluded = hashlib.sha256()
         for digest in sorted(self.encoder.excluded):
             excluded.update(digest)
+        template = self.encoder.parser.chat_template
         content = {
             "dataset": dataclasses.asdict(self.dataset),
             "append_eod": self.append_eod,
             "tokenizer": dataclasses.asdict(self.tokenizer_record),
             "inputs": [dataclasses.asdict(record) for record in self.inputs],
             "excluded": excluded.hexdigest(),
+            "chat_template": template and dataclasses.asdict(template),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

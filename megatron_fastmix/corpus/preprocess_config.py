@@ -30,6 +30,9 @@ class DatasetConfig:
     """What a record holds; all but `text` also write the loss mask PATH_loss_mask."""
     json_key: str = "text"
     """Key or Parquet column of the text; dotted for a nested one."""
+    chat_template: str | None = None
+    """A model's folder, its tokenizer_config.json or a .jinja file, for `messages`; a template
+    mostly ends an answer itself, so `append_eod` is then best off."""
     split: str | None = None
     """Shares of train, valid and test (Megatron's --split, such as 969,30,1), by content."""
     held_out: bool = False
@@ -52,6 +55,11 @@ class DatasetConfig:
             raise ConfigError(
                 f"{self.prefix}: record_type {self.record_type} needs JSONL or Parquet, found "
                 f"input_format {self.input_format}"
+            )
+        if self.chat_template and self.record_type != "messages":
+            raise ConfigError(
+                f"{self.prefix}: chat_template is for record_type messages, found "
+                f"{self.record_type}"
             )
         if self.split and self.held_out:
             raise ConfigError(f"{self.prefix}: a held_out dataset is not split; leave one out")

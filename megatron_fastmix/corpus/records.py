@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_fastmix.corpus.chat_template import ChatTemplate
 from megatron_fastmix.corpus.inputs import InputFormat, expand_inputs
 from megatron_fastmix.corpus.readers import Record, iter_chunks
 from megatron_fastmix.errors import DataError
@@ -42,6 +43,8 @@ class RecordParser:
     record_type: RecordType = "text"
     json_key: str = "text"
     """Key of the text, or for `messages` of the messages where it is not `text`."""
+    chat_template: ChatTemplate | None = None
+    """How conversations become text; None writes `role: content` line by line."""
 
     def __call__(self, record: Record, record_format: InputFormat) -> Document | None:
         if isinstance(record, bytes):
@@ -57,7 +60,7 @@ class RecordParser:
                 tuple(_text(text, self.json_key) for text in texts), (True,) * len(texts)
             )
         if self.record_type == "messages":
-            return _conversation(_find(record, self._messages_key))
+            return _conversation(_find(record, self._messages_key), self.chat_template)
         first, second = _PAIRS[self.record_type]
         prompt, answer = (_text(_find(record, key), key) for key in (first, second))
         if not answer.strip():
@@ -146,8 +149,8 @@ def _text(value: Any, key: str) -> str:
     return value
 
 
-def _conversation(messages: Sequence[Any]) -> Document:
-    """`role: content` line by line; only what the assistant says counts in the loss."""
+def _conversation(messages: Sequence[Any], template: ChatTemplate | None) -> Document:
+    """By the template or `role: content` line by line; only the assistant's part is learned."""
     if not isinstance(messages, list) or not messages:
         raise ValueError("messages must be a list of {role, content}, and not empty")
     parts: list[str] = []
@@ -165,4 +168,6 @@ def _conversation(messages: Sequence[Any]) -> Document:
         in_loss += [False, role == "assistant"]
     if not any(in_loss):
         raise ValueError("no message of the assistant, so nothing would be learned")
+    if template is not None:
+        parts, in_loss = template.parts(messages)
     return Document(tuple(parts), tuple(in_loss))
