@@ -168,3 +168,30 @@ def test_streamings_own_class_takes_the_streams(
     pytest.importorskip("streaming", reason="mosaicml-streaming is too large for the extra `test`")
     (tmp_path / "blend.yaml").write_text(FORMATS[name].render(make_blend(mixture)))
     assert parse_in_a_process(STREAMING, tmp_path / "blend.yaml", Path(key)) == expected
+
+
+OLMO = """
+import json, sys
+from olmo_core.data.source_mixture import SourceMixtureDatasetConfig, SourceMixtureList
+from olmo_core.data.types import NumpyDatasetDType
+sources = SourceMixtureList.from_yaml(sys.argv[1])
+config = SourceMixtureDatasetConfig(
+    source_list=sources, requested_tokens=10_000, global_batch_size=100, render_tables=False
+)
+built = config.build(npdtype=NumpyDatasetDType.uint16.as_np_dtype(), sequence_length=10)
+tokens = {s.name: sum(p.tokens for p in s.path_tokens) for s in built.sources}
+print(json.dumps(tokens))
+"""
+
+
+def test_olmo_core_builds_the_mixture_for_the_token_budget(tmp_path, mixture, parse_in_a_process):
+    pytest.importorskip("olmo_core", reason="ai2-olmo-core is too large for the extra `test`")
+    moved = dataclasses.replace(
+        mixture,
+        sources=tuple(dataclasses.replace(s, path=str(tmp_path / s.name)) for s in mixture.sources),
+    )
+    for source in moved.sources:
+        (tmp_path / f"{source.name}.bin").write_bytes(bytes(2 * source.tokens))
+    (tmp_path / "mix.yaml").write_text(FORMATS["olmo-core"].render(make_blend(moved)))
+    # 1.25 epochs of each source's 4,000 tokens.
+    assert parse_in_a_process(OLMO, tmp_path / "mix.yaml") == {"short": 5000, "long": 5000}
