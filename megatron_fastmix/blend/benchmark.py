@@ -189,7 +189,7 @@ def _open(make: Callable[[list[Any], int], Any], datasets: list[Any], size: int)
     for i in range(0, size, max(1, size // _WARM_UP)):
         blend[i]
     gc.collect()
-    return seconds, max(_resident_bytes() - before, 0)
+    return seconds, max(_resident_bytes() - before, os.sysconf("SC_PAGE_SIZE"))
 
 
 def _compete(

@@ -154,7 +154,7 @@ class SpreadOrder:
         try:
             record = records[source]
         except KeyError:
-            record = self._record(source, 0)
+            record = self._record(source)
         edge, table, high, low, known, count, a, b, key = record
         epoch, position = divmod(
             table[n & 255]
@@ -167,7 +167,9 @@ class SpreadOrder:
             count,
         )
         if epoch != known:
-            key = self._record(source, epoch)[-1]
+            # Another epoch has another key; all else of the record stays.
+            key = _epoch_key(self.seed, source, epoch)
+            records[source] = (*record[:4], epoch, *record[5:-1], key)
         while True:  # as in `visited_sample`
             left, right = divmod(position, b)
             x = right * _MULTIPLIER + key
@@ -227,7 +229,7 @@ class SpreadOrder:
         source, ordinal = self.draw(i)
         return source, visited_sample(self.seed, source, ordinal, self._sizes[source])
 
-    def _record(self, source: int, epoch: int) -> tuple[Any, ...]:
+    def _record(self, source: int) -> tuple[Any, ...]:
         """What `locate` asks for a source of the segment that was entered."""
         segment = self._segment_of(self._hot[3])
         high = segment.edges[source]
@@ -238,8 +240,8 @@ class SpreadOrder:
         sums[512:] += segment.before[source]
         size = self._sizes[source]
         fractions = _reversed(high & _FRACTION), _reversed(low & _FRACTION)
-        network = _network(self.seed, source, epoch, size)
-        record = (low, array("q", sums.tolist()), *fractions, epoch, size, *network)
+        network = _network(self.seed, source, 0, size)
+        record = (low, array("q", sums.tolist()), *fractions, 0, size, *network)
         if len(segment.records) >= _KEPT_RECORDS:
             segment.records.clear()
         segment.records[source] = record
@@ -301,7 +303,11 @@ def visited_sample(seed: int, source: int, ordinal: int, size: int) -> int:
 def _network(seed: int, source: int, epoch: int, size: int) -> tuple[int, int, int]:
     """a, b and the key of all rounds."""
     a = math.isqrt(size)
-    return a, -(-size // a), key_of(seed, f"epoch/{source}", epoch) & _FRACTION
+    return a, -(-size // a), _epoch_key(seed, source, epoch)
+
+
+def _epoch_key(seed: int, source: int, epoch: int) -> int:
+    return key_of(seed, f"epoch/{source}", epoch) & _FRACTION
 
 
 def _edges(shares: np.ndarray, block_size: int, fixed: Mapping[int, int]) -> list[int] | None:
