@@ -82,8 +82,8 @@ def read_chat_template(path: str | Path) -> ChatTemplate:
         source = {entry["name"]: entry["template"] for entry in source}.get("default")
     if not source:
         raise ConfigError(
-            f"chat_template: found none in {path}; give a .jinja file, a tokenizer_config.json that "
-            "has the key chat_template, or the folder of a model that has either"
+            f"chat_template: found none in {path}; give a .jinja file, a tokenizer_config.json "
+            "with the key chat_template, or the folder of a model that has either"
         )
     return ChatTemplate(source=source, special_tokens=tokens)
 

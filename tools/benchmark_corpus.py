@@ -1,0 +1,51 @@
+"""Measures preprocessing beside the flow of Megatron-LM's preprocess_data.py."""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from megatron_fastmix.config import TokenizerConfig
+from megatron_fastmix.corpus import benchmark
+from megatron_fastmix.corpus.workers import available_cores
+from megatron_fastmix.errors import FastMixError
+from megatron_fastmix.report.benchmark import table, write_json
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--megabytes", nargs="+", type=float, default=[10, 200], help="sizes (default 10 200)"
+    )
+    parser.add_argument("--workers", type=int, default=available_cores())
+    parser.add_argument("--repetitions", type=int, default=3, help="runs; the median counts")
+    parser.add_argument("--tokenizer-type", help="default: BPE with 32,000 pieces, trained here")
+    parser.add_argument("--tokenizer-model")
+    parser.add_argument("--folder", help="keeps text and tokenizer (default: a temporary folder)")
+    parser.add_argument("--json", help="file for the rows, with machine and versions")
+    args = parser.parse_args()
+    tokenizer = args.tokenizer_type and TokenizerConfig(
+        tokenizer_type=args.tokenizer_type, tokenizer_model=args.tokenizer_model
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            comparisons = benchmark.compare(
+                args.megabytes,
+                folder=Path(args.folder or scratch),
+                tokenizer=tokenizer,
+                workers=args.workers,
+                repetitions=args.repetitions,
+                report=lambda line: print(line, file=sys.stderr),
+            )
+        except FastMixError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+    rows = benchmark.rows(comparisons)
+    print(table(rows))
+    if args.json:
+        write_json(args.json, rows, workers=args.workers, repetitions=args.repetitions)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
