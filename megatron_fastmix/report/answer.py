@@ -212,7 +212,7 @@ def _side_by_side(runs: Sequence[RunRecord]) -> str:
     rows = []
     for name in names:
         cells = "".join(
-            f"<td><b>{mean[name]:.3f}</b> ± {spread[name]:.3f}</td>"
+            f"<td><b>{mean[name]:.3f}</b> <span>±&nbsp;{spread[name]:.3f}</span></td>"
             if name in mean
             else "<td>–</td>"
             for mean, spread in means
@@ -220,7 +220,7 @@ def _side_by_side(runs: Sequence[RunRecord]) -> str:
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     head = "".join(f'<th scope="col">{escape(run.name)}</th>' for run in runs)
     return (
-        '<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">source</th>'
+        '<div class="scroll many" tabindex="0"><table><thead><tr><th scope="col">source</th>'
         f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         '<p class="note">These are different searches, so they are not averaged; '
         "± is the standard deviation over the averaged part of each run. "

@@ -75,9 +75,16 @@ class Reporter:
             )
 
     def inner(
-        self, step: int, loss: float, source_losses: np.ndarray, lr: float, grad_norm: float | None
+        self,
+        step: int,
+        loss: float,
+        source_losses: np.ndarray,
+        lr: float,
+        grad_norm: float | None,
+        data_seconds: float | None = None,
     ) -> None:
-        """Step `step` is done; `source_losses` (K,) are unweighted, NaN where none was drawn."""
+        """Step `step` is done; `source_losses` (K,) are unweighted, NaN where none was drawn;
+        `data_seconds` of it went into waiting for batches."""
         if self._metrics is None:
             return
         now = time.monotonic()
@@ -94,6 +101,7 @@ class Reporter:
             grad_norm=grad_norm,
             tokens=step * tokens,
             tokens_per_second=rate,
+            **({} if data_seconds is None else {"data_seconds": data_seconds}),
         )
         self._progress.update(
             step,

@@ -144,13 +144,13 @@ def test_the_reporter_feeds_metrics_and_trackers(config_file, search_values, tmp
         seconds=0.0,
     )
     with Reporter(config, mixture, tmp_path, 0, tokens_per_step=320, active=True) as report:
-        report.inner(1, 4.0, np.array([4.0, 4.0, np.nan]), 1e-3, None)
+        report.inner(1, 4.0, np.array([4.0, 4.0, np.nan]), 1e-3, None, data_seconds=0.25)
         report.outer(1, result)
         report.end(1, complete=False, training_flops=1e9)
     run, inner, outer, end = read_metrics(tmp_path / "metrics.jsonl")
     assert set(run["source_tokens"]) == set(config.source_names)
     assert run["token_budget"] == sum(run["source_tokens"].values())
-    assert inner["tokens"] == 320
+    assert (inner["tokens"], inner["data_seconds"]) == (320, 0.25)
     assert outer["target_loss"] == {"target": 5.0}
     assert end["training_flops"] == 1e9
     assert json.dumps(run["config"])
