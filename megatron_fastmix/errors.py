@@ -39,3 +39,9 @@ class CheckpointError(FastMixError):
     """A checkpoint that cannot be read or belongs to another run; says what differs."""
 
     exit_code = 5
+
+
+class CommunicationError(FastMixError):
+    """A collective that failed or timed out: another rank, or the link to it, is gone."""
+
+    exit_code = 6

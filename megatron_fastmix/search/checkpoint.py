@@ -75,9 +75,14 @@ class CheckpointWriter:
             for data in range(group.size)
         ]
         self.keep = keep
+        self._steps: list[int] = []
         self._thread: threading.Thread | None = None
         self._state: SearchState | None = None
         self._error: OSError | None = None
+
+    def resumed(self, step: int) -> None:
+        """This run goes on from `step`: what is newer was refused, and goes with the next save."""
+        self._steps = [known for known in complete_steps(self.run_dir) if known <= step]
 
     @property
     def progress(self) -> tuple[float, float]:
@@ -164,10 +169,9 @@ class CheckpointWriter:
             with open(metrics, "rb") as file:
                 os.fsync(file.fileno())  # a resumed run does not write these lines again
         write_atomically(folder / STATE_FILE, json.dumps({**content, "sha256": _seal(content)}))
-        kept = [step for step in complete_steps(self.run_dir) if step <= state.step][-self.keep :]
+        self._steps = [*self._steps, state.step][-self.keep :]
         for old in folder.parent.glob("step-*"):
-            # Later steps are of a checkpoint that was refused when this run began.
-            if old not in [step_folder(self.run_dir, step) for step in kept]:
+            if old not in [step_folder(self.run_dir, step) for step in self._steps]:
                 _remove(old)
 
 

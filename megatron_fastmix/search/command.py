@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="search with N seeds, one after the other, and average them (default 1)",
     )
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="resume although settings or the content of datasets changed since the checkpoint",
+    )
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     parser.set_defaults(overrides=[])
     parser.epilog = "Further --key=value override it: --training.lr=1e-3, --train-iters=100."
@@ -35,12 +40,12 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     # Every launcher (deepspeed, torchrun, srun with our script) sets it for its ranks.
     if "RANK" in os.environ:
-        return run_worker(config)
+        return run_worker(config, accept_changes=args.accept_changes)
     if args.seeds < 1:
         raise ConfigError(f"--seeds: found {args.seeds}; use 1 or more")
     if args.seeds > 1:
         return launch_seeds(config, args.seeds, args.num_ranks)
-    return launch(config, args.num_ranks)
+    return launch(config, args.num_ranks, accept_changes=args.accept_changes)
 
 
 COMMANDS = {

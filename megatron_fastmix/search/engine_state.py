@@ -116,11 +116,15 @@ class StoredParameters:
         """Names of the parameters."""
         return sorted(name for kind, name in self._fragments if kind == MASTER)
 
+    def numel(self, name: str) -> int:
+        """Elements of a parameter; 0 where there is none of that name."""
+        return sum(length for _, length, *_ in self._fragments.get((MASTER, name), []))
+
     def check_names(self, expected: dict[str, int]) -> None:
         """Raises `CheckpointError` unless the parameters are `expected` (name to elements)."""
         differing = [f"{name}: only there" for name in self.names if name not in expected]
         for name, numel in expected.items():
-            found = sum(length for _, length, *_ in self._fragments.get((MASTER, name), []))
+            found = self.numel(name)
             if found != numel:
                 differing.append(f"{name}: {found} elements there, {numel} here")
         if differing:

@@ -13,24 +13,27 @@ import sys
 from pathlib import Path
 
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.errors import CommunicationError, ConfigError, FastMixError
 from megatron_fastmix.export.mixture_file import read_mixture
 from megatron_fastmix.export.run_artifacts import write_run_artifacts
 from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.search import run_folder
 from megatron_fastmix.search.check_inputs import check_inputs
-from megatron_fastmix.search.worker import STOPPED_EXIT_CODE
+from megatron_fastmix.search.checkpoint import complete_steps
+from megatron_fastmix.search.run_lock import RunLock
+from megatron_fastmix.search.worker import STOPPED_EXIT_CODE, stop_with_parent
 
 CPU_RANKS = 2
 """Ranks where there is no accelerator."""
 
 
-def launch(config: SearchConfig, ranks: int | None = None) -> int:
+def launch(config: SearchConfig, ranks: int | None = None, *, accept_changes: bool = False) -> int:
     """Checks the inputs, starts `ranks` ranks (default: one per accelerator, or 2 on the CPU) and
     waits for them. Returns the exit code.
 
     The first Ctrl-C asks the ranks for a checkpoint and an orderly end; the second kills them.
-    Raises `ConfigError` and `DataError` before anything is started.
+    Raises `ConfigError` and `DataError` before anything is started. `accept_changes`: see
+    `run_folder.claim`.
     """
     devices = visible_accelerators()
     ranks = ranks or len(devices) or CPU_RANKS
@@ -40,7 +43,8 @@ def launch(config: SearchConfig, ranks: int | None = None) -> int:
             "needs its own (DS_ACCELERATOR=cpu runs on the CPU)"
         )
     check_inputs(config, ranks)
-    folder = run_folder.claim(config)
+    RunLock(Path(config.run_dir)).check_free()
+    folder = run_folder.claim(config, accept_changes=accept_changes)
     if _show_finished(folder):
         return 0
     run_folder.clear_stop(folder)
@@ -60,10 +64,13 @@ def launch(config: SearchConfig, ranks: int | None = None) -> int:
         *("--master_port", str(_free_port()), "--no_local_rank"),
         *("--module", "megatron_fastmix.cli", "search"),
         *("--config", str(folder / run_folder.CONFIG_FILE)),
+        *(["--accept-changes"] if accept_changes else []),
     ]
     # A session of its own keeps the terminal's Ctrl-C from the launcher, which would kill its
     # ranks at once.
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, preexec_fn=stop_with_parent
+    )
     previous = [
         (number, signal.signal(number, lambda *_: _stop(process, folder)))
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -79,7 +86,18 @@ def launch(config: SearchConfig, ranks: int | None = None) -> int:
             "Stopped after a checkpoint. To resume, run the same command again, or: "
             f"megatron-fastmix search --config {folder}/config.yaml"
         )
-    return code
+    known = {FastMixError.exit_code, *(e.exit_code for e in FastMixError.__subclasses__())}
+    if code in known | {0, STOPPED_EXIT_CODE}:
+        return code
+    # DeepSpeed's launcher ended the other ranks when one died, before they could say anything.
+    steps = complete_steps(folder)
+    resumed = f"resumes from the checkpoint of step {steps[-1]}" if steps else "starts again"
+    died = f"signal {-(code - 256 if code > 128 else code)}" if code < 0 or code > 128 else code
+    print(
+        f"megatron-fastmix: a rank died ({died}); the same command {resumed}",
+        file=sys.stderr,
+    )
+    return CommunicationError.exit_code
 
 
 def _show_finished(folder: Path) -> bool:

@@ -218,6 +218,7 @@ class Search:
         stored = StoredParameters(checkpoint.rank_files(self.folder, state.step, self.tensor.rank))
         restore(self.engine, self.group, stored, state.step)
         stored.close()
+        self.checkpoints.resumed(state.step)
         self.mixture.load_state(state.mixture)
         self.targets.values = np.array(state.target_weights)
         self.step = state.step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +18,47 @@ STOP_FILE = "stop"
 SOURCES_FILE = "sources.json"
 """Licence, origin, size and checksums of every dataset, from its manifest."""
 
-_MAY_DIFFER = ("run_dir", "output.", "engine.distributed_timeout_minutes", "data.data_cache_path")
-"""Keys that may change between the parts of one search: they move no result."""
+_MAY_DIFFER = re.compile(
+    r"run_dir|output\..*|engine\.(zero_stage|distributed_timeout_minutes)|data\.data_cache_path"
+    # A checkpoint knows its data by content, and reads every sharding.
+    r"|training\.micro_batch_size|(sources|targets)\.\d+\.path|tokenizer\.tokenizer_model"
+)
+"""Keys that may change between the parts of one search: they move no result, but for rounding."""
+
+_MUST_NOT_DIFFER = re.compile(
+    r"(sources|targets)\.\d+\.name|tokenizer\..*|proxy\..*|engine\.(dtype|tensor_model_parallel_size)"
+    r"|mixture\.optimizer|data\.seq_length"
+)
+"""Keys of what a checkpoint's numbers mean."""
 
 
-def claim(config: SearchConfig, *, write: bool = True) -> Path:
+def claim(config: SearchConfig, *, write: bool = True, accept_changes: bool = False) -> Path:
     """Checks that the run folder is new or of this very search, and writes what identifies it.
 
-    `write` False only checks, as the ranks other than 0 do. Raises `ConfigError` that names every
-    key that differs.
+    `write` False only checks, as the ranks other than 0 do. With `accept_changes`, everything may
+    differ that leaves a checkpoint its meaning. Raises `ConfigError` that names each key that
+    differs and may not.
     """
     folder = Path(config.run_dir)
     kept = folder / CONFIG_FILE
     if kept.exists():
         before = _flat(strict_yaml.to_dict(load_config(kept)))
         now = _flat(strict_yaml.to_dict(config))
-        differing = [
-            f"{key}: was {before.get(key)!r}, now {now.get(key)!r}"
+        changed = [
+            key
             for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not key.startswith(_MAY_DIFFER)
+            if before.get(key) != now.get(key) and not _MAY_DIFFER.fullmatch(key)
         ]
-        if differing:
+        fatal = [key for key in changed if _MUST_NOT_DIFFER.fullmatch(key)]
+        if fatal or (changed and not accept_changes):
+            listed = "; ".join(
+                f"{key}: was {before.get(key)!r}, now {now.get(key)!r}"
+                for key in (fatal if accept_changes else changed)
+            )
+            override = "" if fatal else ", or go on with the new values by --accept-changes"
             raise ConfigError(
-                f"{folder}: holds a search with another configuration ({'; '.join(differing)}); "
-                "set these back to resume it, or choose another run_dir"
+                f"{folder}: holds a search with another configuration ({listed}); "
+                f"set these back to resume it, choose another run_dir{override}"
             )
     if write:
         try:

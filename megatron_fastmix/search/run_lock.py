@@ -1,0 +1,117 @@
+"""One search at a time in a run folder: `RUN/lock` is locked while rank 0 lives.
+
+The kernel releases a `flock` with its process, however that dies, so a lock left by a run of this
+host is never stale. Some network file systems keep the locks of different hosts apart: there the
+holder also touches the file every few seconds, and another host waits to see whether it moves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from megatron_fastmix.errors import ConfigError
+
+LOCK_FILE = "lock"
+HEARTBEAT_SECONDS = 5.0
+
+
+class RunLock:
+    """Held from `acquire` to `release` or the end of the process."""
+
+    def __init__(self, folder: Path, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
+        self.path = folder / LOCK_FILE
+        self.heartbeat_seconds = heartbeat_seconds
+        self._descriptor: int | None = None
+        self._released = threading.Event()
+
+    def acquire(self, note: Callable[[str], None] = lambda text: None) -> None:
+        """Takes the lock. Waits three heartbeats where a run of another host, dead or alive, has
+        left its name, and tells `note` so.
+
+        Raises `ConfigError` that names the host and process of the run that holds it.
+        """
+        self._descriptor = self._open()
+        holder = _read(self._descriptor)
+        if holder and holder.get("host") != socket.gethostname():
+            self._watch(holder, note)
+        os.ftruncate(self._descriptor, 0)
+        content = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        os.pwrite(self._descriptor, json.dumps(content).encode(), 0)
+        threading.Thread(target=self._beat, args=(self._descriptor,), daemon=True).start()
+
+    def release(self) -> None:
+        """Gives the lock back; the file stays, empty, as removing it would race with others."""
+        if self._descriptor is not None:
+            self._released.set()
+            os.ftruncate(self._descriptor, 0)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def check_free(self) -> None:
+        """Raises what `acquire` raises where a run of this host, or of one whose locks are seen
+        here, holds the lock."""
+        if self.path.exists():
+            os.close(self._open())
+
+    def _open(self) -> int:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise ConfigError(
+                f"run_dir: cannot write to {self.path.parent}: {error.strerror}"
+            ) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _read(descriptor)
+            os.close(descriptor)
+            raise ConfigError(_refusal(self.path.parent, holder)) from None
+        except OSError:
+            pass  # a file system without locks: the heartbeat alone protects the folder
+        return descriptor
+
+    def _watch(self, holder: dict[str, Any], note: Callable[[str], None]) -> None:
+        assert self._descriptor is not None
+        note(
+            f"{self.path}: left by process {holder.get('pid')} on {holder.get('host')}; waiting "
+            f"{3 * self.heartbeat_seconds:.0f} s to see whether it lives"
+        )
+        before = os.stat(self.path).st_mtime_ns
+        deadline = time.monotonic() + 3 * self.heartbeat_seconds
+        while time.monotonic() < deadline:
+            time.sleep(self.heartbeat_seconds / 5)
+            if os.stat(self.path).st_mtime_ns != before:
+                os.close(self._descriptor)
+                self._descriptor = None
+                raise ConfigError(_refusal(self.path.parent, holder))
+
+    def _beat(self, descriptor: int) -> None:
+        while not self._released.wait(self.heartbeat_seconds):
+            with contextlib.suppress(OSError):
+                os.utime(descriptor)
+
+
+def _read(descriptor: int) -> dict[str, Any]:
+    try:
+        holder = json.loads(os.pread(descriptor, 4096, 0) or b"{}")
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _refusal(folder: Path, holder: dict[str, Any]) -> str:
+    host, process = holder.get("host", "an unknown host"), holder.get("pid", "?")
+    return (
+        f"{folder}: a search is running here, process {process} on {host}; wait for it, stop it "
+        f"(touch {folder}/stop), or choose another run_dir"
+    )

@@ -1,0 +1,321 @@
+"""Checkpoints: other numbers of ranks, damage, full disks, other data, hostile files."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import resource
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_fastmix.errors import CheckpointError, FastMixError
+from megatron_fastmix.parallel.forked_ranks import run_ranks
+from megatron_fastmix.report.metrics import read_metrics
+from megatron_fastmix.search import checkpoint, run_folder
+from megatron_fastmix.search.engine_state import MASTER, MOMENTS, StoredParameters
+from megatron_fastmix.search.loop import Search
+from tests.conftest import synthetic_documents, write_dataset
+from tests.distributed.test_search import load, run_search, slow, without_times
+
+
+def search_to(config: Any, stop_at: int | None = None) -> None:
+    """Runs a search to its end, or as if stopped by a signal after `stop_at` steps."""
+    run_folder.claim(config)
+    search = Search(config)
+    original = search.batches.training
+
+    def training(step: int, micro_step: int) -> Any:
+        search.stop_signalled = step + 1 == stop_at
+        return original(step, micro_step)
+
+    search.batches.training = training  # type: ignore[method-assign]
+    assert search.run() == (stop_at is None)
+
+
+def kept(config: Any, tensor_rank: int) -> dict[tuple[str, str], np.ndarray]:
+    """The parameters and moments in the last checkpoint, whole."""
+    run_dir = Path(config.run_dir)
+    step = checkpoint.complete_steps(run_dir)[-1]
+    stored = StoredParameters(checkpoint.rank_files(run_dir, step, tensor_rank))
+    return {
+        (kind, name): stored.read(kind, name, 0, stored.numel(name))
+        for name in stored.names
+        for kind in (MASTER, *MOMENTS)
+    }
+
+
+def losses_and_weights(config: Any) -> tuple[list[float], np.ndarray]:
+    lines = read_metrics(Path(config.run_dir) / "metrics.jsonl")
+    losses = [line["loss"] for line in lines if line["kind"] == "inner"]
+    return losses, np.array([[*w["weights"].values()] for w in lines if w["kind"] == "outer"])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "tensor_parallel", "stage", "new_stage", "dtype"),
+    [
+        (2, 1, 1, 2, 2, "fp32"),
+        (1, 2, 1, 3, 3, "fp32"),
+        slow(2, 4, 1, 0, 0, "fp32"),
+        slow(4, 2, 1, 1, 1, "fp32"),
+        slow(4, 1, 1, 2, 3, "fp32"),
+        slow(4, 2, 2, 3, 3, "fp32"),
+        slow(1, 4, 1, 3, 0, "fp32"),
+        slow(2, 1, 1, 1, 2, "bf16"),
+    ],
+)
+def test_a_search_resumes_at_another_data_parallel_size_and_zero_stage(
+    search_values: dict,
+    tmp_path: Path,
+    before: int,
+    after: int,
+    tensor_parallel: int,
+    stage: int,
+    new_stage: int,
+    dtype: str,
+) -> None:
+    changes = {
+        "engine.zero_stage": stage,
+        "engine.tensor_model_parallel_size": tensor_parallel,
+        "engine.dtype": dtype,
+        "hypergradient.preconditioner": "adam",
+        "hypergradient.estimator": "per_source",
+        "training.adam_eps": 1e-4,  # a smaller one magnifies the rounding of gradients near 0
+        "mixture.optimizer": "sgd",  # and so does Adam on the logits
+        "mixture.lr": 1.0,
+    }
+    straight = load(search_values, run_dir=tmp_path / "straight", **changes)
+    parts = load(search_values, run_dir=tmp_path / "parts", **changes)
+    run_ranks(before, search_to, straight)
+    run_ranks(before, search_to, parts, 3)
+    resumed = load(
+        search_values, run_dir=tmp_path / "parts", **{**changes, "engine.zero_stage": new_stage}
+    )
+    run_ranks(after, search_to, resumed)
+    steps = [line["step"] for line in read_metrics(tmp_path / "parts/metrics.jsonl")]
+    assert steps == sorted(steps)
+    tolerance = 1e-4 if dtype == "fp32" else 2e-2
+    for one, other in zip(losses_and_weights(parts), losses_and_weights(straight), strict=True):
+        np.testing.assert_allclose(one, other, rtol=tolerance)
+    for tensor_rank in range(tensor_parallel):
+        expected, found = kept(straight, tensor_rank), kept(parts, tensor_rank)
+        assert expected.keys() == found.keys()
+        for key, values in expected.items():
+            scale = np.abs(values).max()
+            np.testing.assert_allclose(found[key] / scale, values / scale, atol=tolerance)
+
+
+@pytest.fixture
+def stopped(search_values: dict) -> Any:
+    """The configuration of a search of 6 steps with checkpoints after 3 and 5."""
+    config = load(search_values)
+    run_ranks(2, run_search, config, 5)
+    assert checkpoint.complete_steps(Path(config.run_dir)) == [3, 5]
+    return config
+
+
+def truncate(folder: Path) -> None:
+    file = folder / "tensor-00-data-00001.npz"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip_a_bit(folder: Path) -> None:
+    file = folder / "tensor-00-data-00000.npz"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def flip_a_digit_of_the_state(folder: Path) -> None:
+    file = folder / "search.json"
+    file.write_text(file.read_text().replace('"step": 5', '"step": 6'))
+
+
+def lose_a_file(folder: Path) -> None:
+    (folder / "tensor-00-data-00001.npz").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (truncate, "bytes found"),
+        slow(flip_a_bit, "sha256 differs"),
+        slow(flip_a_digit_of_the_state, "sha256 differs"),
+        slow(lose_a_file, "No such file"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_taken(
+    search_values: dict,
+    stopped: Any,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    damage: Any,
+    reason: str,
+) -> None:
+    straight = load(search_values, run_dir=tmp_path / "straight")
+    expected = run_ranks(2, run_search, straight)[0]
+    damage(tmp_path / "run/checkpoints/step-00000005")
+    capfd.readouterr()
+    resumed = run_ranks(2, run_search, stopped)[0]
+    said = capfd.readouterr().err
+    assert reason in said
+    assert "step-00000005 is damaged: looking for the checkpoint before it" in said
+    assert resumed["parameters"].tobytes() == expected["parameters"].tobytes()
+    assert without_times(tmp_path / "run/metrics.jsonl") == without_times(
+        tmp_path / "straight/metrics.jsonl"
+    )
+    # The refused one is gone, and the last is whole.
+    assert checkpoint.complete_steps(tmp_path / "run") == [3, 6]
+
+
+def test_without_a_whole_checkpoint_the_search_does_not_start_over(stopped: Any) -> None:
+    for step in (3, 5):
+        truncate(checkpoint.step_folder(Path(stopped.run_dir), step))
+    for message in run_ranks(2, refused, stopped):
+        assert "none of the 2 checkpoints is whole" in message
+
+
+def refused(config: Any, accept_changes: bool = False) -> str:
+    with pytest.raises(FastMixError) as caught:
+        Search(config, accept_changes=accept_changes)
+    return str(caught.value)
+
+
+def accepted(config: Any) -> int:
+    return Search(config, accept_changes=True).step
+
+
+def test_a_checkpoint_of_another_search_is_refused(
+    search_values: dict, stopped: Any, corpora: Path, tmp_path: Path
+) -> None:
+    """The checkpoints are copied under other configurations."""
+
+    def other(name: str, **changes: Any) -> Any:
+        config = load(search_values, run_dir=tmp_path / name, **changes)
+        shutil.copytree(Path(stopped.run_dir) / "checkpoints", tmp_path / name / "checkpoints")
+        return config
+
+    (message,) = run_ranks(1, refused, other("model", **{"proxy.hidden_size": 64}), True)
+    assert "another model" in message
+    assert "embedding.word_embeddings.weight: " in message
+
+    sources = search_values["sources"]
+    search_values["sources"] = sources[::-1]
+    (message,) = run_ranks(1, refused, other("order"), True)
+    assert "sources are forward, backward, noise; the configuration's are noise, back" in message
+
+    changed = tmp_path / "changed"
+    write_dataset(changed, synthetic_documents("noise", 120, 77), 258)
+    search_values["sources"] = [*sources[:2], {"name": "noise", "path": str(changed)}]
+    config = other("content")
+    (message,) = run_ranks(1, refused, config)
+    assert message.startswith("noise: the content is not that")
+    assert "--accept-changes" in message
+    assert run_ranks(1, accepted, config) == [5]
+
+    # The same data elsewhere is the same data.
+    for suffix in (".bin", ".idx"):
+        shutil.copy(f"{corpora / 'noise'}{suffix}", f"{tmp_path / 'moved'}{suffix}")
+    search_values["sources"] = [*sources[:2], {"name": "noise", "path": str(tmp_path / "moved")}]
+    assert run_ranks(1, accepted, other("moved_data")) == [5]
+
+
+def test_another_tokenizer_is_refused(stopped: Any) -> None:
+    folder = checkpoint.step_folder(Path(stopped.run_dir), 5)
+    content = json.loads((folder / "search.json").read_text())
+    content.pop("sha256")
+    content["state"]["identity"]["tokenizer"] = "0" * 64
+    content["sha256"] = checkpoint._seal(content)
+    (folder / "search.json").write_text(json.dumps(content))
+    (message,) = run_ranks(1, refused, stopped, True)
+    assert "another tokenizer (sha256 000000000000..." in message
+
+
+def run_with_little_room(config: Any, folder: str | None) -> str:
+    """After step 4, files may not grow beyond 20 KB, or nothing more fits on the file system."""
+    search = Search(config)
+    original = search.batches.training
+
+    def training(step: int, micro_step: int) -> Any:
+        if step == 4 and folder is None and search.world.rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        return original(step, micro_step)
+
+    search.batches.training = training  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError) as caught:
+        search.run()
+    return str(caught.value)
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
+    search_values: dict, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = load(search_values)
+    for message in run_ranks(2, run_with_little_room, config, None):
+        assert "the checkpoint could not be written; that of step 3 stays; make room" in message
+    assert "rank 1: cannot write" in capfd.readouterr().err
+    assert not list((tmp_path / "run/checkpoints/step-00000006").glob(".*.tmp"))
+    straight = load(search_values, run_dir=tmp_path / "straight")
+    expected = run_ranks(2, run_search, straight)[0]
+    resumed = run_ranks(2, run_search, config)[0]
+    assert resumed["parameters"].tobytes() == expected["parameters"].tobytes()
+    assert without_times(tmp_path / "run/metrics.jsonl") == without_times(
+        tmp_path / "straight/metrics.jsonl"
+    )
+
+
+@pytest.mark.slow
+def test_a_full_file_system_leaves_the_checkpoint_before(
+    search_values: dict, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(run)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        config = load(search_values)
+        for message in run_ranks(2, run_with_little_room, config, str(run)):
+            assert "the checkpoint could not be written; that of step 3 stays" in message
+        assert "No space left on device" in capfd.readouterr().err
+        assert checkpoint.latest(run) is not None
+        subprocess.run(["mount", "-o", "remount,size=8m", str(run)], check=True)
+        assert run_ranks(2, run_search, config)[0]["complete"]
+    finally:
+        subprocess.run(["umount", str(run)], check=True)
+
+
+class Trap:
+    """Unpickling it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path) -> None:
+    folder = checkpoint.step_folder(tmp_path, 1)
+    folder.mkdir(parents=True)
+    file, sprung = folder / "tensor-00-data-00000.npz", tmp_path / "sprung"
+    np.savez(file, **{"master:0:1:x": np.array([Trap(sprung)], dtype=object)})
+    with pytest.raises(ValueError, match="allow_pickle"):
+        StoredParameters([file]).read("master", "x", 0, 1)
+    file.write_bytes(pickle.dumps(Trap(sprung)))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        StoredParameters([file])
+    assert not sprung.exists()
+
+    # A state that names a file elsewhere is not followed there.
+    content: dict[str, Any] = {"state": {}, "files": {"../../../etc/passwd": {}}}
+    content["sha256"] = checkpoint._seal(content)
+    (folder / "search.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints is whole"):
+        checkpoint.latest(tmp_path)
