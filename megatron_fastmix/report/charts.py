@@ -9,7 +9,10 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
 
 from megatron_fastmix.report.run_record import Points, RunRecord, is_number
 
@@ -64,13 +67,13 @@ def weight_band(run: RunRecord, name: str) -> list[tuple[int, float, float]]:
 
     (optimizer step, mean − standard deviation, mean + standard deviation) of the averaged part.
     """
-    weights = [line["weights"][name] for line in run.outer]
+    weights = np.array([line["weights"][name] for line in run.outer])
     band = []
     # Few ends need few sums: the bucket ends suffice.
     ends = thin([(i, float(i)) for i in range(1, len(weights) + 1)])
     for end, _ in ends:
         tail = weights[end - max(1, round(run.averaging_fraction * end)) : end]
-        mean, spread = statistics.fmean(tail), statistics.pstdev(tail)
+        mean, spread = float(tail.mean()), float(tail.std())
         band.append((run.outer[end - 1]["step"], max(0.0, mean - spread), min(1.0, mean + spread)))
     return band
 
@@ -150,7 +153,11 @@ def _alignment(
         note=note,
         line=0.0,
     )
-    logged = [t for t in targets if any(_advantage(run, order[0], t) for run in runs)]
+    logged = [
+        target
+        for target in targets
+        if any(a is not None for run in runs for a in _average_product(run, target))
+    ]
     for target in logged if len(logged) > 1 else []:
         charts += _per_name(
             runs,
@@ -170,25 +177,40 @@ def _smooth_advantage(run: RunRecord, name: str, target: str | None = None) -> P
 
 def _advantage(run: RunRecord, name: str, target: str | None = None) -> Points:
     """⟨v, ∇L_k⟩ − Σ_i α_i ⟨v, ∇L_i⟩ at each outer step: its sign is that of the weight's change."""
-    found = []
+    averages = _average_product(run, target)
+    return [
+        (line["step"], _products(line, target)[name] - average)
+        for line, average in zip(run.outer, averages, strict=True)
+        if average is not None
+    ]
+
+
+@lru_cache(maxsize=32)
+def _average_product(run: RunRecord, target: str | None) -> list[float | None]:
+    """Σ_i α_i ⟨v, ∇L_i⟩ at each outer step; None where not every product is known."""
+    averages: list[float | None] = []
     weights = run.initial
     for line in run.outer:
-        products = line.get("products")
-        if target is not None:
-            products = (line.get("target_products") or {}).get(target)
-        if isinstance(products, dict) and all(is_number(products.get(n)) for n in weights):
-            average = math.fsum(weights[n] * products[n] for n in weights)
-            found.append((line["step"], products[name] - average))
+        products = _products(line, target)
+        known = all(is_number(products.get(name)) for name in weights)
+        averages.append(math.fsum(weights[n] * products[n] for n in weights) if known else None)
         weights = line["weights"]  # those after the step
-    return found
+    return averages
+
+
+def _products(line: dict[str, Any], target: str | None) -> dict[str, float]:
+    found = line.get("products")
+    if target is not None:
+        found = (line.get("target_products") or {}).get(target)
+    return found if isinstance(found, dict) else {}
 
 
 def _smooth(points: Points, run: RunRecord) -> Points:
     """The mean of each point and those before it, over a part of the run."""
     width = max(1, len(run.outer) // ALIGNMENT_PART)
-    values = [value for _, value in points]
+    sums = np.concatenate([[0.0], np.cumsum([value for _, value in points])])
     return [
-        (step, statistics.fmean(values[max(0, i + 1 - width) : i + 1]))
+        (step, float(sums[i + 1] - sums[max(0, i + 1 - width)]) / min(width, i + 1))
         for i, (step, _) in enumerate(points)
     ]
 

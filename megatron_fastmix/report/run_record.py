@@ -25,9 +25,9 @@ Points = list[tuple[int, float]]
 """(optimizer step, value)"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RunRecord:
-    """One search."""
+    """One search; equal to itself alone, so that what is computed from it can be kept."""
 
     name: str
     path: Path

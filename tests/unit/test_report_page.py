@@ -13,6 +13,7 @@ import pytest
 
 from megatron_fastmix.cli import main
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.report.charts import build_charts
 from megatron_fastmix.report.command import read_runs, write_report
 from megatron_fastmix.report.metrics import MetricsLog
 from megatron_fastmix.report.run_record import find_runs, read_run
@@ -155,6 +156,27 @@ def test_the_learned_weights_are_those_of_mixture_json(write_run):
         assert spread[name] == pytest.approx(
             math.sqrt(sum((v - mean[name]) ** 2 for v in values) / 10)
         )
+
+
+def test_alignment_is_what_a_source_has_above_the_mixture(write_run):
+    products = dict(zip(SOURCES, (3.0, 2.0, 1.0), strict=True))
+    run = write_run("run", target_products={"exams": products, "chats": products})
+    charts = {
+        chart.key: chart
+        for charts in build_charts(read_runs([run]), SOURCES).values()
+        for chart in charts
+    }
+    # The first outer step's products were measured at the initial weights, a third each.
+    first = {series.name: series.points[0] for series in charts["alignment"].series}
+    assert first[SOURCES[0]] == (2, pytest.approx(1.0 - 1.6 / 3))
+    assert first[SOURCES[2]] == (2, pytest.approx(0.1 - 1.6 / 3))
+    exams = {series.name: series.points[0][1] for series in charts["alignment_exams"].series}
+    assert list(exams.values()) == pytest.approx([1, 0, -1])
+    # The mean of the first two outer steps; 20 steps make a window of 2.
+    record = read_run(run / "metrics.jsonl")
+    after = record.outer[0]["weights"]
+    second = 1.0 - sum(after[n] * p for n, p in zip(SOURCES, (1.0, 0.5, 0.1), strict=True))
+    assert charts["alignment"].series[0].points[1][1] == pytest.approx((1.0 - 1.6 / 3 + second) / 2)
 
 
 def test_every_chart_becomes_a_picture(write_run):
