@@ -9,19 +9,22 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from typing import Any
+from functools import partial
 
 import numpy as np
 
-from megatron_fastmix.report.run_record import Points, RunRecord, is_number
+from megatron_fastmix.report.alignment import (
+    ALIGNMENT_PART,
+    average_product,
+    smooth,
+    smooth_advantage,
+)
+from megatron_fastmix.report.run_record import Points, RunRecord
 
 MOST_POINTS = 240
 """Points of a line; a longer one is averaged in buckets."""
 MOST_COLOURS = 8
 """Lines with a colour of their own; the others are drawn thin and grey, and are in the table."""
-ALIGNMENT_PART = 10
-"""Alignments are averaged over this part of the run: one estimate is mostly noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +151,7 @@ def _alignment(
         "alignment",
         "Alignment with the target loss",
         "⟨∇ target, ∇ source⟩",
-        _smooth_advantage,
+        smooth_advantage,
         bands=True,
         note=note,
         line=0.0,
@@ -156,7 +159,7 @@ def _alignment(
     logged = [
         target
         for target in targets
-        if any(a is not None for run in runs for a in _average_product(run, target))
+        if any(a is not None for run in runs for a in average_product(run, target))
     ]
     for target in logged if len(logged) > 1 else []:
         charts += _per_name(
@@ -165,54 +168,10 @@ def _alignment(
             f"alignment_{target}",
             f"Alignment with {target}",
             "⟨∇ target, ∇ source⟩",
-            partial(_smooth_advantage, target=target),
+            partial(smooth_advantage, target=target),
             line=0.0,
         )
     return charts
-
-
-def _smooth_advantage(run: RunRecord, name: str, target: str | None = None) -> Points:
-    return _smooth(_advantage(run, name, target), run)
-
-
-def _advantage(run: RunRecord, name: str, target: str | None = None) -> Points:
-    """⟨v, ∇L_k⟩ − Σ_i α_i ⟨v, ∇L_i⟩ at each outer step: its sign is that of the weight's change."""
-    averages = _average_product(run, target)
-    return [
-        (line["step"], _products(line, target)[name] - average)
-        for line, average in zip(run.outer, averages, strict=True)
-        if average is not None
-    ]
-
-
-@lru_cache(maxsize=32)
-def _average_product(run: RunRecord, target: str | None) -> list[float | None]:
-    """Σ_i α_i ⟨v, ∇L_i⟩ at each outer step; None where not every product is known."""
-    averages: list[float | None] = []
-    weights = run.initial
-    for line in run.outer:
-        products = _products(line, target)
-        known = all(is_number(products.get(name)) for name in weights)
-        averages.append(math.fsum(weights[n] * products[n] for n in weights) if known else None)
-        weights = line["weights"]  # those after the step
-    return averages
-
-
-def _products(line: dict[str, Any], target: str | None) -> dict[str, float]:
-    found = line.get("products")
-    if target is not None:
-        found = (line.get("target_products") or {}).get(target)
-    return found if isinstance(found, dict) else {}
-
-
-def _smooth(points: Points, run: RunRecord) -> Points:
-    """The mean of each point and those before it, over a part of the run."""
-    width = max(1, len(run.outer) // ALIGNMENT_PART)
-    sums = np.concatenate([[0.0], np.cumsum([value for _, value in points])])
-    return [
-        (step, float(sums[i + 1] - sums[max(0, i + 1 - width)]) / min(width, i + 1))
-        for i, (step, _) in enumerate(points)
-    ]
 
 
 def _target_weights(runs: Sequence[RunRecord], targets: Sequence[str]) -> list[Chart]:
@@ -310,11 +269,11 @@ def _band(run: RunRecord, name: str, key: str) -> list[tuple[int, float, float]]
     width = max(1, len(run.outer) // ALIGNMENT_PART)
     errors = {
         step: math.sqrt(square / min(width, i + 1))
-        for i, (step, square) in enumerate(_smooth(squares, run))
+        for i, (step, square) in enumerate(smooth(squares, run))
     }
     return [
         (step, value - errors[step], value + errors[step])
-        for step, value in thin(_smooth_advantage(run, name))
+        for step, value in thin(smooth_advantage(run, name))
         if step in errors
     ]
 
