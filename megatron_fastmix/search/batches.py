@@ -6,6 +6,7 @@ Global batches are laid out over ranks as Megatron does: micro-batch m of rank r
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,13 +40,22 @@ class Batches:
         self.group = group
         self.size = config.training.micro_batch_size
         self.accumulation_steps = config.accumulation_steps(group.size)
+        self._seconds = 0.0
 
     def training(self, step: int, micro_step: int) -> Batch:
         """Micro-batch `micro_step` of optimizer step `step` (both from 0) on this rank."""
         first = step * self.config.training.global_batch_size
         first += (micro_step * self.group.size + self.group.rank) * self.size
+        began = time.monotonic()
         samples = [self.blend[i] for i in range(first, first + self.size)]
-        return self._collate([(s, int(s["dataset_id"]), 1.0) for s in samples])[0]
+        batch = self._collate([(s, int(s["dataset_id"]), 1.0) for s in samples])[0]
+        self._seconds += time.monotonic() - began
+        return batch
+
+    def take_seconds(self) -> float:
+        """Seconds that reading training batches took since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
     def objective(
         self, outer_step: int, weights: np.ndarray, target_weights: np.ndarray

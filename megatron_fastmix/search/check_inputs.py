@@ -13,6 +13,7 @@ from megatron_fastmix.corpus.manifest import check_same_tokenizer
 from megatron_fastmix.corpus.tokenizers import Tokenizer, load_tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.proxy.starting_point import check_starting_point
+from megatron_fastmix.report.trackers import check_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class Inputs:
 def check_inputs(config: SearchConfig, ranks: int) -> Inputs:
     """Opens the tokenizer and every dataset. Raises `ConfigError` or `DataError`."""
     config.accumulation_steps(config.data_parallel_size(ranks))
+    check_trackers(config.output)
     tokenizer = load_tokenizer(config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model)
     check_starting_point(config, tokenizer.vocab_size)
     datasets: list[SourceConfig | TargetConfig] = [*config.sources, *config.targets]

@@ -18,13 +18,15 @@ import sys
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.errors import CheckpointError
-from megatron_fastmix.parallel.groups import DataParallelGroup
+
+if TYPE_CHECKING:  # importing torch takes seconds, and the command line reads states alone
+    from megatron_fastmix.parallel.groups import DataParallelGroup
 
 STATE_FILE = "search.json"
 

@@ -122,7 +122,11 @@ class Search:
                 if last or stop or self.step % output.save_interval == 0:
                     self._save(report)
             self.checkpoints.finish()
-            report.end(self.step, complete=self.step == training.train_iters)
+            report.end(
+                self.step,
+                complete=self.step == training.train_iters,
+                training_flops=self.training_flops,
+            )
         return self.step == training.train_iters
 
     def advance(self, report: Reporter) -> bool:
@@ -142,6 +146,7 @@ class Search:
             mean,
             lr,
             None if grad_norm is None else float(grad_norm),
+            self.batches.take_seconds(),
         )
         if self.step % self.config.mixture.inner_steps == 0:
             self._outer_step(report)
@@ -167,16 +172,21 @@ class Search:
             identity=self.identity,
         )
 
-    def result(self) -> MixtureFile:
-        """The mixture learned so far, with what it cost."""
+    @property
+    def training_flops(self) -> float:
+        """Floating-point operations of the inner and outer steps so far."""
         config = self.config
         # A training step is a forward and a backward pass, which costs as much as two forward ones.
         passes = 3.0 * self.step * config.training.global_batch_size
         passes += self.mixture.outer_steps * outer_step_forward_passes(config)
         seq_length = config.data.seq_length
         per_token = flops_per_token(config.proxy, self.inputs.tokenizer.vocab_size, seq_length)
-        flops = passes / 3.0 * self.inputs.tokens_per_sample(seq_length) * per_token
-        return mixture_file(config, self.inputs, self.mixture, self.state(), flops)
+        return passes / 3.0 * self.inputs.tokens_per_sample(seq_length) * per_token
+
+    def result(self) -> MixtureFile:
+        """The mixture learned so far, with what it cost."""
+        flops = self.training_flops
+        return mixture_file(self.config, self.inputs, self.mixture, self.state(), flops)
 
     def _outer_step(self, report: Reporter) -> None:
         # η of the step to come: the one whose effect on the target the hypergradient predicts.
