@@ -1,0 +1,158 @@
+"""A search under DeepSpeed's real launcher that loses a rank, its launcher or its folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from megatron_fastmix.errors import CommunicationError, ConfigError
+from megatron_fastmix.parallel.forked_ranks import run_ranks
+from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.search.run_lock import RunLock
+from megatron_fastmix.search.worker import STOPPED_EXIT_CODE, failed_collective
+from tests.distributed.test_launch import finish, lines, start, wait_for_step
+from tests.distributed.test_search import load, run_search
+
+
+def ranks_of(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
+    """The processes of the ranks, by rank."""
+    found = {}
+    for child in psutil.Process(process.pid).children(recursive=True):
+        command = child.cmdline()
+        if "megatron_fastmix.cli" in command and "deepspeed.launcher.launch" not in command:
+            found[int(child.environ()["RANK"])] = child
+    return found
+
+
+def wait_until_gone(processes: list[psutil.Process], limit: float = 60) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=limit)
+    assert not alive
+
+
+@pytest.mark.slow
+def test_a_search_loses_nothing_to_a_killed_rank_a_killed_launcher_and_sigterm(
+    config_file: Path, search_values: dict, tmp_path: Path
+) -> None:
+    straight = load(search_values, run_dir=tmp_path / "straight", **{"training.train_iters": 60})
+    run_ranks(2, run_search, straight)
+    run_dir = tmp_path / "disturbed"
+    flags = ("--train-iters=60", f"--run_dir={run_dir}")
+
+    # One rank: the launcher ends the other, and says how to go on.
+    killed = start(config_file, *flags)
+    wait_for_step(run_dir, 7, killed)
+    ranks = ranks_of(killed)
+    ranks[1].suspend()  # the first waits for it while a second search asks for the folder
+    code, output = finish(start(config_file, *flags))
+    assert code == ConfigError.exit_code, output
+    assert f"a search is running here, process {ranks[0].pid} on {socket.gethostname()}" in output
+
+    ranks[1].kill()
+    code, output = finish(killed)
+    assert code == CommunicationError.exit_code, output
+    assert "the same command resumes from the checkpoint of step" in output
+    wait_until_gone(list(ranks.values()))
+
+    # The launcher and the one that it started: the ranks stop with a checkpoint, by themselves.
+    orphaned = start(config_file, *flags)
+    wait_for_step(run_dir, 20, orphaned)
+    ranks = ranks_of(orphaned)
+    orphaned.kill()
+    wait_until_gone(list(ranks.values()))
+    orphaned.communicate()
+    assert '"complete": false' in (run_dir / "mixture.json").read_text()
+
+    # SIGTERM, as schedulers send it.
+    stopped = start(config_file, *flags)
+    wait_for_step(run_dir, 40, stopped)
+    stopped.send_signal(signal.SIGTERM)
+    code, output = finish(stopped)
+    assert code == STOPPED_EXIT_CODE, output
+
+    # And to its end, under another launcher.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    search = ["-m", "megatron_fastmix.cli", "search", "--config", str(config_file), *flags]
+    last = subprocess.run([*torchrun, *search], capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
+    assert "learned weight" in last.stdout
+    assert lines(run_dir) == lines(tmp_path / "straight")
+
+
+def lose_a_rank(said: Path) -> None:
+    group = DataParallelGroup()
+    group.sum(np.ones(1))
+    if group.rank == 1:
+        os._exit(9)
+    try:
+        group.sum(np.ones(1))
+    except RuntimeError as error:
+        said.write_text(str(failed_collective(error)))
+
+
+def test_a_failed_collective_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="rank 1: died without a result, exit code 9"):
+        run_ranks(2, lose_a_rank, tmp_path / "said")
+    assert (tmp_path / "said").read_text() == "collective all_reduce"
+    try:
+        raise ValueError("of another kind")
+    except ValueError as error:
+        assert failed_collective(error) is None
+
+
+HOLD = "import sys, time; from pathlib import Path; from megatron_fastmix.search.run_lock import \
+RunLock; RunLock(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(60)"
+
+
+def test_a_lock_lasts_as_long_as_its_process(tmp_path: Path) -> None:
+    RunLock(tmp_path).check_free()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    for attempt in (RunLock(tmp_path).acquire, RunLock(tmp_path).check_free):
+        with pytest.raises(ConfigError, match=f"process {holder.pid} on {socket.gethostname()}"):
+            attempt()
+    holder.kill()
+    holder.communicate()
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    lock.release()
+    assert (tmp_path / "lock").read_bytes() == b""
+
+
+def test_a_lock_of_another_host_is_taken_over_when_it_no_longer_moves(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    file.write_text('{"host": "elsewhere", "pid": 7}')
+    said: list[str] = []
+    began = time.monotonic()
+    lock = RunLock(tmp_path, heartbeat_seconds=0.2)
+    lock.acquire(said.append)
+    assert time.monotonic() - began >= 0.6
+    assert "left by process 7 on elsewhere" in said[0]
+    # It moves from now on.
+    before = file.stat().st_mtime_ns
+    time.sleep(0.5)
+    assert file.stat().st_mtime_ns > before
+    lock.release()
+
+
+def test_a_lock_that_moves_on_another_host_is_respected(tmp_path: Path) -> None:
+    """As on file systems that keep the locks of hosts apart: only the touching is seen."""
+    file = tmp_path / "lock"
+    file.write_text('{"host": "elsewhere", "pid": 7}')
+    touching = subprocess.Popen(
+        ["bash", "-c", f"for i in $(seq 40); do touch {file}; sleep 0.05; done"]
+    )
+    with pytest.raises(ConfigError, match="a search is running here, process 7 on elsewhere"):
+        RunLock(tmp_path, heartbeat_seconds=0.3).acquire()
+    touching.wait()
