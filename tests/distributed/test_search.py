@@ -410,7 +410,13 @@ def weighted_torch_steps(config: SearchConfig, weights: np.ndarray) -> np.ndarra
 
 
 def without_times(path: Path) -> list[dict[str, Any]]:
-    moving = {"time", "seconds", "tokens_per_second", "config"}  # the run folder is in the latter
+    moving = {
+        "time",
+        "seconds",
+        "data_seconds",
+        "tokens_per_second",
+        "config",
+    }  # the run folder is in the latter
     lines = [line for line in read_metrics(path) if line["kind"] not in ("checkpoint", "end")]
     return [{k: v for k, v in line.items() if k not in moving} for line in lines]
 
