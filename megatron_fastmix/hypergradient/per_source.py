@@ -37,6 +37,7 @@ def inner_products(
             parameters.each_gradient(loss, receive)
             half[0, source] += float(torch.stack(received).sum())
             half[1, source] += mine.sum()
+    parameters.release()
     sums = problem.group.sum(sums)
     products, counts = sums[:, 0], sums[:, 1]
     if parameters.tensor_group is not None:

@@ -125,6 +125,9 @@ class Parameters:
         """The vector of those parameters alone."""
         return Parameters([p for p in self.parameters if keep(p)], self.group, self.tensor_group)
 
+    def release(self) -> None:
+        """Leaves the engine's view of θ as it was before a backward pass of ours."""
+
     def _point_at(self, storage: Vector) -> None:
         """Makes `storage` what the next forward pass reads."""
         for parameter, part in zip(self.parameters, storage, strict=True):
@@ -154,10 +157,14 @@ class ShardedParameters(Parameters):
         """`release` drops every gathered parameter (DeepSpeed: `empty_partition_cache`).
 
         ZeRO-3 keeps small parameters gathered, and those of modules whose inputs need no gradient,
-        so the next forward pass would not see a shard that was written to.
+        so the next forward pass would not see a shard that was replaced; and after a backward pass
+        that fires none of its hooks it takes them for in use.
         """
         super().__init__(parameters, group, tensor_group)
         self._release = release
+
+    def release(self) -> None:
+        self._release()
 
     def local(self) -> Vector:
         return [parameter.ds_tensor.data for parameter in self.parameters]
