@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from megatron_fastmix.errors import RankDivergenceError
+
+
+def limit_waiting(limit: timedelta) -> None:
+    """Has every collective of every group made so far fail after `limit`.
+
+    `init_process_group` gives its limit to the default group alone; those of Megatron and DeepSpeed
+    would wait for half an hour. Not a collective.
+    """
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(limit, group)
 
 
 class DataParallelGroup:

@@ -1,15 +1,37 @@
-"""The command `search`: by hand it starts the ranks; under a launcher it is one of them."""
+"""The commands `search` and `check-hosts`.
+
+By hand, `search` starts the ranks; under a launcher it is one of them.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
+from functools import partial
+from pathlib import Path
 
 from megatron_fastmix.config import load_config
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.search.check_hosts import (
+    ask_nobody,
+    ask_over_ssh,
+    ask_with_srun,
+    check_hosts,
+    print_report,
+    read_hostfile,
+)
+from megatron_fastmix.search.check_inputs import check_inputs
 from megatron_fastmix.search.launch import launch
+from megatron_fastmix.search.run_folder import CONFIG_FILE
 from megatron_fastmix.search.seeds import launch_seeds
 from megatron_fastmix.search.worker import run_worker
+
+_OPEN_MPI = {
+    "RANK": "OMPI_COMM_WORLD_RANK",
+    "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
+    "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the search; returns the exit code."""
     config = load_config(args.config, args.overrides)
-    # Every launcher (deepspeed, torchrun, srun with our script) sets it for its ranks.
+    # DeepSpeed's launcher, torchrun and launch/search.sbatch set it for their ranks; mpirun has
+    # names of its own.
+    for name, mpi_name in _OPEN_MPI.items():
+        if mpi_name in os.environ:
+            os.environ.setdefault(name, os.environ[mpi_name])
     if "RANK" in os.environ:
         return run_worker(config, accept_changes=args.accept_changes)
     if args.seeds < 1:
@@ -48,6 +74,48 @@ def run(args: argparse.Namespace) -> int:
     return launch(config, args.num_ranks, accept_changes=args.accept_changes)
 
 
+def add_check_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `check-hosts`; other --key=value arguments override the
+    configuration."""
+    parser.add_argument("--config", required=True, help="YAML file of the search")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--hostfile", help="lines HOST slots=RANKS (default: this host alone)")
+    where.add_argument("--srun", action="store_true", help="the nodes of this SLURM job")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="as for search, which is to follow"
+    )
+    parser.add_argument("--token", help=argparse.SUPPRESS)
+    parser.set_defaults(overrides=[])
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Checks the hosts of a search; prints the path of the configuration to start it with."""
+    config = load_config(args.config, args.overrides)
+    if args.token:
+        print_report(config, args.token)
+        return 0
+    ranks, ask = config.engine.tensor_model_parallel_size, ask_nobody
+    if args.hostfile:
+        hosts = read_hostfile(args.hostfile)
+        ranks, ask = sum(hosts.values()), partial(ask_over_ssh, hosts=list(hosts))
+    elif args.srun:
+        ranks, ask = int(os.environ["SLURM_NTASKS"]), ask_with_srun
+    check_inputs(config, ranks)
+    # The hosts see the configuration that the ranks will be given.
+    folder = Path(config.run_dir)
+    command = [sys.executable, "-m", "megatron_fastmix.cli", "check-hosts"]
+    command += ["--config", str(folder.absolute() / CONFIG_FILE)]
+    path = check_hosts(
+        config,
+        partial(ask, command),
+        accept_changes=args.accept_changes,
+        say=lambda text: print(text, file=sys.stderr),
+    )
+    print(path.absolute())
+    return 0
+
+
 COMMANDS = {
+    "check-hosts": ("check the hosts of a search before it starts", add_check_arguments, run_check),
     "search": ("learn a mixture while training a proxy", add_arguments, run),
 }

@@ -96,7 +96,7 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
     from deepspeed.accelerator import get_accelerator
 
     from megatron_fastmix.export.run_artifacts import write_run_artifacts
-    from megatron_fastmix.parallel.groups import DataParallelGroup
+    from megatron_fastmix.parallel.groups import DataParallelGroup, limit_waiting
     from megatron_fastmix.report.summary import final_table
     from megatron_fastmix.search.loop import Search
 
@@ -110,6 +110,7 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
     world = DataParallelGroup(device=device)
     lock = _take_run_folder(config, world, accept_changes)
     search = Search(config, device, accept_changes=accept_changes)
+    limit_waiting(timeout)
 
     def ask_to_stop(number: int, frame: FrameType | None) -> None:
         search.stop_signalled = True

@@ -8,15 +8,17 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import torch.distributed as dist
 
 from megatron_fastmix.errors import CommunicationError, ConfigError
 from megatron_fastmix.parallel.forked_ranks import run_ranks
-from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.parallel.groups import DataParallelGroup, limit_waiting
 from megatron_fastmix.search.run_lock import RunLock
 from megatron_fastmix.search.worker import STOPPED_EXIT_CODE, failed_collective
 from tests.distributed.test_launch import finish, lines, start, wait_for_step
@@ -106,6 +108,29 @@ def test_a_failed_collective_is_named(tmp_path: Path) -> None:
         raise ValueError("of another kind")
     except ValueError as error:
         assert failed_collective(error) is None
+
+
+def wait_for_a_rank_that_is_stuck(said: Path) -> None:
+    """In a group other than the default one, as DeepSpeed's and Megatron's are."""
+    group = DataParallelGroup(dist.new_group([0, 1]))
+    group.sum(np.ones(1))
+    limit_waiting(timedelta(seconds=1))
+    if group.rank == 1:
+        time.sleep(5)
+        return
+    began = time.monotonic()
+    try:
+        group.sum(np.ones(1))
+    except RuntimeError as error:
+        said.write_text(f"{failed_collective(error)}: {error}")
+    assert time.monotonic() - began < 4
+
+
+def test_the_time_limit_holds_in_every_group(tmp_path: Path) -> None:
+    run_ranks(2, wait_for_a_rank_that_is_stuck, tmp_path / "said")
+    said = (tmp_path / "said").read_text()
+    assert said.startswith("collective all_reduce: ")
+    assert "Timed out waiting 1000ms" in said
 
 
 HOLD = "import sys, time; from pathlib import Path; from megatron_fastmix.search.run_lock import \

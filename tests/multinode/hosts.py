@@ -1,0 +1,115 @@
+"""Two hosts on one machine: network namespaces joined by a cable, each with its address and sshd.
+
+They share the file system and the process table, as two machines over NFS share the former.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+NEEDED = {
+    "ip": "iproute2",
+    "sshd": "openssh-server",
+    "ssh-keygen": "openssh-client",
+    "pdsh": "pdsh",
+}
+"""Commands and the Debian packages that have them."""
+
+PORT = 2222
+
+
+class NotAllowed(Exception):
+    """Such hosts cannot be made here; says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hosts:
+    names: tuple[str, str]
+    """Network namespaces; also the hosts' own names."""
+    addresses: tuple[str, str]
+    ssh_options: str
+
+    def command(self, host: int, command: Sequence[str]) -> list[str]:
+        """`command` as run on a host."""
+        return [*_on(self.names[host]), *command]
+
+    def set_link(self, up: bool) -> None:
+        """Cuts the cable, or mends it."""
+        state = "up" if up else "down"
+        _run("ip", "-n", self.names[1], "link", "set", "eth0", state)
+
+
+@contextlib.contextmanager
+def two_hosts(folder: Path) -> Iterator[Hosts]:
+    """Raises `NotAllowed` where namespaces or packages are missing."""
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
+    missing = [package for command, package in NEEDED.items() if not shutil.which(command)]
+    if missing:
+        raise NotAllowed(f"needs the packages {' '.join(missing)}")
+    if os.geteuid():
+        raise NotAllowed("needs root, for network namespaces")
+    names = (f"fastmix-a-{os.getpid()}", f"fastmix-b-{os.getpid()}")
+    addresses = ("10.77.0.1", "10.77.0.2")
+    with contextlib.ExitStack() as stack:
+        try:
+            for name in names:
+                _run("ip", "netns", "add", name)
+                stack.callback(_run, "ip", "netns", "delete", name)
+            ends = ("eth0", "netns", names[0], "type", "veth", "peer", "name", "eth0")
+            _run("ip", "link", "add", *ends, "netns", names[1])
+        except subprocess.CalledProcessError as error:
+            raise NotAllowed(f"network namespaces: {error.stderr.strip()}") from None
+        for name, address in zip(names, addresses, strict=True):
+            _run("ip", "-n", name, "address", "add", f"{address}/24", "dev", "eth0")
+            for device in ("lo", "eth0"):
+                _run("ip", "-n", name, "link", "set", device, "up")
+        options = _make_keys(folder)
+        for name, address in zip(names, addresses, strict=True):
+            server = subprocess.Popen(
+                [
+                    *(*_on(name), str(shutil.which("sshd")), "-D", "-f", f"{folder}/sshd_config"),
+                    *("-o", f"ListenAddress={address}:{PORT}"),
+                ]
+            )
+            stack.callback(_end, server)
+        yield Hosts(names=names, addresses=addresses, ssh_options=options)
+
+
+def _on(name: str) -> list[str]:
+    named = f'hostname {name} && exec "$@"'
+    return ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", named, "sh"]
+
+
+def _make_keys(folder: Path) -> str:
+    for key in ("host_key", "user_key"):
+        _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key))
+    Path("/run/sshd").mkdir(exist_ok=True)
+    (folder / "sshd_config").write_text(
+        f"HostKey {folder}/host_key\nAuthorizedKeysFile {folder}/user_key.pub\nPidFile none\n"
+        "StrictModes no\nPermitRootLogin prohibit-password\nUsePAM no\n"
+    )
+    return (
+        f"-i {folder}/user_key -p {PORT} -o StrictHostKeyChecking=no "
+        "-o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+    )
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """Ends an sshd and what runs in its sessions."""
+    family = [*psutil.Process(server.pid).children(recursive=True), psutil.Process(server.pid)]
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    server.wait()
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)

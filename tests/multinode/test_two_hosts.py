@@ -1,0 +1,160 @@
+"""`launch/search_multinode.sh` over two hosts, and the link between them cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from megatron_fastmix.parallel.forked_ranks import run_ranks
+from tests.distributed.test_launch import finish, lines, wait_for_step
+from tests.distributed.test_search import load, run_search
+from tests.multinode.hosts import Hosts, NotAllowed, two_hosts
+
+pytestmark = [pytest.mark.multinode, pytest.mark.slow]
+
+SCRIPT = Path(__file__).parents[2] / "launch/search_multinode.sh"
+VARIABLES = {
+    "GLOO_SOCKET_IFNAME": "eth0",
+    "DS_ACCELERATOR": "cpu",
+    "TORCHDYNAMO_DISABLE": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    try:
+        with two_hosts(tmp_path_factory.mktemp("ssh")) as pair:
+            yield pair
+    except NotAllowed as reason:
+        pytest.skip(f"no second host can be made here: {reason}")
+
+
+@pytest.fixture
+def place(hosts: Hosts, search_values: dict, tmp_path: Path) -> Path:
+    """A directory to launch from: configuration, hostfile and `.deepspeed_env`."""
+    # A collective that waits this long fails; a minute is the shortest.
+    search_values["engine"] = {"distributed_timeout_minutes": 1}
+    search_values["training"]["train_iters"] = 60
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(search_values))
+    (tmp_path / "hostfile").write_text("".join(f"{a} slots=1\n" for a in hosts.addresses))
+    (tmp_path / ".deepspeed_env").write_text("".join(f"{k}={v}\n" for k, v in VARIABLES.items()))
+    return tmp_path
+
+
+def launch(hosts: Hosts, place: Path, *flags: str) -> subprocess.Popen[str]:
+    settings = {
+        "PYTHON": sys.executable,
+        "HOSTFILE": str(place / "hostfile"),
+        "PDSH_SSH_ARGS_APPEND": hosts.ssh_options,
+    }
+    without = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    return subprocess.Popen(
+        hosts.command(0, ["bash", str(SCRIPT), "--config", "search.yaml", *flags]),
+        env={k: v for k, v in os.environ.items() if k not in without} | VARIABLES | settings,
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ranks(run_dir: Path) -> list[psutil.Process]:
+    """The processes of this search's ranks and launchers, on both hosts."""
+    marker = str(run_dir / "config.yaml")
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if marker in (process.info["cmdline"] or [])
+    ]
+
+
+def test_a_search_over_two_hosts_survives_a_cut_link_and_equals_that_of_one(
+    hosts: Hosts, place: Path, search_values: dict
+) -> None:
+    run_dir = place / "run"
+    straight = load(search_values, run_dir=place / "straight")
+    run_ranks(2, run_search, straight)
+
+    cut = launch(hosts, place)
+    wait_for_step(run_dir, 8, cut)
+    processes = ranks(run_dir)
+    assert len(processes) >= 4
+    hosts.set_link(False)
+    began = time.monotonic()
+    code, output = finish(cut)
+    assert code != 0
+    assert f"rank 0 on {hosts.names[0]}: collective " in output, output
+    assert "the same command resumes from the checkpoint of step" in output
+    psutil.wait_procs(processes, timeout=max(0.0, 150 - (time.monotonic() - began)))
+    assert not ranks(run_dir)
+
+    hosts.set_link(True)
+    code, output = finish(launch(hosts, place))
+    assert code == 0, output
+    assert "2 hosts: same packages, configuration and data" in output
+    found, expected = (
+        json.loads((folder / "mixture.json").read_text())
+        for folder in (run_dir, place / "straight")
+    )
+    assert [s["weight"] for s in found["sources"]] == [s["weight"] for s in expected["sources"]]
+    assert lines(run_dir) == lines(place / "straight")
+
+
+def test_a_host_that_differs_is_named(hosts: Hosts, place: Path, search_values: dict) -> None:
+    """Its own copy of one source is another, it has no shared folder, or it is not there."""
+    # The second host sees another file under the same path.
+    source = Path(search_values["sources"][1]["path"]).with_suffix(".idx")
+    changed = place / "changed.idx"
+    shutil.copy(source, changed)
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    changed.write_bytes(content)
+    wrapper = place / "python"
+    wrapper.write_text(
+        "#!/bin/bash\n"
+        f'if [ "$(hostname)" = {hosts.names[1]} ]; then\n'
+        f"  exec unshare -m bash -c 'mount --bind {changed} {source}; exec \"$@\"' sh "
+        f'{sys.executable} "$@"\n'
+        "fi\n"
+        f'exec {sys.executable} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    output = refused(hosts, place, command=[str(wrapper)])
+    assert f"{hosts.addresses[1]}: source backward is " in output
+    assert f"{hosts.addresses[0]}: " not in output
+
+    wrapper.write_text(wrapper.read_text().replace(f"--bind {changed} {source}", "-t tmpfs t run"))
+    output = refused(hosts, place, command=[str(wrapper)])
+    assert f"{hosts.addresses[1]}: " in output
+
+    (place / "hostfile").write_text(f"{hosts.addresses[0]} slots=1\n10.77.0.9 slots=1\n")
+    output = refused(hosts, place, command=[sys.executable])
+    assert "10.77.0.9: cannot be reached: " in output
+
+
+def refused(hosts: Hosts, place: Path, command: list[str]) -> str:
+    check: list[Any] = [*command, "-m", "megatron_fastmix.cli", "check-hosts"]
+    check += ["--config", "search.yaml", "--hostfile", "hostfile"]
+    done = subprocess.run(
+        hosts.command(0, check),
+        env=os.environ | VARIABLES | {"PDSH_SSH_ARGS_APPEND": hosts.ssh_options},
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "hosts are not fit for this run" in done.stderr
+    return done.stderr
