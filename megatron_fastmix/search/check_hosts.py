@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from megatron_fastmix.config import SearchConfig, dump_config
+from megatron_fastmix.config import SearchConfig, dump_config, load_config
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.search import run_folder
 from megatron_fastmix.search.identity import fingerprint
@@ -209,10 +209,7 @@ def _parse(line: str) -> Report | None:
 def _check_folder(config: SearchConfig, token: str) -> list[str]:
     probes = Path(config.run_dir) / PROBE_FOLDER
     if not (probes / token).exists():
-        return [
-            f"{config.run_dir} here is not that of the starting host; put run_dir on a file system "
-            "that all hosts share"
-        ]
+        return [_not_shared(config.run_dir)]
     try:
         (probes / wrote(token)).touch()
     except OSError as error:
@@ -259,6 +256,18 @@ def _short(value: Any) -> str:
     return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
 
 
-def print_report(config: SearchConfig, token: str) -> None:
-    """Prints this host's report as one line of JSON."""
-    print(json.dumps(report(config, token) | {"wrote": wrote(token)}), flush=True)
+def print_report(config_path: str, token: str) -> None:
+    """Prints this host's report as one line of JSON; `config_path` is in the run folder."""
+    if Path(config_path).exists():
+        answer = report(load_config(config_path), token)
+    else:
+        problem = _not_shared(Path(config_path).parent)
+        answer = {"host": socket.gethostname(), "facts": {}, "problems": [problem]}
+    print(json.dumps(answer | {"wrote": wrote(token)}), flush=True)
+
+
+def _not_shared(folder: str | Path) -> str:
+    return (
+        f"{folder} here is not that of the starting host; put run_dir on a file system that all "
+        "hosts share"
+    )

@@ -90,10 +90,10 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_check(args: argparse.Namespace) -> int:
     """Checks the hosts of a search; prints the path of the configuration to start it with."""
-    config = load_config(args.config, args.overrides)
     if args.token:
-        print_report(config, args.token)
+        print_report(args.config, args.token)
         return 0
+    config = load_config(args.config, args.overrides)
     ranks, ask = config.engine.tensor_model_parallel_size, ask_nobody
     if args.hostfile:
         hosts = read_hostfile(args.hostfile)
