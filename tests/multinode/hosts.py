@@ -35,11 +35,23 @@ class Hosts:
     names: tuple[str, str]
     """Network namespaces; also the hosts' own names."""
     addresses: tuple[str, str]
+    servers: tuple[int, ...]
+    """Process ids of the sshds."""
     ssh_options: str
 
     def command(self, host: int, command: Sequence[str]) -> list[str]:
         """`command` as run on a host."""
         return [*_on(self.names[host]), *command]
+
+    @contextlib.contextmanager
+    def mounted(self, host: int, *arguments: str) -> Iterator[None]:
+        """`mount ARGUMENTS` as one host alone sees it; the last one is the place."""
+        inside = ("nsenter", "-t", str(self.servers[host]), "-m")
+        _run(*inside, "mount", *arguments)
+        try:
+            yield
+        finally:
+            _run(*inside, "umount", arguments[-1])
 
     def set_link(self, up: bool) -> None:
         """Cuts the cable, or mends it."""
@@ -72,6 +84,7 @@ def two_hosts(folder: Path) -> Iterator[Hosts]:
             for device in ("lo", "eth0"):
                 _run("ip", "-n", name, "link", "set", device, "up")
         options = _make_keys(folder)
+        servers = []
         for name, address in zip(names, addresses, strict=True):
             server = subprocess.Popen(
                 [
@@ -80,7 +93,8 @@ def two_hosts(folder: Path) -> Iterator[Hosts]:
                 ]
             )
             stack.callback(_end, server)
-        yield Hosts(names=names, addresses=addresses, ssh_options=options)
+            servers.append(server.pid)
+        yield Hosts(names=names, addresses=addresses, servers=tuple(servers), ssh_options=options)
 
 
 def _on(name: str) -> list[str]:

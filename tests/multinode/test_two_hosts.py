@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -113,48 +111,38 @@ def test_a_search_over_two_hosts_survives_a_cut_link_and_equals_that_of_one(
 
 
 def test_a_host_that_differs_is_named(hosts: Hosts, place: Path, search_values: dict) -> None:
-    """Its own copy of one source is another, it has no shared folder, or it is not there."""
-    # The second host sees another file under the same path.
+    first, second = hosts.addresses
     source = Path(search_values["sources"][1]["path"]).with_suffix(".idx")
-    changed = place / "changed.idx"
-    shutil.copy(source, changed)
-    content = bytearray(changed.read_bytes())
+    content = bytearray(source.read_bytes())
     content[-1] ^= 1
-    changed.write_bytes(content)
-    wrapper = place / "python"
-    wrapper.write_text(
-        "#!/bin/bash\n"
-        f'if [ "$(hostname)" = {hosts.names[1]} ]; then\n'
-        f"  exec unshare -m bash -c 'mount --bind {changed} {source}; exec \"$@\"' sh "
-        f'{sys.executable} "$@"\n'
-        "fi\n"
-        f'exec {sys.executable} "$@"\n'
-    )
-    wrapper.chmod(0o755)
-    output = refused(hosts, place, command=[str(wrapper)])
-    assert f"{hosts.addresses[1]}: source backward is " in output
-    assert f"{hosts.addresses[0]}: " not in output
+    (place / "changed.idx").write_bytes(content)
+    with hosts.mounted(1, "--bind", str(place / "changed.idx"), str(source)):
+        said = refused(hosts, place)
+    assert f"{second}: source backward is " in said
+    assert f"{first}: " not in said
 
-    wrapper.write_text(wrapper.read_text().replace(f"--bind {changed} {source}", "-t tmpfs t run"))
-    output = refused(hosts, place, command=[str(wrapper)])
-    assert f"{hosts.addresses[1]}: " in output
+    with hosts.mounted(1, "-t", "tmpfs", "tmpfs", str(place / "run")):
+        said = refused(hosts, place)
+    assert f"{second}: " in said
+    assert "put run_dir on a file system that all hosts share" in said
+    assert f"{first}: " not in said
 
-    (place / "hostfile").write_text(f"{hosts.addresses[0]} slots=1\n10.77.0.9 slots=1\n")
-    output = refused(hosts, place, command=[sys.executable])
-    assert "10.77.0.9: cannot be reached: " in output
+    with hosts.mounted(1, "-t", "tmpfs", "tmpfs", str(source.parent)):
+        said = refused(hosts, place)
+    assert f"{second}: source forward: {source.parent / 'forward'}.idx: No such file" in said
+
+    variables = place / ".deepspeed_env"
+    variables.write_text("GLOO_SOCKET_IFNAME=ib0\n")
+    said = refused(hosts, place)
+    assert f"{second}: GLOO_SOCKET_IFNAME is ib0; it has lo, eth0" in said
+
+    (place / "hostfile").write_text(f"{first} slots=1\n10.77.0.9 slots=1\n")
+    assert "10.77.0.9: cannot be reached: " in refused(hosts, place)
 
 
-def refused(hosts: Hosts, place: Path, command: list[str]) -> str:
-    check: list[Any] = [*command, "-m", "megatron_fastmix.cli", "check-hosts"]
-    check += ["--config", "search.yaml", "--hostfile", "hostfile"]
-    done = subprocess.run(
-        hosts.command(0, check),
-        env=os.environ | VARIABLES | {"PDSH_SSH_ARGS_APPEND": hosts.ssh_options},
-        cwd=place,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2, done.stderr
-    assert "hosts are not fit for this run" in done.stderr
-    return done.stderr
+def refused(hosts: Hosts, place: Path) -> str:
+    process = launch(hosts, place)
+    code, output = finish(process)
+    assert code == 2, output
+    assert "hosts are not fit for this run" in output
+    return output
