@@ -128,6 +128,7 @@ class _DatasetWork:
 
     def run(self, report: Report) -> list[Manifest]:
         """Writes all outputs, from the last journal where there is one."""
+        self.encoder.tokenizer.prepare()
         journal, outputs = self._open()
         if journal.chunks:
             report(f"{self.dataset.prefix}: continuing after chunk {journal.chunks:,}")

@@ -1,10 +1,9 @@
 """Fast exact BPE: text is cut where no piece can reach across, and each distinct part encoded once.
 
-BPE joins two neighbouring symbols only if the joined text is a piece. So where no piece of the
-vocabulary contains a pair of characters side by side, nothing is ever joined across that pair, and
-the parts on both sides can be encoded apart with the same result. Real text repeats its parts
-(words, punctuation, indentation), so nearly all of them are found in a table, with NumPy for a
-whole block of text at a time.
+BPE joins two neighbouring symbols only if the joined text is a piece of the vocabulary. So where no
+piece holds a pair of characters side by side, nothing is ever joined across that pair, and both
+sides can be encoded apart with the same result. Real text repeats its parts (words, punctuation,
+indentation), so nearly all of them are found in a table; the others are given to SentencePiece.
 
 Not so for unigram models: their best path sums float scores over the whole text, and rounding
 can decide between near-equal paths.
@@ -12,34 +11,50 @@ can decide between near-equal paths.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from megatron_fastmix.corpus.sentencepiece_model import BPE, SentencePieceModel
 
 SPACE_MARK = "\u2581"
-"""What SentencePiece turns a space into; text that has one itself must not take the fast way."""
+"""What SentencePiece turns a space into, before it looks for pieces."""
+GENERATION = 1 << 15
+"""Parts in the table before it ages: it holds at most twice as many, about 10 MB of usual text."""
+LONGEST_KEPT = 256
+"""Characters; a longer part hardly comes again."""
+LONG_TEXT = 1 << 20
+"""Characters; the parts of a longer text are not all held in memory at once."""
 
-_SPACE, _NEWLINE, _LETTER, _DIGIT, _OTHER = range(5)
-_BLOCK_BYTES = 1 << 18
-_SLOTS = 1 << 19
-_MAX_ENTRIES = 1 << 17
-"""The table is emptied above this, so memory is bounded; a block adds fewer than fit above it."""
-_MAX_POOL = 1 << 21
-_INLINE_BYTES = 15
-"""Parts up to this length are their own key: 15 bytes and the length in two words of 64 bits."""
-_MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
-
-EncodeParts = Callable[[list[bytes]], list[list[int]]]
+_HIGH = "\x80-\U0010ffff"
+_KINDS = (
+    ("A-Za-z", "0-9", f"^A-Za-z0-9 \n{_HIGH}"),
+    ("A-Za-z", f"^A-Za-z \n{_HIGH}"),
+    (),
+)
+"""Kinds of characters to tell apart, the finest first. Those above 127 are of every kind: where one
+follows, the rest of the word is not cut."""
 
 
-def choose_classes(model: SentencePieceModel) -> np.ndarray | None:
-    """A class for each byte (256,) such that no piece is cut, or None where there is no such.
+def _pattern(kinds: Sequence[str]) -> re.Pattern[str]:
+    """Matches the parts of text: spaces and what follows them up to another kind, as a piece."""
+    words = [rf" *+[{kind}]++(?![{_HIGH}])" for kind in kinds]
+    return re.compile("|".join([*words, r" *+[^ \n]+", " +", r"\n+"]))
 
-    Text is cut between two bytes of different classes, except after a space (a piece begins with
-    its space) unless a line break follows. Bytes above 127 are letters, so no character is cut.
-    Tries fine classes first (letters, digits, other), then white space alone.
+
+def _cuts(kinds: Sequence[str]) -> re.Pattern[str]:
+    """Matches the pairs of characters between which `_pattern` may end a part."""
+    pairs = [f"[{one}][{other}]" for one in kinds for other in kinds if one != other]
+    return re.compile("|".join([*pairs, r"[^ \n] ", r"[^\n]\n", r"\n[^\n]"]))
+
+
+def segment_pattern(model: SentencePieceModel, pieces: Iterable[str]) -> re.Pattern[str] | None:
+    """A pattern whose matches are the parts of any text; None where parts cannot be told apart.
+
+    `pieces` are all that text can be joined to, with spaces or space marks. Only options of the
+    model are accepted under which its parts have been shown to be independent.
     """
     plain = (
         model.model_type == BPE
@@ -51,187 +66,50 @@ def choose_classes(model: SentencePieceModel) -> np.ndarray | None:
     )
     if not plain:
         return None
-    letters = np.full(256, _LETTER, np.uint8)
-    letters[ord(" ")], letters[ord("\n")] = _SPACE, _NEWLINE
-    fine = letters.copy()
-    for code in range(128):
-        character = chr(code)
-        if character not in " \n" and not character.isalpha():
-            fine[code] = _DIGIT if character.isdigit() else _OTHER
-    pieces = [piece.replace(SPACE_MARK, " ").encode() for piece in model.pieces]
-    for classes in (fine, letters):
-        if all(not _cuts(classes, np.frombuffer(piece, np.uint8)).any() for piece in pieces):
-            return classes
+    texts = [piece.replace(SPACE_MARK, " ") for piece in pieces]
+    for kinds in _KINDS:
+        if not any(map(_cuts(kinds).search, texts)):
+            return _pattern(kinds)
     return None
 
 
-def _cuts(classes: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """For each byte but the first (n - 1,), whether text is cut before it."""
-    kinds = classes[text]
-    before, after = kinds[:-1], kinds[1:]
-    return (before != after) & ((before != _SPACE) | (after == _NEWLINE))
+class SegmentCache(dict[str, bytes]):
+    """Ids (int32, as bytes) of parts of text; `encode_part` is asked for those it does not hold.
 
+    Parts that have not come again for a generation are forgotten, so memory is bounded.
+    """
 
-class SegmentCache:
-    """Token ids of texts by table; `encode_parts` is asked for parts that are not in it."""
+    def __init__(
+        self, pattern: re.Pattern[str], encode_part: Callable[[str], Iterable[int]], prefix: str
+    ) -> None:
+        super().__init__()
+        self._pattern, self._encode_part, self._prefix = pattern, encode_part, prefix
+        self._older: dict[str, bytes] = {}
 
-    def __init__(self, classes: np.ndarray, encode_parts: EncodeParts) -> None:
-        self._classes = classes
-        self._encode_parts = encode_parts
-        self._clear()
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts one after another (tokens,) int32, and tokens of each text (texts,).
 
-    def _clear(self) -> None:
-        # Key words of each slot; the second is 0 in an empty slot, as its top byte is the length.
-        self._low = np.zeros(_SLOTS, np.uint64)
-        self._high = np.zeros(_SLOTS, np.uint64)
-        self._slot_entry = np.zeros(_SLOTS, np.int32)
-        self._long: dict[bytes, int] = {}
-        # Entry e is pool[first[e] : first[e] + count[e]].
-        self._pool = np.zeros(1 << 16, np.int32)
-        self._first = np.zeros(1 << 12, np.int64)
-        self._count = np.zeros(1 << 12, np.int64)
-        self._pool_size = self._entries = 0
+        `prefix` is put before every text that is not empty.
+        """
+        found = []
+        for text in texts:
+            # SentencePiece makes both the same symbol, so its ids are those of a space.
+            text = (self._prefix + text if text else text).replace(SPACE_MARK, " ")
+            parts = self._pattern.findall(text) if len(text) < LONG_TEXT else self._each(text)
+            found.append(b"".join(map(self.__getitem__, parts)))
+        lengths = np.fromiter(map(len, found), np.int64, len(found)) // 4
+        return np.frombuffer(b"".join(found), np.int32), lengths
 
-    def encode(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all texts one after another (tokens,) int32, and tokens of each text (texts,)."""
-        sizes = np.fromiter((len(text) for text in texts), np.int64, len(texts))
-        joined = b"".join(texts)
-        text = np.frombuffer(joined, np.uint8)
-        cut = np.ones(len(text) + 1, bool)
-        if len(text) > 1:
-            cut[1:-1] = _cuts(self._classes, text)
-        text_ends = np.cumsum(sizes)
-        cut[text_ends] = True
-        edges = np.flatnonzero(cut)
-        # Eight more bytes than the longest inline part, so that whole words can be read anywhere.
-        padded = joined + bytes(2 * 8)
-        counts = np.zeros(len(edges) - 1, np.int64)
-        blocks = []
-        at = 0
-        while at < len(edges) - 1:
-            limit = edges[at] + _BLOCK_BYTES
-            stop = max(at + 1, int(np.searchsorted(edges, limit, side="right")) - 1)
-            block, counts[at:stop] = self._encode_block(padded, edges[at : stop + 1])
-            blocks.append(block)
-            at = stop
-        tokens = np.concatenate(blocks) if blocks else np.zeros(0, np.int32)
-        before = np.concatenate([[0], np.cumsum(counts)])
-        bounds = before[np.searchsorted(edges, np.concatenate([[0], text_ends]))]
-        return tokens, np.diff(bounds)
+    def _each(self, text: str) -> Iterator[str]:
+        return (match.group() for match in self._pattern.finditer(text))
 
-    def _encode_block(self, text: bytes, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of the parts between `edges`, and tokens of each part."""
-        if self._entries > _MAX_ENTRIES or self._pool_size > _MAX_POOL:
-            self._clear()
-        starts, sizes = edges[:-1], np.diff(edges)
-        entries = np.empty(len(starts), np.int32)
-        short = sizes <= _INLINE_BYTES
-        if short.all():
-            entries[:] = self._find_short(text, starts, sizes)
-        else:
-            entries[short] = self._find_short(text, starts[short], sizes[short])
-            entries[~short] = self._find_long(text, starts[~short], sizes[~short])
-        counts = self._count[entries]
-        # Token j of a part lies at first + j in the pool.
-        ends = np.cumsum(counts)
-        offsets = np.repeat(self._first[entries] - (ends - counts), counts)
-        offsets += np.arange(len(offsets))
-        return self._pool[offsets], counts
-
-    def _find_short(self, text: bytes, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        # The word of 8 bytes at every byte of the text.
-        words = np.ndarray((len(text) - 7,), "<u8", text, strides=(1,))
-        low = words[starts] & _MASKS[np.minimum(sizes, 8)]
-        high = words[starts + np.minimum(sizes, 8)] & _MASKS[np.maximum(sizes - 8, 0)]
-        high |= sizes.astype(np.uint64) << np.uint64(56)
-        entries, missing = self._look_up(low, high)
-        if len(missing):
-            order = missing[np.lexsort((low[missing], high[missing]))]
-            same = (low[order[1:]] == low[order[:-1]]) & (high[order[1:]] == high[order[:-1]])
-            first = np.concatenate([[True], ~same])
-            distinct = order[first]
-            parts = [
-                text[start : start + size]
-                for start, size in zip(
-                    starts[distinct].tolist(), sizes[distinct].tolist(), strict=True
-                )
-            ]
-            new = self._add(parts)
-            entries[order] = new[np.cumsum(first) - 1]
-            self._insert(low[distinct], high[distinct], new)
-        return entries
-
-    def _find_long(self, text: bytes, starts: np.ndarray, sizes: np.ndarray) -> list[int]:
-        parts = [
-            text[start : start + size]
-            for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)
-        ]
-        missing = [part for part in dict.fromkeys(parts) if part not in self._long]
-        self._long.update(zip(missing, self._add(missing).tolist(), strict=True))
-        return [self._long[part] for part in parts]
-
-    def _add(self, parts: list[bytes]) -> np.ndarray:
-        """Encodes new parts and returns their entries."""
-        ids = self._encode_parts(parts)
-        counts = np.fromiter((len(part) for part in ids), np.int64, len(ids))
-        flat = np.fromiter((token for part in ids for token in part), np.int32, counts.sum())
-        entries = np.arange(self._entries, self._entries + len(ids))
-        pool_end, entry_end = self._pool_size + len(flat), self._entries + len(ids)
-        self._pool = _grown(self._pool, pool_end)
-        self._first = _grown(self._first, entry_end)
-        self._count = _grown(self._count, entry_end)
-        self._pool[self._pool_size : pool_end] = flat
-        self._first[entries] = self._pool_size + np.cumsum(counts) - counts
-        self._count[entries] = counts
-        self._pool_size, self._entries = pool_end, entry_end
-        return entries
-
-    def _look_up(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Entries of keys, and the indices of keys that are not in the table."""
-        slots = _hash(low, high)
-        found = (self._low[slots] == low) & (self._high[slots] == high)
-        entries = self._slot_entry[slots]
-        pending = np.flatnonzero(~found)
-        missing = []
-        while len(pending):  # linear probing; few keys get here
-            at = slots[pending]
-            empty = self._high[at] == 0
-            missing.append(pending[empty])
-            pending = pending[~empty]
-            at = (at[~empty] + 1) % _SLOTS
-            slots[pending] = at
-            hit = (self._low[at] == low[pending]) & (self._high[at] == high[pending])
-            entries[pending[hit]] = self._slot_entry[at[hit]]
-            pending = pending[~hit]
-        return entries, np.concatenate(missing) if missing else pending
-
-    def _insert(self, low: np.ndarray, high: np.ndarray, entries: np.ndarray) -> None:
-        """Puts distinct new keys into the table."""
-        slots = _hash(low, high)
-        pending = np.arange(len(low))
-        while len(pending):
-            at = slots[pending]
-            free = np.flatnonzero(self._high[at] == 0)
-            _, winner = np.unique(at[free], return_index=True)  # one key per slot
-            placed = free[winner]
-            self._low[at[placed]] = low[pending[placed]]
-            self._high[at[placed]] = high[pending[placed]]
-            self._slot_entry[at[placed]] = entries[pending[placed]]
-            pending = np.delete(pending, placed)
-            slots[pending] = (slots[pending] + 1) % _SLOTS
-
-
-def _hash(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    mixed = low * np.uint64(0x9E3779B97F4A7C15)
-    mixed ^= high * np.uint64(0xC2B2AE3D27D4EB4F)
-    mixed ^= mixed >> np.uint64(29)
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    return (mixed >> np.uint64(64 - _SLOTS.bit_length() + 1)).astype(np.int64)
-
-
-def _grown(array: np.ndarray, size: int) -> np.ndarray:
-    if size <= len(array):
-        return array
-    larger = np.zeros(max(size, 2 * len(array)), array.dtype)
-    larger[: len(array)] = array
-    return larger
+    def __missing__(self, part: str) -> bytes:
+        if len(self) > GENERATION:
+            self._older = dict(self)
+            self.clear()
+        ids = self._older.pop(part, None)
+        if ids is None:
+            ids = array("i", self._encode_part(part)).tobytes()
+        if len(part) <= LONGEST_KEPT:
+            self[part] = ids
+        return ids

@@ -1,7 +1,7 @@
 """Facts about a SentencePiece model that its Python API does not tell, read from the file.
 
-The file is a protocol buffer (`sentencepiece_model.proto`): ModelProto holds `pieces = 1`,
-`trainer_spec = 2` and `normalizer_spec = 3`. Reading the few fields here needs no protobuf package.
+The file is a protocol buffer (`sentencepiece_model.proto`): ModelProto holds `trainer_spec = 2` and
+`normalizer_spec = 3`. Reading the few fields here needs no protobuf package.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 BPE = 2
-_NORMAL, _USER_DEFINED = 1, 4
+_NORMALIZER_FIELDS = {1, 2, 3, 4, 5, 6}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,25 +22,18 @@ class SentencePieceModel:
     byte_fallback: bool
     whitespace_as_suffix: bool
     normalizes: bool
-    """Whether characters are replaced (a precompiled map exists)."""
+    """Whether characters are replaced (a precompiled map exists), or may be, by unknown fields."""
     add_dummy_prefix: bool
     remove_extra_whitespaces: bool
     escape_whitespaces: bool
-    pieces: tuple[str, ...]
-    """Pieces that can come from text: normal and user-defined ones."""
 
 
 def parse_model(model: bytes) -> SentencePieceModel:
     """Reads a serialized ModelProto that SentencePiece itself has accepted."""
-    pieces = []
     trainer: dict[int, object] = {}
     normalizer: dict[int, object] = {}
     for number, value in _fields(model):
-        if number == 1:
-            piece = dict(_fields(_as_bytes(value)))
-            if piece.get(3, _NORMAL) in {_NORMAL, _USER_DEFINED}:
-                pieces.append(_as_bytes(piece[1]).decode("utf-8"))
-        elif number == 2:
+        if number == 2:
             trainer.update(_fields(_as_bytes(value)))
         elif number == 3:
             normalizer.update(_fields(_as_bytes(value)))
@@ -49,11 +42,10 @@ def parse_model(model: bytes) -> SentencePieceModel:
         model_type=int(str(trainer.get(3, 1))),
         byte_fallback=bool(trainer.get(35, 0)),
         whitespace_as_suffix=bool(trainer.get(24, 0)),
-        normalizes=bool(normalizer.get(2, b"")),
+        normalizes=bool(normalizer.get(2, b"")) or not normalizer.keys() <= _NORMALIZER_FIELDS,
         add_dummy_prefix=bool(normalizer.get(3, 1)),
         remove_extra_whitespaces=bool(normalizer.get(4, 1)),
         escape_whitespaces=bool(normalizer.get(5, 1)),
-        pieces=tuple(pieces),
     )
 
 

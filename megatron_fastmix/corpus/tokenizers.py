@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_fastmix.corpus.segment_cache import SPACE_MARK, SegmentCache, choose_classes
+from megatron_fastmix.corpus.segment_cache import SegmentCache, segment_pattern
 from megatron_fastmix.corpus.sentencepiece_model import parse_model, without_dummy_prefix
 from megatron_fastmix.errors import ConfigError, DataError
 
@@ -61,6 +61,9 @@ class Tokenizer(ABC):
         ids = self.encode_batch(texts)
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         return np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())), lengths
+
+    def prepare(self) -> None:  # noqa: B027  most have nothing to make
+        """Makes what the first `encode_flat` would make; forked processes then share it."""
 
     def tokenize(self, text: str) -> list[int]:
         """`encode` under Megatron's name."""
@@ -124,22 +127,25 @@ class SentencePieceTokenizer(Tokenizer):
         return self._processor.encode(list(texts), num_threads=1)
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        if self._segments is None or any(SPACE_MARK in text for text in texts):
-            return super().encode_flat(texts)
-        prefix, cache = self._segments
-        return cache.encode([prefix + text.encode() if text else b"" for text in texts])
+        return super().encode_flat(texts) if self._cache is None else self._cache.encode(texts)
+
+    def prepare(self) -> None:
+        self._cache  # noqa: B018  made at its first use
 
     @cached_property
-    def _segments(self) -> tuple[bytes, SegmentCache] | None:
-        """The text's dummy prefix and the table of its parts, where the model permits one."""
+    def _cache(self) -> SegmentCache | None:
+        """The table of parts of text, where the model permits one."""
         from sentencepiece import SentencePieceProcessor
 
-        model = parse_model(self._model)
-        classes = choose_classes(model)
-        if classes is None:
+        model, whole = parse_model(self._model), self._processor
+        # Unused pieces count: text is joined to them too, and taken apart afterwards.
+        never = (whole.is_control, whole.is_byte, whole.is_unknown)
+        ids = [i for i in range(self.vocab_size) if not any(test(i) for test in never)]
+        pattern = segment_pattern(model, whole.id_to_piece(ids))
+        if pattern is None:
             return None
         bare = SentencePieceProcessor(model_proto=without_dummy_prefix(self._model))
-        return b" " * model.add_dummy_prefix, SegmentCache(classes, bare.encode)
+        return SegmentCache(pattern, bare.encode, " " * model.add_dummy_prefix)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(token) for token in ids])

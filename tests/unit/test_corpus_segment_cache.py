@@ -1,17 +1,17 @@
 """The table of parts gives exactly the ids of SentencePiece, or is not used."""
 
 import io
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megatron_fastmix.corpus import segment_cache
-from megatron_fastmix.corpus.sentencepiece_model import parse_model
 from megatron_fastmix.corpus.tokenizers import SentencePieceTokenizer
 
 LINES = [
@@ -23,7 +23,7 @@ LINES = [
 def train(**options):
     model = io.BytesIO()
     values = {
-        "vocab_size": 420,
+        "vocab_size": 360,
         "model_type": "bpe",
         "byte_fallback": True,
         "normalization_rule_name": "identity",
@@ -42,88 +42,155 @@ def train(**options):
     return model.getvalue()
 
 
+def with_unused_pieces(model, every=5):
+    """The model with some of its normal pieces made unused (type 5, as by SetVocabulary)."""
+    from sentencepiece import sentencepiece_model_pb2 as schema
+
+    proto = schema.ModelProto.FromString(model)
+    for number, piece in enumerate(proto.pieces):
+        if piece.type == piece.NORMAL and len(piece.piece) > 1 and number % every == 0:
+            piece.type = piece.UNUSED
+    return proto.SerializeToString()
+
+
+# Models that are encoded by parts; every option that may occur beside those that rule it out.
+BY_PARTS = {
+    "plain": {},
+    "dummy prefix": {"add_dummy_prefix": True},
+    "words joined to signs": {"split_by_unicode_script": False, "split_by_number": False},
+    "digits apart": {"split_digits": True},
+    "no pieces of spaces": {"allow_whitespace_only_pieces": False},
+    "control symbols": {"control_symbols": ["<tool>", "re turn"]},
+    "user-defined symbols": {
+        "user_defined_symbols": ["==", "\u2581\u2581\u2581", "\u2581fox", "naïve", "()", "\t\t"]
+    },
+    "user-defined across kinds": {"user_defined_symbols": ["<sep>", "value_", "\u2581a1", "x."]},
+}
+
+
 @pytest.fixture(scope="module")
-def plain():
-    return train()
+def tokenizers():
+    found = {name: SentencePieceTokenizer(train(**options)) for name, options in BY_PARTS.items()}
+    pytest.importorskip("google.protobuf")
+    found["unused pieces"] = SentencePieceTokenizer(with_unused_pieces(train()))
+    return found
 
 
 def ids_of(tokenizer, texts):
     flat, lengths = tokenizer.encode_flat(texts)
+    assert lengths.sum() == len(flat)
     return [part.tolist() for part in np.split(flat, np.cumsum(lengths)[:-1])]
 
 
 FRAGMENTS = st.lists(
     st.one_of(
         st.sampled_from(["value_", "  ", " ", "\n", "\t", "return", "12", "\r\n", "\0", "naïve"]),
-        st.text(max_size=6),
         st.sampled_from(
-            ["\u2581", "東京", "🙂", "e\u0301", "\u00a0", "x" * 15, "y" * 16, "_" * 40]
+            ["<sep>", "<tool>", "re turn", "==", "   ", "()", "\t\t", "a1", "x.", "<s>"]
         ),
+        st.sampled_from(
+            [
+                "\u2581",
+                "\u2581fox",
+                "東京",
+                "🙂",
+                "👩‍👩‍👧",
+                "e\u0301",
+                "\u00a0",
+                "\u3000",
+                "\ufeff",
+                "\u0085",
+            ]
+        ),
+        st.sampled_from(
+            ["x" * 15, "y" * 300, "_" * 40, " " * 33, "\n" * 5, "<0x0A>", "</s>", "<unk>"]
+        ),
+        st.text(max_size=6),
+        st.text(alphabet="aveluf_ \n\u2581=12(ï", max_size=12),
     ),
     max_size=20,
 ).map("".join)
 # Half a surrogate pair is no text.
-TEXTS = st.lists(FRAGMENTS.map(lambda t: t.encode("utf-8", "ignore").decode()), max_size=6)
+TEXTS = st.lists(
+    FRAGMENTS.map(lambda t: t.encode("utf-8", "ignore").decode()), min_size=1, max_size=6
+)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(TEXTS)
-def test_ids_equal_those_of_sentencepiece(plain, texts):
-    tokenizer = SentencePieceTokenizer(plain)
-    assert tokenizer._segments is not None
-    assert ids_of(tokenizer, texts) == [tokenizer.encode(text) for text in texts] or texts == []
+@example([""])
+@example(["", " ", "\u2581", "\n", " \n ", "a", ""])
+def test_ids_equal_those_of_sentencepiece(tokenizers, texts):
+    for name, tokenizer in tokenizers.items():
+        assert tokenizer._cache is not None, name
+        assert ids_of(tokenizer, texts) == [tokenizer.encode(text) for text in texts], name
 
 
-@settings(max_examples=100, deadline=None)
-@given(TEXTS)
-def test_ids_are_equal_with_a_dummy_prefix(dummy_prefix, texts):
-    tokenizer = SentencePieceTokenizer(dummy_prefix)
-    assert tokenizer._segments is not None
-    assert ids_of(tokenizer, texts) == [tokenizer.encode(text) for text in texts] or texts == []
-
-
-@pytest.fixture(scope="module")
-def dummy_prefix():
-    return train(add_dummy_prefix=True)
-
-
-def test_no_texts_have_no_ids(plain):
-    flat, lengths = SentencePieceTokenizer(plain).encode_flat([])
+def test_no_texts_have_no_ids(tokenizers):
+    flat, lengths = tokenizers["plain"].encode_flat([])
     assert (len(flat), len(lengths)) == (0, 0)
 
 
-def test_ids_are_equal_on_real_code_while_the_table_overflows(plain, monkeypatch):
-    monkeypatch.setattr(segment_cache, "_MAX_ENTRIES", 100)
-    monkeypatch.setattr(segment_cache, "_BLOCK_BYTES", 4096)
-    texts = [Path(json.__file__).read_text(), "", Path(sentencepiece.__file__).read_text(), *LINES]
-    tokenizer = SentencePieceTokenizer(plain)
-    assert ids_of(tokenizer, texts) == [tokenizer.encode(text) for text in texts]
-    assert tokenizer._segments[1]._entries < 5_000
+@pytest.mark.parametrize("long_text", [100, 1 << 20])
+def test_ids_are_equal_on_real_code_while_the_table_overflows(tokenizers, monkeypatch, long_text):
+    monkeypatch.setattr(segment_cache, "GENERATION", 100)
+    monkeypatch.setattr(segment_cache, "LONG_TEXT", long_text)
+    files = [json.__file__, sentencepiece.__file__, st.__file__, pytest.__file__]
+    texts = [Path(file).read_text() for file in files]
+    texts += ["".join(map(chr, range(0xD800))), "", *LINES]
+    for name, tokenizer in tokenizers.items():
+        assert ids_of(tokenizer, texts) == [tokenizer.encode(text) for text in texts], name
+        cache = tokenizer._cache
+        assert len(cache) <= 101
+        assert len(cache._older) <= 101
 
 
-def test_pieces_across_kinds_of_characters_choose_coarser_cuts():
-    classes = segment_cache.choose_classes(parse_model(train(split_by_unicode_script=False)))
-    assert classes is not None
-    assert classes[ord("_")] == classes[ord("a")] != classes[ord("\n")]
-    model = train(split_by_unicode_script=False)
-    tokenizer = SentencePieceTokenizer(model)
-    assert ids_of(tokenizer, LINES) == [tokenizer.encode(text) for text in LINES]
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [("digits apart", 0), ("plain", 1), ("words joined to signs", 2), ("user-defined across", 2)],
+)
+def test_cuts_are_as_fine_as_the_pieces_permit(tokenizers, name, kinds):
+    (found,) = [tokenizer for key, tokenizer in tokenizers.items() if key.startswith(name)]
+    expected = segment_cache._pattern(segment_cache._KINDS[kinds])
+    assert found._cache._pattern.pattern == expected.pattern
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(FRAGMENTS, st.text()))
+def test_parts_make_up_the_text_and_end_only_at_cuts_that_are_checked(text):
+    text = text.replace("\u2581", " ")
+    for kinds in segment_cache._KINDS:
+        pattern, cuts = segment_cache._pattern(kinds), segment_cache._cuts(kinds)
+        parts = pattern.findall(text)
+        assert "".join(parts) == text
+        for before, after in itertools.pairwise(parts):
+            assert cuts.fullmatch(before[-1] + after[0])
 
 
 @pytest.mark.parametrize(
     "options",
     [
         {"model_type": "unigram", "vocab_size": 340},
+        {"model_type": "char", "vocab_size": 300},
         {"normalization_rule_name": "nmt_nfkc"},
+        {"normalization_rule_name": "nfkc_cf"},
         {"remove_extra_whitespaces": True},
         {"byte_fallback": False, "vocab_size": 150},
         {"treat_whitespace_as_suffix": True},
         {"split_by_whitespace": False},
         {"user_defined_symbols": ["a b"]},
+        {"user_defined_symbols": ["a\u2581b"]},
+        {"user_defined_symbols": ["x\n"]},
     ],
 )
 def test_other_models_are_encoded_whole(options):
     tokenizer = SentencePieceTokenizer(train(**options))
-    assert tokenizer._segments is None
+    assert tokenizer._cache is None
     texts = ["a b  c", *LINES[:5]]
     assert ids_of(tokenizer, texts) == [tokenizer.encode(text) for text in texts]
+
+
+def test_a_model_with_unknown_ways_to_normalize_is_encoded_whole():
+    # normalizer_spec {99: 1}, a field of no known version.
+    tokenizer = SentencePieceTokenizer(train() + bytes([3 << 3 | 2, 3, 0x98, 0x06, 1]))
+    assert tokenizer._cache is None
