@@ -280,6 +280,9 @@ class HypergradientConfig:
     """Probe samples of each source per outer step over all ranks."""
     relative_step: float = 1e-4
     """r in ε = r·‖θ‖/‖v‖ of the finite difference; 1e-4 gave a relative error of 2e-4 in fp32."""
+    per_target: bool = False
+    """Whether the products of each target are estimated and logged apart: a probe for each target
+    instead of one for all."""
     preconditioner: Literal["none", "adam"] = "none"
     """`adam` divides v by √(second moment) + eps, as the inner AdamW step divides the gradient:
     the derivative of the step that is taken, at another scale (λ must follow it)."""

@@ -96,6 +96,18 @@ class Products:
     standard_error: np.ndarray
     """Standard error of each value over its probe samples; NaN where it cannot be known."""
 
+    @classmethod
+    def total(cls, terms: Sequence[Products]) -> Products:
+        """Of a sum of objectives, whose gradients v add up; all of one probe."""
+        first, *others = terms
+        if not others:
+            return first
+        return cls(
+            values=np.sum([term.values for term in terms], axis=0),
+            counts=first.counts,
+            standard_error=np.sqrt(np.sum([term.standard_error**2 for term in terms], axis=0)),
+        )
+
     @property
     def seen(self) -> np.ndarray:
         """Sources with evidence, bool (K,)."""

@@ -59,30 +59,38 @@ class Batches:
 
     def objective(
         self, outer_step: int, weights: np.ndarray, target_weights: np.ndarray
-    ) -> list[tuple[Batch, torch.Tensor]]:
+    ) -> list[list[tuple[Batch, torch.Tensor]]]:
         """This rank's part of the batches whose weighted loss ℓ has the gradient v.
 
         `weights` is α (K,), `target_weights` is ω (V,).
         Target v takes `target_samples` of its walk, each weighing ω_v over their number. With
         β > 0, as many training samples of each source as the probe has, and others than it has,
-        follow with weights β·α_k over their number; their group is −1 − k.
+        follow with weights β·α_k over their number; their group is −1 − k. All of it together, or
+        with `hypergradient.per_target` each target apart and the β term last.
         """
         config = self.config.hypergradient
         n = config.target_samples
-        samples: list[Sample] = [
-            (target.sample(outer_step * n + j), v, omega / n)
+        terms: list[list[Sample]] = [
+            [(target.sample(outer_step * n + j), v, omega / n) for j in range(n)]
             for v, (target, omega) in enumerate(zip(self.targets, target_weights, strict=True))
-            for j in range(n)
         ]
         beta = self.config.objective.train_loss_weight
         if beta:
             m = config.probe_samples_per_source
-            samples += [
-                (self.blend.sample("objective", k, outer_step * m + j), -1 - k, beta * alpha / m)
-                for k, alpha in enumerate(weights)
-                for j in range(m)
-            ]
-        return self._split(samples)
+            terms.append(
+                [
+                    (
+                        self.blend.sample("objective", k, outer_step * m + j),
+                        -1 - k,
+                        beta * alpha / m,
+                    )
+                    for k, alpha in enumerate(weights)
+                    for j in range(m)
+                ]
+            )
+        if not config.per_target:
+            terms = [[sample for term in terms for sample in term]]
+        return [self._split(term) for term in terms]
 
     def probe(self, outer_step: int) -> list[Batch]:
         """This rank's part of the probe: `probe_samples_per_source` samples of every source."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,8 @@ class OuterResult:
     """ω that this step's v was made with, (V,)."""
     products: Products
     """⟨v, ∇L_k⟩."""
+    target_products: np.ndarray | None
+    """Each target's part of them, ω_v·⟨∇ℓ_v, ∇L_k⟩, (V, K), under `per_target`."""
     gradient: np.ndarray
     """∂/∂z, (K,)."""
     lr: float
@@ -78,17 +81,23 @@ class OuterLoop:
             np.add.at(losses[0], batch.group[of_target], values.double().cpu().numpy()[of_target])
             np.add.at(losses[1], batch.group[of_target], batch.sample_weights()[of_target])
 
-        problem = OuterProblem(
-            losses=self._losses,
-            parameters=self.parameters,
-            objective=batches.objective(number, mixture.weights, omega),
-            probe=batches.probe(number),
-            num_sources=len(mixture.names),
-            group=batches.group,
-            relative_step=config.hypergradient.relative_step,
-            precondition=self.precondition,
-        )
-        products = ESTIMATORS[config.hypergradient.estimator](problem, keep_losses)
+        probe = batches.probe(number)
+
+        def estimate(objective: Sequence[tuple[Batch, torch.Tensor]]) -> Products:
+            problem = OuterProblem(
+                losses=self._losses,
+                parameters=self.parameters,
+                objective=objective,
+                probe=probe,
+                num_sources=len(mixture.names),
+                group=batches.group,
+                relative_step=config.hypergradient.relative_step,
+                precondition=self.precondition,
+            )
+            return ESTIMATORS[config.hypergradient.estimator](problem, keep_losses)
+
+        terms = [estimate(term) for term in batches.objective(number, mixture.weights, omega)]
+        products = Products.total(terms)
         sums, counts = batches.group.sum(losses)
         target_losses = sums / counts
         _check_finite(target_losses, [f"target {t.name}: loss" for t in config.targets], number)
@@ -106,6 +115,11 @@ class OuterLoop:
             target_losses=target_losses,
             target_weights=omega,
             products=products,
+            target_products=(
+                np.stack([term.values for term in terms[: len(omega)]])
+                if config.hypergradient.per_target
+                else None
+            ),
             gradient=slope,
             lr=lr,
             seconds=time.monotonic() - began,

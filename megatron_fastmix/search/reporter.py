@@ -145,6 +145,12 @@ class Reporter:
             hypergradient=self._by_source(result.gradient),
             probe_samples=self._by_source(products.counts),
             lr=result.lr,
+            target_products=None
+            if result.target_products is None
+            else {
+                target.name: self._by_source(values)
+                for target, values in zip(self.config.targets, result.target_products, strict=True)
+            },
             target_loss=self._by_target(result.target_losses),
             target_weight=self._by_target(result.target_weights),
             seconds=result.seconds,

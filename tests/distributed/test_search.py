@@ -160,7 +160,7 @@ def preconditioned_products(config: SearchConfig) -> np.ndarray:
     def losses(batch: Any) -> torch.Tensor:
         return sample_losses(search.engine.module, batch.tokens, batch.labels, batch.loss_mask)
 
-    objective = search.batches.objective(0, search.mixture.weights, search.targets.values)
+    (objective,) = search.batches.objective(0, search.mixture.weights, search.targets.values)
     total = sum((losses(batch) * weights).sum() for batch, weights in objective)
     v = torch.autograd.grad(total, parameters)
     state = search.engine.optimizer.state
@@ -263,7 +263,7 @@ def test_bf16_products_agree_with_exact_ones_and_leave_training_alone(
 def objective_weights(config: SearchConfig) -> list[tuple[int, float]]:
     """(group, weight) of every sample of an objective, without padding."""
     search = Search(config)
-    parts = search.batches.objective(0, np.array([0.5, 0.3, 0.2]), search.targets.values)
+    (parts,) = search.batches.objective(0, np.array([0.5, 0.3, 0.2]), search.targets.values)
     return [
         (int(group), float(weight))
         for batch, weights in parts
@@ -286,6 +286,33 @@ def test_the_objective_weighs_targets_by_omega_and_training_by_beta(
             totals[group] = totals.get(group, 0) + weight
     expected = {0: 0.75, 1: 0.25, -1: 0.2 * 0.5, -2: 0.2 * 0.3, -3: 0.2 * 0.2}
     assert totals == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["per_source", "finite_difference"])
+def test_products_of_each_target_sum_to_those_of_all(
+    search_values: dict, corpora: Path, tmp_path: Path, estimator: str
+) -> None:
+    search_values["targets"].append(
+        {"name": "down", "path": str(corpora / "target_backward"), "weight": 3.0}
+    )
+    changes = {
+        "mixture.lr": 0,
+        "objective.train_loss_weight": 0.2,
+        "hypergradient.estimator": estimator,
+    }
+    together = load(search_values, run_dir=tmp_path / "together", **changes)
+    apart = load(search_values, **{"hypergradient.per_target": True, **changes})
+    run_ranks(2, run_search, together)
+    run_ranks(2, run_search, apart)
+    expected, found = products_of(together.run_dir), products_of(apart.run_dir)
+    scale = np.abs(expected).max()
+    tolerance = 1e-5 if estimator == "per_source" else 2e-3
+    np.testing.assert_allclose(found / scale, expected / scale, rtol=tolerance, atol=tolerance)
+    lines = read_metrics(Path(apart.run_dir) / "metrics.jsonl")
+    last = [line["target_products"] for line in lines if line["kind"] == "outer"][-1]
+    # Each target leans to the source that it resembles, more than the other target does.
+    tilt = {name: values["forward"] - values["backward"] for name, values in last.items()}
+    assert tilt["target"] / 0.25 > tilt["down"] / 0.75
 
 
 def test_products_with_beta_do_not_depend_on_sharding(search_values: dict, tmp_path: Path) -> None:
