@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the lint, the type check and the tests, in .venv, which it makes if need be.
-#   bash tests/run.sh            everything
+#   bash tests/run.sh            everything; as root it also installs what tests/multinode needs
 #   bash tests/run.sh quick      lint, types and the tests of seconds (under 3 minutes)
 #   bash tests/run.sh [quick] ARGS...   further arguments go to pytest
 set -euo pipefail
@@ -11,6 +11,13 @@ select=()
 if [ "${1:-}" = quick ]; then
   shift
   select=(-m "not slow")
+elif [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+  # For tests/multinode, which is skipped with a reason where these are missing.
+  packages=(openssh-server openssh-client pdsh iproute2 openmpi-bin)
+  if ! dpkg -s "${packages[@]}" &> /dev/null; then
+    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+      "${packages[@]}"; } > /dev/null 2>&1 || echo "some of ${packages[*]} cannot be installed here"
+  fi
 fi
 "$bin/ruff" check .
 "$bin/ruff" format --check .
