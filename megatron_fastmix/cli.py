@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
     for verb, (text, add_arguments, _) in COMMANDS.items():
-        add_arguments(verbs.add_parser(verb, help=text, description=text))
+        # An abbreviation would take `--seed=1`, an override, for `--seeds`.
+        add_arguments(verbs.add_parser(verb, help=text, description=text, allow_abbrev=False))
     args, rest = parser.parse_known_args(arguments)
     if rest and hasattr(args, "overrides"):
         args.overrides = join_flags(rest)
