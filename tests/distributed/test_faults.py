@@ -24,6 +24,8 @@ from megatron_fastmix.search.worker import STOPPED_EXIT_CODE, failed_collective
 from tests.distributed.test_launch import finish, lines, start, wait_for_step
 from tests.distributed.test_search import load, run_search
 
+SCRIPTS = Path(__file__).parents[2] / "launch"
+
 
 def ranks_of(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
     """The processes of the ranks, by rank."""
@@ -33,6 +35,66 @@ def ranks_of(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
         if "megatron_fastmix.cli" in command and "deepspeed.launcher.launch" not in command:
             found[int(child.environ()["RANK"])] = child
     return found
+
+
+SRUN = """#!/usr/bin/env bash
+tasks=$SLURM_NTASKS
+while [[ $1 == --* ]]; do
+  case $1 in
+    --ntasks) tasks=$2; shift 2 ;;
+    --nodes | --ntasks-per-node) shift 2 ;;
+    *) shift ;;
+  esac
+done
+pids=()
+for ((task = 0; task < tasks; task++)); do
+  SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
+  pids+=($!)
+done
+trap 'again=1; kill -TERM "${pids[@]}"' TERM
+highest=0
+for pid in "${pids[@]}"; do
+  again=1
+  while [ "$again" ]; do again=; wait "$pid"; code=$?; done
+  [ "$code" -gt "$highest" ] && highest=$code
+done
+exit "$highest"
+"""
+SCONTROL = """#!/usr/bin/env bash
+if [ "$1 $2" = "show hostnames" ]; then echo 127.0.0.1; fi
+if [ "$1" = requeue ]; then echo "$2" > "$REQUEUED"; fi
+"""
+
+
+def start_job(folder: Path, config: Path, requeued: Path, *flags: str) -> subprocess.Popen[str]:
+    """`launch/search.sbatch` as SLURM starts it, with two commands in the place of SLURM's."""
+    commands = folder / "slurm"
+    commands.mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {
+        "PATH": f"{commands}:{os.environ['PATH']}",
+        "REQUEUED": str(requeued),
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node-1",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_NTASKS": "2",
+        "MASTER_PORT": str(port),
+        "PYTHON": sys.executable,
+        "RUN_SECONDS_BEFORE_REQUEUE": "0",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    return subprocess.Popen(
+        ["bash", str(SCRIPTS / "search.sbatch"), "--config", str(config), *flags],
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def wait_until_gone(processes: list[psutil.Process], limit: float = 60) -> None:
@@ -73,17 +135,25 @@ def test_a_search_loses_nothing_to_a_killed_rank_a_killed_launcher_and_sigterm(
     orphaned.communicate()
     assert '"complete": false' in (run_dir / "mixture.json").read_text()
 
-    # SIGTERM, as schedulers send it.
-    stopped = start(config_file, *flags)
-    wait_for_step(run_dir, 40, stopped)
-    stopped.send_signal(signal.SIGTERM)
-    code, output = finish(stopped)
+    # SIGTERM from a scheduler: the job is queued again.
+    requeued = tmp_path / "requeued"
+    job = start_job(tmp_path, config_file, requeued, *flags)
+    wait_for_step(run_dir, 40, job)
+    for child in psutil.Process(job.pid).children():
+        child.send_signal(signal.SIGTERM)  # to srun, as SLURM does; not to the batch script
+    code, output = finish(job)
     assert code == STOPPED_EXIT_CODE, output
+    assert requeued.read_text() == "7\n"
 
     # And to its end, under another launcher.
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    search = ["-m", "megatron_fastmix.cli", "search", "--config", str(config_file), *flags]
-    last = subprocess.run([*torchrun, *search], capture_output=True, text=True, check=False)
+    settings = {"LAUNCHER": "torchrun", "RANKS": "2", "PYTHON": sys.executable}
+    last = subprocess.run(
+        ["bash", str(SCRIPTS / "search.sh"), "--config", str(config_file), *flags],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert last.returncode == 0, last.stderr
     assert "learned weight" in last.stdout
     assert lines(run_dir) == lines(tmp_path / "straight")
