@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import CheckpointError, ConfigError
-from megatron_fastmix.parallel.groups import DataParallelGroup
+
+if TYPE_CHECKING:  # importing torch takes seconds, and the command line has no need of it
+    from megatron_fastmix.parallel.groups import DataParallelGroup
 
 _BLOCK_BYTES = 1 << 20
 

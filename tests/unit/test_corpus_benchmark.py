@@ -1,9 +1,12 @@
 """The benchmark of preprocessing: both flows write the same bytes, and every figure has its row."""
 
+import pytest
+
 from megatron_fastmix.config import TokenizerConfig
 from megatron_fastmix.corpus import benchmark
 
 
+@pytest.mark.slow
 def test_both_flows_agree_and_every_figure_is_there(tmp_path):
     # Other bytes than the peer's would raise.
     comparisons = benchmark.compare(
