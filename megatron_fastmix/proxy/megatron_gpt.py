@@ -101,29 +101,31 @@ def token_losses(
     return model(tokens, positions, attention_mask, labels=labels).float()
 
 
-def sample_losses(
-    model: torch.nn.Module, tokens: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor
-) -> torch.Tensor:
-    """Mean loss of each sample over its unmasked tokens, (B,); a sample without any gives 0.
+def batch_token_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Cross-entropy per token of a batch, (R, S) float64, 0 where the token is not in the loss.
 
-    Summed in float64: a finite difference must not drown in the rounding of the sum.
+    In float64 because a finite difference must not drown in the rounding of the sums over tokens.
     """
-    losses = token_losses(model, tokens, labels).double()
-    return (losses * loss_mask).sum(dim=1) / loss_mask.sum(dim=1).clamp_min(1)
+    mask = None if batch.segment is None else attention_mask(batch.segment)
+    return token_losses(model, batch.tokens, batch.labels, mask).double() * batch.loss_mask
+
+
+def mean_by_sample(batch: Batch, values: torch.Tensor) -> torch.Tensor:
+    """Sums of `values` (R, S) over each sample's tokens, over the number that divides its loss,
+    (B,); a sample without a token in the loss gives 0."""
+    if batch.segment is None:
+        return values.sum(dim=1) / batch.loss_mask.sum(dim=1).clamp_min(1)
+    assert batch.tokens_per_sample is not None
+    # Padding, of segment −1, has no loss: whichever sample it is added to stays the same.
+    sums = values.new_zeros(len(batch.group)).index_add(
+        0, batch.segment.clamp_min(0).flatten(), values.flatten()
+    )
+    return sums / batch.tokens_per_sample
 
 
 def batch_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Per-sample losses of a batch, (B,) float64, in whichever rows its samples lie."""
-    if batch.segment is None:
-        return sample_losses(model, batch.tokens, batch.labels, batch.loss_mask)
-    assert batch.tokens_per_sample is not None
-    mask = attention_mask(batch.segment)
-    losses = token_losses(model, batch.tokens, batch.labels, mask).double() * batch.loss_mask
-    # Padding, of segment −1, has no loss: whichever sample it is added to stays the same.
-    sums = losses.new_zeros(len(batch.group)).index_add(
-        0, batch.segment.clamp_min(0).flatten(), losses.flatten()
-    )
-    return sums / batch.tokens_per_sample
+    return mean_by_sample(batch, batch_token_losses(model, batch))
 
 
 def training_flops_per_token(config: ProxyConfig, vocab_size: int, seq_length: int) -> float:

@@ -90,7 +90,7 @@ class Batches:
             )
         if not config.per_target:
             terms = [[sample for term in terms for sample in term]]
-        return [self._split(term) for term in terms]
+        return [self.split(term) for term in terms]
 
     def probe(self, outer_step: int) -> list[Batch]:
         """This rank's part of the probe: `probe_samples_per_source` samples of every source."""
@@ -100,9 +100,9 @@ class Batches:
             for j in range(m)
             for k in range(len(self.blend.datasets))
         ]
-        return [batch for batch, _ in self._split(samples)]
+        return [batch for batch, _ in self.split(samples)]
 
-    def _split(self, samples: Sequence[Sample]) -> list[tuple[Batch, torch.Tensor]]:
+    def split(self, samples: Sequence[Sample]) -> list[tuple[Batch, torch.Tensor]]:
         """Spreads samples over ranks and micro-batches, as many passes on each rank."""
         mine = list(samples[self.group.rank :: self.group.size])
         longest = -(-len(samples) // self.group.size)

@@ -16,9 +16,10 @@ from megatron_fastmix import strict_yaml
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import NonFiniteError, RankDivergenceError
 from megatron_fastmix.export.run_artifacts import write_run_artifacts
+from megatron_fastmix.hypergradient import Batch
 from megatron_fastmix.parallel.forked_ranks import run_ranks
 from megatron_fastmix.parallel.groups import DataParallelGroup
-from megatron_fastmix.proxy.megatron_gpt import build_proxy, sample_losses
+from megatron_fastmix.proxy.megatron_gpt import batch_losses, build_proxy
 from megatron_fastmix.report.metrics import read_metrics
 from megatron_fastmix.search import run_folder
 from megatron_fastmix.search.engine import build_engine, learning_rate
@@ -158,7 +159,7 @@ def preconditioned_products(config: SearchConfig) -> np.ndarray:
     parameters = list(search.engine.module.parameters())
 
     def losses(batch: Any) -> torch.Tensor:
-        return sample_losses(search.engine.module, batch.tokens, batch.labels, batch.loss_mask)
+        return batch_losses(search.engine.module, batch)
 
     (objective,) = search.batches.objective(0, search.mixture.weights, search.targets.values)
     total = sum((losses(batch) * weights).sum() for batch, weights in objective)
@@ -425,12 +426,12 @@ def weighted_torch_steps(config: SearchConfig, weights: np.ndarray) -> np.ndarra
     for step in range(2):
         optimizer.param_groups[0]["lr"] = learning_rate(training, step)
         samples = [search.batches.blend[12 * step + i] for i in range(12)]
-        tokens, labels, mask = (
-            torch.stack([s[key] for s in samples]) for key in ("tokens", "labels", "loss_mask")
-        )
+        tensors = {
+            key: torch.stack([s[key] for s in samples]) for key in ("tokens", "labels", "loss_mask")
+        }
         factors = torch.tensor([weights[s["dataset_id"]] for s in samples])
         optimizer.zero_grad()
-        (sample_losses(model, tokens, labels, mask) * factors).mean().backward()
+        (batch_losses(model, Batch(group=np.zeros(12), **tensors)) * factors).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_grad)
         optimizer.step()
     return np.concatenate([p.detach().double().flatten().numpy() for p in model.parameters()])

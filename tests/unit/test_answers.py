@@ -69,7 +69,7 @@ def proxy():
 
 
 def test_packing_changes_no_samples_loss(proxy):
-    from megatron_fastmix.proxy.megatron_gpt import batch_losses, sample_losses
+    from megatron_fastmix.proxy.megatron_gpt import batch_losses
 
     generator = torch.Generator().manual_seed(3)
     samples = []
@@ -88,7 +88,8 @@ def test_packing_changes_no_samples_loss(proxy):
     assert (packed_rows, padded_rows) == (2, 7)
     torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-6)
     for sample, loss in zip(samples, packed, strict=True):
-        alone = sample_losses(proxy, *(sample[k][None] for k in ("tokens", "labels", "loss_mask")))
+        tensors = {k: sample[k][None] for k in ("tokens", "labels", "loss_mask")}
+        alone = batch_losses(proxy, Batch(group=np.zeros(1), **tensors))
         assert float(loss) == pytest.approx(float(alone * sample["loss_mask"].sum() / 4), rel=1e-5)
     # Without the mask, samples of a row would see each other.
     rows = collate_rows(samples, 64, True)
