@@ -24,6 +24,7 @@ from megatron_fastmix.corpus.tokenizers import Tokenizer, load_tokenizer
 from megatron_fastmix.errors import NonFiniteError
 from megatron_fastmix.evidence.config import Setting
 from megatron_fastmix.evidence.rows import Row, Task
+from megatron_fastmix.jobs import Abandoned
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what Megatron lacks for GPUs is no news to a comparison
@@ -43,10 +44,6 @@ with warnings.catch_warnings():
 PACKAGES = ("megatron-fastmix", "megatron-core", "torch", "numpy")
 EVALUATION_SEED = 0
 """Every row is evaluated on the same samples."""
-
-
-class Abandoned(Exception):
-    """Nobody waits for the row any more."""
 
 
 def train_row(
