@@ -7,7 +7,9 @@ from setuptools import find_packages, setup
 CORPUS = ["pyarrow>=15", "zstandard>=0.22", "tokenizers>=0.19"]
 HUGGINGFACE = ["transformers>=4.48", "peft>=0.13"]
 TENSORBOARD = ["tensorboard>=2.14"]
+BASELINES = ["lightgbm>=4"]
 TEST = [
+    *BASELINES,
     *CORPUS,
     *HUGGINGFACE,
     *TENSORBOARD,
@@ -43,6 +45,7 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
+        "baselines": BASELINES,
         "corpus": CORPUS,
         "huggingface": HUGGINGFACE,
         "tensorboard": TENSORBOARD,

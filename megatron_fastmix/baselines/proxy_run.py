@@ -55,13 +55,17 @@ class ProxyRun:
         """Optimizer steps done."""
         self.flops = 0.0
         """Floating-point operations so far: forward and backward passes of every kind."""
-        self._forward_flops = (
-            flops_per_token(config.proxy, tokenizer.vocab_size, config.data.seq_length)
-            / 3
-            * self.inputs.tokens_per_sample(config.data.seq_length)
-        )
+        self._tokens_per_sample = self.inputs.tokens_per_sample(config.data.seq_length)
+        per_token = flops_per_token(config.proxy, tokenizer.vocab_size, config.data.seq_length)
+        self._forward_flops = self._tokens_per_sample * per_token / 3
         self._read: dict[tuple[str, int], int] = defaultdict(int)
         self._generator = np.random.default_rng([config.seed, 0xBA5E])
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on so far."""
+        samples = self.step * self.config.training.global_batch_size
+        return round(samples * self._tokens_per_sample)
 
     @property
     def lr(self) -> float:

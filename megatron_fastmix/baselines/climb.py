@@ -1,0 +1,76 @@
+"""CLIMB's iterative search (Diao et al., NeurIPS 2025, arXiv 2504.13161), on given sources.
+
+Its first half clusters documents into sources; the sources are given here. The second half
+(section 3.2) alternates between training proxies on promising mixtures and fitting a predictor to
+all outcomes so far:
+
+1. draw M₁ mixtures at random (Dirichlet around the sizes of the sources) and train a proxy on each;
+2. fit the predictor f (LightGBM); rank fresh random mixtures by f; draw the next Mᵢ at random from
+   the top N, which weighs exploration against exploitation; train; repeat;
+3. answer the mixture that the last predictor ranks first.
+
+The paper trains 64, 32 and 16 proxies in three rounds; here the same 4 : 2 : 1 of 64 in all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from megatron_fastmix.baselines.objective import target_loss
+from megatron_fastmix.baselines.proxy_pool import ProxyPool
+from megatron_fastmix.baselines.regmix import RegMixSettings, draw_mixtures, fit
+from megatron_fastmix.baselines.result import BaselineResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClimbSettings:
+    """Hyper-parameters."""
+
+    runs: tuple[int, ...] = (37, 18, 9)
+    """Proxies of each round."""
+    candidates: int = 10_000
+    """Fresh mixtures that are ranked in each round."""
+    top: int = 100
+    """N, the best ranked of which the next round's are drawn."""
+
+
+def climb(pool: ProxyPool, sizes: np.ndarray, settings: ClimbSettings) -> BaselineResult:
+    """The mixture that the last predictor ranks first; `sizes` are the sources' tokens (K,)."""
+    config = pool.config
+    generator = np.random.default_rng([config.seed, 2])
+    dirichlet = RegMixSettings()
+    tried = np.empty((0, len(sizes)))
+    outcomes = np.empty((0, len(config.targets)))
+    best: list[np.ndarray] = []
+    for runs in settings.runs:
+        drawn = draw_mixtures(generator, sizes, settings.candidates, dirichlet)
+        if best:
+            # What was tried may be chosen in the end, but is not trained again.
+            ranked = drawn[_ranking(pool, tried, outcomes, drawn)[: settings.top]]
+            chosen = ranked[generator.choice(len(ranked), size=runs, replace=False)]
+        else:
+            chosen = drawn[:runs]
+        tried = np.concatenate([tried, chosen])
+        outcomes = np.concatenate([outcomes, pool.losses(chosen)])
+        fresh = draw_mixtures(generator, sizes, settings.candidates, dirichlet)
+        candidates = np.concatenate([fresh, tried])
+        best.append(candidates[_ranking(pool, tried, outcomes, candidates)[0]])
+    return BaselineResult(
+        weights=best[-1],
+        flops=pool.flops,
+        tokens=pool.tokens,
+        steps=pool.steps,
+        history=best,
+        settings=asdict(settings),
+    )
+
+
+def _ranking(
+    pool: ProxyPool, tried: np.ndarray, outcomes: np.ndarray, candidates: np.ndarray
+) -> np.ndarray:
+    """Indices of `candidates`, the lowest predicted target loss first."""
+    predictors = [fit("lightgbm", tried, column) for column in outcomes.T]
+    predicted = np.stack([predict(candidates) for predict in predictors], axis=1)
+    return np.argsort(target_loss(pool.config, predicted), kind="stable")
