@@ -7,9 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from megatron_fastmix import __version__
+from megatron_fastmix.baselines.command import COMMANDS as BASELINE_COMMANDS
 from megatron_fastmix.corpus.commands import COMMANDS as CORPUS_COMMANDS
 from megatron_fastmix.errors import FastMixError
 from megatron_fastmix.evidence.command import COMMANDS as EVIDENCE_COMMANDS
+from megatron_fastmix.evidence.method_command import COMMANDS as METHOD_COMMANDS
 from megatron_fastmix.export.command import COMMANDS as EXPORT_COMMANDS
 from megatron_fastmix.report.command import COMMANDS as REPORT_COMMANDS
 from megatron_fastmix.search.command import COMMANDS as SEARCH_COMMANDS
@@ -20,6 +22,8 @@ COMMANDS = {
     **REPORT_COMMANDS,
     **EXPORT_COMMANDS,
     **EVIDENCE_COMMANDS,
+    **BASELINE_COMMANDS,
+    **METHOD_COMMANDS,
 }
 """Verb to (help, add_arguments, run)."""
 

@@ -59,6 +59,8 @@ class ProxyPool:
         """Of every proxy that was asked for, whether trained now or before."""
         self.tokens = 0
         self.steps = 0
+        self.seconds = 0.0
+        """Wall time of each, added up: as one process would take."""
 
     def losses(self, mixtures: np.ndarray, report: Callable[[str], None] = print) -> np.ndarray:
         """Target losses (N, V) of proxies trained on `mixtures` (N, K); those that are there
@@ -101,6 +103,7 @@ class ProxyPool:
                 )
         self.flops += sum(outcome.flops for outcome in outcomes)
         self.tokens += sum(outcome.tokens for outcome in outcomes)
+        self.seconds += sum(outcome.seconds for outcome in outcomes)
         self.steps += self.config.training.train_iters * len(outcomes)
         return np.array([outcome.losses for outcome in outcomes])
 

@@ -6,15 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.export.blend import round_weights
 
-Kind = Literal["learned", "uniform", "proportional", "single", "random"]
-KINDS = get_args(Kind)
+KINDS = ("learned", "uniform", "proportional", "single", "random")
 REPEATED = ("learned", "uniform", "proportional")
 """Kinds that are trained with several seeds."""
 
@@ -25,7 +23,8 @@ class Candidate:
 
     name: str
     """Such as uniform, single:python, random:3."""
-    kind: Kind
+    kind: str
+    """One of `KINDS`, or the method that found it."""
     weights: dict[str, str]
     """Source to decimal text above 0, as the exported blend file has it; the sum is 1."""
     search_flops: float = 0.0
@@ -79,7 +78,7 @@ def select(candidates: Sequence[Candidate], only: Sequence[str]) -> list[Candida
 
 
 def _candidate(
-    name: str, kind: Kind, weights: Mapping[str, float], search_flops: float = 0.0
+    name: str, kind: str, weights: Mapping[str, float], search_flops: float = 0.0
 ) -> Candidate:
     rounded = {source: text for source, text in round_weights(weights).items() if float(text) > 0}
     return Candidate(name=name, kind=kind, weights=rounded, search_flops=search_flops)

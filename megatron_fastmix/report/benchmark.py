@@ -16,6 +16,9 @@ from megatron_fastmix.atomic_file import write_atomically
 PACKAGES = ("megatron-fastmix", "megatron-core", "deepspeed", "torch", "sentencepiece", "numpy")
 
 
+Better = Literal["lower", "higher"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One measured figure."""
@@ -26,7 +29,7 @@ class Row:
     """The median of the measurements, in `unit`."""
     reach: float | None
     """The value asked for; None where none is."""
-    better: Literal["lower", "higher"]
+    better: Better
     unit: str
     """`ratio` for a quotient of two measurements of one run."""
 

@@ -1,0 +1,151 @@
+"""Every method by name, from configuration to `mixture.json`. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from megatron_fastmix.baselines.climb import ClimbSettings, climb
+from megatron_fastmix.baselines.proxy_pool import ProxyPool
+from megatron_fastmix.baselines.regmix import RegMixSettings, random_search, regmix
+from megatron_fastmix.baselines.result import BaselineResult, mixture_file
+from megatron_fastmix.baselines.simple import proportional, temperature, uniform
+from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.jobs import Job, Wanted, run_jobs
+from megatron_fastmix.search.check_inputs import Inputs, check_inputs
+
+PRELOAD = ("megatron_fastmix.baselines.proxy_run", "megatron_fastmix.search.loop", "deepspeed")
+
+_FREE: dict[str, Callable[[np.ndarray], BaselineResult]] = {
+    "uniform": uniform,
+    "proportional": proportional,
+    "temperature": temperature,
+}
+_LINEAR = RegMixSettings(predictor="linear")
+_POOLED: dict[str, Callable[[ProxyPool, np.ndarray], BaselineResult]] = {
+    "regmix": lambda pool, sizes: regmix(pool, sizes, RegMixSettings()),
+    "regmix_linear": lambda pool, sizes: regmix(pool, sizes, _LINEAR),
+    "random_search": lambda pool, sizes: random_search(pool, sizes, RegMixSettings()),
+    "climb": lambda pool, sizes: climb(pool, sizes, ClimbSettings()),
+}
+"""Methods that train many proxies, which may be spread over processes."""
+_ONLINE = {
+    "doremi": ("megatron_fastmix.baselines.doremi", "DoReMiSettings"),
+    "doge": ("megatron_fastmix.baselines.doge", "DoGESettings"),
+    "odm": ("megatron_fastmix.baselines.odm", "ODMSettings"),
+}
+"""Methods of one process; their modules import torch."""
+
+FASTMIX = "fastmix"
+BASELINES = (*_FREE, *_POOLED, *_ONLINE)
+METHODS = (FASTMIX, *BASELINES)
+
+
+def find_mixtures(
+    wanted: Sequence[tuple[str, SearchConfig, Path]],
+    proxies: Callable[[SearchConfig], Path],
+    *,
+    workers: int,
+    report: Callable[[str], None] = print,
+) -> None:
+    """For each (method, configuration, file) finds the mixture and writes it to the file.
+
+    `proxies` names the folder of a configuration's proxies, which methods share and a second call
+    takes up. Raises `ConfigError` for an unknown method and what training raises; files that were
+    written stay.
+    """
+    unknown = sorted({method for method, _, _ in wanted} - set(METHODS))
+    if unknown:
+        raise ConfigError(f"method: found {unknown[0]!r}; choose among {', '.join(METHODS)}")
+    cores = len(os.sched_getaffinity(0))
+    jobs = [
+        Job(
+            name=f"{method}, seed {config.seed}",
+            function=_fastmix if method == FASTMIX else _online,
+            arguments=(method, config, file),
+        )
+        for method, config, file in wanted
+        if method == FASTMIX or method in _ONLINE
+    ]
+    run_jobs(
+        jobs,
+        workers=workers,
+        threads=max(1, cores // workers),
+        preload=PRELOAD,
+        finished=lambda job: report(job.name),
+    )
+    for method, config, file in wanted:
+        if method in _FREE or method in _POOLED:
+            _in_this_process(method, config, file, proxies(config), workers, report)
+
+
+def _in_this_process(
+    method: str,
+    config: SearchConfig,
+    file: Path,
+    proxies: Path,
+    workers: int,
+    report: Callable[[str], None],
+) -> None:
+    began = time.monotonic()
+    inputs = check_inputs(config, 1)
+    sizes = _sizes(inputs)
+    seconds = 0.0
+    if method in _FREE:
+        result = _FREE[method](sizes)
+    else:
+        pool = ProxyPool(config, proxies, workers=workers)
+        result = _POOLED[method](pool, sizes)
+        seconds = pool.seconds
+    mixture_file(config, inputs, method, result, seconds).write(file)
+    report(f"{method}, seed {config.seed}: {time.monotonic() - began:.0f} s")
+
+
+def _sizes(inputs: Inputs) -> np.ndarray:
+    """Tokens of each source that are learned from, (K,)."""
+    return np.array(
+        [
+            size.tokens if size.answer_rows is None else size.answer_rows.answer_tokens.sum()
+            for size in inputs.sources
+        ],
+        dtype=np.float64,
+    )
+
+
+def _online(method: str, config: SearchConfig, file: Path, wanted: Wanted) -> None:
+    module, settings = _ONLINE[method]
+    loaded = import_module(module)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".cache-") as cache:
+        result = getattr(loaded, method)(config, getattr(loaded, settings)(), cache)
+    inputs = check_inputs(config, 1)
+    mixture_file(config, inputs, method, result, time.monotonic() - began).write(file)
+
+
+def _fastmix(method: str, config: SearchConfig, file: Path, wanted: Wanted) -> None:
+    """The search itself on one rank, in its run folder, from which it resumes."""
+    import deepspeed
+
+    from megatron_fastmix.search.loop import Search
+
+    Path(config.run_dir).mkdir(parents=True, exist_ok=True)
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        deepspeed.init_distributed(
+            "gloo",
+            init_method=f"file://{folder}/store",
+            rank=0,
+            world_size=1,
+            verbose=False,
+            auto_mpi_discovery=False,
+        )
+        search = Search(config)
+        search.run()
+        search.result().write(file)

@@ -1,0 +1,49 @@
+"""Cost of the search against target loss, one point per method, drawn without a display."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from megatron_fastmix.atomic_file import write_atomically
+from megatron_fastmix.evidence.method_table import FASTMIX, MethodLine
+from megatron_fastmix.report.plots import COLOURS
+
+
+def plot_methods(tables: Mapping[str, Sequence[MethodLine]], path: Path) -> None:
+    """One panel per scenario; methods that cost nothing are lines, bars are standard deviations."""
+    shown = {name: lines for name, lines in tables.items() if lines}
+    figure = Figure(figsize=(6.4 * max(1, len(shown)), 4.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, (name, lines) in enumerate(shown.items(), start=1):
+        axes = figure.add_subplot(1, len(shown), number)
+        ours = next((line.flops for line in lines if line.method == FASTMIX), 1.0)
+        methods = sorted(line.method for line in lines if line.method != FASTMIX)
+        for line in lines:
+            mine = line.method == FASTMIX
+            rank = 0 if mine else methods.index(line.method) + 1
+            colour = COLOURS[rank % len(COLOURS)]
+            if line.flops:
+                axes.errorbar(
+                    [line.flops / ours],
+                    [line.loss],
+                    yerr=[line.deviation or 0.0],
+                    fmt="*" if mine else "o",
+                    markersize=14 if mine else 6,
+                    color=colour,
+                    label=line.method,
+                )
+            else:
+                axes.axhline(line.loss, color=colour, linestyle="--", label=line.method)
+        axes.set_xscale("log")
+        axes.set_title(name)
+        axes.set_xlabel("search cost, FLOPs / FastMix's")
+        axes.set_ylabel("target loss, nats per token")
+        axes.legend(fontsize=7)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomically(path, buffer.getvalue())

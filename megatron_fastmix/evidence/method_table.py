@@ -1,0 +1,149 @@
+"""What the rows of a scenario say about its methods; pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.evidence.rows import Row
+from megatron_fastmix.evidence.statistics import mean, standard_deviation
+from megatron_fastmix.export.mixture_file import MixtureFile
+from megatron_fastmix.report import benchmark
+from megatron_fastmix.report.summary import align
+
+FASTMIX = "fastmix"
+UNIFORM = "uniform"
+GAP_REACH = 0.9
+"""Share of the gap from uniform to the best known mixture that FastMix is to close."""
+COST_REACH = {"regmix": 50.0, "doremi": 5.0}
+"""How many times FastMix's FLOPs a method is to cost at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodLine:
+    """One method in one scenario."""
+
+    method: str
+    losses: tuple[float, ...]
+    """Target loss of each seed, nats per token."""
+    flops: float
+    """Mean cost of a search."""
+    seconds: float
+    """Mean wall time of a search, in one process."""
+    weights: dict[str, float]
+    """Mean over the seeds."""
+
+    @property
+    def loss(self) -> float:
+        return mean(self.losses)
+
+    @property
+    def deviation(self) -> float | None:
+        """Over the seeds of search and target model together; None for a single one."""
+        return standard_deviation(self.losses)
+
+
+def aggregated(search: SearchConfig, row: Row) -> float:
+    """The row's target loss, by the objective of the search: the weighted mean of the tests, or
+    the largest excess over `reference_loss` of the target of the same name."""
+    if search.objective.target_aggregation == "worst_case":
+        references = {target.name: target.reference_loss for target in search.targets}
+        return max(loss - references.get(name, 0.0) for name, loss in row.losses.items())
+    return row.loss
+
+
+def make_lines(
+    search: SearchConfig,
+    mixtures: Mapping[str, Sequence[MixtureFile]],
+    rows: Mapping[str, Sequence[Row]],
+) -> list[MethodLine]:
+    """A line for each method that has rows, the best first."""
+    lines = [
+        MethodLine(
+            method=method,
+            losses=tuple(aggregated(search, row) for row in rows[method]),
+            flops=mean([m.cost["training_flops"] for m in found]),
+            seconds=mean([m.cost["wall_seconds"] for m in found]),
+            weights={
+                source.name: float(np.mean([m.weights[source.name] for m in found]))
+                for source in found[0].sources
+            },
+        )
+        for method, found in mixtures.items()
+        if rows.get(method)
+    ]
+    return sorted(lines, key=lambda line: line.loss)
+
+
+def closed(line: MethodLine, lines: Sequence[MethodLine]) -> float | None:
+    """Share of the gap from uniform to the best method that `line` closes; None without a gap."""
+    base = {each.method: each.loss for each in lines}.get(UNIFORM)
+    if base is None or base <= lines[0].loss:
+        return None
+    return (base - line.loss) / (base - lines[0].loss)
+
+
+def text(lines: Sequence[MethodLine]) -> str:
+    """The table of a scenario."""
+    ours = next((line for line in lines if line.method == FASTMIX), None)
+    shown = []
+    for line in lines:
+        share = closed(line, lines)
+        heaviest = sorted(line.weights.items(), key=lambda item: -item[1])[:3]
+        shown.append(
+            [
+                line.method,
+                f"{line.loss:.4f}",
+                "" if line.deviation is None else f"± {line.deviation:.4f}",
+                str(len(line.losses)),
+                "" if share is None else f"{share:.0%}",
+                f"{line.flops:.2g}",
+                "" if ours is None else f"{line.flops / ours.flops:.3g}",
+                "" if ours is None else f"{line.seconds / ours.seconds:.3g}",
+                ", ".join(f"{name} {weight:.2f}" for name, weight in heaviest),
+            ]
+        )
+    header = ["method", "loss", "sd", "seeds", "gap closed", "FLOPs", "x FastMix", "wall x", "mean"]
+    width = max(len(cells[-1]) for cells in (header, *shown))
+    for cells in (header, *shown):
+        cells[-1] = cells[-1].ljust(width)
+    return align(header, shown)
+
+
+def figures(scenario: str, lines: Sequence[MethodLine]) -> list[benchmark.Row]:
+    """The scenario's figures with what FastMix is to reach."""
+    by_name = {line.method: line for line in lines}
+    found = [
+        _row(f"{scenario}: {line.method}, target loss", line.loss, "nats per token")
+        for line in lines
+    ]
+    ours = by_name.get(FASTMIX)
+    if ours is None:
+        return found
+    spread = ours.deviation
+    if spread:
+        behind = (ours.loss - lines[0].loss) / spread
+        found.append(_row(f"{scenario}: fastmix behind the best", behind, "sd of fastmix", 1.0))
+    share = closed(ours, lines)
+    if share is not None:
+        name = f"{scenario}: gap from uniform to the best that fastmix closes"
+        found.append(_row(name, share, "ratio", GAP_REACH, better="higher"))
+    for line in lines:
+        if line is not ours and line.flops:
+            name = f"{scenario}: search FLOPs, {line.method} / fastmix"
+            reach = COST_REACH.get(line.method)
+            found.append(_row(name, line.flops / ours.flops, "ratio", reach, better="higher"))
+    return found
+
+
+def _row(
+    figure: str,
+    value: float,
+    unit: str,
+    reach: float | None = None,
+    better: benchmark.Better = "lower",
+) -> benchmark.Row:
+    return benchmark.Row(figure=figure, value=value, reach=reach, better=better, unit=unit)

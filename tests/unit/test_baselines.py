@@ -1,0 +1,158 @@
+"""Baselines from many proxies, and those that cost nothing."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from megatron_fastmix import cli
+from megatron_fastmix.baselines.climb import ClimbSettings, climb
+from megatron_fastmix.baselines.objective import target_loss
+from megatron_fastmix.baselines.proxy_pool import ProxyPool
+from megatron_fastmix.baselines.regmix import (
+    RegMixSettings,
+    draw_mixtures,
+    fit,
+    random_search,
+    regmix,
+)
+from megatron_fastmix.baselines.simple import proportional, temperature, uniform
+from megatron_fastmix.config import load_config
+from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.export.mixture_file import read_mixture
+
+BEST = np.array([0.6, 0.3, 0.1])
+
+
+class PlantedPool(ProxyPool):
+    """Stands for proxies whose loss is lowest at `BEST`, with the noise of a seed."""
+
+    def __init__(self, config, noise=0.002):
+        self.config, self.noise = config, noise
+        self.flops = self.tokens = self.steps = 0
+        self.asked = []
+
+    def losses(self, mixtures, report=print):
+        self.asked.append(mixtures)
+        self.steps += len(mixtures)
+        noise = np.random.default_rng(5).normal(0, self.noise, len(mixtures))
+        return (((mixtures - BEST) ** 2).sum(axis=1) + noise)[:, None]
+
+
+@pytest.fixture
+def config(config_file):
+    return load_config(config_file)
+
+
+SIZES = np.array([100.0, 100.0, 100.0])
+
+
+def test_mixtures_that_cost_nothing_follow_the_sizes():
+    sizes = np.array([8.0, 1.0, 1.0])
+    np.testing.assert_allclose(uniform(sizes).weights, [1 / 3] * 3)
+    np.testing.assert_allclose(proportional(sizes).weights, [0.8, 0.1, 0.1])
+    # 8^(1/3) = 2.
+    np.testing.assert_allclose(temperature(sizes, 3.0).weights, [0.5, 0.25, 0.25])
+    assert uniform(sizes).flops == 0
+
+
+def test_draws_are_shares_around_the_sizes():
+    sizes = np.array([70.0, 20.0, 10.0])
+    drawn = draw_mixtures(np.random.default_rng(0), sizes, 20_000, RegMixSettings())
+    np.testing.assert_allclose(drawn.sum(axis=1), 1)
+    # The mean of Dir(s·p) is p for every s.
+    np.testing.assert_allclose(drawn.mean(axis=0), [0.7, 0.2, 0.1], atol=0.01)
+    # Weak priors make corners, strong ones do not.
+    assert (drawn.max(axis=1) > 0.99).mean() > 0.2
+    strong = draw_mixtures(
+        np.random.default_rng(0), sizes, 1000, RegMixSettings(min_strength=500, max_strength=500)
+    )
+    assert np.abs(strong - [0.7, 0.2, 0.1]).max() < 0.12
+
+
+@pytest.mark.parametrize("predictor", ["lightgbm", "linear"])
+def test_predictors_rank_unseen_mixtures(predictor):
+    generator = np.random.default_rng(1)
+    seen, unseen = generator.dirichlet([1, 1, 1], 64), generator.dirichlet([1, 1, 1], 300)
+    slope = np.array([1.0, 2.0, 4.0])
+    predict = fit(predictor, seen, seen @ slope + generator.normal(0, 0.01, 64))
+    found, true = predict(unseen).argsort().argsort(), (unseen @ slope).argsort().argsort()
+    assert np.corrcoef(found, true)[0, 1] > 0.9
+
+
+def test_regmix_finds_a_planted_optimum(config):
+    found = regmix(PlantedPool(config), SIZES, RegMixSettings(candidates=20_000))
+    assert np.abs(found.weights - BEST).max() < 0.12
+    assert found.steps == 64
+    np.testing.assert_allclose(found.weights.sum(), 1)
+
+
+def test_a_line_sends_linear_regmix_to_a_corner(config):
+    found = regmix(PlantedPool(config), SIZES, RegMixSettings(predictor="linear"))
+    assert found.weights[0] > 0.95
+
+
+def test_climb_trains_its_later_proxies_near_the_optimum(config):
+    pool = PlantedPool(config)
+    found = climb(pool, SIZES, ClimbSettings())
+    assert [len(mixtures) for mixtures in pool.asked] == [37, 18, 9]
+    distances = [np.abs(mixtures - BEST).sum(axis=1).mean() for mixtures in pool.asked]
+    assert distances[1] < 0.6 * distances[0]
+    assert np.abs(found.weights - BEST).max() < 0.15
+    assert len(found.history) == 3
+
+
+def test_several_targets_count_by_weight_or_by_the_worst(search_values, corpora, tmp_path):
+    search_values["targets"] = [
+        {"name": "a", "path": str(corpora / "target"), "weight": 3.0, "reference_loss": 1.0},
+        {"name": "b", "path": str(corpora / "target_backward"), "weight": 1.0},
+    ]
+    file = tmp_path / "two.yaml"
+    file.write_text(yaml.safe_dump(search_values))
+    losses = np.array([[2.0, 4.0], [6.0, 0.0]])
+    np.testing.assert_allclose(target_loss(load_config(file), losses), [2.5, 4.5])
+    worst = load_config(file, ["--objective.target_aggregation=worst_case"])
+    np.testing.assert_allclose(target_loss(worst, losses), [4.0, 5.0])
+
+
+@pytest.mark.slow
+def test_the_command_trains_real_proxies_once_and_prefers_the_useful_source(
+    config_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        "megatron_fastmix.baselines.registry._LINEAR",
+        RegMixSettings(predictor="linear", runs=6, candidates=1000, top=10),
+    )
+    arguments = ["baseline", "regmix_linear", "--config", str(config_file)]
+    arguments += ["--output", str(tmp_path / "out"), "--train-iters=12", "--lr=0.01"]
+    assert cli.main(arguments) == 0
+    mixture = read_mixture(tmp_path / "out")
+    assert mixture.estimator == "regmix_linear"
+    assert mixture.weights["forward"] == max(mixture.weights.values())
+    proxies = sorted((tmp_path / "out" / "proxies").glob("proxy-*.json"))
+    assert len(proxies) == 6
+    outcomes = [json.loads(file.read_text()) for file in proxies]
+    assert mixture.cost["training_flops"] == pytest.approx(sum(o["flops"] for o in outcomes))
+    assert mixture.cost["tokens"] == 6 * 12 * 12 * 32
+    assert "forward" in capsys.readouterr().out
+    assert (tmp_path / "out" / "blend.txt").exists()
+
+    # A second call trains nothing, gives the same, and refuses proxies of other settings.
+    times = [file.stat().st_mtime_ns for file in proxies]
+    assert cli.main(arguments) == 0
+    assert [file.stat().st_mtime_ns for file in proxies] == times
+    assert read_mixture(tmp_path / "out").weights == mixture.weights
+    assert cli.main([*arguments, "--train-iters=13"]) == ConfigError.exit_code
+    assert "another configuration" in capsys.readouterr().err
+    proxies[0].write_text("{")
+    assert cli.main(arguments) == DataError.exit_code
+    assert str(proxies[0]) in capsys.readouterr().err
+
+
+def test_an_unknown_method_lists_the_known_ones(config_file, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["baseline", "magic", "--config", str(config_file), "--output", str(tmp_path)])
+    assert "regmix" in capsys.readouterr().err
+    assert not list(Path(tmp_path).glob("mixture.json"))
