@@ -15,7 +15,6 @@ from megatron_fastmix.baselines.regmix import (
     RegMixSettings,
     draw_mixtures,
     fit,
-    random_search,
     regmix,
 )
 from megatron_fastmix.baselines.simple import proportional, temperature, uniform
