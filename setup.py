@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 CORPUS = ["pyarrow>=15", "zstandard>=0.22", "tokenizers>=0.19"]
 HUGGINGFACE = ["transformers>=4.48", "peft>=0.13"]
@@ -32,7 +32,23 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_fastmix", "megatron_fastmix.*"]),
-    package_data={"megatron_fastmix": ["py.typed", "report/page.css", "report/page.js"]},
+    package_data={
+        "megatron_fastmix": [
+            "py.typed",
+            "corpus/_segments.pyi",
+            "report/page.css",
+            "report/page.js",
+        ]
+    },
+    ext_modules=[
+        # The Python that it stands for stays in use where it cannot be compiled.
+        Extension(
+            "megatron_fastmix.corpus._segments",
+            ["megatron_fastmix/corpus/_segments.c"],
+            py_limited_api=True,
+            optional=True,
+        )
+    ],
     install_requires=[
         "torch>=2.6",
         "deepspeed>=0.18",

@@ -19,7 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from megatron_fastmix.corpus.segment_cache import SegmentCache, segment_pattern
+from megatron_fastmix.corpus.segment_cache import (
+    SegmentCache,
+    make_segment_cache,
+    segment_kinds,
+)
 from megatron_fastmix.corpus.sentencepiece_model import parse_model, without_dummy_prefix
 from megatron_fastmix.errors import ConfigError, DataError
 
@@ -141,11 +145,15 @@ class SentencePieceTokenizer(Tokenizer):
         # Unused pieces count: text is joined to them too, and taken apart afterwards.
         never = (whole.is_control, whole.is_byte, whole.is_unknown)
         ids = [i for i in range(self.vocab_size) if not any(test(i) for test in never)]
-        pattern = segment_pattern(model, whole.id_to_piece(ids))
-        if pattern is None:
+        kinds = segment_kinds(model, whole.id_to_piece(ids))
+        if kinds is None:
             return None
         bare = SentencePieceProcessor(model_proto=without_dummy_prefix(self._model))
-        return SegmentCache(pattern, bare.encode, " " * model.add_dummy_prefix)
+
+        def encode_parts(parts: list[str]) -> list[list[int]]:
+            return bare.encode(parts, num_threads=1)
+
+        return make_segment_cache(kinds, encode_parts, " " * model.add_dummy_prefix)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(token) for token in ids])

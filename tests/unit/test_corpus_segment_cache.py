@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megatron_fastmix.corpus import segment_cache
+from megatron_fastmix.corpus.segment_cache import CompiledSegmentCache
 from megatron_fastmix.corpus.tokenizers import SentencePieceTokenizer
 
 LINES = [
@@ -69,10 +70,25 @@ BY_PARTS = {
 
 
 @pytest.fixture(scope="module")
-def tokenizers():
-    found = {name: SentencePieceTokenizer(train(**options)) for name, options in BY_PARTS.items()}
+def models():
+    found = {name: train(**options) for name, options in BY_PARTS.items()}
     pytest.importorskip("google.protobuf")
-    found["unused pieces"] = SentencePieceTokenizer(with_unused_pieces(train()))
+    found["unused pieces"] = with_unused_pieces(train())
+    return found
+
+
+@pytest.fixture(scope="module", params=["compiled", "python"])
+def tokenizers(request, models):
+    """Of the table in C and of the one in Python."""
+    compiled = segment_cache._segments
+    if request.param == "compiled":
+        assert compiled is not None, "the extension was not compiled; is there a C compiler?"
+    else:
+        segment_cache._segments = None
+    found = {name: SentencePieceTokenizer(model) for name, model in models.items()}
+    for tokenizer in found.values():
+        tokenizer.prepare()
+    segment_cache._segments = compiled
     return found
 
 
@@ -135,14 +151,24 @@ def test_no_texts_have_no_ids(tokenizers):
 def test_ids_are_equal_on_real_code_while_the_table_overflows(tokenizers, monkeypatch, long_text):
     monkeypatch.setattr(segment_cache, "GENERATION", 100)
     monkeypatch.setattr(segment_cache, "LONG_TEXT", long_text)
+    caches = {name: tokenizer._cache for name, tokenizer in tokenizers.items()}
+    for name, cache in caches.items():
+        if isinstance(cache, CompiledSegmentCache):
+            again = CompiledSegmentCache(
+                cache.kinds, cache.encode_parts, cache.prefix, max_parts=100
+            )
+            monkeypatch.setitem(tokenizers[name].__dict__, "_cache", again)
     files = [json.__file__, sentencepiece.__file__, st.__file__, pytest.__file__]
     texts = [Path(file).read_text() for file in files]
     texts += ["".join(map(chr, range(0xD800))), "", *LINES]
     for name, tokenizer in tokenizers.items():
         assert ids_of(tokenizer, texts) == [tokenizer.encode(text) for text in texts], name
         cache = tokenizer._cache
-        assert len(cache) <= 101
-        assert len(cache._older) <= 101
+        if isinstance(cache, CompiledSegmentCache):
+            assert 100 < cache.table.parts() <= 200
+        else:
+            assert len(cache) <= 101
+            assert 0 < len(cache._older) <= 101
 
 
 @pytest.mark.parametrize(
@@ -151,8 +177,7 @@ def test_ids_are_equal_on_real_code_while_the_table_overflows(tokenizers, monkey
 )
 def test_cuts_are_as_fine_as_the_pieces_permit(tokenizers, name, kinds):
     (found,) = [tokenizer for key, tokenizer in tokenizers.items() if key.startswith(name)]
-    expected = segment_cache._pattern(segment_cache._KINDS[kinds])
-    assert found._cache._pattern.pattern == expected.pattern
+    assert found._cache.kinds == kinds
 
 
 @settings(max_examples=300, deadline=None)
@@ -194,3 +219,70 @@ def test_a_model_with_unknown_ways_to_normalize_is_encoded_whole():
     # normalizer_spec {99: 1}, a field of no known version.
     tokenizer = SentencePieceTokenizer(train() + bytes([3 << 3 | 2, 3, 0x98, 0x06, 1]))
     assert tokenizer._cache is None
+
+
+class TestCompiledTable:
+    """What only C can get wrong."""
+
+    KINDS = bytes(128)
+
+    def encode(self, texts, ids_of_part=len, **settings):
+        table = segment_cache._segments.Table(self.KINDS, **settings)
+        ids, lengths = table.encode(texts, lambda parts: [[ids_of_part(p)] for p in parts])
+        return np.frombuffer(ids, np.int32).tolist(), lengths
+
+    def test_a_part_longer_than_any_buffer(self):
+        long = "x" * 3_000_000
+        assert self.encode([long, "", f"{long}\n{long} y"]) == (
+            [3_000_000, 3_000_000, 1, 3_000_000, 2],
+            [1, 0, 4],
+        )
+
+    def test_more_ids_than_a_generation_holds(self):
+        table = segment_cache._segments.Table(self.KINDS)
+        texts = [
+            " ".join(f"w{n}" for n in range(first, first + 3000)) for first in range(0, 9000, 3000)
+        ]
+        ids, lengths = table.encode(texts, lambda parts: [[7] * 100 for _ in parts])
+        assert lengths == [300_000] * 3
+        assert set(np.frombuffer(ids, np.int32).tolist()) == {7}
+
+    @pytest.mark.parametrize(
+        ("answer", "error"),
+        [
+            (lambda parts: None, TypeError),
+            (lambda parts: [], TypeError),
+            (lambda parts: [3 for _ in parts], TypeError),
+            (lambda parts: [["a"] for _ in parts], TypeError),
+            (lambda parts: [[-1] for _ in parts], OverflowError),
+            (lambda parts: [[1 << 31] for _ in parts], OverflowError),
+            (lambda parts: [[1 << 99] for _ in parts], OverflowError),
+            (lambda parts: 1 / 0, ZeroDivisionError),
+        ],
+    )
+    def test_a_wrong_answer_is_an_error(self, answer, error):
+        table = segment_cache._segments.Table(self.KINDS)
+        with pytest.raises(error):
+            table.encode(["some text"], answer)
+        assert table.encode(["some"], lambda parts: [[5]]) == (np.int32(5).tobytes(), [1])
+
+    @pytest.mark.parametrize("texts", [("a",), None, [b"a"], [1], ["\ud800"]])
+    def test_what_is_no_text_is_an_error(self, texts):
+        with pytest.raises((TypeError, UnicodeEncodeError)):
+            self.encode(texts)
+
+    @pytest.mark.parametrize("arguments", [(b"", 1), (KINDS, 0), (KINDS, 1 << 17), ("a", 1)])
+    def test_a_table_of_impossible_size_is_refused(self, arguments):
+        with pytest.raises((ValueError, TypeError)):
+            segment_cache._segments.Table(*arguments)
+
+    def test_texts_that_change_while_they_are_encoded(self):
+        table = segment_cache._segments.Table(self.KINDS)
+        texts = ["a " * 5000, "b"]
+
+        def shorten(parts):
+            texts.clear()
+            return [[1] for _ in parts]
+
+        with pytest.raises(IndexError):
+            table.encode(texts, shorten)

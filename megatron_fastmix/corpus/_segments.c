@@ -1,0 +1,429 @@
+/* The table of parts of text in C: what segment_cache.py does, without an object for every part.
+
+   Text is walked as UTF-8. A byte of 128 or more belongs to a character above 127, and parts are cut
+   between ASCII characters only, so bytes tell as much as characters. */
+
+#define Py_LIMITED_API 0x030B0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <limits.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    SLOTS = 1 << 17,      /* of the hash table of a generation, a power of two */
+    MAX_PARTS = 1 << 16,  /* parts that a generation holds: half of its slots stay free */
+    KEY_BYTES = 1 << 20,  /* text of its parts */
+    ID_COUNT = 1 << 18,   /* ids of its parts */
+    LONGEST_KEPT = 256,   /* bytes; a longer part hardly comes again */
+    WINDOW = 1024         /* parts that are looked up before those not found are encoded */
+};
+
+typedef struct {
+    uint64_t hash; /* 0: free */
+    uint32_t key, length, ids, count;
+} Entry;
+
+typedef struct {
+    Entry *entries;
+    char *keys;
+    int32_t *ids;
+    uint32_t parts, key_bytes, id_count;
+    int full;
+} Generation;
+
+typedef struct {
+    PyObject ob_base;
+    unsigned char kind[256]; /* of each byte: characters of one kind are not parted */
+    uint32_t max_parts;
+    Generation now, before;
+} Table;
+
+typedef struct {
+    int32_t *items;
+    size_t length, capacity;
+} Ids;
+
+/* A part of the window: its ids, or where they will be among those that were not found. */
+typedef struct {
+    const int32_t *ids;
+    uint32_t count;
+    Py_ssize_t missing;
+    const char *text;
+    size_t length;
+} Found;
+
+enum { SPACE, NEWLINE, HIGH, FIRST_KIND };
+
+static int reserve(Ids *ids, size_t more)
+{
+    if (more > (SIZE_MAX / sizeof(int32_t) - ids->length) / 2) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    if (ids->length + more > ids->capacity) {
+        size_t capacity = 2 * (ids->length + more);
+        int32_t *items = realloc(ids->items, capacity * sizeof(int32_t));
+        if (items == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        ids->items = items;
+        ids->capacity = capacity;
+    }
+    return 0;
+}
+
+static uint64_t hash_of(const char *text, size_t length)
+{
+    uint64_t hash = 0x9E3779B97F4A7C15u ^ length;
+    while (length) {
+        uint64_t word = 0;
+        size_t size = length < 8 ? length : 8;
+        memcpy(&word, text, size);
+        hash = (hash ^ word) * 0xFF51AFD7ED558CCDu;
+        hash ^= hash >> 32;
+        text += size;
+        length -= size;
+    }
+    return hash ? hash : 1;
+}
+
+/* The slot of a part, or the free one where it belongs. */
+static Entry *find(const Generation *generation, uint64_t hash, const char *text, size_t length)
+{
+    size_t slot = hash & (SLOTS - 1);
+    for (;; slot = (slot + 1) & (SLOTS - 1)) {
+        Entry *entry = &generation->entries[slot];
+        if (entry->hash == 0)
+            return entry;
+        if (entry->hash == hash && entry->length == length
+            && memcmp(generation->keys + entry->key, text, length) == 0)
+            return entry;
+    }
+}
+
+/* Keeps a part, unless it is long or the generation is full. */
+static void keep(Table *table, const char *text, size_t length, const int32_t *ids, size_t count)
+{
+    Generation *now = &table->now;
+    if (length > LONGEST_KEPT)
+        return;
+    if (now->parts >= table->max_parts || now->key_bytes + length > KEY_BYTES
+        || now->id_count + count > ID_COUNT) {
+        now->full = 1;
+        return;
+    }
+    uint64_t hash = hash_of(text, length);
+    Entry *entry = find(now, hash, text, length);
+    if (entry->hash)
+        return;
+    *entry = (Entry){hash, now->key_bytes, (uint32_t)length, now->id_count, (uint32_t)count};
+    memcpy(now->keys + now->key_bytes, text, length);
+    memcpy(now->ids + now->id_count, ids, count * sizeof(int32_t));
+    now->key_bytes += (uint32_t)length;
+    now->id_count += (uint32_t)count;
+    now->parts++;
+}
+
+/* What has not come again since the last time is forgotten. */
+static void age(Table *table)
+{
+    Generation older = table->before;
+    table->before = table->now;
+    memset(older.entries, 0, SLOTS * sizeof(Entry));
+    older.parts = older.key_bytes = older.id_count = 0;
+    older.full = 0;
+    table->now = older;
+}
+
+/* Length of the part that begins at `text`: spaces and what follows them up to another kind. */
+static size_t part_length(const unsigned char *kind, const char *text, size_t length)
+{
+    const unsigned char *at = (const unsigned char *)text, *end = at + length, *start = at;
+    while (at < end && kind[*at] == SPACE)
+        at++;
+    if (at == end)
+        return (size_t)(at - start);
+    if (kind[*at] == NEWLINE) {
+        if (at > start)
+            return (size_t)(at - start);
+        while (at < end && kind[*at] == NEWLINE)
+            at++;
+        return (size_t)(at - start);
+    }
+    unsigned char first = kind[*at];
+    if (first != HIGH) {
+        const unsigned char *stop = at;
+        while (stop < end && kind[*stop] == first)
+            stop++;
+        /* Characters above 127 are of every kind. */
+        if (stop == end || kind[*stop] != HIGH)
+            return (size_t)(stop - start);
+    }
+    while (at < end && kind[*at] != SPACE && kind[*at] != NEWLINE)
+        at++;
+    return (size_t)(at - start);
+}
+
+/* Encodes the parts that were not found, in one call of Python, and keeps them. */
+static int encode_missing(Table *table, PyObject *encode, PyObject *texts, Found *window,
+                          size_t parts, Ids *fresh)
+{
+    Py_ssize_t expected = PyList_Size(texts);
+    PyObject *result = PyObject_CallFunctionObjArgs(encode, texts, NULL);
+    if (result == NULL)
+        return -1;
+    if (!PyList_Check(result) || PyList_Size(result) != expected) {
+        PyErr_SetString(PyExc_TypeError, "encode must return a list of ids for each part");
+        goto failed;
+    }
+    fresh->length = 0;
+    for (size_t i = 0; i < parts; i++) {
+        if (window[i].missing < 0)
+            continue;
+        PyObject *ids = PyList_GetItem(result, window[i].missing); /* borrowed */
+        if (ids == NULL || !PyList_Check(ids)) {
+            PyErr_SetString(PyExc_TypeError, "encode must return lists of ids");
+            goto failed;
+        }
+        Py_ssize_t count = PyList_Size(ids);
+        if (count < 0 || (uint64_t)count > UINT32_MAX || reserve(fresh, (size_t)count) < 0)
+            goto failed;
+        window[i].count = (uint32_t)count;
+        for (Py_ssize_t j = 0; j < count; j++) {
+            long id = PyLong_AsLong(PyList_GetItem(ids, j));
+            if (id == -1 && PyErr_Occurred())
+                goto failed;
+            if (id < 0 || id > INT32_MAX) {
+                PyErr_SetString(PyExc_OverflowError, "an id does not fit in 31 bits");
+                goto failed;
+            }
+            fresh->items[fresh->length++] = (int32_t)id;
+        }
+    }
+    Py_DECREF(result);
+    const int32_t *next = fresh->items;
+    for (size_t i = 0; i < parts; i++) {
+        if (window[i].missing < 0)
+            continue;
+        window[i].ids = next;
+        next += window[i].count;
+        keep(table, window[i].text, window[i].length, window[i].ids, window[i].count);
+    }
+    return 0;
+failed:
+    Py_XDECREF(result);
+    return -1;
+}
+
+/* Appends the ids of one text to `out`. */
+static int encode_text(Table *table, PyObject *encode, const char *text, size_t length, Ids *out,
+                       Ids *fresh)
+{
+    Found window[WINDOW];
+    while (length) {
+        if (table->now.full)
+            age(table);
+        size_t parts = 0, total = 0;
+        PyObject *missing = NULL;
+        for (; parts < WINDOW && length; parts++) {
+            size_t size = part_length(table->kind, text, length);
+            Found *found = &window[parts];
+            *found = (Found){NULL, 0, -1, text, size};
+            if (size <= LONGEST_KEPT) {
+                uint64_t hash = hash_of(text, size);
+                Entry *entry = find(&table->now, hash, text, size);
+                if (entry->hash) {
+                    found->ids = table->now.ids + entry->ids;
+                    found->count = entry->count;
+                }
+                else {
+                    entry = find(&table->before, hash, text, size);
+                    if (entry->hash) {
+                        found->ids = table->before.ids + entry->ids;
+                        found->count = entry->count;
+                        keep(table, text, size, found->ids, found->count);
+                    }
+                }
+            }
+            if (found->ids == NULL) {
+                if (missing == NULL && (missing = PyList_New(0)) == NULL)
+                    return -1;
+                PyObject *part = PyUnicode_DecodeUTF8(text, (Py_ssize_t)size, "strict");
+                if (part == NULL || PyList_Append(missing, part) < 0) {
+                    Py_XDECREF(part);
+                    Py_DECREF(missing);
+                    return -1;
+                }
+                Py_DECREF(part);
+                found->missing = PyList_Size(missing) - 1;
+            }
+            text += size;
+            length -= size;
+        }
+        if (missing != NULL) {
+            int failed = encode_missing(table, encode, missing, window, parts, fresh);
+            Py_DECREF(missing);
+            if (failed)
+                return -1;
+        }
+        for (size_t i = 0; i < parts; i++)
+            total += window[i].count;
+        if (reserve(out, total) < 0)
+            return -1;
+        for (size_t i = 0; i < parts; i++) {
+            for (uint32_t j = 0; j < window[i].count; j++)
+                out->items[out->length++] = window[i].ids[j];
+        }
+    }
+    return 0;
+}
+
+static PyObject *table_encode(PyObject *self, PyObject *arguments)
+{
+    PyObject *texts, *encode, *result = NULL, *lengths = NULL;
+    Ids out = {NULL, 0, 0}, fresh = {NULL, 0, 0};
+    if (!PyArg_ParseTuple(arguments, "OO:encode", &texts, &encode))
+        return NULL;
+    if (!PyList_Check(texts)) {
+        PyErr_SetString(PyExc_TypeError, "texts must be a list of str");
+        return NULL;
+    }
+    Py_ssize_t count = PyList_Size(texts);
+    lengths = PyList_New(count);
+    if (lengths == NULL)
+        return NULL;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        Py_ssize_t size;
+        size_t before = out.length;
+        PyObject *text = PyList_GetItem(texts, i);
+        if (text == NULL)
+            goto done;
+        /* The call of Python below might drop the list's reference. */
+        Py_INCREF(text);
+        const char *utf8 = PyUnicode_AsUTF8AndSize(text, &size);
+        int failed = utf8 == NULL
+                     || encode_text((Table *)self, encode, utf8, (size_t)size, &out, &fresh) < 0;
+        Py_DECREF(text);
+        if (failed)
+            goto done;
+        PyObject *length = PyLong_FromSize_t(out.length - before);
+        if (length == NULL || PyList_SetItem(lengths, i, length) < 0)
+            goto done;
+    }
+    PyObject *ids = PyBytes_FromStringAndSize((const char *)out.items,
+                                              (Py_ssize_t)(out.length * sizeof(int32_t)));
+    if (ids != NULL) {
+        result = PyTuple_Pack(2, ids, lengths);
+        Py_DECREF(ids);
+    }
+done:
+    Py_DECREF(lengths);
+    free(out.items);
+    free(fresh.items);
+    return result;
+}
+
+static int make_generation(Generation *generation)
+{
+    generation->entries = calloc(SLOTS, sizeof(Entry));
+    generation->keys = malloc(KEY_BYTES);
+    generation->ids = malloc(ID_COUNT * sizeof(int32_t));
+    return generation->entries && generation->keys && generation->ids ? 0 : -1;
+}
+
+static void free_generation(Generation *generation)
+{
+    free(generation->entries);
+    free(generation->keys);
+    free(generation->ids);
+}
+
+static int table_init(PyObject *self, PyObject *arguments, PyObject *names)
+{
+    static char *keywords[] = {"kinds", "max_parts", NULL};
+    Table *table = (Table *)self;
+    const unsigned char *kinds;
+    Py_ssize_t length;
+    int max_parts = MAX_PARTS;
+    if (!PyArg_ParseTupleAndKeywords(arguments, names, "y#|i:Table", keywords, &kinds, &length,
+                                     &max_parts))
+        return -1;
+    if (length != 128 || max_parts < 1 || max_parts > MAX_PARTS || table->now.entries) {
+        PyErr_SetString(PyExc_ValueError, "kinds are of the 128 ASCII characters, given once; "
+                                          "max_parts is from 1 to 65536");
+        return -1;
+    }
+    for (int byte = 0; byte < 256; byte++)
+        table->kind[byte] = byte < 128 ? (unsigned char)(FIRST_KIND + kinds[byte] % 16) : HIGH;
+    table->kind[' '] = SPACE;
+    table->kind['\n'] = NEWLINE;
+    table->max_parts = (uint32_t)max_parts;
+    if (make_generation(&table->now) < 0 || make_generation(&table->before) < 0) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
+static void table_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    free_generation(&((Table *)self)->now);
+    free_generation(&((Table *)self)->before);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *table_len(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    Table *table = (Table *)self;
+    return PyLong_FromUnsignedLong((unsigned long)table->now.parts + table->before.parts);
+}
+
+static PyMethodDef table_methods[] = {
+    {"encode", table_encode, METH_VARARGS,
+     "encode(texts, encode_parts) -> (ids as int32 bytes, list of the number of ids of each text)"},
+    {"parts", table_len, METH_NOARGS, "Parts that the table holds."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot table_slots[] = {
+    {Py_tp_init, table_init},
+    {Py_tp_dealloc, table_dealloc},
+    {Py_tp_methods, table_methods},
+    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_doc, "Table(kinds, max_parts=65536): parts of text and their ids, bounded in memory."},
+    {0, NULL},
+};
+
+static PyType_Spec table_spec = {
+    .name = "megatron_fastmix.corpus._segments.Table",
+    .basicsize = sizeof(Table),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = table_slots,
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_segments",
+    .m_size = -1,
+};
+
+PyMODINIT_FUNC PyInit__segments(void)
+{
+    PyObject *made = PyModule_Create(&module);
+    if (made == NULL)
+        return NULL;
+    PyObject *type = PyType_FromSpec(&table_spec);
+    if (type == NULL || PyModule_AddObjectRef(made, "Table", type) < 0) {
+        Py_XDECREF(type);
+        Py_DECREF(made);
+        return NULL;
+    }
+    Py_DECREF(type);
+    return made;
+}
