@@ -18,8 +18,11 @@ enum {
     KEY_BYTES = 1 << 20,  /* text of its parts */
     ID_COUNT = 1 << 18,   /* ids of its parts */
     LONGEST_KEPT = 256,   /* bytes; a longer part hardly comes again */
-    WINDOW = 1024         /* parts that are looked up before those not found are encoded */
+    WINDOW = 8192         /* parts that are looked up before those not found are encoded */
 };
+
+#define PENDING UINT32_MAX /* count of an entry whose `ids` is its number among those to encode */
+#define DEAD UINT32_MAX    /* `ids` of such an entry that was never encoded */
 
 typedef struct {
     uint64_t hash; /* 0: free */
@@ -35,25 +38,29 @@ typedef struct {
 } Generation;
 
 typedef struct {
-    PyObject ob_base;
-    unsigned char kind[256]; /* of each byte: characters of one kind are not parted */
-    uint32_t max_parts;
-    Generation now, before;
-} Table;
-
-typedef struct {
     int32_t *items;
     size_t length, capacity;
 } Ids;
 
-/* A part of the window: its ids, or where they will be among those that were not found. */
+/* A part of the window: its ids, or its number among those to encode, else -1. */
 typedef struct {
     const int32_t *ids;
-    uint32_t count;
+    size_t count;
     Py_ssize_t missing;
     const char *text;
     size_t length;
 } Found;
+
+typedef struct {
+    PyObject ob_base;
+    unsigned char kind[256]; /* of each byte: characters of one kind are not parted */
+    uint32_t max_parts;
+    Generation now, before;
+    Found *window;  /* (WINDOW,) */
+    size_t *starts; /* (WINDOW + 1,) where the ids of each encoded part begin in `fresh` */
+    Ids fresh;
+    int busy; /* `encode_parts` must not come back here: the window is in use */
+} Table;
 
 enum { SPACE, NEWLINE, HIGH, FIRST_KIND };
 
@@ -105,27 +112,35 @@ static Entry *find(const Generation *generation, uint64_t hash, const char *text
     }
 }
 
-/* Keeps a part, unless it is long or the generation is full. */
-static void keep(Table *table, const char *text, size_t length, const int32_t *ids, size_t count)
+/* An entry for a part that is not in the generation; NULL where it cannot be kept. */
+static Entry *claim(Table *table, uint64_t hash, const char *text, size_t length)
 {
     Generation *now = &table->now;
-    if (length > LONGEST_KEPT)
-        return;
-    if (now->parts >= table->max_parts || now->key_bytes + length > KEY_BYTES
-        || now->id_count + count > ID_COUNT) {
+    if (now->parts >= table->max_parts || now->key_bytes + length > KEY_BYTES) {
         now->full = 1;
+        return NULL;
+    }
+    Entry *entry = find(now, hash, text, length);
+    *entry = (Entry){hash, now->key_bytes, (uint32_t)length, DEAD, PENDING};
+    memcpy(now->keys + now->key_bytes, text, length);
+    now->key_bytes += (uint32_t)length;
+    now->parts++;
+    return entry;
+}
+
+static void fill(Table *table, Entry *entry, const int32_t *ids, size_t count)
+{
+    Generation *now = &table->now;
+    if (now->id_count + count > ID_COUNT) {
+        now->full = 1;
+        entry->ids = DEAD;
         return;
     }
-    uint64_t hash = hash_of(text, length);
-    Entry *entry = find(now, hash, text, length);
-    if (entry->hash)
-        return;
-    *entry = (Entry){hash, now->key_bytes, (uint32_t)length, now->id_count, (uint32_t)count};
-    memcpy(now->keys + now->key_bytes, text, length);
-    memcpy(now->ids + now->id_count, ids, count * sizeof(int32_t));
-    now->key_bytes += (uint32_t)length;
+    entry->ids = now->id_count;
+    entry->count = (uint32_t)count;
+    if (count)
+        memcpy(now->ids + now->id_count, ids, count * sizeof(int32_t));
     now->id_count += (uint32_t)count;
-    now->parts++;
 }
 
 /* What has not come again since the last time is forgotten. */
@@ -168,115 +183,149 @@ static size_t part_length(const unsigned char *kind, const char *text, size_t le
     return (size_t)(at - start);
 }
 
-/* Encodes the parts that were not found, in one call of Python, and keeps them. */
-static int encode_missing(Table *table, PyObject *encode, PyObject *texts, Found *window,
-                          size_t parts, Ids *fresh)
+/* Looks a part up; returns whether it must be encoded and is not yet among those that will be. */
+static int look_up(Table *table, Found *found, Py_ssize_t next_missing)
 {
-    Py_ssize_t expected = PyList_Size(texts);
-    PyObject *result = PyObject_CallFunctionObjArgs(encode, texts, NULL);
-    if (result == NULL)
+    if (found->length <= LONGEST_KEPT) {
+        uint64_t hash = hash_of(found->text, found->length);
+        Entry *entry = find(&table->now, hash, found->text, found->length);
+        if (entry->hash && entry->count != PENDING) {
+            found->ids = table->now.ids + entry->ids;
+            found->count = entry->count;
+            return 0;
+        }
+        if (entry->hash && entry->ids != DEAD) {
+            found->missing = entry->ids;
+            return 0;
+        }
+        Entry *older = find(&table->before, hash, found->text, found->length);
+        int known = older->hash && older->count != PENDING;
+        if (!entry->hash)
+            entry = claim(table, hash, found->text, found->length);
+        if (known) {
+            found->ids = table->before.ids + older->ids;
+            found->count = older->count;
+            if (entry != NULL)
+                fill(table, entry, found->ids, found->count);
+            return 0;
+        }
+        if (entry != NULL)
+            entry->ids = (uint32_t)next_missing;
+    }
+    found->missing = next_missing;
+    return 1;
+}
+
+/* Appends the ids that Python returned for each of `count` parts to `fresh`. */
+static int take_ids(Table *table, PyObject *result, Py_ssize_t count)
+{
+    Ids *fresh = &table->fresh;
+    if (!PyList_Check(result) || PyList_Size(result) != count) {
+        PyErr_SetString(PyExc_TypeError, "encode_parts must return a list of ids for each part");
         return -1;
-    if (!PyList_Check(result) || PyList_Size(result) != expected) {
-        PyErr_SetString(PyExc_TypeError, "encode must return a list of ids for each part");
-        goto failed;
     }
     fresh->length = 0;
-    for (size_t i = 0; i < parts; i++) {
-        if (window[i].missing < 0)
-            continue;
-        PyObject *ids = PyList_GetItem(result, window[i].missing); /* borrowed */
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *ids = PyList_GetItem(result, i); /* borrowed */
         if (ids == NULL || !PyList_Check(ids)) {
-            PyErr_SetString(PyExc_TypeError, "encode must return lists of ids");
-            goto failed;
+            PyErr_SetString(PyExc_TypeError, "encode_parts must return lists of ids");
+            return -1;
         }
-        Py_ssize_t count = PyList_Size(ids);
-        if (count < 0 || (uint64_t)count > UINT32_MAX || reserve(fresh, (size_t)count) < 0)
-            goto failed;
-        window[i].count = (uint32_t)count;
-        for (Py_ssize_t j = 0; j < count; j++) {
-            long id = PyLong_AsLong(PyList_GetItem(ids, j));
+        Py_ssize_t length = PyList_Size(ids);
+        if (reserve(fresh, (size_t)length) < 0)
+            return -1;
+        table->starts[i] = fresh->length;
+        for (Py_ssize_t j = 0; j < length; j++) {
+            PyObject *item = PyList_GetItem(ids, j);
+            long id = item == NULL ? -1 : PyLong_AsLong(item);
             if (id == -1 && PyErr_Occurred())
-                goto failed;
+                return -1;
             if (id < 0 || id > INT32_MAX) {
                 PyErr_SetString(PyExc_OverflowError, "an id does not fit in 31 bits");
-                goto failed;
+                return -1;
             }
             fresh->items[fresh->length++] = (int32_t)id;
         }
     }
-    Py_DECREF(result);
-    const int32_t *next = fresh->items;
-    for (size_t i = 0; i < parts; i++) {
-        if (window[i].missing < 0)
-            continue;
-        window[i].ids = next;
-        next += window[i].count;
-        keep(table, window[i].text, window[i].length, window[i].ids, window[i].count);
-    }
+    table->starts[count] = fresh->length;
     return 0;
-failed:
+}
+
+/* Encodes the parts that were not found in one call of Python, and keeps them. Where that fails,
+   they are not kept. */
+static int encode_missing(Table *table, PyObject *encode, PyObject *missing, size_t parts)
+{
+    PyObject *result = PyObject_CallFunctionObjArgs(encode, missing, NULL);
+    int failed = result == NULL || take_ids(table, result, PyList_Size(missing)) < 0;
     Py_XDECREF(result);
-    return -1;
+    for (size_t i = 0; i < parts; i++) {
+        Found *found = &table->window[i];
+        if (found->missing < 0)
+            continue;
+        if (!failed) {
+            found->ids = table->fresh.items + table->starts[found->missing];
+            found->count = table->starts[found->missing + 1] - table->starts[found->missing];
+        }
+        if (found->length > LONGEST_KEPT)
+            continue;
+        uint64_t hash = hash_of(found->text, found->length);
+        Entry *entry = find(&table->now, hash, found->text, found->length);
+        if (!entry->hash || entry->count != PENDING || entry->ids == DEAD)
+            continue;
+        if (failed)
+            entry->ids = DEAD;
+        else
+            fill(table, entry, found->ids, found->count);
+    }
+    return failed ? -1 : 0;
+}
+
+/* Adds a part to the list of those to encode, which it makes. */
+static int add_missing(PyObject **missing, const Found *found)
+{
+    if (*missing == NULL && (*missing = PyList_New(0)) == NULL)
+        return -1;
+    PyObject *part = PyUnicode_DecodeUTF8(found->text, (Py_ssize_t)found->length, "strict");
+    int failed = part == NULL || PyList_Append(*missing, part) < 0;
+    Py_XDECREF(part);
+    return failed ? -1 : 0;
 }
 
 /* Appends the ids of one text to `out`. */
-static int encode_text(Table *table, PyObject *encode, const char *text, size_t length, Ids *out,
-                       Ids *fresh)
+static int encode_text(Table *table, PyObject *encode, const char *text, size_t length, Ids *out)
 {
-    Found window[WINDOW];
     while (length) {
+        size_t parts = 0, total = 0;
+        Py_ssize_t count = 0;
+        PyObject *missing = NULL;
+        int failed = 0;
         if (table->now.full)
             age(table);
-        size_t parts = 0, total = 0;
-        PyObject *missing = NULL;
-        for (; parts < WINDOW && length; parts++) {
-            size_t size = part_length(table->kind, text, length);
-            Found *found = &window[parts];
-            *found = (Found){NULL, 0, -1, text, size};
-            if (size <= LONGEST_KEPT) {
-                uint64_t hash = hash_of(text, size);
-                Entry *entry = find(&table->now, hash, text, size);
-                if (entry->hash) {
-                    found->ids = table->now.ids + entry->ids;
-                    found->count = entry->count;
-                }
-                else {
-                    entry = find(&table->before, hash, text, size);
-                    if (entry->hash) {
-                        found->ids = table->before.ids + entry->ids;
-                        found->count = entry->count;
-                        keep(table, text, size, found->ids, found->count);
-                    }
-                }
+        while (parts < WINDOW && length && !failed) {
+            Found *found = &table->window[parts++];
+            *found = (Found){NULL, 0, -1, text, part_length(table->kind, text, length)};
+            text += found->length;
+            length -= found->length;
+            if (look_up(table, found, count)) {
+                count++;
+                failed = add_missing(&missing, found);
             }
-            if (found->ids == NULL) {
-                if (missing == NULL && (missing = PyList_New(0)) == NULL)
-                    return -1;
-                PyObject *part = PyUnicode_DecodeUTF8(text, (Py_ssize_t)size, "strict");
-                if (part == NULL || PyList_Append(missing, part) < 0) {
-                    Py_XDECREF(part);
-                    Py_DECREF(missing);
-                    return -1;
-                }
-                Py_DECREF(part);
-                found->missing = PyList_Size(missing) - 1;
-            }
-            text += size;
-            length -= size;
         }
-        if (missing != NULL) {
-            int failed = encode_missing(table, encode, missing, window, parts, fresh);
-            Py_DECREF(missing);
-            if (failed)
-                return -1;
-        }
+        if (failed)
+            table->now.full = 1, age(table); /* what was to be encoded is forgotten */
+        else if (missing != NULL)
+            failed = encode_missing(table, encode, missing, parts);
+        Py_XDECREF(missing);
+        if (failed)
+            return -1;
         for (size_t i = 0; i < parts; i++)
-            total += window[i].count;
+            total += table->window[i].count;
         if (reserve(out, total) < 0)
             return -1;
         for (size_t i = 0; i < parts; i++) {
-            for (uint32_t j = 0; j < window[i].count; j++)
-                out->items[out->length++] = window[i].ids[j];
+            const Found *found = &table->window[i];
+            for (size_t j = 0; j < found->count; j++)
+                out->items[out->length++] = found->ids[j];
         }
     }
     return 0;
@@ -285,17 +334,23 @@ static int encode_text(Table *table, PyObject *encode, const char *text, size_t 
 static PyObject *table_encode(PyObject *self, PyObject *arguments)
 {
     PyObject *texts, *encode, *result = NULL, *lengths = NULL;
-    Ids out = {NULL, 0, 0}, fresh = {NULL, 0, 0};
+    Table *table = (Table *)self;
+    Ids out = {NULL, 0, 0};
     if (!PyArg_ParseTuple(arguments, "OO:encode", &texts, &encode))
         return NULL;
     if (!PyList_Check(texts)) {
         PyErr_SetString(PyExc_TypeError, "texts must be a list of str");
         return NULL;
     }
+    if (table->busy || table->window == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "encode was called from encode_parts");
+        return NULL;
+    }
     Py_ssize_t count = PyList_Size(texts);
     lengths = PyList_New(count);
     if (lengths == NULL)
         return NULL;
+    table->busy = 1;
     for (Py_ssize_t i = 0; i < count; i++) {
         Py_ssize_t size;
         size_t before = out.length;
@@ -306,7 +361,7 @@ static PyObject *table_encode(PyObject *self, PyObject *arguments)
         Py_INCREF(text);
         const char *utf8 = PyUnicode_AsUTF8AndSize(text, &size);
         int failed = utf8 == NULL
-                     || encode_text((Table *)self, encode, utf8, (size_t)size, &out, &fresh) < 0;
+                     || encode_text(table, encode, utf8, (size_t)size, &out) < 0;
         Py_DECREF(text);
         if (failed)
             goto done;
@@ -321,9 +376,9 @@ static PyObject *table_encode(PyObject *self, PyObject *arguments)
         Py_DECREF(ids);
     }
 done:
+    table->busy = 0;
     Py_DECREF(lengths);
     free(out.items);
-    free(fresh.items);
     return result;
 }
 
@@ -362,7 +417,10 @@ static int table_init(PyObject *self, PyObject *arguments, PyObject *names)
     table->kind[' '] = SPACE;
     table->kind['\n'] = NEWLINE;
     table->max_parts = (uint32_t)max_parts;
-    if (make_generation(&table->now) < 0 || make_generation(&table->before) < 0) {
+    table->window = malloc(WINDOW * sizeof(Found));
+    table->starts = malloc((WINDOW + 1) * sizeof(size_t));
+    if (make_generation(&table->now) < 0 || make_generation(&table->before) < 0
+        || table->window == NULL || table->starts == NULL) {
         PyErr_NoMemory();
         return -1;
     }
@@ -372,8 +430,12 @@ static int table_init(PyObject *self, PyObject *arguments, PyObject *names)
 static void table_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
-    free_generation(&((Table *)self)->now);
-    free_generation(&((Table *)self)->before);
+    Table *table = (Table *)self;
+    free_generation(&table->now);
+    free_generation(&table->before);
+    free(table->window);
+    free(table->starts);
+    free(table->fresh.items);
     PyObject_Free(self);
     Py_DECREF(type);
 }

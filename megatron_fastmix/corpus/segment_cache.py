@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -59,11 +59,14 @@ def _cuts(kinds: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join([*pairs, r"[^ \n] ", r"[^\n]\n", r"\n[^\n]"]))
 
 
-def segment_kinds(model: SentencePieceModel, pieces: Iterable[str]) -> int | None:
+def segment_kinds(
+    model: SentencePieceModel, pieces: Sequence[str], in_text: Callable[[int], bool]
+) -> int | None:
     """How finely any text can be cut, for `make_segment_cache`; None where it cannot be.
 
-    `pieces` are all that text can be joined to, with spaces or space marks. Only options of the
-    model are accepted under which its parts have been shown to be independent.
+    `pieces` are all of the model, with spaces or space marks; `in_text` says of the number of one
+    whether text can be joined to it. Only options of the model are accepted under which its parts
+    have been shown to be independent.
     """
     plain = (
         model.model_type == BPE
@@ -77,7 +80,8 @@ def segment_kinds(model: SentencePieceModel, pieces: Iterable[str]) -> int | Non
         return None
     texts = [piece.replace(SPACE_MARK, " ") for piece in pieces]
     for number, kinds in enumerate(_KINDS):
-        if not any(map(_cuts(kinds).search, texts)):
+        crosses = _cuts(kinds).search
+        if not any(crosses(text) and in_text(i) for i, text in enumerate(texts)):
             return number
     return None
 

@@ -144,8 +144,8 @@ class SentencePieceTokenizer(Tokenizer):
         model, whole = parse_model(self._model), self._processor
         # Unused pieces count: text is joined to them too, and taken apart afterwards.
         never = (whole.is_control, whole.is_byte, whole.is_unknown)
-        ids = [i for i in range(self.vocab_size) if not any(test(i) for test in never)]
-        kinds = segment_kinds(model, whole.id_to_piece(ids))
+        pieces = whole.id_to_piece(list(range(self.vocab_size)))
+        kinds = segment_kinds(model, pieces, lambda i: not any(test(i) for test in never))
         if kinds is None:
             return None
         bare = SentencePieceProcessor(model_proto=without_dummy_prefix(self._model))

@@ -276,6 +276,29 @@ class TestCompiledTable:
         with pytest.raises((ValueError, TypeError)):
             segment_cache._segments.Table(*arguments)
 
+    def test_what_failed_is_asked_for_again(self):
+        table = segment_cache._segments.Table(self.KINDS)
+        with pytest.raises(ZeroDivisionError):
+            table.encode(["a b a"], lambda parts: 1 / 0)
+        asked = []
+
+        def answer(parts):
+            asked.extend(parts)
+            return [[len(part)] for part in parts]
+
+        ids, _ = table.encode(["a b a b"], answer)
+        assert np.frombuffer(ids, np.int32).tolist() == [1, 2, 2, 2]
+        assert asked == ["a", " b", " a"]
+        assert table.encode(["a b a"], lambda parts: 1 / 0)[1] == [3]
+
+    def test_it_is_not_entered_twice(self):
+        table = segment_cache._segments.Table(self.KINDS)
+        with pytest.raises(RuntimeError):
+            table.encode(["a"], lambda parts: table.encode(["b"], None))
+        assert table.encode(["a"], lambda parts: [[4]])[1] == [1]
+        with pytest.raises(RuntimeError):
+            segment_cache._segments.Table.__new__(segment_cache._segments.Table).encode(["a"], len)
+
     def test_texts_that_change_while_they_are_encoded(self):
         table = segment_cache._segments.Table(self.KINDS)
         texts = ["a " * 5000, "b"]
