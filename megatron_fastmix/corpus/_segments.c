@@ -71,7 +71,7 @@ static int reserve(Ids *ids, size_t more)
         return -1;
     }
     if (ids->length + more > ids->capacity) {
-        size_t capacity = 2 * (ids->length + more);
+        size_t capacity = (ids->length + more) / 2 * 3 + 64;
         int32_t *items = realloc(ids->items, capacity * sizeof(int32_t));
         if (items == NULL) {
             PyErr_NoMemory();
@@ -384,10 +384,16 @@ done:
 
 static int make_generation(Generation *generation)
 {
-    generation->entries = calloc(SLOTS, sizeof(Entry));
+    generation->entries = malloc(SLOTS * sizeof(Entry));
     generation->keys = malloc(KEY_BYTES);
     generation->ids = malloc(ID_COUNT * sizeof(int32_t));
-    return generation->entries && generation->keys && generation->ids ? 0 : -1;
+    if (!generation->entries || !generation->keys || !generation->ids)
+        return -1;
+    /* Written once, so that all memory that it will ever need is taken at the start. */
+    memset(generation->entries, 0, SLOTS * sizeof(Entry));
+    memset(generation->keys, 0, KEY_BYTES);
+    memset(generation->ids, 0, ID_COUNT * sizeof(int32_t));
+    return 0;
 }
 
 static void free_generation(Generation *generation)

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +155,14 @@ def rows(comparisons: Sequence[Comparison]) -> list[Row]:
 def write_text(path: Path, size: int) -> None:
     """A JSONL file of about `size` bytes of the Python and C++ files that are installed.
 
-    Distinct files in the order of their hash. Raises `DataError` where there is too little.
+    Distinct files in the order of their hash, but the longest first: every size has it then, and
+    memory, which depends on the longest document, can be compared. Raises `DataError` where there
+    is too little.
     """
+    longest = max(_installed_texts(), key=len)
     written = 0
     with path.open("wb") as file:
-        for text in _installed_texts():
+        for text in chain([longest], (t for t in _installed_texts() if t != longest)):
             line = json.dumps({"text": text}).encode() + b"\n"
             file.write(line)
             written += len(line)

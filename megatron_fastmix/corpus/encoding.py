@@ -78,6 +78,7 @@ class Encoder:
         bad = []
         needs_digest = count > 1 or any(self.held_out) or bool(self.excluded)
         for number, record in enumerate(records, start=1):
+            records[number - 1] = b""  # beside its text it would take memory twice
             try:
                 document = self.parser(record, chunk.record_format)
             except ValueError as error:
@@ -112,6 +113,7 @@ class Encoder:
     ) -> EncodedDocuments:
         texts = [part for document in documents for part in document.parts]
         ids, lengths = self.tokenizer.encode_flat(texts)
+        ids = ids.astype(token_dtype(self.tokenizer.vocab_size))
         sizes = np.fromiter((len(d.parts) for d in documents), np.int64, len(documents))
         owner = np.repeat(np.arange(len(documents)), sizes)
         if self.append_eod:
@@ -133,7 +135,7 @@ class Encoder:
             sequences = (lengths > 0).astype(np.int64)
             lengths = lengths[lengths > 0]
         return EncodedDocuments(
-            tokens=ids.astype(token_dtype(self.tokenizer.vocab_size)).tobytes(),
+            tokens=ids.tobytes(),
             lengths=lengths.astype(np.int32),
             documents=sequences,
             loss_mask=mask,

@@ -21,6 +21,7 @@ from megatron_fastmix.errors import ConfigError, DataError
 
 CHUNK_BYTES = 1 << 20
 """Bytes of text per chunk: long enough to hide the hand-over, short enough to share out."""
+_PIECE = 1 << 16
 PARQUET_ROWS = 512
 """Rows of a Parquet file per chunk."""
 
@@ -109,11 +110,7 @@ def _plain_chunks(path: str, record_format: InputFormat, chunk_bytes: int) -> It
         while start < size:
             stop = size
             if record_format != "text":
-                file.seek(min(start + chunk_bytes, size))
-                # From the end of a chunk to the end of its line; in pieces, as a line may be long.
-                while (piece := file.readline(1 << 20)) and not piece.endswith(b"\n"):
-                    pass
-                stop = file.tell()
+                stop = _end_of_lines(file, start, start + chunk_bytes, size)
             yield FileRange(
                 path=path,
                 record_format=record_format,
@@ -122,6 +119,25 @@ def _plain_chunks(path: str, record_format: InputFormat, chunk_bytes: int) -> It
                 stop=stop,
             )
             start = stop
+
+
+def _end_of_lines(file: IO[bytes], start: int, stop: int, size: int) -> int:
+    """Where the last line ends that begins at or after `start` and ends by `stop`; a longer line's
+    own end. Reads in pieces, as a line may be long."""
+    if stop >= size:
+        return size
+    at = stop
+    while at > start:
+        first = max(start, at - _PIECE)
+        file.seek(first)
+        found = file.read(at - first).rfind(b"\n")
+        if found >= 0:
+            return first + found + 1
+        at = first
+    file.seek(stop)
+    while (piece := file.readline(_PIECE)) and not piece.endswith(b"\n"):
+        pass
+    return file.tell()
 
 
 def _unpacked_chunks(path: str, record_format: InputFormat, chunk_bytes: int) -> Iterator[Chunk]:
