@@ -55,16 +55,20 @@ def build_huggingface_proxy(
         if "dropout" in key or key.endswith("pdrop"):
             setattr(model.config, key, 0.0)
     if config.lora_rank:
-        peft = import_extra("peft")
-        adapters = peft.LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=0.0,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
-        model = peft.get_peft_model(model, adapters)
+        model = _with_adapters(model, config)
     return HuggingFaceProxy(model)
+
+
+def _with_adapters(model: Any, config: ProxyConfig) -> Any:
+    peft = import_extra("peft")
+    adapters = peft.LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(model, adapters)
 
 
 def import_extra(name: str) -> Any:
@@ -80,16 +84,32 @@ def import_extra(name: str) -> Any:
         ) from None
 
 
+def count_parameters(config: ProxyConfig) -> tuple[int, int]:
+    """All parameters of the model at `proxy.path`, and those that are trained: with LoRA, those of
+    the adapters."""
+    _, empty = _on_paper(config)
+    if config.lora_rank:
+        with torch.device("meta"):
+            empty = _with_adapters(empty, config)
+    counts = [(p.numel(), p.requires_grad) for p in empty.parameters()]
+    return sum(n for n, _ in counts), sum(n for n, trained in counts if trained)
+
+
+def _on_paper(config: ProxyConfig) -> tuple[Any, Any]:
+    """The model's configuration, and the model without memory for its weights."""
+    transformers = import_extra("transformers")
+    model = transformers.AutoConfig.from_pretrained(config.path)
+    with torch.device("meta"):
+        return model, transformers.AutoModelForCausalLM.from_config(model)
+
+
 def huggingface_flops_per_token(config: ProxyConfig, seq_length: int) -> float:
     """Floating-point operations of one token's forward and backward pass, about.
 
     3 × forward; forward = 2 × parameters but the input embedding, + 2·S·hidden per layer for causal
     attention's two products. With LoRA this is an upper bound: frozen weights take no gradient.
     """
-    transformers = import_extra("transformers")
-    model = transformers.AutoConfig.from_pretrained(config.path)
-    with torch.device("meta"):
-        empty = transformers.AutoModelForCausalLM.from_config(model)
+    model, empty = _on_paper(config)
     weights = sum(parameter.numel() for parameter in empty.parameters())
     if not model.tie_word_embeddings:
         weights -= empty.get_input_embeddings().weight.numel()
