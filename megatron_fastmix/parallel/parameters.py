@@ -20,6 +20,9 @@ import torch.distributed as dist
 
 from megatron_fastmix.parallel.groups import DataParallelGroup
 
+_PIECE = 1 << 20
+"""Elements."""
+
 Vector = list[torch.Tensor]
 """One tensor per parameter: its shape, or (shard length,) under ZeRO-3."""
 
@@ -90,7 +93,9 @@ class Parameters:
 
     def dot(self, index: int, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """This rank's share of the inner product of two parts `index`, float64, of shape ()."""
-        product = (one.double() * other).sum()
+        # In pieces: a float64 copy of a whole layer would be the largest thing in memory.
+        pieces = zip(one.reshape(-1).split(_PIECE), other.reshape(-1).split(_PIECE), strict=True)
+        product = torch.stack([(a.double() * b).sum() for a, b in pieces]).sum()
         return product if self._counts[index] else torch.zeros_like(product)
 
     def norm(self, vector: Vector) -> float:
@@ -187,8 +192,9 @@ class ShardedParameters(Parameters):
     def _local_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         size = self.group.size
         length = -(-gradient.numel() // size)
-        padded = gradient.new_zeros(length * size, dtype=torch.float32)
-        padded[: gradient.numel()] = gradient.reshape(-1)
+        padded = gradient.reshape(-1).float()
+        if padded.numel() < length * size:
+            padded = torch.nn.functional.pad(padded, (0, length * size - padded.numel()))
         shard = padded.new_empty(length)
         dist.reduce_scatter_tensor(shard, padded, group=self.group.group)
         return shard

@@ -29,6 +29,7 @@ from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.parallel.forked_ranks import run_ranks
 from megatron_fastmix.report.benchmark import Row
 from megatron_fastmix.search.engine import build_engine, learning_rate
+from megatron_fastmix.search.engine_state import snapshot
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.loop import Search
 from megatron_fastmix.search.reporter import Reporter
@@ -69,6 +70,7 @@ def measure(folder: Path, settings: Settings, say: Callable[[str], None]) -> lis
         bench.estimators,
         bench.bytes_reduced,
         bench.memory,
+        bench.checkpoints,
     ):
         say(f"measuring: {figure.__name__.replace('_', ' ')}")
         rows += figure()
@@ -248,6 +250,19 @@ class Bench:
             )
         return rows
 
+    def checkpoints(self) -> list[Row]:
+        """Time that training stands still for a checkpoint, which is written behind it."""
+        config = self.config("checkpoints", 17)
+        return [
+            Row(
+                figure="training stopped by a checkpoint / an inner step",
+                value=self.run(_checkpoint_pause, config, self.settings),
+                reach=1.0,
+                better="lower",
+                unit="ratio",
+            )
+        ]
+
 
 def write_sources(folder: Path, count: int, documents: int = 400, length: int = 500) -> None:
     """Sources s0 … and a target, of random bytes: what a step costs does not depend on the text."""
@@ -361,6 +376,28 @@ def _extra_memory(config: SearchConfig) -> float:
     shards = search.group.size if config.engine.zero_stage == 3 else 1
     gradient = sum(getattr(p, "ds_numel", p.numel()) * 4 for p in search.engine.module.parameters())
     return max(0.0, statistics.median(peaks) / (gradient / shards))
+
+
+def _checkpoint_pause(config: SearchConfig, settings: Settings) -> float:
+    search = _trained_for_one_step(config)
+    steps: list[float] = []
+    pauses: list[float] = []
+    for _ in range(settings.repetitions):
+        for times, function in (
+            (steps, lambda: inner_step(search.engine, search.batches, 0, np.ones(17))),
+            (pauses, lambda: _begin_checkpoint(search)),
+        ):
+            search.world.barrier()
+            began = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - began)
+        search.checkpoints.finish()
+        search.step += 1
+    return statistics.median(pauses) / statistics.median(steps)
+
+
+def _begin_checkpoint(search: Search) -> None:
+    search.checkpoints.begin(search.state(), snapshot(search.engine, search.group))
 
 
 def _reset_peak() -> None:
