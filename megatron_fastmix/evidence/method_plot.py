@@ -17,7 +17,7 @@ from megatron_fastmix.report.plots import COLOURS
 def plot_methods(tables: Mapping[str, Sequence[MethodLine]], path: Path) -> None:
     """One panel per scenario; methods that cost nothing are lines, bars are standard deviations."""
     shown = {name: lines for name, lines in tables.items() if lines}
-    figure = Figure(figsize=(6.4 * max(1, len(shown)), 4.4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7.4 * max(1, len(shown)), 4.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     for number, (name, lines) in enumerate(shown.items(), start=1):
         axes = figure.add_subplot(1, len(shown), number)
@@ -43,7 +43,7 @@ def plot_methods(tables: Mapping[str, Sequence[MethodLine]], path: Path) -> None
         axes.set_title(name)
         axes.set_xlabel("search cost, FLOPs / FastMix's")
         axes.set_ylabel("target loss, nats per token")
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_atomically(path, buffer.getvalue())

@@ -1,0 +1,133 @@
+"""The comparison of methods: its table by hand, and the command on real trainings."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from megatron_fastmix import cli
+from megatron_fastmix.config import load_config
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.evidence.method_plot import plot_methods
+from megatron_fastmix.evidence.method_table import MethodLine, aggregated, closed, figures, text
+from megatron_fastmix.export.mixture_file import read_mixture
+
+
+def line(method, losses, flops):
+    return MethodLine(
+        method=method, losses=losses, flops=flops, seconds=flops, weights={"a": 0.25, "b": 0.75}
+    )
+
+
+LINES = [
+    line("climb", (4.0, 4.2), 640.0),
+    line("fastmix", (4.1, 4.3), 10.0),
+    line("regmix", (4.6,), 640.0),
+    line("doremi", (4.8,), 40.0),
+    line("uniform", (5.1,), 0.0),
+]
+
+
+def test_the_gap_is_that_from_uniform_to_the_best():
+    assert closed(LINES[1], LINES) == pytest.approx(0.9)
+    assert closed(LINES[0], LINES) == pytest.approx(1.0)
+    assert closed(LINES[0], LINES[:2]) is None
+    assert closed(LINES[-1], [LINES[-1], line("doge", (5.2,), 1.0)]) is None
+
+
+def test_figures_say_what_is_reached():
+    found = {row.figure: row for row in figures("s", LINES)}
+    behind = found["s: fastmix behind the best"]
+    # 0.1 over the sample deviation of 4.1 and 4.3.
+    assert behind.value == pytest.approx(0.1 / 0.02**0.5)
+    assert behind.reached
+    assert found["s: gap from uniform to the best that fastmix closes"].value == pytest.approx(0.9)
+    assert found["s: search FLOPs, regmix / fastmix"].value == 64
+    assert found["s: search FLOPs, regmix / fastmix"].reached
+    assert found["s: search FLOPs, doremi / fastmix"].reached is False
+    assert found["s: search FLOPs, climb / fastmix"].reach is None
+
+
+def test_the_table_names_every_method(tmp_path):
+    shown = text(LINES)
+    assert [row.split()[0] for row in shown.splitlines()[2:]] == [each.method for each in LINES]
+    assert "90%" in shown
+    plot_methods({"s": LINES, "empty": []}, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_worst_target_counts_over_its_reference(search_values, corpora, tmp_path):
+    search_values["targets"] = [
+        {"name": "a", "path": str(corpora / "target"), "reference_loss": 3.0},
+        {"name": "b", "path": str(corpora / "target_backward")},
+    ]
+    file = tmp_path / "search.yaml"
+    file.write_text(yaml.safe_dump(search_values))
+    row = SimpleNamespace(loss=2.5, losses={"a": 4.0, "b": 1.5})
+    assert aggregated(load_config(file), row) == 2.5
+    worst = load_config(file, ["--objective.target_aggregation=worst_case"])
+    assert aggregated(worst, row) == 1.5
+
+
+@pytest.fixture
+def scenario(search_values, corpora, tmp_path):
+    del search_values["run_dir"]
+    search_values["engine"] = {"zero_stage": 0}
+    search_values["data"].pop("data_cache_path")
+    compare = {
+        "tests": [{"name": "target", "path": str(corpora / "target_backward")}],
+        "model": search_values["proxy"],
+        "training": {"train_iters": 4, "micro_batch_size": 4, "global_batch_size": 4},
+        "eval_samples": 8,
+    }
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump({"search": search_values, "compare": compare}))
+    return file
+
+
+@pytest.mark.slow
+def test_the_command_makes_each_row_once(scenario, tmp_path, capsys):
+    rows = tmp_path / "rows"
+    arguments = ["compare-methods", "--scenario", str(scenario), "--seeds", "1"]
+    arguments += ["--methods", "uniform,doge,fastmix", "--output", str(rows)]
+    arguments += ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "figures.json")]
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert all(method in out for method in ("uniform", "doge", "fastmix"))
+    searches = sorted((rows / "tiny" / "searches").glob("*.json"))
+    assert [read_mixture(file).estimator for file in searches] == [
+        "doge",
+        "finite_difference",
+        "uniform",
+    ]
+    targets = list((rows / "tiny" / "targets").glob("*-seed1.json"))
+    assert len(targets) == 3
+    figures = {
+        row["figure"]: row for row in json.loads((tmp_path / "figures.json").read_text())["rows"]
+    }
+    assert figures["tiny: search FLOPs, doge / fastmix"]["value"] > 1
+
+    times = [file.stat().st_mtime_ns for file in (*searches, *targets)]
+    assert cli.main(arguments) == 0
+    assert [file.stat().st_mtime_ns for file in (*searches, *targets)] == times
+    assert "0 of 3 searches to do" in capsys.readouterr().out
+
+    values = yaml.safe_load(scenario.read_text())
+    values["search"]["training"]["lr"] = 0.5
+    scenario.write_text(yaml.safe_dump(values))
+    assert cli.main(arguments) == ConfigError.exit_code
+    assert "training" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--methods", "magic"], "magic"),
+        (["--seeds", "0"], "--seeds"),
+        (["--workers", "0"], "--workers"),
+    ],
+)
+def test_wrong_flags_are_refused(scenario, capsys, flags, named):
+    assert cli.main(["compare-methods", "--scenario", str(scenario), *flags]) == 2
+    assert named in capsys.readouterr().err
