@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -155,14 +154,11 @@ def rows(comparisons: Sequence[Comparison]) -> list[Row]:
 def write_text(path: Path, size: int) -> None:
     """A JSONL file of about `size` bytes of the Python and C++ files that are installed.
 
-    Distinct files in the order of their hash, but the longest first: every size has it then, and
-    memory, which depends on the longest document, can be compared. Raises `DataError` where there
-    is too little.
+    Distinct files in the order of their hash. Raises `DataError` where there is too little.
     """
-    longest = max(_installed_texts(), key=len)
     written = 0
     with path.open("wb") as file:
-        for text in chain([longest], (t for t in _installed_texts() if t != longest)):
+        for text in _installed_texts():
             line = json.dumps({"text": text}).encode() + b"\n"
             file.write(line)
             written += len(line)
