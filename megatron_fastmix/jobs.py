@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from megatron_fastmix.errors import FastMixError
-
-Wanted = Callable[[], bool]
-"""Says whether somebody still waits for a job."""
-
-
-class Abandoned(Exception):
-    """Nobody waits for the job any more."""
+from megatron_fastmix.errors import ConfigError, FastMixError
+from megatron_fastmix.search.launch import visible_accelerators
+from megatron_fastmix.search.worker import stop_with_parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +22,35 @@ class Job:
 
     name: str
     function: Callable[..., None]
-    """Called as `function(*arguments, wanted)` in a process of its own; it asks between steps
-    whether it is still `wanted`, and raises `Abandoned` if not."""
+    """Called as `function(*arguments)` in a process of its own, which ends with its parent."""
     arguments: tuple[Any, ...]
+
+
+def worker_count(asked: int | None) -> int:
+    """The value of `--workers`: by default one per core, or 1 on an accelerator.
+
+    Raises `ConfigError`.
+    """
+    if asked is None:
+        return 1 if visible_accelerators() else core_count()
+    if asked < 1:
+        raise ConfigError(f"--workers: found {asked}; use at least 1")
+    return asked
+
+
+def core_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def run_jobs(
     jobs: Sequence[Job],
     *,
     workers: int,
-    threads: int = 1,
     preload: Sequence[str] = (),
     finished: Callable[[Job], None] = lambda job: None,
 ) -> None:
-    """Runs `jobs` in their order, `workers` at once, each with `threads` threads.
+    """Runs `jobs` in their order, `workers` at once, which share the cores.
 
     `preload` are modules that the jobs need, imported once by the first call of a program.
     `finished` is called after each job. An exception in a job, or in here (such as
@@ -48,6 +58,7 @@ def run_jobs(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
+    threads = max(1, core_count() // workers)
     waiting = list(jobs)
     running: dict[Connection, tuple[Any, Job]] = {}
     try:
@@ -89,16 +100,13 @@ def _check(receiver: Connection, process: Any, job: Job) -> None:
 def _run(job: Job, threads: int, sender: Connection) -> None:
     # A terminal's Ctrl-C reaches every process of the group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop_with_parent()  # the server, which ends with the program
     import torch
 
     torch.set_num_threads(threads)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
     error: FastMixError | str | None = None
     try:
-        job.function(*job.arguments, parent.is_alive)
-    except Abandoned:
-        sys.exit(1)
+        job.function(*job.arguments)
     except FastMixError as found:
         error = found
     except Exception:

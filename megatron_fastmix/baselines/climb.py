@@ -18,9 +18,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from megatron_fastmix.baselines.objective import target_loss
 from megatron_fastmix.baselines.proxy_pool import ProxyPool
-from megatron_fastmix.baselines.regmix import RegMixSettings, draw_mixtures, fit
+from megatron_fastmix.baselines.regmix import RegMixSettings, draw_mixtures, rank
 from megatron_fastmix.baselines.result import BaselineResult
 
 
@@ -48,7 +47,7 @@ def climb(pool: ProxyPool, sizes: np.ndarray, settings: ClimbSettings) -> Baseli
         drawn = draw_mixtures(generator, sizes, settings.candidates, dirichlet)
         if best:
             # What was tried may be chosen in the end, but is not trained again.
-            ranked = drawn[_ranking(pool, tried, outcomes, drawn)[: settings.top]]
+            ranked = drawn[rank(pool.config, "lightgbm", tried, outcomes, drawn)[: settings.top]]
             chosen = ranked[generator.choice(len(ranked), size=runs, replace=False)]
         else:
             chosen = drawn[:runs]
@@ -56,7 +55,7 @@ def climb(pool: ProxyPool, sizes: np.ndarray, settings: ClimbSettings) -> Baseli
         outcomes = np.concatenate([outcomes, pool.losses(chosen)])
         fresh = draw_mixtures(generator, sizes, settings.candidates, dirichlet)
         candidates = np.concatenate([fresh, tried])
-        best.append(candidates[_ranking(pool, tried, outcomes, candidates)[0]])
+        best.append(candidates[rank(pool.config, "lightgbm", tried, outcomes, candidates)[0]])
     return BaselineResult(
         weights=best[-1],
         flops=pool.flops,
@@ -65,12 +64,3 @@ def climb(pool: ProxyPool, sizes: np.ndarray, settings: ClimbSettings) -> Baseli
         history=best,
         settings=asdict(settings),
     )
-
-
-def _ranking(
-    pool: ProxyPool, tried: np.ndarray, outcomes: np.ndarray, candidates: np.ndarray
-) -> np.ndarray:
-    """Indices of `candidates`, the lowest predicted target loss first."""
-    predictors = [fit("lightgbm", tried, column) for column in outcomes.T]
-    predicted = np.stack([predict(candidates) for predict in predictors], axis=1)
-    return np.argsort(target_loss(pool.config, predicted), kind="stable")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from pathlib import Path
 
 from megatron_fastmix.baselines.registry import BASELINES, find_mixtures
 from megatron_fastmix.config import load_config
-from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.export.mixture_file import read_mixture
 from megatron_fastmix.export.run_artifacts import write_run_artifacts
+from megatron_fastmix.jobs import worker_count
 from megatron_fastmix.report.summary import final_table
-from megatron_fastmix.search.launch import visible_accelerators
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Finds the mixture and prints it; returns the exit code. Raises `ConfigError`, `DataError`."""
-    cores = len(os.sched_getaffinity(0))
-    workers = (1 if visible_accelerators() else cores) if args.workers is None else args.workers
-    if workers < 1:
-        raise ConfigError(f"--workers: found {workers}; use at least 1")
+    workers = worker_count(args.workers)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     config = dataclasses.replace(load_config(args.config, args.overrides), run_dir=str(folder))

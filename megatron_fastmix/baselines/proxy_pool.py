@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.jobs import Abandoned, Job, Wanted, run_jobs
+from megatron_fastmix.jobs import Job, run_jobs
 from megatron_fastmix.search.identity import identity_of
 
 PRELOAD = ("megatron_fastmix.baselines.proxy_run",)
@@ -91,7 +90,6 @@ class ProxyPool:
             run_jobs(
                 jobs,
                 workers=self.workers,
-                threads=max(1, len(os.sched_getaffinity(0)) // self.workers),
                 preload=PRELOAD,
                 finished=finished,
             )
@@ -133,7 +131,6 @@ def _train(
     target_samples: int,
     file: Path,
     cache: str,
-    wanted: Wanted,
 ) -> None:
     import time
 
@@ -143,8 +140,6 @@ def _train(
     with tempfile.TemporaryDirectory(dir=cache) as own_cache:
         run = ProxyRun(config, own_cache)
         while run.step < config.training.train_iters:
-            if not wanted():
-                raise Abandoned
             run.train(run.read("training", run.draw(weights)))
         losses = run.target_losses(target_samples)
     outcome = ProxyOutcome(

@@ -6,8 +6,6 @@ DeepSpeed, so that methods differ in nothing but what they do with them.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -20,7 +18,7 @@ from megatron_fastmix.hypergradient import Batch
 from megatron_fastmix.mixture import Mixture
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.proxy.build import build_model, flops_per_token
-from megatron_fastmix.proxy.megatron_gpt import batch_losses, initialize_parallel_state
+from megatron_fastmix.proxy.megatron_gpt import batch_losses, initialize_world_of_one
 from megatron_fastmix.search.batches import Batches
 from megatron_fastmix.search.check_inputs import check_inputs
 from megatron_fastmix.search.datasets import build_source_blend, build_targets
@@ -35,7 +33,7 @@ class ProxyRun:
 
     def __init__(self, config: SearchConfig, cache_path: str) -> None:
         """`cache_path` is a folder for Megatron's indices. Raises what `check_inputs` raises."""
-        _world_of_one()
+        initialize_world_of_one()
         self.config = config
         self.inputs = check_inputs(config, 1)
         self.num_sources = len(config.sources)
@@ -164,13 +162,3 @@ class ProxyRun:
     def count_passes(self, samples: int, *, backward: bool) -> None:
         """Adds the cost of a forward, and a backward, pass of `samples` samples."""
         self.flops += samples * self._forward_flops * (3 if backward else 1)
-
-
-def _world_of_one() -> None:
-    """Megatron's datasets and layers ask for ranks and groups."""
-    logging.getLogger("megatron").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
-    if not torch.distributed.is_initialized():
-        store = torch.distributed.HashStore()
-        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    initialize_parallel_state()

@@ -14,12 +14,12 @@ import numpy as np
 from megatron_fastmix.baselines.climb import ClimbSettings, climb
 from megatron_fastmix.baselines.proxy_pool import ProxyPool
 from megatron_fastmix.baselines.regmix import RegMixSettings, random_search, regmix
-from megatron_fastmix.baselines.result import BaselineResult, mixture_file
+from megatron_fastmix.baselines.result import BaselineResult
 from megatron_fastmix.baselines.simple import proportional, temperature, uniform
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.jobs import Job, Wanted, run_jobs
-from megatron_fastmix.search.check_inputs import Inputs, check_inputs
+from megatron_fastmix.jobs import Job, run_jobs
+from megatron_fastmix.search.check_inputs import check_inputs
 
 PRELOAD = ("megatron_fastmix.baselines.proxy_run", "megatron_fastmix.search.loop", "deepspeed")
 
@@ -64,7 +64,6 @@ def find_mixtures(
     unknown = sorted({method for method, _, _ in wanted} - set(METHODS))
     if unknown:
         raise ConfigError(f"method: found {unknown[0]!r}; choose among {', '.join(METHODS)}")
-    cores = len(os.sched_getaffinity(0))
     jobs = [
         Job(
             name=f"{method}, seed {config.seed}",
@@ -77,7 +76,6 @@ def find_mixtures(
     run_jobs(
         jobs,
         workers=workers,
-        threads=max(1, cores // workers),
         preload=PRELOAD,
         finished=lambda job: report(job.name),
     )
@@ -96,7 +94,7 @@ def _in_this_process(
 ) -> None:
     began = time.monotonic()
     inputs = check_inputs(config, 1)
-    sizes = _sizes(inputs)
+    sizes = np.array([size.learnable for size in inputs.sources], dtype=np.float64)
     seconds = 0.0
     if method in _FREE:
         result = _FREE[method](sizes)
@@ -104,48 +102,31 @@ def _in_this_process(
         pool = ProxyPool(config, proxies, workers=workers)
         result = _POOLED[method](pool, sizes)
         seconds = pool.seconds
-    mixture_file(config, inputs, method, result, seconds).write(file)
+    result.outcome(config, method, seconds).mixture_file(config, inputs).write(file)
     report(f"{method}, seed {config.seed}: {time.monotonic() - began:.0f} s")
 
 
-def _sizes(inputs: Inputs) -> np.ndarray:
-    """Tokens of each source that are learned from, (K,)."""
-    return np.array(
-        [
-            size.tokens if size.answer_rows is None else size.answer_rows.answer_tokens.sum()
-            for size in inputs.sources
-        ],
-        dtype=np.float64,
-    )
-
-
-def _online(method: str, config: SearchConfig, file: Path, wanted: Wanted) -> None:
+def _online(method: str, config: SearchConfig, file: Path) -> None:
     module, settings = _ONLINE[method]
     loaded = import_module(module)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".cache-") as cache:
         result = getattr(loaded, method)(config, getattr(loaded, settings)(), cache)
-    inputs = check_inputs(config, 1)
-    mixture_file(config, inputs, method, result, time.monotonic() - began).write(file)
+    outcome = result.outcome(config, method, time.monotonic() - began)
+    outcome.mixture_file(config, check_inputs(config, 1)).write(file)
 
 
-def _fastmix(method: str, config: SearchConfig, file: Path, wanted: Wanted) -> None:
+def _fastmix(method: str, config: SearchConfig, file: Path) -> None:
     """The search itself on one rank, in its run folder, from which it resumes."""
     import deepspeed
 
+    from megatron_fastmix.proxy.megatron_gpt import initialize_world_of_one
     from megatron_fastmix.search.loop import Search
 
     Path(config.run_dir).mkdir(parents=True, exist_ok=True)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        deepspeed.init_distributed(
-            "gloo",
-            init_method=f"file://{folder}/store",
-            rank=0,
-            world_size=1,
-            verbose=False,
-            auto_mpi_discovery=False,
-        )
-        search = Search(config)
-        search.run()
-        search.result().write(file)
+    initialize_world_of_one()
+    deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False)
+    search = Search(config)
+    search.run()
+    search.result().write(file)

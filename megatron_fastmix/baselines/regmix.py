@@ -21,6 +21,7 @@ import numpy as np
 from megatron_fastmix.baselines.objective import target_loss
 from megatron_fastmix.baselines.proxy_pool import ProxyPool
 from megatron_fastmix.baselines.result import BaselineResult
+from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import ConfigError
 
 Predictor = Callable[[np.ndarray], np.ndarray]
@@ -49,10 +50,8 @@ def regmix(pool: ProxyPool, sizes: np.ndarray, settings: RegMixSettings) -> Base
     generator = np.random.default_rng([config.seed, 1])
     mixtures = draw_mixtures(generator, sizes, settings.runs, settings)
     losses = pool.losses(mixtures)
-    predictors = [fit(settings.predictor, mixtures, column) for column in losses.T]
     candidates = draw_mixtures(generator, sizes, settings.candidates, settings)
-    predicted = np.stack([predict(candidates) for predict in predictors], axis=1)
-    best = np.argsort(target_loss(config, predicted), kind="stable")[: settings.top]
+    best = rank(config, settings.predictor, mixtures, losses, candidates)[: settings.top]
     return BaselineResult(
         weights=candidates[best].mean(axis=0),
         flops=pool.flops,
@@ -88,6 +87,20 @@ def draw_mixtures(
     draws = generator.gamma(strengths[:, None] * prior)
     draws = np.maximum(draws, np.finfo(np.float64).tiny)
     return draws / draws.sum(axis=1, keepdims=True)
+
+
+def rank(
+    config: SearchConfig,
+    predictor: str,
+    mixtures: np.ndarray,
+    losses: np.ndarray,
+    candidates: np.ndarray,
+) -> np.ndarray:
+    """Indices of `candidates` (M, K), the lowest predicted target loss first, after what training
+    on `mixtures` (N, K) gave: `losses` (N, V), a regression for each target."""
+    predictors = [fit(predictor, mixtures, column) for column in losses.T]
+    predicted = np.stack([predict(candidates) for predict in predictors], axis=1)
+    return np.argsort(target_loss(config, predicted), kind="stable")
 
 
 def fit(name: str, mixtures: np.ndarray, losses: np.ndarray) -> Predictor:

@@ -4,23 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
-from megatron_fastmix import strict_yaml
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.export.mixture_file import (
-    ANSWER_UNIT,
-    UNIT,
-    MixtureFile,
-    SourceWeight,
-    TargetResult,
-    epochs_implied,
-)
-from megatron_fastmix.search.check_inputs import Inputs
-from megatron_fastmix.search.outcome import PACKAGES, with_rows
+from megatron_fastmix.search.outcome import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,70 +29,29 @@ class BaselineResult:
     settings: dict[str, Any] = field(default_factory=dict)
     """The method's hyper-parameters."""
 
-
-def mixture_file(
-    config: SearchConfig, inputs: Inputs, method: str, result: BaselineResult, seconds: float
-) -> MixtureFile:
-    """The result as the file that a search writes; `estimator` names the method."""
-    weights = np.asarray(result.weights, dtype=np.float64)
-    weights = weights / weights.sum()
-    tail = np.stack([*result.history[len(result.history) // 2 :], weights])
-    answer_rows = [size.answer_rows for size in inputs.sources if size.answer_rows is not None]
-    learnable = (
-        [int(rows.answer_tokens.sum()) for rows in answer_rows]
-        if answer_rows
-        else [size.tokens for size in inputs.sources]
-    )
-    budget = config.output.token_budget or sum(learnable)
-    first = result.history[0] if len(result.history) else weights
-    sources = tuple(
-        SourceWeight(
-            name=source.name,
-            path=source.path,
-            tokens=size.tokens,
-            documents=size.documents,
-            initial_weight=float(first[k]),
-            final_weight=float(result.history[-1][k] if len(result.history) else weights[k]),
-            weight=float(weights[k]),
-            weight_std=float(tail.std(axis=0)[k]),
-            logit=float(np.log(max(weights[k], np.finfo(np.float64).tiny))),
-            epochs=epochs_implied(float(weights[k]), learnable[k], budget),
+    def outcome(self, config: SearchConfig, method: str, seconds: float) -> Outcome:
+        """The result in the terms of a search; `method` stands for the estimator."""
+        weights = np.asarray(self.weights, dtype=np.float64)
+        weights = weights / weights.sum()
+        history = self.history if len(self.history) else [weights]
+        tail = np.stack([*history[len(history) // 2 :], weights])
+        unmeasured = [None] * len(config.targets)
+        return Outcome(
+            estimator=method,
+            weights=weights,
+            spread=tail.std(axis=0),
+            initial=history[0],
+            final=history[-1],
+            logits=np.log(np.maximum(weights, np.finfo(np.float64).tiny)),
+            target_weights=config.target_weights,
+            initial_losses=unmeasured,
+            final_losses=unmeasured,
+            complete=True,
+            steps=self.steps,
+            outer_steps=max(0, len(self.history) - 1),
+            averaging_fraction=1.0,
+            averaged_outer_steps=1,
+            flops=self.flops,
+            seconds=seconds,
+            tokens=self.tokens,
         )
-        for k, (source, size) in enumerate(zip(config.sources, inputs.sources, strict=True))
-    )
-    if answer_rows:
-        sources = with_rows(sources, answer_rows)
-    targets = tuple(
-        TargetResult(
-            name=target.name,
-            path=target.path,
-            tokens=size.tokens,
-            weight=weight,
-            initial_loss=None,
-            final_loss=None,
-        )
-        for target, size, weight in zip(
-            config.targets, inputs.targets, config.target_weights, strict=True
-        )
-    )
-    return MixtureFile(
-        unit=ANSWER_UNIT if answer_rows else UNIT,
-        seq_length=config.data.seq_length,
-        complete=True,
-        steps=result.steps,
-        outer_steps=max(0, len(result.history) - 1),
-        averaging_fraction=1.0,
-        averaged_outer_steps=1,
-        token_budget=budget,
-        seed=config.seed,
-        estimator=method,
-        sources=sources,
-        targets=targets,
-        cost={
-            "training_flops": result.flops,
-            "wall_seconds": seconds,
-            "tokens": float(result.tokens),
-        },
-        versions={name: version(name) for name in PACKAGES},
-        config=strict_yaml.to_dict(config),
-    )

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
 
-from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.evidence.candidates import REPEATED, make_candidates, select
 from megatron_fastmix.evidence.config import load_compare_config
 from megatron_fastmix.evidence.inputs import make_setting, read_learned
@@ -22,7 +20,7 @@ from megatron_fastmix.evidence.result import (
 from megatron_fastmix.evidence.row_workers import train_rows
 from megatron_fastmix.evidence.rows import Row, Task, claim_folder, read_rows
 from megatron_fastmix.evidence.statistics import figures
-from megatron_fastmix.search.launch import visible_accelerators
+from megatron_fastmix.jobs import worker_count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,10 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises `ConfigError` and `DataError` before anything is trained, and `NonFiniteError`.
     """
-    cores = len(os.sched_getaffinity(0))
-    workers = (1 if visible_accelerators() else cores) if args.workers is None else args.workers
-    if workers < 1:
-        raise ConfigError(f"--workers: found {workers}; use at least 1")
+    workers = worker_count(args.workers)
     config = load_compare_config(args.config, args.overrides, args.test)
     mixtures = read_learned(args.mixture)
     setting = make_setting(config, next(iter(mixtures.values())), args.mixture[0])
@@ -112,8 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         if missing:
-            threads = max(1, cores // workers)
-            train_rows(setting, missing, folder, workers=workers, threads=threads, finished=report)
+            train_rows(setting, missing, folder, workers=workers, finished=report)
     except KeyboardInterrupt:
         print(f"\nStopped; {len(rows) + done} rows stay. The same command goes on from there.")
         return 130

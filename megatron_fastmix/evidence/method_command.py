@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -21,8 +20,8 @@ from megatron_fastmix.evidence.rows import Row, Task, claim_folder, read_rows
 from megatron_fastmix.evidence.scenario import Scenario, load_scenario
 from megatron_fastmix.export.blend import round_weights
 from megatron_fastmix.export.mixture_file import MixtureFile, read_mixture
+from megatron_fastmix.jobs import worker_count
 from megatron_fastmix.report.benchmark import write_json
-from megatron_fastmix.search.launch import visible_accelerators
 
 ROWS = "tools/method_rows"
 _OWN = ("mixture", "hypergradient", "engine")
@@ -59,12 +58,10 @@ def run(args: argparse.Namespace) -> int:
 
     Raises `ConfigError` and `DataError` before anything is trained, and what training raises.
     """
-    cores = len(os.sched_getaffinity(0))
-    workers = (1 if visible_accelerators() else cores) if args.workers is None else args.workers
+    workers = worker_count(args.workers)
     methods = args.methods.split(",")
-    for name, least, found in (("--workers", 1, workers), ("--seeds", 1, args.seeds)):
-        if found < least:
-            raise ConfigError(f"{name}: found {found}; use at least {least}")
+    if args.seeds < 1:
+        raise ConfigError(f"--seeds: found {args.seeds}; use at least 1")
     unknown = [method for method in methods if method not in METHODS]
     if unknown:
         raise ConfigError(f"--methods: found {unknown[0]!r}; choose among {', '.join(METHODS)}")
@@ -146,13 +143,11 @@ class _Comparison:
             what = f"{task.candidate.name}, seed {task.seed}"
             print(f"[{done}/{len(missing)}] {what}, about {left / 60:.0f} min left", flush=True)
 
-        cores = len(os.sched_getaffinity(0))
         train_rows(
             self.setting,
             missing,
             self.folder / "targets",
             workers=self.workers,
-            threads=max(1, cores // self.workers),
             finished=finished,
         )
 

@@ -6,12 +6,10 @@ the data are those that a user's Megatron run would read from the exported blend
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import time
 import warnings
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,6 @@ from megatron_fastmix.corpus.tokenizers import Tokenizer, load_tokenizer
 from megatron_fastmix.errors import NonFiniteError
 from megatron_fastmix.evidence.config import Setting
 from megatron_fastmix.evidence.rows import Row, Task
-from megatron_fastmix.jobs import Abandoned
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what Megatron lacks for GPUs is no news to a comparison
@@ -35,7 +32,7 @@ with warnings.catch_warnings():
 
     from megatron_fastmix.proxy.megatron_gpt import (
         build_proxy,
-        initialize_parallel_state,
+        initialize_world_of_one,
         token_losses,
         training_flops_per_token,
     )
@@ -46,16 +43,13 @@ EVALUATION_SEED = 0
 """Every row is evaluated on the same samples."""
 
 
-def train_row(
-    setting: Setting, task: Task, cache: Path, wanted: Callable[[], bool] = lambda: True
-) -> Row:
+def train_row(setting: Setting, task: Task, cache: Path) -> Row:
     """Trains and evaluates one row; `cache` is an empty folder of its own for Megatron's indices.
 
-    Between steps it asks whether the row is still `wanted`, and raises `Abandoned` if not. Raises
-    `NonFiniteError` where the loss is NaN or Inf.
+    Raises `NonFiniteError` where the loss is NaN or Inf.
     """
     began = time.monotonic()
-    _initialize_distributed()
+    initialize_world_of_one()
     on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     device = torch.device("cuda" if on_gpu else "cpu")
     training = setting.training
@@ -71,8 +65,6 @@ def train_row(
     micro_batches = training.global_batch_size // training.micro_batch_size
     losses = []
     for step in range(training.train_iters):
-        if not wanted():
-            raise Abandoned
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(training, step)
         total = 0.0
@@ -96,7 +88,7 @@ def train_row(
     found = {}
     for test in setting.tests:
         config = TargetConfig(name=test.name, path=test.path)
-        found[test.name] = _evaluate(setting, model, config, tokenizer, cache, device, wanted)
+        found[test.name] = _evaluate(setting, model, config, tokenizer, cache, device)
     shares = {test.name: test.weight for test in setting.tests}
     means = {name: float(np.mean(values)) for name, values in found.items()}
     loss = sum(shares[name] * mean for name, mean in means.items())
@@ -123,16 +115,6 @@ def train_row(
         device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         versions={name: version(name) for name in PACKAGES},
     )
-
-
-def _initialize_distributed() -> None:
-    """A world of one: Megatron's datasets and layers ask for ranks and groups."""
-    logging.getLogger("megatron").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
-    if not torch.distributed.is_initialized():
-        store = torch.distributed.HashStore()
-        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    initialize_parallel_state()
 
 
 def _blend(setting: Setting, task: Task, tokenizer: Tokenizer, cache: Path) -> Any:
@@ -173,7 +155,6 @@ def _evaluate(
     tokenizer: Tokenizer,
     cache: Path,
     device: torch.device,
-    wanted: Callable[[], bool],
 ) -> list[float]:
     """Mean loss of each of the test's first samples, in one fixed order."""
     blends = [None, ([test.path], None), None]
@@ -183,8 +164,6 @@ def _evaluate(
     size = setting.training.micro_batch_size
     found: list[float] = []
     for first in range(0, count, size):
-        if not wanted():
-            raise Abandoned
         batch = _collate(dataset, range(first, min(first + size, count)), device)
         losses = token_losses(model, batch["tokens"], batch["labels"])
         found += losses.double().mean(dim=1).tolist()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_fastmix.evidence.config import Setting
 from megatron_fastmix.evidence.rows import Task, write_row
-from megatron_fastmix.jobs import Job, Wanted, run_jobs
+from megatron_fastmix.jobs import Job, run_jobs
 
 ROW_TRAINING = "megatron_fastmix.evidence.row_training"
 
@@ -19,10 +19,9 @@ def train_rows(
     folder: Path,
     *,
     workers: int,
-    threads: int = 1,
     finished: Callable[[Task], None] = lambda task: None,
 ) -> None:
-    """Trains `tasks` with `workers` processes of `threads` threads; finished rows stay.
+    """Trains `tasks` with `workers` processes; finished rows stay.
 
     `finished` is called after each row. Raises what `run_jobs` raises.
     """
@@ -38,14 +37,13 @@ def train_rows(
         run_jobs(
             jobs,
             workers=workers,
-            threads=threads,
             preload=[ROW_TRAINING],
             finished=lambda job: finished(job.arguments[1]),
         )
 
 
-def _row(setting: Setting, task: Task, folder: Path, cache: Path, wanted: Wanted) -> None:
+def _row(setting: Setting, task: Task, folder: Path, cache: Path) -> None:
     from megatron_fastmix.evidence.row_training import train_row
 
     cache.mkdir()
-    write_row(folder, task, train_row(setting, task, cache, wanted))
+    write_row(folder, task, train_row(setting, task, cache))

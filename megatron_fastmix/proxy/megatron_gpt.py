@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 import torch
@@ -22,6 +23,16 @@ def initialize_parallel_state(tensor_model_parallel_size: int = 1) -> None:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=tensor_model_parallel_size
         )
+
+
+def initialize_world_of_one() -> None:
+    """Megatron's datasets and layers ask for ranks and groups even where one process trains."""
+    logging.getLogger("megatron").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
+    if not torch.distributed.is_initialized():
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    initialize_parallel_state()
 
 
 def padded_vocab_size(

@@ -25,6 +25,12 @@ class DatasetSize:
     answer_rows: AnswerRows | None = None
     """Rows and their answer tokens where the dataset is answer-only."""
 
+    @property
+    def learnable(self) -> int:
+        """Tokens that carry loss."""
+        rows = self.answer_rows
+        return self.tokens if rows is None else int(rows.answer_tokens.sum())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:

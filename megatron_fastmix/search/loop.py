@@ -29,7 +29,7 @@ from megatron_fastmix.search.engine import (
 from megatron_fastmix.search.engine_state import StoredParameters, restore, snapshot
 from megatron_fastmix.search.identity import check_identity, check_same_on_all_ranks, identity_of
 from megatron_fastmix.search.inner_step import inner_step
-from megatron_fastmix.search.outcome import mixture_file, outer_step_forward_passes
+from megatron_fastmix.search.outcome import outer_step_forward_passes, search_outcome
 from megatron_fastmix.search.outer_step import OuterLoop
 from megatron_fastmix.search.reporter import Reporter
 from megatron_fastmix.targets.weights import TargetWeights
@@ -185,8 +185,8 @@ class Search:
 
     def result(self) -> MixtureFile:
         """The mixture learned so far, with what it cost."""
-        flops = self.training_flops
-        return mixture_file(self.config, self.inputs, self.mixture, self.state(), flops)
+        found = search_outcome(self.config, self.mixture, self.state(), self.training_flops)
+        return found.mixture_file(self.config, self.inputs)
 
     def _outer_step(self, report: Reporter) -> None:
         # η of the step to come: the one whose effect on the target the hypergradient predicts.

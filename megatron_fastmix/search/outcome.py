@@ -1,9 +1,9 @@
-"""From the state of a search to its result, `mixture.json`."""
+"""From what was found to the result, `mixture.json`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -26,76 +26,117 @@ from megatron_fastmix.search.checkpoint import SearchState
 PACKAGES = ("megatron-fastmix", "megatron-core", "deepspeed", "torch", "numpy")
 
 
-def mixture_file(
-    config: SearchConfig, inputs: Inputs, mixture: Mixture, state: SearchState, flops: float
-) -> MixtureFile:
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a search or another method found; arrays are (K,), in the order of the sources."""
+
+    estimator: str
+    """How the mixture was found."""
+    weights: np.ndarray
+    spread: np.ndarray
+    """Standard deviation of the weights over the averaged outer steps."""
+    initial: np.ndarray
+    final: np.ndarray
+    logits: np.ndarray
+    target_weights: Sequence[float]
+    initial_losses: Sequence[float | None]
+    """Of each target, nats per token; None where it was not measured."""
+    final_losses: Sequence[float | None]
+    complete: bool
+    steps: int
+    outer_steps: int
+    averaging_fraction: float
+    averaged_outer_steps: int
+    flops: float
+    seconds: float
+    tokens: int
+
+    def mixture_file(self, config: SearchConfig, inputs: Inputs) -> MixtureFile:
+        """The outcome with what is known of its sources and targets."""
+        # JSON keeps 17 digits, yet the sum of a mean may be off by one in the last place.
+        weights = self.weights / self.weights.sum()
+        learnable = [size.learnable for size in inputs.sources]
+        budget = config.output.token_budget or sum(learnable)
+        sources = tuple(
+            SourceWeight(
+                name=source.name,
+                path=source.path,
+                tokens=size.tokens,
+                documents=size.documents,
+                initial_weight=float(self.initial[k]),
+                final_weight=float(self.final[k]),
+                weight=float(weights[k]),
+                weight_std=float(self.spread[k]),
+                logit=float(self.logits[k]),
+                epochs=epochs_implied(float(weights[k]), learnable[k], budget),
+            )
+            for k, (source, size) in enumerate(zip(config.sources, inputs.sources, strict=True))
+        )
+        answer_rows = [size.answer_rows for size in inputs.sources if size.answer_rows is not None]
+        if answer_rows:
+            sources = _with_rows(sources, answer_rows)
+        targets = tuple(
+            TargetResult(
+                name=target.name,
+                path=target.path,
+                tokens=size.tokens,
+                weight=self.target_weights[v],
+                initial_loss=self.initial_losses[v],
+                final_loss=self.final_losses[v],
+            )
+            for v, (target, size) in enumerate(zip(config.targets, inputs.targets, strict=True))
+        )
+        return MixtureFile(
+            unit=ANSWER_UNIT if answer_rows else UNIT,
+            seq_length=config.data.seq_length,
+            complete=self.complete,
+            steps=self.steps,
+            outer_steps=self.outer_steps,
+            averaging_fraction=self.averaging_fraction,
+            averaged_outer_steps=self.averaged_outer_steps,
+            token_budget=budget,
+            seed=config.seed,
+            estimator=self.estimator,
+            sources=sources,
+            targets=targets,
+            cost={
+                "training_flops": self.flops,
+                "wall_seconds": self.seconds,
+                "tokens": float(self.tokens),
+            },
+            versions={name: version(name) for name in PACKAGES},
+            config=strict_yaml.to_dict(config),
+        )
+
+
+def search_outcome(
+    config: SearchConfig, mixture: Mixture, state: SearchState, flops: float
+) -> Outcome:
     """The result so far; `flops` are those of the search, inner and outer steps together."""
     weights, spread, averaged = mixture.averaged()
-    answer_rows = [size.answer_rows for size in inputs.sources if size.answer_rows is not None]
-    if answer_rows:
-        learnable = [int(rows.answer_tokens.sum()) for rows in answer_rows]
-    else:
-        learnable = [size.tokens for size in inputs.sources]
-    budget = config.output.token_budget or sum(learnable)
-    # JSON keeps 17 digits, yet the sum of the mean may be off by one in the last place.
-    weights = weights / weights.sum()
-    sources = tuple(
-        SourceWeight(
-            name=source.name,
-            path=source.path,
-            tokens=size.tokens,
-            documents=size.documents,
-            initial_weight=float(mixture.history[0][k]),
-            final_weight=float(mixture.weights[k]),
-            weight=float(weights[k]),
-            weight_std=float(spread[k]),
-            logit=float(mixture.logits[k]),
-            epochs=epochs_implied(float(weights[k]), learnable[k], budget),
-        )
-        for k, (source, size) in enumerate(zip(config.sources, inputs.sources, strict=True))
-    )
-    if answer_rows:
-        sources = with_rows(sources, answer_rows)
     unmeasured: list[float | None] = [None] * len(config.targets)
-    initial = state.initial_target_losses or unmeasured
-    final = state.final_target_losses or unmeasured
-    targets = tuple(
-        TargetResult(
-            name=target.name,
-            path=target.path,
-            tokens=size.tokens,
-            weight=weight,
-            initial_loss=initial[v],
-            final_loss=final[v],
-        )
-        for v, (target, size, weight) in enumerate(
-            zip(config.targets, inputs.targets, state.target_weights, strict=True)
-        )
-    )
-    return MixtureFile(
-        unit=ANSWER_UNIT if answer_rows else UNIT,
-        seq_length=config.data.seq_length,
+    return Outcome(
+        estimator=config.hypergradient.estimator,
+        weights=weights,
+        spread=spread,
+        initial=mixture.history[0],
+        final=mixture.weights,
+        logits=mixture.logits,
+        target_weights=state.target_weights,
+        initial_losses=state.initial_target_losses or unmeasured,
+        final_losses=state.final_target_losses or unmeasured,
         complete=state.step == config.training.train_iters,
         steps=state.step,
         outer_steps=mixture.outer_steps,
         averaging_fraction=config.mixture.averaging_fraction,
         averaged_outer_steps=averaged,
-        token_budget=budget,
-        seed=config.seed,
-        estimator=config.hypergradient.estimator,
-        sources=sources,
-        targets=targets,
-        cost={
-            "training_flops": flops,
-            "wall_seconds": state.seconds,
-            "tokens": float(state.tokens),
-        },
-        versions={name: version(name) for name in PACKAGES},
-        config=strict_yaml.to_dict(config),
+        flops=flops,
+        seconds=state.seconds,
+        tokens=state.tokens,
     )
 
 
-def with_rows(
+def _with_rows(
     sources: tuple[SourceWeight, ...], answer_rows: Sequence[AnswerRows]
 ) -> tuple[SourceWeight, ...]:
     """Adds what row-based tools need: a row of source k brings its mean number of answer tokens, so

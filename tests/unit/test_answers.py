@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from megatron.core import parallel_state
 
 from megatron_fastmix.answers.packing import attention_mask, collate_rows, place
 from megatron_fastmix.answers.rows import is_answer_only, read_answer_rows
 from megatron_fastmix.config import ProxyConfig
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.hypergradient import Batch
+from megatron_fastmix.parallel.forked_ranks import run_ranks
 from tests.conftest import write_dataset, write_rows
 
 ROWS = [([1, 2, 3], [4, 5]), ([1], [2, 3, 4, 5, 6]), ([1] * 9, [7]), ([], [8, 9])]
@@ -54,23 +54,21 @@ def test_every_sample_lies_in_one_row_that_holds_it(lengths):
     assert len(loads) < 2 or loads[0] + loads[1] > 20
 
 
-@pytest.fixture(scope="module")
-def proxy():
-    import torch.distributed as dist
+def test_packing_changes_no_samples_loss():
+    # In a process of its own: ranks that other tests fork need a parent without process groups.
+    run_ranks(1, _packing_changes_no_samples_loss)
 
-    from megatron_fastmix.proxy.megatron_gpt import build_proxy, initialize_parallel_state
 
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+def _packing_changes_no_samples_loss():
+    from megatron_fastmix.proxy.megatron_gpt import (
+        batch_losses,
+        build_proxy,
+        initialize_parallel_state,
+    )
+
     initialize_parallel_state()
     small = ProxyConfig(num_layers=2, hidden_size=32, num_attention_heads=2)
-    yield build_proxy(small, vocab_size=300, seq_length=64, seed=1)
-    parallel_state.destroy_model_parallel()
-    dist.destroy_process_group()
-
-
-def test_packing_changes_no_samples_loss(proxy):
-    from megatron_fastmix.proxy.megatron_gpt import batch_losses
-
+    proxy = build_proxy(small, vocab_size=300, seq_length=64, seed=1)
     generator = torch.Generator().manual_seed(3)
     samples = []
     for length in (5, 17, 3, 30, 8, 1, 12):
