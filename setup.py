@@ -35,6 +35,7 @@ setup(
     package_data={
         "megatron_fastmix": [
             "py.typed",
+            "blend/_draws.pyi",
             "corpus/_segments.pyi",
             "report/page.css",
             "report/page.js",
@@ -43,11 +44,12 @@ setup(
     ext_modules=[
         # The Python that it stands for stays in use where it cannot be compiled.
         Extension(
-            "megatron_fastmix.corpus._segments",
-            ["megatron_fastmix/corpus/_segments.c"],
+            f"megatron_fastmix.{name}",
+            [f"megatron_fastmix/{name.replace('.', '/')}.c"],
             py_limited_api=True,
             optional=True,
         )
+        for name in ("blend._draws", "corpus._segments")
     ],
     install_requires=[
         "torch>=2.6",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from megatron_fastmix.cores import available_cores
 from megatron_fastmix.errors import ConfigError, FastMixError
 from megatron_fastmix.search.launch import visible_accelerators
 from megatron_fastmix.search.worker import stop_with_parent
@@ -32,15 +32,10 @@ def worker_count(asked: int | None) -> int:
     Raises `ConfigError`.
     """
     if asked is None:
-        return 1 if visible_accelerators() else core_count()
+        return 1 if visible_accelerators() else available_cores()
     if asked < 1:
         raise ConfigError(f"--workers: found {asked}; use at least 1")
     return asked
-
-
-def core_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def run_jobs(
@@ -58,7 +53,7 @@ def run_jobs(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
-    threads = max(1, core_count() // workers)
+    threads = max(1, available_cores() // workers)
     waiting = list(jobs)
     running: dict[Connection, tuple[Any, Job]] = {}
     try:

@@ -21,8 +21,8 @@ left, after it nothing; the other sources share that in proportion to their weig
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,15 +33,18 @@ from megatron_fastmix.blend.draw_order import Draw, key_of
 from megatron_fastmix.blend.shares import normalized
 from megatron_fastmix.errors import DataError
 
+try:
+    from megatron_fastmix.blend import _draws
+except ImportError:  # installed without a compiler
+    _draws = None  # type: ignore[assignment]
+
 _BITS = 32
 _ONE = 1 << _BITS
 _FRACTION = _ONE - 1
 _MULTIPLIER = 0x9E3779B1  # 2³²/φ, next prime
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-_REVERSED_12 = array("H", (int(f"{number:012b}"[::-1], 2) for number in range(1 << 12)))
-_BYTE_BITS = np.arange(256)[:, None] >> np.arange(8) & 1
-_TABLED_BITS = 24
-_KEPT_RECORDS = 256
+_COMPILED_BLOCKS = 1 << 31
+_KEPT_COMPILED = 16
 _UNLIMITED = 1 << 62
 _DISCREPANCY = 64
 """More than the samples by which n blocks may depart from n·W·α_k, for n < 2³²."""
@@ -61,8 +64,6 @@ class _Segment:
     """E_k, (K,)."""
     before: list[int]
     """Samples of each source (K,) in the blocks before `start`."""
-    records: dict[int, tuple[Any, ...]] = dataclasses.field(default_factory=dict, repr=False)
-    """Of the sources drawn lately, what `SpreadOrder.locate` asks for."""
 
 
 class SpreadOrder:
@@ -98,6 +99,8 @@ class SpreadOrder:
         self._stride = _golden_stride(block_size)
         self._segments: list[_Segment] = []
         self._starts: list[int] = []
+        self._entered: Any = None
+        self._compiled: dict[int, Any] = {}
         self.change(weights, 0)
 
     def change(self, weights: Sequence[float] | np.ndarray, at_draw: int) -> None:
@@ -121,7 +124,8 @@ class SpreadOrder:
             self._segments[-1] = dataclasses.replace(self._segments[-1], end=block)
         self.history.append((at_draw, shares.tolist()))
         self._append(block, before)
-        self._enter(block)
+        self._entered = None
+        self._compiled.clear()
 
     def draw(self, i: int) -> Draw:
         """Draw i ≥ 0. Raises `DataError` where the capacities allow none."""
@@ -138,51 +142,13 @@ class SpreadOrder:
         return Draw(source, ordinal)
 
     def locate(self, i: int) -> tuple[int, int]:
-        """Source of draw i and the sample that it reads: `visited_sample` of `draw`, fast.
+        """Source of draw i and the sample that it reads: `visited_sample` of `draw`.
 
-        Every sample of a run passes here with cold caches, where each object that is touched and
-        each call costs as much as the arithmetic: hence tables, tuples and no functions.
+        Every sample of a run passes here, so it is compiled, where the package was installed with a
+        compiler.
         """
-        size, stride, turn, start, end, edges, records = self._hot
-        block, position = divmod(i, size)
-        if not start <= block < end:
-            return self._locate_elsewhere(i, block)
-        n = block - start
-        offset = _REVERSED_12[n & 4095] << 20 | _REVERSED_12[n >> 12] << 8
-        slot = (position * stride + ((block * _MULTIPLIER + turn) >> 16)) % size
-        source = bisect_left(edges, ((slot + 1) << _BITS) - offset)
-        try:
-            record = records[source]
-        except KeyError:
-            record = self._record(source)
-        edge, table, high, low, known, count, a, b, key = record
-        epoch, position = divmod(
-            table[n & 255]
-            + table[256 + (n >> 8 & 255)]
-            + table[512 + (n >> 16)]
-            + slot
-            - ((edge + offset) >> _BITS)
-            + (high & n & (high + n ^ high ^ n)).bit_count()
-            - (low & n & (low + n ^ low ^ n)).bit_count(),
-            count,
-        )
-        if epoch != known:
-            # Another epoch has another key; all else of the record stays.
-            key = _epoch_key(self.seed, source, epoch)
-            records[source] = (*record[:4], epoch, *record[5:-1], key)
-        while True:  # as in `visited_sample`
-            left, right = divmod(position, b)
-            x = right * _MULTIPLIER + key
-            left = (left + (x ^ x >> 16)) % a
-            x = left * _MULTIPLIER + key
-            right = (right + (x ^ x >> 16)) % b
-            x = right * _MULTIPLIER + key
-            left = (left + (x ^ x >> 16)) % a
-            x = left * _MULTIPLIER + key
-            right = (right + (x ^ x >> 16)) % b
-            position = left * b + right
-            if position < count:
-                return source, position
+        found = self._entered.locate(i) if self._entered is not None else None
+        return found or self._locate_elsewhere(i)
 
     def counts_before(self, i: int) -> list[int]:
         """Samples of each source (K,) in the draws before draw i."""
@@ -214,38 +180,36 @@ class SpreadOrder:
         self._plan(block)
         return self._segments[bisect_right(self._starts, block) - 1]
 
-    def _enter(self, block: int) -> None:
-        """Lays out for `locate` what the draws of a segment have in common."""
-        segment = self._segment_of(block)
-        end = min(segment.end, segment.start + (1 << _TABLED_BITS))
-        common = (self.block_size, self._stride, self._key, segment.start, end)
-        self._hot = (*common, segment.edges, segment.records)
-
-    def _locate_elsewhere(self, i: int, block: int) -> tuple[int, int]:
-        """`locate` in another segment, or past the tables of the longest."""
-        if block - self._segment_of(block).start < 1 << _TABLED_BITS:
-            self._enter(block)
-            return self.locate(i)
+    def _locate_elsewhere(self, i: int) -> tuple[int, int]:
+        """`locate` in a segment that is not entered yet, or cannot be."""
+        block = i // self.block_size
+        if _draws is not None and block < _COMPILED_BLOCKS:
+            self._entered = self._compiled_segment(_draws.Segment, block)
+            found = self._entered.locate(i)
+            assert found is not None
+            return found
         source, ordinal = self.draw(i)
         return source, visited_sample(self.seed, source, ordinal, self._sizes[source])
 
-    def _record(self, source: int) -> tuple[Any, ...]:
-        """What `locate` asks for a source of the segment that was entered."""
-        segment = self._segment_of(self._hot[3])
-        high = segment.edges[source]
-        low = segment.edges[source - 1] if source else 0
-        # The weight of bit i of n in `_count`, for both edges, summed over each byte of n.
-        weights = [(high << bit >> _BITS) - (low << bit >> _BITS) for bit in range(_TABLED_BITS)]
-        sums = np.concatenate([_BYTE_BITS @ weights[bit : bit + 8] for bit in (0, 8, 16)])
-        sums[512:] += segment.before[source]
-        size = self._sizes[source]
-        fractions = _reversed(high & _FRACTION), _reversed(low & _FRACTION)
-        network = _network(self.seed, source, 0, size)
-        record = (low, array("q", sums.tolist()), *fractions, 0, size, *network)
-        if len(segment.records) >= _KEPT_RECORDS:
-            segment.records.clear()
-        segment.records[source] = record
-        return record
+    def _compiled_segment(self, make: Any, block: int) -> Any:
+        segment = self._segment_of(block)
+        if segment.start not in self._compiled:
+            if len(self._compiled) == _KEPT_COMPILED:
+                self._compiled.clear()
+            self._compiled[segment.start] = make(
+                self.block_size,
+                self._stride,
+                self._key,
+                segment.start,
+                int(min(segment.end, _COMPILED_BLOCKS)),
+                *(np.array(v, np.int64).tobytes() for v in (segment.edges, segment.before)),
+                np.array(self._sizes, np.int64).tobytes(),
+                functools.partial(_epoch_key, self.seed),
+            )
+        return self._compiled[segment.start]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_entered": None, "_compiled": {}}
 
     def _plan(self, block: int) -> None:
         """Appends segments until block `block` lies in one."""
@@ -287,7 +251,9 @@ def visited_sample(seed: int, source: int, ordinal: int, size: int) -> int:
     Feistel network on a·b ≥ size points, a ≈ √size, whose few points outside are walked past.
     """
     epoch, position = divmod(ordinal, size)
-    a, b, key = _network(seed, source, epoch, size)
+    a = math.isqrt(size)
+    b = -(-size // a)
+    key = _epoch_key(seed, source, epoch)
     while True:
         left, right = divmod(position, b)
         for _ in range(2):
@@ -298,12 +264,6 @@ def visited_sample(seed: int, source: int, ordinal: int, size: int) -> int:
         position = left * b + right
         if position < size:
             return position
-
-
-def _network(seed: int, source: int, epoch: int, size: int) -> tuple[int, int, int]:
-    """a, b and the key of all rounds."""
-    a = math.isqrt(size)
-    return a, -(-size // a), _epoch_key(seed, source, epoch)
 
 
 def _epoch_key(seed: int, source: int, epoch: int) -> int:

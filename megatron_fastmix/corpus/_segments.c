@@ -7,16 +7,15 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <limits.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum {
-    SLOTS = 1 << 17,      /* of the hash table of a generation, a power of two */
-    MAX_PARTS = 1 << 16,  /* parts that a generation holds: half of its slots stay free */
-    KEY_BYTES = 1 << 20,  /* text of its parts */
-    ID_COUNT = 1 << 18,   /* ids of its parts */
+    SLOTS = 1 << 16,      /* of the hash table of a generation, a power of two */
+    MAX_PARTS = 1 << 15,  /* parts that a generation holds: half of its slots stay free */
+    KEY_BYTES = 1 << 19,  /* text of its parts */
+    ID_COUNT = 1 << 17,   /* ids of its parts */
     LONGEST_KEPT = 256,   /* bytes; a longer part hardly comes again */
     WINDOW = 8192         /* parts that are looked up before those not found are encoded */
 };
@@ -42,11 +41,13 @@ typedef struct {
     size_t length, capacity;
 } Ids;
 
-/* A part of the window: its ids, or its number among those to encode, else -1. */
+/* A part of the window: its ids, or its number among those to encode, else -1, and its entry where
+   it is to be kept. */
 typedef struct {
     const int32_t *ids;
     size_t count;
     Py_ssize_t missing;
+    Entry *entry;
     const char *text;
     size_t length;
 } Found;
@@ -55,6 +56,7 @@ typedef struct {
     PyObject ob_base;
     unsigned char kind[256]; /* of each byte: characters of one kind are not parted */
     uint32_t max_parts;
+    int item_size; /* bytes of an id in what `encode` appends: 2 or 4 */
     Generation now, before;
     Found *window;  /* (WINDOW,) */
     size_t *starts; /* (WINDOW + 1,) where the ids of each encoded part begin in `fresh` */
@@ -112,15 +114,14 @@ static Entry *find(const Generation *generation, uint64_t hash, const char *text
     }
 }
 
-/* An entry for a part that is not in the generation; NULL where it cannot be kept. */
-static Entry *claim(Table *table, uint64_t hash, const char *text, size_t length)
+/* Takes a free slot for a part; NULL where it cannot be kept. */
+static Entry *claim(Table *table, Entry *entry, uint64_t hash, const char *text, size_t length)
 {
     Generation *now = &table->now;
     if (now->parts >= table->max_parts || now->key_bytes + length > KEY_BYTES) {
         now->full = 1;
         return NULL;
     }
-    Entry *entry = find(now, hash, text, length);
     *entry = (Entry){hash, now->key_bytes, (uint32_t)length, DEAD, PENDING};
     memcpy(now->keys + now->key_bytes, text, length);
     now->key_bytes += (uint32_t)length;
@@ -196,12 +197,12 @@ static int look_up(Table *table, Found *found, Py_ssize_t next_missing)
         }
         if (entry->hash && entry->ids != DEAD) {
             found->missing = entry->ids;
-            return 0;
+            return 0; /* the first of its kind in the window fills the entry */
         }
         Entry *older = find(&table->before, hash, found->text, found->length);
         int known = older->hash && older->count != PENDING;
         if (!entry->hash)
-            entry = claim(table, hash, found->text, found->length);
+            entry = claim(table, entry, hash, found->text, found->length);
         if (known) {
             found->ids = table->before.ids + older->ids;
             found->count = older->count;
@@ -211,6 +212,7 @@ static int look_up(Table *table, Found *found, Py_ssize_t next_missing)
         }
         if (entry != NULL)
             entry->ids = (uint32_t)next_missing;
+        found->entry = entry;
     }
     found->missing = next_missing;
     return 1;
@@ -266,16 +268,12 @@ static int encode_missing(Table *table, PyObject *encode, PyObject *missing, siz
             found->ids = table->fresh.items + table->starts[found->missing];
             found->count = table->starts[found->missing + 1] - table->starts[found->missing];
         }
-        if (found->length > LONGEST_KEPT)
-            continue;
-        uint64_t hash = hash_of(found->text, found->length);
-        Entry *entry = find(&table->now, hash, found->text, found->length);
-        if (!entry->hash || entry->count != PENDING || entry->ids == DEAD)
+        if (found->entry == NULL)
             continue;
         if (failed)
-            entry->ids = DEAD;
+            found->entry->ids = DEAD;
         else
-            fill(table, entry, found->ids, found->count);
+            fill(table, found->entry, found->ids, found->count);
     }
     return failed ? -1 : 0;
 }
@@ -291,11 +289,46 @@ static int add_missing(PyObject **missing, const Found *found)
     return failed ? -1 : 0;
 }
 
-/* Appends the ids of one text to `out`. */
-static int encode_text(Table *table, PyObject *encode, const char *text, size_t length, Ids *out)
+/* Appends the ids of the window's parts to `out`, a bytearray. */
+static int append_window(const Table *table, size_t parts, PyObject *out)
+{
+    size_t total = 0, size = (size_t)table->item_size;
+    for (size_t i = 0; i < parts; i++)
+        total += table->window[i].count;
+    Py_ssize_t before = PyByteArray_Size(out);
+    if (total > ((size_t)PY_SSIZE_T_MAX - (size_t)before) / size) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    if (PyByteArray_Resize(out, before + (Py_ssize_t)(total * size)) < 0)
+        return -1;
+    char *to = PyByteArray_AsString(out) + before;
+    for (size_t i = 0; i < parts; i++) {
+        const Found *found = &table->window[i];
+        if (size == sizeof(int32_t)) {
+            if (found->count)
+                memcpy(to, found->ids, found->count * size);
+            to += found->count * size;
+            continue;
+        }
+        for (size_t j = 0; j < found->count; j++, to += size) {
+            if (found->ids[j] > UINT16_MAX) {
+                PyErr_SetString(PyExc_OverflowError, "an id does not fit in 16 bits");
+                return -1;
+            }
+            uint16_t id = (uint16_t)found->ids[j];
+            memcpy(to, &id, size);
+        }
+    }
+    return 0;
+}
+
+/* Appends the ids of a text to `out`. */
+static int encode_text(Table *table, PyObject *encode, const char *text, size_t length,
+                       PyObject *out)
 {
     while (length) {
-        size_t parts = 0, total = 0;
+        size_t parts = 0;
         Py_ssize_t count = 0;
         PyObject *missing = NULL;
         int failed = 0;
@@ -303,7 +336,7 @@ static int encode_text(Table *table, PyObject *encode, const char *text, size_t 
             age(table);
         while (parts < WINDOW && length && !failed) {
             Found *found = &table->window[parts++];
-            *found = (Found){NULL, 0, -1, text, part_length(table->kind, text, length)};
+            *found = (Found){NULL, 0, -1, NULL, text, part_length(table->kind, text, length)};
             text += found->length;
             length -= found->length;
             if (look_up(table, found, count)) {
@@ -312,88 +345,49 @@ static int encode_text(Table *table, PyObject *encode, const char *text, size_t 
             }
         }
         if (failed)
-            table->now.full = 1, age(table); /* what was to be encoded is forgotten */
+            age(table); /* an older entry that waits for its ids is never looked at */
         else if (missing != NULL)
             failed = encode_missing(table, encode, missing, parts);
         Py_XDECREF(missing);
-        if (failed)
+        if (failed || append_window(table, parts, out) < 0)
             return -1;
-        for (size_t i = 0; i < parts; i++)
-            total += table->window[i].count;
-        if (reserve(out, total) < 0)
-            return -1;
-        for (size_t i = 0; i < parts; i++) {
-            const Found *found = &table->window[i];
-            for (size_t j = 0; j < found->count; j++)
-                out->items[out->length++] = found->ids[j];
-        }
     }
     return 0;
 }
 
 static PyObject *table_encode(PyObject *self, PyObject *arguments)
 {
-    PyObject *texts, *encode, *result = NULL, *lengths = NULL;
+    PyObject *text, *encode, *out;
     Table *table = (Table *)self;
-    Ids out = {NULL, 0, 0};
-    if (!PyArg_ParseTuple(arguments, "OO:encode", &texts, &encode))
+    Py_ssize_t length;
+    if (!PyArg_ParseTuple(arguments, "UOO:encode", &text, &encode, &out))
         return NULL;
-    if (!PyList_Check(texts)) {
-        PyErr_SetString(PyExc_TypeError, "texts must be a list of str");
+    if (!PyByteArray_Check(out)) {
+        PyErr_SetString(PyExc_TypeError, "out must be a bytearray");
         return NULL;
     }
     if (table->busy || table->window == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "encode was called from encode_parts");
         return NULL;
     }
-    Py_ssize_t count = PyList_Size(texts);
-    lengths = PyList_New(count);
-    if (lengths == NULL)
+    const char *utf8 = PyUnicode_AsUTF8AndSize(text, &length);
+    if (utf8 == NULL)
         return NULL;
     table->busy = 1;
-    for (Py_ssize_t i = 0; i < count; i++) {
-        Py_ssize_t size;
-        size_t before = out.length;
-        PyObject *text = PyList_GetItem(texts, i);
-        if (text == NULL)
-            goto done;
-        /* The call of Python below might drop the list's reference. */
-        Py_INCREF(text);
-        const char *utf8 = PyUnicode_AsUTF8AndSize(text, &size);
-        int failed = utf8 == NULL
-                     || encode_text(table, encode, utf8, (size_t)size, &out) < 0;
-        Py_DECREF(text);
-        if (failed)
-            goto done;
-        PyObject *length = PyLong_FromSize_t(out.length - before);
-        if (length == NULL || PyList_SetItem(lengths, i, length) < 0)
-            goto done;
-    }
-    PyObject *ids = PyBytes_FromStringAndSize((const char *)out.items,
-                                              (Py_ssize_t)(out.length * sizeof(int32_t)));
-    if (ids != NULL) {
-        result = PyTuple_Pack(2, ids, lengths);
-        Py_DECREF(ids);
-    }
-done:
+    int failed = encode_text(table, encode, utf8, (size_t)length, out);
     table->busy = 0;
-    Py_DECREF(lengths);
-    free(out.items);
-    return result;
+    if (failed)
+        return NULL;
+    Py_INCREF(Py_None);
+    return Py_None;
 }
 
 static int make_generation(Generation *generation)
 {
-    generation->entries = malloc(SLOTS * sizeof(Entry));
+    generation->entries = calloc(SLOTS, sizeof(Entry));
     generation->keys = malloc(KEY_BYTES);
     generation->ids = malloc(ID_COUNT * sizeof(int32_t));
-    if (!generation->entries || !generation->keys || !generation->ids)
-        return -1;
-    /* Written once, so that all memory that it will ever need is taken at the start. */
-    memset(generation->entries, 0, SLOTS * sizeof(Entry));
-    memset(generation->keys, 0, KEY_BYTES);
-    memset(generation->ids, 0, ID_COUNT * sizeof(int32_t));
-    return 0;
+    return generation->entries && generation->keys && generation->ids ? 0 : -1;
 }
 
 static void free_generation(Generation *generation)
@@ -405,23 +399,25 @@ static void free_generation(Generation *generation)
 
 static int table_init(PyObject *self, PyObject *arguments, PyObject *names)
 {
-    static char *keywords[] = {"kinds", "max_parts", NULL};
+    static char *keywords[] = {"kinds", "item_size", "max_parts", NULL};
     Table *table = (Table *)self;
     const unsigned char *kinds;
     Py_ssize_t length;
-    int max_parts = MAX_PARTS;
-    if (!PyArg_ParseTupleAndKeywords(arguments, names, "y#|i:Table", keywords, &kinds, &length,
-                                     &max_parts))
+    int item_size, max_parts = MAX_PARTS;
+    if (!PyArg_ParseTupleAndKeywords(arguments, names, "y#i|i:Table", keywords, &kinds, &length,
+                                     &item_size, &max_parts))
         return -1;
-    if (length != 128 || max_parts < 1 || max_parts > MAX_PARTS || table->now.entries) {
+    if (length != 128 || max_parts < 1 || max_parts > MAX_PARTS || table->now.entries
+        || (item_size != 2 && item_size != 4)) {
         PyErr_SetString(PyExc_ValueError, "kinds are of the 128 ASCII characters, given once; "
-                                          "max_parts is from 1 to 65536");
+                                          "item_size is 2 or 4; max_parts is from 1 to 32768");
         return -1;
     }
     for (int byte = 0; byte < 256; byte++)
         table->kind[byte] = byte < 128 ? (unsigned char)(FIRST_KIND + kinds[byte] % 16) : HIGH;
     table->kind[' '] = SPACE;
     table->kind['\n'] = NEWLINE;
+    table->item_size = item_size;
     table->max_parts = (uint32_t)max_parts;
     table->window = malloc(WINDOW * sizeof(Found));
     table->starts = malloc((WINDOW + 1) * sizeof(size_t));
@@ -454,7 +450,7 @@ static PyObject *table_len(PyObject *self, PyObject *Py_UNUSED(ignored))
 
 static PyMethodDef table_methods[] = {
     {"encode", table_encode, METH_VARARGS,
-     "encode(texts, encode_parts) -> (ids as int32 bytes, list of the number of ids of each text)"},
+     "encode(text, encode_parts, out): appends the ids of a text to a bytearray."},
     {"parts", table_len, METH_NOARGS, "Parts that the table holds."},
     {NULL, NULL, 0, NULL},
 };
@@ -464,7 +460,7 @@ static PyType_Slot table_slots[] = {
     {Py_tp_dealloc, table_dealloc},
     {Py_tp_methods, table_methods},
     {Py_tp_new, PyType_GenericNew},
-    {Py_tp_doc, "Table(kinds, max_parts=65536): parts of text and their ids, bounded in memory."},
+    {Py_tp_doc, "Table(kinds, item_size, max_parts=32768): parts of text and their ids, bounded in memory."},
     {0, NULL},
 };
 

@@ -113,7 +113,7 @@ class Encoder:
     ) -> EncodedDocuments:
         texts = [part for document in documents for part in document.parts]
         ids, lengths = self.tokenizer.encode_flat(texts)
-        ids = ids.astype(token_dtype(self.tokenizer.vocab_size))
+        ids = ids.astype(token_dtype(self.tokenizer.vocab_size), copy=False)
         sizes = np.fromiter((len(d.parts) for d in documents), np.int64, len(documents))
         owner = np.repeat(np.arange(len(documents)), sizes)
         if self.append_eod:
@@ -139,7 +139,7 @@ class Encoder:
             lengths=lengths.astype(np.int32),
             documents=sequences,
             loss_mask=mask,
-            text_bytes=sum(len(text.encode("utf-8")) for text in texts),
+            text_bytes=sum(len(t) if t.isascii() else len(t.encode("utf-8")) for t in texts),
             empty_documents=int(np.count_nonzero(sequences == 0)),
             digests=digests,
         )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
+from megatron_fastmix.cores import available_cores
 from megatron_fastmix.corpus.chat_template import read_chat_template
 from megatron_fastmix.corpus.dataset_output import DatasetOutput, read_digests
 from megatron_fastmix.corpus.encoding import EncodedChunk, Encoder
@@ -34,7 +35,7 @@ from megatron_fastmix.corpus.readers import Chunk, iter_chunks
 from megatron_fastmix.corpus.records import RecordParser
 from megatron_fastmix.corpus.splits import Splitter
 from megatron_fastmix.corpus.tokenizers import Tokenizer, load_tokenizer
-from megatron_fastmix.corpus.workers import available_cores, map_chunks
+from megatron_fastmix.corpus.workers import map_chunks
 from megatron_fastmix.errors import DataError
 
 JOURNAL_SECONDS = 5.0

@@ -34,9 +34,10 @@ GENERATION = 1 << 15
 """Parts in the table before it ages: it holds at most twice as many, about 10 MB of usual text."""
 LONGEST_KEPT = 256
 """Characters; a longer part hardly comes again."""
-LONG_TEXT = 1 << 20
-"""Characters; the parts of a longer text are not all held in memory at once."""
+PIECE = 1 << 17
+"""Characters after which a text is taken apart at the next line end, to be copied in pieces."""
 
+_NEWLINE = re.compile(r"(?<=[^\n])\n")
 _HIGH = "\x80-\U0010ffff"
 _KINDS = (
     ("A-Za-z", "0-9", f"^A-Za-z0-9 \n{_HIGH}"),
@@ -95,66 +96,87 @@ class SegmentCache(Protocol):
     kinds: int
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all texts one after another (tokens,) int32, and tokens of each text (texts,)."""
+        """Ids of all texts one after another (tokens,), in the narrower of uint16 and int32 that
+        holds the vocabulary, and tokens of each text (texts,)."""
 
 
-def make_segment_cache(kinds: int, encode_parts: EncodeParts, prefix: str) -> SegmentCache:
+def make_segment_cache(
+    kinds: int, encode_parts: EncodeParts, prefix: str, vocab_size: int
+) -> SegmentCache:
     """A table that asks `encode_parts` for the ids of those parts that it does not hold.
 
     `prefix` is put before every text that is not empty. In C where the package was installed with a
     compiler, about five times as fast.
     """
     if _segments is None:
-        return PythonSegmentCache(kinds, encode_parts, prefix)
-    return CompiledSegmentCache(kinds, encode_parts, prefix)
+        return PythonSegmentCache(kinds, encode_parts, prefix, vocab_size)
+    return CompiledSegmentCache(kinds, encode_parts, prefix, vocab_size)
 
 
-def _prepared(text: str, prefix: str) -> str:
-    # SentencePiece makes both the same symbol, so its ids are those of a space.
-    return (prefix + text if text else text).replace(SPACE_MARK, " ")
+def _dtype(vocab_size: int) -> np.dtype:
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
+
+
+def _prepared(text: str, prefix: str) -> Iterator[str]:
+    """`prefix` and `text`, in pieces that end with parts: before the first of some newlines."""
+    end = 0
+    while end < len(text):
+        cut = _NEWLINE.search(text, end + PIECE)
+        start, end = end, cut.start() if cut else len(text)
+        piece = text[start:end] if start else prefix + text[:end]
+        # SentencePiece makes both the same symbol, so its ids are those of a space.
+        yield piece.replace(SPACE_MARK, " ")
 
 
 class CompiledSegmentCache:
-    """The table of `_segments.c`: at most 2 · 65,536 parts, 10 MB."""
+    """The table of `_segments.c`: at most 2 · 32,768 parts, 5 MB."""
 
-    def __init__(self, kinds: int, encode_parts: EncodeParts, prefix: str, **settings: int) -> None:
+    def __init__(
+        self,
+        kinds: int,
+        encode_parts: EncodeParts,
+        prefix: str,
+        vocab_size: int,
+        **settings: int,
+    ) -> None:
         assert _segments is not None
         patterns = [re.compile(f"[{kind}]") for kind in _KINDS[kinds]]
         kind_of = bytes(
             next((n for n, kind in enumerate(patterns) if kind.match(chr(byte))), 0)
             for byte in range(128)
         )
-        self.table = _segments.Table(kind_of, **settings)
+        self.dtype = _dtype(vocab_size)
+        self.table = _segments.Table(kind_of, self.dtype.itemsize, **settings)
         self.kinds, self.encode_parts, self.prefix = kinds, encode_parts, prefix
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """As `SegmentCache` says."""
-        prepared = [_prepared(text, self.prefix) for text in texts]
-        ids, lengths = self.table.encode(prepared, self.encode_parts)
-        return np.frombuffer(ids, np.int32), np.array(lengths, np.int64)
+        ids, ends = bytearray(), [0]
+        for text in texts:
+            for piece in _prepared(text, self.prefix):
+                self.table.encode(piece, self.encode_parts, ids)
+            ends.append(len(ids))
+        return np.frombuffer(ids, self.dtype), np.diff(ends) // self.dtype.itemsize
 
 
 class PythonSegmentCache(dict[str, bytes]):
-    """The same in Python: ids as int32 bytes by part."""
+    """The same in Python: ids as bytes by part."""
 
-    def __init__(self, kinds: int, encode_parts: EncodeParts, prefix: str) -> None:
+    def __init__(self, kinds: int, encode_parts: EncodeParts, prefix: str, vocab_size: int) -> None:
         super().__init__()
+        self.dtype = _dtype(vocab_size)
         self.kinds, self.encode_parts, self.prefix = kinds, encode_parts, prefix
         self._pattern = _pattern(_KINDS[kinds])
         self._older: dict[str, bytes] = {}
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """As `SegmentCache` says."""
-        found = []
+        ids, ends = bytearray(), [0]
         for text in texts:
-            text = _prepared(text, self.prefix)
-            parts = self._pattern.findall(text) if len(text) < LONG_TEXT else self._each(text)
-            found.append(b"".join(map(self.__getitem__, parts)))
-        lengths = np.fromiter(map(len, found), np.int64, len(found)) // 4
-        return np.frombuffer(b"".join(found), np.int32), lengths
-
-    def _each(self, text: str) -> Iterator[str]:
-        return (match.group() for match in self._pattern.finditer(text))
+            for piece in _prepared(text, self.prefix):
+                ids += b"".join(map(self.__getitem__, self._pattern.findall(piece)))
+            ends.append(len(ids))
+        return np.frombuffer(ids, self.dtype), np.diff(ends) // self.dtype.itemsize
 
     def __missing__(self, part: str) -> bytes:
         if len(self) > GENERATION:
@@ -162,7 +184,7 @@ class PythonSegmentCache(dict[str, bytes]):
             self.clear()
         ids = self._older.pop(part, None)
         if ids is None:
-            ids = array("i", self.encode_parts([part])[0]).tobytes()
+            ids = array(self.dtype.char, self.encode_parts([part])[0]).tobytes()
         if len(part) <= LONGEST_KEPT:
             self[part] = ids
         return ids

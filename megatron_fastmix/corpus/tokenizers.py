@@ -61,7 +61,8 @@ class Tokenizer(ABC):
         return [self.encode(text) for text in texts]
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all texts one after another (tokens,) int32, and tokens of each (texts,) int64."""
+        """Ids of all texts one after another (tokens,), of any integer type, and tokens of each
+        (texts,) int64."""
         ids = self.encode_batch(texts)
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         return np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())), lengths
@@ -153,7 +154,9 @@ class SentencePieceTokenizer(Tokenizer):
         def encode_parts(parts: list[str]) -> list[list[int]]:
             return bare.encode(parts, num_threads=1)
 
-        return make_segment_cache(kinds, encode_parts, " " * model.add_dummy_prefix)
+        return make_segment_cache(
+            kinds, encode_parts, " " * model.add_dummy_prefix, self.vocab_size
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(token) for token in ids])

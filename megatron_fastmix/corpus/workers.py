@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -19,11 +21,7 @@ from megatron_fastmix.errors import DataError
 Work = Callable[[Chunk], EncodedChunk]
 
 _work: Work | None = None
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+_M_MMAP_THRESHOLD = -3  # of mallopt(3)
 
 
 def map_chunks(work: Work, chunks: Iterable[Chunk], workers: int) -> Iterator[EncodedChunk]:
@@ -59,6 +57,9 @@ def map_chunks(work: Work, chunks: Iterable[Chunk], workers: int) -> Iterator[En
 def _start_worker(work: Work, parent: int) -> None:
     global _work
     _work = work
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        # Else a first long document makes the C library keep as much memory for good.
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 17)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 

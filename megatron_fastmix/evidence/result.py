@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_fastmix.atomic_file import write_atomically
+from megatron_fastmix.cores import available_cores
 from megatron_fastmix.evidence.rows import Row
 from megatron_fastmix.evidence.statistics import (
     Figure,
@@ -103,7 +103,7 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "architecture": platform.machine(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "python": platform.python_version(),
     }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_fastmix.atomic_file import write_atomically
+from megatron_fastmix.cores import available_cores
 
 PACKAGES = ("megatron-fastmix", "megatron-core", "deepspeed", "torch", "sentencepiece", "numpy")
 
@@ -68,6 +69,6 @@ def machine() -> dict[str, Any]:
     return {
         "system": platform.platform(),
         "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }

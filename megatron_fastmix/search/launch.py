@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.cores import available_cores
 from megatron_fastmix.errors import CommunicationError, ConfigError, FastMixError
 from megatron_fastmix.export.mixture_file import read_mixture
 from megatron_fastmix.export.run_artifacts import write_run_artifacts
@@ -54,7 +55,7 @@ def launch(config: SearchConfig, ranks: int | None = None, *, accept_changes: bo
         # The proxy uses none of the functions that Megatron compiles, and importing the compiler
         # is a third of the start.
         environment.setdefault("TORCHDYNAMO_DISABLE", "1")
-        cores = len(os.sched_getaffinity(0))
+        cores = available_cores()
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
     # On one machine the `deepspeed` command only works out these arguments, and imports DeepSpeed
     # once more to do so.

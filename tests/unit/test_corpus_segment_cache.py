@@ -147,15 +147,19 @@ def test_no_texts_have_no_ids(tokenizers):
     assert (len(flat), len(lengths)) == (0, 0)
 
 
-@pytest.mark.parametrize("long_text", [100, 1 << 20])
-def test_ids_are_equal_on_real_code_while_the_table_overflows(tokenizers, monkeypatch, long_text):
+@pytest.mark.parametrize("piece", [1, 100, 1 << 20])
+def test_ids_are_equal_on_real_code_while_the_table_overflows(tokenizers, monkeypatch, piece):
     monkeypatch.setattr(segment_cache, "GENERATION", 100)
-    monkeypatch.setattr(segment_cache, "LONG_TEXT", long_text)
+    monkeypatch.setattr(segment_cache, "PIECE", piece)
     caches = {name: tokenizer._cache for name, tokenizer in tokenizers.items()}
     for name, cache in caches.items():
         if isinstance(cache, CompiledSegmentCache):
             again = CompiledSegmentCache(
-                cache.kinds, cache.encode_parts, cache.prefix, max_parts=100
+                cache.kinds,
+                cache.encode_parts,
+                cache.prefix,
+                tokenizers[name].vocab_size,
+                max_parts=100,
             )
             monkeypatch.setitem(tokenizers[name].__dict__, "_cache", again)
     files = [json.__file__, sentencepiece.__file__, st.__file__, pytest.__file__]
@@ -226,26 +230,33 @@ class TestCompiledTable:
 
     KINDS = bytes(128)
 
-    def encode(self, texts, ids_of_part=len, **settings):
-        table = segment_cache._segments.Table(self.KINDS, **settings)
-        ids, lengths = table.encode(texts, lambda parts: [[ids_of_part(p)] for p in parts])
-        return np.frombuffer(ids, np.int32).tolist(), lengths
+    def table(self):
+        return segment_cache._segments.Table(self.KINDS, 4)
+
+    def encode(self, text, answer=lambda parts: [[len(part)] for part in parts], table=None):
+        ids = bytearray()
+        assert (table or self.table()).encode(text, answer, ids) is None
+        return np.frombuffer(ids, np.int32).tolist()
 
     def test_a_part_longer_than_any_buffer(self):
         long = "x" * 3_000_000
-        assert self.encode([long, "", f"{long}\n{long} y"]) == (
-            [3_000_000, 3_000_000, 1, 3_000_000, 2],
-            [1, 0, 4],
-        )
+        assert self.encode("") == []
+        assert self.encode(f"{long}\n{long} y") == [3_000_000, 1, 3_000_000, 2]
 
     def test_more_ids_than_a_generation_holds(self):
-        table = segment_cache._segments.Table(self.KINDS)
-        texts = [
-            " ".join(f"w{n}" for n in range(first, first + 3000)) for first in range(0, 9000, 3000)
-        ]
-        ids, lengths = table.encode(texts, lambda parts: [[7] * 100 for _ in parts])
-        assert lengths == [300_000] * 3
-        assert set(np.frombuffer(ids, np.int32).tolist()) == {7}
+        table = self.table()
+        for first in range(0, 9000, 3000):
+            text = " ".join(f"w{n}" for n in range(first, first + 3000))
+            ids = self.encode(text, lambda parts: [[7] * 100 for _ in parts], table)
+            assert ids == [7] * 300_000
+
+    def test_ids_of_16_bits(self):
+        table = segment_cache._segments.Table(self.KINDS, 2)
+        ids = bytearray(b"ab")
+        table.encode("one two", lambda parts: [[1, 65535], [2]], ids)
+        assert ids == b"ab" + np.array([1, 65535, 2], np.uint16).tobytes()
+        with pytest.raises(OverflowError, match="16 bits"):
+            table.encode("three", lambda parts: [[65536]], ids)
 
     @pytest.mark.parametrize(
         ("answer", "error"),
@@ -261,51 +272,50 @@ class TestCompiledTable:
         ],
     )
     def test_a_wrong_answer_is_an_error(self, answer, error):
-        table = segment_cache._segments.Table(self.KINDS)
+        table = self.table()
         with pytest.raises(error):
-            table.encode(["some text"], answer)
-        assert table.encode(["some"], lambda parts: [[5]]) == (np.int32(5).tobytes(), [1])
+            self.encode("some text", answer, table)
+        assert self.encode("some", lambda parts: [[5]], table) == [5]
 
-    @pytest.mark.parametrize("texts", [("a",), None, [b"a"], [1], ["\ud800"]])
-    def test_what_is_no_text_is_an_error(self, texts):
+    @pytest.mark.parametrize("text", [("a",), None, b"a", 1, "\ud800"])
+    def test_what_is_no_text_is_an_error(self, text):
         with pytest.raises((TypeError, UnicodeEncodeError)):
-            self.encode(texts)
+            self.encode(text)
 
-    @pytest.mark.parametrize("arguments", [(b"", 1), (KINDS, 0), (KINDS, 1 << 17), ("a", 1)])
+    def test_what_cannot_be_appended_to_is_an_error(self):
+        with pytest.raises(TypeError, match="bytearray"):
+            self.table().encode("a", lambda parts: [[1]], b"")
+        ids = bytearray(8)
+        with memoryview(ids), pytest.raises(BufferError):
+            self.table().encode("a", lambda parts: [[1]], ids)
+        assert ids == bytes(8)
+
+    @pytest.mark.parametrize(
+        "arguments", [(b"", 4, 1), (KINDS, 4, 0), (KINDS, 4, 1 << 17), ("a", 4, 1), (KINDS, 3)]
+    )
     def test_a_table_of_impossible_size_is_refused(self, arguments):
         with pytest.raises((ValueError, TypeError)):
             segment_cache._segments.Table(*arguments)
 
     def test_what_failed_is_asked_for_again(self):
-        table = segment_cache._segments.Table(self.KINDS)
+        table = self.table()
         with pytest.raises(ZeroDivisionError):
-            table.encode(["a b a"], lambda parts: 1 / 0)
+            self.encode("a b a", lambda parts: 1 / 0, table)
         asked = []
 
         def answer(parts):
             asked.extend(parts)
             return [[len(part)] for part in parts]
 
-        ids, _ = table.encode(["a b a b"], answer)
-        assert np.frombuffer(ids, np.int32).tolist() == [1, 2, 2, 2]
+        assert self.encode("a b a b", answer, table) == [1, 2, 2, 2]
         assert asked == ["a", " b", " a"]
-        assert table.encode(["a b a"], lambda parts: 1 / 0)[1] == [3]
+        assert len(self.encode("a b a", lambda parts: 1 / 0, table)) == 3
 
     def test_it_is_not_entered_twice(self):
-        table = segment_cache._segments.Table(self.KINDS)
+        table = self.table()
         with pytest.raises(RuntimeError):
-            table.encode(["a"], lambda parts: table.encode(["b"], None))
-        assert table.encode(["a"], lambda parts: [[4]])[1] == [1]
+            self.encode("a", lambda parts: table.encode("b", None, bytearray()), table)
+        assert self.encode("a", lambda parts: [[4]], table) == [4]
+        kind = segment_cache._segments.Table
         with pytest.raises(RuntimeError):
-            segment_cache._segments.Table.__new__(segment_cache._segments.Table).encode(["a"], len)
-
-    def test_texts_that_change_while_they_are_encoded(self):
-        table = segment_cache._segments.Table(self.KINDS)
-        texts = ["a " * 5000, "b"]
-
-        def shorten(parts):
-            texts.clear()
-            return [[1] for _ in parts]
-
-        with pytest.raises(IndexError):
-            table.encode(texts, shorten)
+            kind.__new__(kind).encode("a", len, bytearray())

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_fastmix.blend import spread_order as spread_order_module
 from megatron_fastmix.blend.draw_order import epoch_sample, permute
 from megatron_fastmix.blend.shuffled_order import ShuffledOrder
 from megatron_fastmix.blend.spread_order import SpreadOrder, visited_sample
@@ -89,8 +90,9 @@ def test_ordinals_count_up_and_counts_are_counted_draws(weights, block_size, cha
     seed=st.integers(0, 3),
     changed=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
-def test_the_fast_path_finds_the_sample_of_the_draw(weights, block_size, at, seed, changed):
+@settings(max_examples=300, deadline=None)
+def test_the_compiled_path_finds_the_sample_of_the_draw(weights, block_size, at, seed, changed):
+    assert spread_order_module._draws is not None, "not compiled; is there a C compiler?"
     order = spread_order(seed, block_size, weights)
     if changed:
         order.change([w + 0.5 for w in weights], 3 * block_size)
@@ -98,6 +100,67 @@ def test_the_fast_path_finds_the_sample_of_the_draw(weights, block_size, at, see
         source, ordinal = order.draw(i)
         size = 97 + source
         assert order.locate(i) == (source, visited_sample(seed, source, ordinal, size))
+
+
+def test_a_source_of_any_size_is_found_by_the_compiled_path():
+    for size in [1, 2, 3, 4, 99, 10**6, 2**32 + 1, 2**53 + 1, 2**62 - 1]:
+        order = spread_order(5, 8, [1.0], sizes=[size])
+        for i in [0, 1, 7, 10**6, 10**10, 2**33 - 1]:
+            assert order.locate(i) == (0, visited_sample(5, 0, order.draw(i).ordinal, size))
+
+
+def test_many_segments_are_located_with_and_without_the_extension(monkeypatch):
+    def order():
+        made = spread_order(2, 4, [1, 1, 1], [40, None, None])
+        for change in range(1, 40):
+            made.change([1, change, 2], at_draw=8 * change)
+        return made
+
+    compiled, plain = order(), order()
+    indices = np.random.default_rng(0).integers(0, 600, 300).tolist()
+    found = [compiled.locate(i) for i in indices]
+    assert len(compiled._compiled) <= 16
+    again = pickle.loads(pickle.dumps(compiled))
+    monkeypatch.setattr(spread_order_module, "_draws", None)
+    assert [plain.locate(i) for i in indices] == found
+    assert [again.locate(i) for i in indices] == found
+    assert plain._entered is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"block_size": 0},
+        {"block_size": 1 << 25},
+        {"stride": 9},
+        {"start": -1},
+        {"end": 1 << 32},
+        {"turn": 1 << 32},
+        {"edges": b""},
+        {"edges": b"12345678"},
+        {"before": b"1"},
+        {"sizes": np.array([0, 1]).tobytes()},
+        {"edges": np.array([8 << 32, 4 << 32]).tobytes()},
+    ],
+)
+def test_a_segment_that_cannot_be_is_refused(wrong):
+    right = {
+        "block_size": 8,
+        "stride": 5,
+        "turn": 0,
+        "start": 0,
+        "end": 9,
+        "edges": np.array([4 << 32, 8 << 32]).tobytes(),
+        "before": np.array([0, 0]).tobytes(),
+        "sizes": np.array([3, 3]).tobytes(),
+        "epoch_key": lambda source, epoch: 1 / 0,
+    }
+    make = spread_order_module._draws.Segment
+    with pytest.raises(ZeroDivisionError):
+        make(**right).locate(0)
+    assert make(**right).locate(9 * 8) is make(**right).locate(-1) is None
+    with pytest.raises(ValueError):
+        make(**right | wrong)
 
 
 def test_a_tiny_share_is_served_in_the_long_run():
