@@ -46,7 +46,12 @@ class ProxyRun:
             build_targets(config, tokenizer, cache_path),
             group,
         )
-        self.model = build_model(config, tokenizer.vocab_size, torch.float32).to(group.device)
+        self.model = build_model(
+            config.proxy,
+            vocab_size=tokenizer.vocab_size,
+            seq_length=config.data.seq_length,
+            seed=config.seed,
+        ).to(group.device)
         self.optimizer = build_optimizer(self.model, config.training)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.step = 0

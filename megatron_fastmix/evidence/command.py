@@ -123,8 +123,11 @@ def _named(row: Row, task: Task) -> Row:
 
 def _print(args: argparse.Namespace, rows: list[Row], search_flops: dict[str, float]) -> None:
     made = figures(rows, list(search_flops.values()))
+    counts = [row.tokens for row in rows]
     print()
-    print(f"Target loss on the test set, nats per token, after {rows[0].tokens:,} tokens each:")
+    # Answer-only rows differ in length, so that equal steps read different numbers of tokens.
+    read = " to ".join(f"{tokens:,}" for tokens in sorted({min(counts), max(counts)}))
+    print(f"Target loss on the test set, nats per token, after {read} tokens each:")
     print(loss_table(rows))
     print(error_line(rows))
     print(f"one target training: {rows[0].flops:.3g} FLOPs")

@@ -29,7 +29,8 @@ class CompareConfig:
     seq_length: int | None = None
     """Tokens per sample; default: the one that the weights were learned for."""
     model: ProxyConfig = field(default_factory=ProxyConfig)
-    """Size of the target model; its architecture is the proxy's."""
+    """The target model, of the proxy's architecture; to compare mixtures for fine-tuning, with the
+    `checkpoint` or `path` that it starts from."""
     training: TrainingConfig = field(default_factory=_target_training)
     """How the target model is trained, the same under every mixture."""
     num_seeds: int = 3
@@ -97,6 +98,7 @@ class Dataset:
     path: str
     """Prefix, without .bin and .idx."""
     tokens: int
+    """Tokens that count in the loss."""
     sha256: str | None
     """Of PREFIX.bin, from its manifest; none without one."""
     weight: float = 1.0

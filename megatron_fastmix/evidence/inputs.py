@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_fastmix import strict_yaml
+from megatron_fastmix.answers.rows import is_answer_only, read_answer_rows
 from megatron_fastmix.config import TokenizerConfig
 from megatron_fastmix.corpus.indexed_files import check_vocabulary, inspect_indexed_dataset
 from megatron_fastmix.corpus.manifest import check_same_tokenizer, read_manifest
@@ -15,6 +16,7 @@ from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.evidence.config import CompareConfig, Dataset, Setting
 from megatron_fastmix.export.mixture_file import MixtureFile, read_mixture
+from megatron_fastmix.proxy.starting_point import check_starting_point
 
 
 def read_learned(paths: Sequence[str]) -> dict[str, MixtureFile]:
@@ -63,12 +65,16 @@ def make_setting(config: CompareConfig, mixture: MixtureFile, where: str) -> Set
         TokenizerConfig, mixture.config["tokenizer"], "config.tokenizer"
     )
     tokenizer = load_tokenizer(tokenizer_config.tokenizer_type, tokenizer_config.tokenizer_model)
+    check_starting_point(config.model, tokenizer_config, tokenizer.vocab_size)
     seq_length = config.seq_length or mixture.seq_length
     total = sum(test.weight for test in config.tests)
 
     def describe(name: str, path: str, weight: float = 1.0) -> Dataset:
         summary = inspect_indexed_dataset(path)
-        if summary.tokens < seq_length + 1:
+        tokens = summary.tokens
+        if is_answer_only(path):
+            tokens = int(read_answer_rows(path, seq_length).answer_tokens.sum())
+        elif tokens < seq_length + 1:
             raise DataError(
                 f"{name} ({path}): found {summary.tokens} tokens, fewer than one sample of "
                 f"{seq_length + 1}; give it more text or lower --seq-length"
@@ -78,7 +84,7 @@ def make_setting(config: CompareConfig, mixture: MixtureFile, where: str) -> Set
         return Dataset(
             name=name,
             path=path,
-            tokens=summary.tokens,
+            tokens=tokens,
             sha256=manifest.bin_sha256 if manifest else None,
             weight=weight,
         )

@@ -23,12 +23,15 @@ from megatron_fastmix.report.summary import align
 
 
 def loss_table(rows: Sequence[Row]) -> str:
-    """The mixtures sorted by target loss, best first; several learned ones also as one line."""
+    """The mixtures sorted by target loss, best first; several learned ones also as one line.
+
+    `exact` is the share of the test's answers that greedy decoding gives, for answer-only tests."""
     groups = by_mixture(rows)
     learned = [row for row in rows if row.kind == "learned"]
     if len(by_mixture(rows, "learned")) > 1:
         groups["learned (all)"] = learned
     base = mean([row.loss for row in learned]) if learned else None
+    exact = any(row.exact_match for row in rows)
     lines = []
     for name, group in sorted(groups.items(), key=lambda item: mean([r.loss for r in item[1]])):
         losses = [row.loss for row in group]
@@ -41,10 +44,11 @@ def loss_table(rows: Sequence[Row]) -> str:
                 "" if deviation is None else f"± {deviation:.4f}",
                 str(len(losses)),
                 "" if base is None else f"{mean(losses) - base:+.4f}",
+                *([f"{mean([mean(list(r.exact_match.values())) for r in group]):.1%}"] * exact),
                 "" if mixed else _leading(group[0].weights),
             ]
         )
-    header = ["mixture", "loss", "sd", "runs", "vs learned", "weights"]
+    header = ["mixture", "loss", "sd", "runs", "vs learned", *["exact"] * exact, "weights"]
     width = max(len(line[-1]) for line in (header, *lines))
     for line in (header, *lines):
         line[-1] = line[-1].ljust(width)  # text reads better from the left

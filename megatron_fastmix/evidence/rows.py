@@ -63,6 +63,8 @@ class Row(_TypedPart):
     """Nats per token by test."""
     sample_losses: dict[str, list[float]]
     """Mean loss of each evaluated sample by test, the same samples in every row."""
+    exact_match: dict[str, float]
+    """By answer-only test: share of the answers that greedy decoding gives."""
     test_weights: dict[str, float]
     """Share of each test in `loss`."""
     versions: dict[str, str]
@@ -115,8 +117,8 @@ def read_rows(folder: Path, setting: Setting, tasks: Sequence[Task]) -> dict[str
 
 
 def _read_row(file: Path) -> Row:
-    values = _load(file)
-    plain = ("weights", "losses", "sample_losses", "test_weights", "versions")
+    values = {"exact_match": {}} | _load(file)  # absent from the first rows
+    plain = ("weights", "losses", "sample_losses", "exact_match", "test_weights", "versions")
     typed_values = {key: value for key, value in values.items() if key not in plain}
     try:
         typed = strict_yaml.from_dict(_TypedPart, typed_values)

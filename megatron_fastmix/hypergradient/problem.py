@@ -31,6 +31,11 @@ class Batch:
     """(B,) by what the summed loss of a sample is divided: the mean number of answer tokens of a
     row of its source; None divides by the sample's own number of tokens in the loss."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens without padding."""
+        return self.tokens.numel() if self.segment is None else int((self.segment >= 0).sum())
+
     def sample_weights(self) -> np.ndarray:
         """What each sample counts in a mean loss, float64 (B,): 1, or for answer-only rows their
         answer tokens over the mean, so that Σ losses / Σ weights is the loss per token."""

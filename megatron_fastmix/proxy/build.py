@@ -7,27 +7,34 @@ from typing import Any
 
 import torch
 
-from megatron_fastmix.config import ProxyConfig, SearchConfig
+from megatron_fastmix.config import ProxyConfig
 from megatron_fastmix.errors import CheckpointError
 from megatron_fastmix.proxy.huggingface import build_huggingface_proxy, huggingface_flops_per_token
 from megatron_fastmix.proxy.megatron_gpt import build_proxy, training_flops_per_token
 
 
-def build_model(config: SearchConfig, vocab_size: int, dtype: torch.dtype) -> Any:
-    """The proxy of a search at its start, the same on every rank; called as
-    `model(tokens, positions, attention_mask, labels=labels)`."""
-    proxy = config.proxy
+def build_model(
+    proxy: ProxyConfig,
+    *,
+    vocab_size: int,
+    seq_length: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    tensor_model_parallel_size: int = 1,
+) -> Any:
+    """A proxy at its start, the same on every rank; called as `model(tokens, positions,
+    attention_mask, labels=labels)` for losses, and without labels for logits."""
     if proxy.kind == "huggingface":
-        model: Any = build_huggingface_proxy(proxy, seed=config.seed, dtype=dtype)
+        model: Any = build_huggingface_proxy(proxy, seed=seed, dtype=dtype)
         output_layer = model.model.get_output_embeddings().weight
     else:
         model = build_proxy(
             proxy,
             vocab_size=vocab_size,
-            seq_length=config.data.seq_length,
-            seed=config.seed,
+            seq_length=seq_length,
+            seed=seed,
             dtype=dtype,
-            tensor_model_parallel_size=config.engine.tensor_model_parallel_size,
+            tensor_model_parallel_size=tensor_model_parallel_size,
         )
         if proxy.checkpoint is not None:
             load_trained(model, Path(proxy.checkpoint))

@@ -22,9 +22,10 @@ class HuggingFaceProxy(torch.nn.Module):
         tokens: torch.Tensor,
         positions: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        labels: torch.Tensor,
+        labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Cross-entropy per token, (R, S), of `tokens` and `labels`, (R, S).
+        """Cross-entropy per token, (R, S), of `tokens` and `labels`, (R, S); without labels the
+        logits, (R, S, vocabulary).
 
         `attention_mask`, bool (R, 1, S, S), is true where a token must not attend; None is causal.
         """
@@ -32,6 +33,8 @@ class HuggingFaceProxy(torch.nn.Module):
         logits = self.model(
             input_ids=tokens, position_ids=positions, attention_mask=allowed, use_cache=False
         ).logits
+        if labels is None:
+            return logits
         return torch.nn.functional.cross_entropy(
             logits.float().transpose(1, 2), labels, reduction="none"
         )

@@ -6,33 +6,33 @@ import dataclasses
 import json
 from pathlib import Path
 
-from megatron_fastmix.config import ProxyConfig, SearchConfig, load_config
+from megatron_fastmix.config import ProxyConfig, TokenizerConfig, load_config
 from megatron_fastmix.errors import ConfigError
 
 
-def check_starting_point(config: SearchConfig, vocab_size: int) -> None:
-    """Raises `ConfigError` where the proxy cannot start from what the configuration names."""
-    if config.proxy.kind == "huggingface":
-        check_model_folder(config.proxy, vocab_size, config.tokenizer.tokenizer_model)
-    elif config.proxy.checkpoint is not None:
-        check_earlier_search(config, Path(config.proxy.checkpoint))
+def check_starting_point(proxy: ProxyConfig, tokenizer: TokenizerConfig, vocab_size: int) -> None:
+    """Raises `ConfigError` where the proxy cannot start from what its configuration names."""
+    if proxy.kind == "huggingface":
+        check_model_folder(proxy, vocab_size, tokenizer.tokenizer_model)
+    elif proxy.checkpoint is not None:
+        check_earlier_search(proxy, tokenizer, Path(proxy.checkpoint))
 
 
-def check_earlier_search(config: SearchConfig, run_dir: Path) -> None:
+def check_earlier_search(proxy: ProxyConfig, tokenizer: TokenizerConfig, run_dir: Path) -> None:
     """The run must exist, and have trained a proxy of these sizes with this tokenizer."""
     if not (run_dir / "config.yaml").exists():
         raise ConfigError(f"proxy.checkpoint: {run_dir} is no run folder of a search")
     earlier = load_config(run_dir / "config.yaml")
-    sizes = dataclasses.replace(earlier.proxy, checkpoint=config.proxy.checkpoint)
+    sizes = dataclasses.replace(earlier.proxy, checkpoint=proxy.checkpoint)
     differing = [
-        f"proxy.{f.name}: {getattr(sizes, f.name)!r} there, {getattr(config.proxy, f.name)!r} here"
+        f"proxy.{f.name}: {getattr(sizes, f.name)!r} there, {getattr(proxy, f.name)!r} here"
         for f in dataclasses.fields(ProxyConfig)
-        if getattr(sizes, f.name) != getattr(config.proxy, f.name)
+        if getattr(sizes, f.name) != getattr(proxy, f.name)
     ]
-    if earlier.tokenizer.tokenizer_type != config.tokenizer.tokenizer_type:
+    if earlier.tokenizer.tokenizer_type != tokenizer.tokenizer_type:
         differing.append(
             f"tokenizer.tokenizer_type: {earlier.tokenizer.tokenizer_type!r} there, "
-            f"{config.tokenizer.tokenizer_type!r} here"
+            f"{tokenizer.tokenizer_type!r} here"
         )
     if earlier.engine.tensor_model_parallel_size != 1:
         differing.append("engine.tensor_model_parallel_size: must be 1 there")

@@ -51,7 +51,7 @@ def check_inputs(config: SearchConfig, ranks: int) -> Inputs:
     config.accumulation_steps(config.data_parallel_size(ranks))
     check_trackers(config.output)
     tokenizer = load_tokenizer(config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model)
-    check_starting_point(config, tokenizer.vocab_size)
+    check_starting_point(config.proxy, config.tokenizer, tokenizer.vocab_size)
     datasets: list[SourceConfig | TargetConfig] = [*config.sources, *config.targets]
     sizes = []
     for dataset in datasets:

@@ -22,7 +22,14 @@ def build_engine(config: SearchConfig, vocab_size: int, data_parallel_size: int)
     import deepspeed  # takes seconds, and the rest of this file serves without it
 
     training = config.training
-    model = build_model(config, vocab_size, DTYPES[config.engine.dtype])
+    model = build_model(
+        config.proxy,
+        vocab_size=vocab_size,
+        seq_length=config.data.seq_length,
+        seed=config.seed,
+        dtype=DTYPES[config.engine.dtype],
+        tensor_model_parallel_size=config.engine.tensor_model_parallel_size,
+    )
     optimizer = build_optimizer(model, training)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate(training, step) / training.lr
