@@ -44,7 +44,7 @@ def loss_table(rows: Sequence[Row]) -> str:
                 "" if deviation is None else f"± {deviation:.4f}",
                 str(len(losses)),
                 "" if base is None else f"{mean(losses) - base:+.4f}",
-                *([f"{mean([mean(list(r.exact_match.values())) for r in group]):.1%}"] * exact),
+                *(f"{_exact(group):.1%}" for _ in range(exact)),
                 "" if mixed else _leading(group[0].weights),
             ]
         )
@@ -53,6 +53,10 @@ def loss_table(rows: Sequence[Row]) -> str:
     for line in (header, *lines):
         line[-1] = line[-1].ljust(width)  # text reads better from the left
     return align(header, lines)
+
+
+def _exact(rows: Sequence[Row]) -> float:
+    return mean([share for row in rows for share in row.exact_match.values()])
 
 
 def error_line(rows: Sequence[Row]) -> str:
