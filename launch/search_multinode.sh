@@ -55,12 +55,14 @@ first_host=$(sed -e 's/#.*//' -e '/^[[:space:]]*$/d' "$hostfile" | head -n 1 | a
 master_addr=${MASTER_ADDR:-$first_host}
 # The launcher itself must notice when the link to a host is gone.
 export PDSH_SSH_ARGS_APPEND="-o ServerAliveInterval=15 -o ServerAliveCountMax=4 ${PDSH_SSH_ARGS_APPEND:-}"
-launcher_args=${MPI_ARGS:-}
+launcher_args=
 if [ "$launcher" = openmpi ]; then
-  launcher_args+=" -x MASTER_ADDR=$master_addr -x MASTER_PORT=$master_port"
+  # mpirun would bind a rank to one core, with all its threads and those that read data.
+  [[ ${MPI_ARGS:-} == *--bind-to* ]] || launcher_args="--bind-to none "
+  launcher_args+="${MPI_ARGS:-} -x MASTER_ADDR=$master_addr -x MASTER_PORT=$master_port"
   launcher_args+=" --mca plm_rsh_args '$PDSH_SSH_ARGS_APPEND'"
 fi
 exec "$python" -m deepspeed.launcher.runner --hostfile "$hostfile" --launcher "$launcher" \
-  --launcher_args "$launcher_args" --force_multi --no_ssh_check \
+  --launcher_args="$launcher_args" --force_multi --no_ssh_check \
   --master_addr "$master_addr" --master_port "$master_port" --no_local_rank \
   --module megatron_fastmix.cli search --config "$config" "${flags[@]}"

@@ -13,7 +13,7 @@ if [ "${1:-}" = quick ]; then
   select=(-m "not slow")
 elif [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
   # For tests/multinode, which is skipped with a reason where these are missing.
-  packages=(openssh-server openssh-client pdsh iproute2)
+  packages=(openssh-server openssh-client pdsh openmpi-bin iproute2)
   if ! dpkg -s "${packages[@]}" &> /dev/null; then
     { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
       "${packages[@]}"; } > /dev/null 2>&1 || echo "some of ${packages[*]} cannot be installed here"
