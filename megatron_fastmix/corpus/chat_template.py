@@ -70,14 +70,17 @@ def read_chat_template(path: str | Path) -> ChatTemplate:
     jinja = path / "chat_template.jinja" if path.is_dir() else path
     tokens: dict[str, str] = {}
     source = None
-    if config.suffix == ".json" and config.exists():
-        values = json.loads(config.read_text(encoding="utf-8"))
-        source = values.get("chat_template")
-        for name, value in values.items():
-            if name.endswith("_token") and value:
-                tokens[name] = value["content"] if isinstance(value, dict) else str(value)
-    if jinja.suffix == ".jinja" and jinja.exists():
-        source = jinja.read_text(encoding="utf-8")
+    try:
+        if config.suffix == ".json" and config.exists():
+            values = json.loads(config.read_text(encoding="utf-8"))
+            source = values.get("chat_template")
+            for name, value in values.items():
+                if name.endswith("_token") and value:
+                    tokens[name] = value["content"] if isinstance(value, dict) else str(value)
+        if jinja.suffix == ".jinja" and jinja.exists():
+            source = jinja.read_text(encoding="utf-8")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"chat_template: {path} cannot be read: {error}") from None
     if isinstance(source, list):  # several by name; "default" is the one for conversations
         source = {entry["name"]: entry["template"] for entry in source}.get("default")
     if not source:
