@@ -7,8 +7,8 @@
    3.3 and 4.1: the 100 best).
 
 The authors' program also raises p to the power 0.5 and leaves out mixtures that would read a source
-more than 15 times; neither is done here. Scaled to this size: 64 proxies instead of 512, so that a leaf of LightGBM needs an eighth of the
-usual 20 mixtures; 10⁵ simulated mixtures instead of 10⁶.
+more than 15 times; neither is done here. Scaled to this size: 64 proxies instead of 512, so that a
+leaf of LightGBM needs an eighth of the usual 20 mixtures; 10⁵ simulated mixtures instead of 10⁶.
 """
 
 from __future__ import annotations
