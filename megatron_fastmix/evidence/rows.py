@@ -63,11 +63,11 @@ class Row(_TypedPart):
     """Nats per token by test."""
     sample_losses: dict[str, list[float]]
     """Mean loss of each evaluated sample by test, the same samples in every row."""
-    exact_match: dict[str, float]
-    """By answer-only test: share of the answers that greedy decoding gives."""
     test_weights: dict[str, float]
     """Share of each test in `loss`."""
     versions: dict[str, str]
+    exact_match: dict[str, float] = dataclasses.field(default_factory=dict)
+    """By answer-only test: share of the answers that greedy decoding gives."""
 
 
 def claim_folder(folder: Path, setting: Setting) -> None:
