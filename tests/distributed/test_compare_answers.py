@@ -139,6 +139,7 @@ def compare(*arguments: Any) -> int:
     return command.run(args)
 
 
+@pytest.mark.slow
 def test_fine_tuning_under_several_mixtures(
     search_values: dict, learned: Path, test_set: Path, tmp_path: Path, capsys: Any
 ) -> None:

@@ -196,6 +196,7 @@ def wait_for_a_rank_that_is_stuck(said: Path) -> None:
     assert time.monotonic() - began < 4
 
 
+@pytest.mark.slow
 def test_the_time_limit_holds_in_every_group(tmp_path: Path) -> None:
     run_ranks(2, wait_for_a_rank_that_is_stuck, tmp_path / "said")
     said = (tmp_path / "said").read_text()

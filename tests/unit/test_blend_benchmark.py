@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark_blend.py"
 
 
+@pytest.mark.slow
 def test_every_figure_is_there_with_what_it_should_reach(tmp_path):
     flags = {
         "largest": 10_000,

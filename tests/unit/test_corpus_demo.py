@@ -30,6 +30,7 @@ def test_python_files_are_the_standard_library_without_tests():
     assert not [name for name in names if name.startswith(("test/", "site-packages/"))]
 
 
+@pytest.mark.slow
 def test_docstrings_carry_their_qualified_names():
     documents = dict(demo_documents.sympy_docstrings())
     assert "prime" in documents["sympy.ntheory.primetest.isprime"]

@@ -160,6 +160,7 @@ def test_a_diverging_row_is_named(flags):
         compare(*flags, "--only", "uniform", "--num-seeds=1", "--lr=1e30", "--clip-grad=0")
 
 
+@pytest.mark.slow
 def test_killed_it_leaves_whole_rows_and_goes_on(flags, tmp_path):
     arguments = [*flags, *SMALL, "--only", "random", "--random-draws=40", "--workers=1"]
     process = subprocess.Popen([sys.executable, str(TOOL), *arguments], stdout=subprocess.DEVNULL)
