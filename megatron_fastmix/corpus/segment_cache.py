@@ -19,6 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from megatron_fastmix.corpus.sentencepiece_model import BPE, SentencePieceModel
+from megatron_fastmix.corpus.writer import token_dtype
 
 try:
     from megatron_fastmix.corpus import _segments
@@ -96,8 +97,8 @@ class SegmentCache(Protocol):
     kinds: int
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all texts one after another (tokens,), in the narrower of uint16 and int32 that
-        holds the vocabulary, and tokens of each text (texts,)."""
+        """Ids of all texts one after another (tokens,), of `token_dtype`, and tokens of each text
+        (texts,)."""
 
 
 def make_segment_cache(
@@ -111,10 +112,6 @@ def make_segment_cache(
     if _segments is None:
         return PythonSegmentCache(kinds, encode_parts, prefix, vocab_size)
     return CompiledSegmentCache(kinds, encode_parts, prefix, vocab_size)
-
-
-def _dtype(vocab_size: int) -> np.dtype:
-    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
 
 
 def _prepared(text: str, prefix: str) -> Iterator[str]:
@@ -145,7 +142,7 @@ class CompiledSegmentCache:
             next((n for n, kind in enumerate(patterns) if kind.match(chr(byte))), 0)
             for byte in range(128)
         )
-        self.dtype = _dtype(vocab_size)
+        self.dtype = np.dtype(token_dtype(vocab_size))
         self.table = _segments.Table(kind_of, self.dtype.itemsize, **settings)
         self.kinds, self.encode_parts, self.prefix = kinds, encode_parts, prefix
 
@@ -164,7 +161,7 @@ class PythonSegmentCache(dict[str, bytes]):
 
     def __init__(self, kinds: int, encode_parts: EncodeParts, prefix: str, vocab_size: int) -> None:
         super().__init__()
-        self.dtype = _dtype(vocab_size)
+        self.dtype = np.dtype(token_dtype(vocab_size))
         self.kinds, self.encode_parts, self.prefix = kinds, encode_parts, prefix
         self._pattern = _pattern(_KINDS[kinds])
         self._older: dict[str, bytes] = {}
