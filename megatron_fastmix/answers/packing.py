@@ -32,6 +32,21 @@ def place(lengths: Sequence[int], row_length: int, packing: bool) -> list[list[i
     return rows
 
 
+def collate(
+    samples: Sequence[dict[str, Any]], row_length: int, packing: bool
+) -> dict[str, torch.Tensor]:
+    """What `Batch` holds of `samples`: answer-only rows by `collate_rows`, with their
+    `tokens_per_sample` (B,) float64; text, of one length, stacked."""
+    # Rows of answer-only data say by how many tokens their loss is divided; text is cut evenly.
+    if "tokens_per_sample" not in samples[0]:
+        keys = ("tokens", "labels", "loss_mask")
+        return {key: torch.stack([sample[key] for sample in samples]) for key in keys}
+    divisors = [sample["tokens_per_sample"] for sample in samples]
+    return collate_rows(samples, row_length, packing) | {
+        "tokens_per_sample": torch.tensor(divisors, dtype=torch.float64)
+    }
+
+
 def collate_rows(
     samples: Sequence[dict[str, Any]], row_length: int, packing: bool
 ) -> dict[str, torch.Tensor]:

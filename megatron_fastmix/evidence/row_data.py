@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_fastmix.answers.packing import collate_rows
+from megatron_fastmix.answers.packing import collate
 from megatron_fastmix.answers.rows import is_answer_only
 from megatron_fastmix.corpus.tokenizers import Tokenizer
 from megatron_fastmix.evidence.config import Setting
@@ -24,13 +24,8 @@ from megatron_fastmix.hypergradient import Batch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what Megatron lacks for GPUs is no news to a comparison
-    from megatron.core.datasets.blended_megatron_dataset_builder import (
-        BlendedMegatronDatasetBuilder,
-    )
-    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-
-    from megatron_fastmix.answers.dataset import AnswerOnlyDataset
     from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
+    from megatron_fastmix.search.datasets import build_datasets
 
 EVALUATION_SEED = 0
 """Every row is evaluated on the same samples."""
@@ -49,12 +44,11 @@ class RowData:
         samples = setting.training.train_iters * setting.training.global_batch_size
         if not is_answer_only(next(iter(shares))):
             blends = [(list(shares), list(shares.values())), None, None]
-            self._blend = self._build(GPTDataset, task.seed, blends, [samples, 0, 0])[0]
+            self._blend = self._build(task.seed, blends, [samples, 0, 0])[0]
             return
         # Megatron's blend indexes more rows than a dataset has; ours goes on with another epoch.
         sources = [
-            self._build(AnswerOnlyDataset, task.seed, [([path], None), None, None], [None] * 3)[0]
-            for path in shares
+            self._build(task.seed, [([path], None), None, None], [None] * 3)[0] for path in shares
         ]
         rows = [
             share / source.tokens_per_sample
@@ -69,9 +63,8 @@ class RowData:
 
     def test(self, path: str) -> Iterator[Batch]:
         """The first samples of a test set, in one fixed order."""
-        kind = AnswerOnlyDataset if is_answer_only(path) else GPTDataset
         blends = [None, ([path], None), None]
-        dataset = self._build(kind, EVALUATION_SEED, blends, [None] * 3)[1]  # one epoch
+        dataset = self._build(EVALUATION_SEED, blends, [None] * 3)[1]  # one epoch
         count = min(len(dataset), self.setting.eval_samples or len(dataset))
         return self._batches(dataset, range(count))
 
@@ -79,26 +72,18 @@ class RowData:
         size = self.setting.training.micro_batch_size
         for first in range(0, len(indices), size):
             samples = [dataset[i] for i in indices[first : first + size]]
-            if "tokens_per_sample" in samples[0]:
-                tensors = collate_rows(samples, self.setting.seq_length, packing=False)
-            else:
-                keys = ("tokens", "labels", "loss_mask")
-                tensors = {key: torch.stack([s[key] for s in samples]) for key in keys}
+            tensors = collate(samples, self.setting.seq_length, packing=False)
             yield Batch(
                 group=np.zeros(len(samples)),
                 **{key: tensor.to(self.device) for key, tensor in tensors.items()},
             )
 
-    def _build(self, kind: Any, seed: int, blends: Any, sizes: Any) -> list[Any]:
-        config = GPTDatasetConfig(
-            random_seed=seed,
-            sequence_length=self.setting.seq_length,
-            blend_per_split=blends,
-            path_to_cache=str(self.cache),
+    def _build(self, seed: int, blends: Any, sizes: Any) -> list[Any]:
+        return build_datasets(
+            blends,
+            sizes,
+            seq_length=self.setting.seq_length,
+            seed=seed,
             tokenizer=self.tokenizer,
-            reset_position_ids=False,
-            reset_attention_mask=False,
-            eod_mask_loss=False,
-            create_attention_mask=False,
+            cache_path=str(self.cache),
         )
-        return BlendedMegatronDatasetBuilder(kind, sizes, lambda: True, config).build()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_fastmix.answers.packing import collate_rows
+from megatron_fastmix.answers.packing import collate
 from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.hypergradient import Batch
@@ -113,20 +113,9 @@ class Batches:
         ]
 
     def _collate(self, samples: Sequence[Sample]) -> tuple[Batch, torch.Tensor]:
+        data = self.config.data
         contents = [sample for sample, _, _ in samples]
-        # Rows of answer-only data say by how many tokens their loss is divided; text is cut evenly.
-        answer_only = "tokens_per_sample" in contents[0]
-        if answer_only:
-            data = self.config.data
-            tensors = collate_rows(contents, data.seq_length, data.packing)
-            tensors["tokens_per_sample"] = torch.tensor(
-                [sample["tokens_per_sample"] for sample in contents], dtype=torch.float64
-            )
-        else:
-            tensors = {
-                key: torch.stack([sample[key] for sample in contents])
-                for key in ("tokens", "labels", "loss_mask")
-            }
+        tensors = collate(contents, data.seq_length, data.packing)
         batch = Batch(
             group=np.array([index for _, index, _ in samples]),
             **{key: tensor.to(self.group.device) for key, tensor in tensors.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
@@ -30,14 +31,14 @@ def build_source_blend(
         num_samples=training.train_iters * training.global_batch_size,
         order="shuffled",
     ):
-        return _build(config, tokenizer, cache_path, paths, Split.train)
+        return _one_epoch(config, tokenizer, cache_path, paths, Split.train)
 
 
 def build_targets(config: SearchConfig, tokenizer: Any, cache_path: str) -> list[ValidationTarget]:
     """One target for each entry of the configuration. Every rank must call."""
     targets = []
     for target in config.targets:
-        dataset = _build(config, tokenizer, cache_path, [target.path], Split.valid)
+        dataset = _one_epoch(config, tokenizer, cache_path, [target.path], Split.valid)
         if len(dataset) < 1:
             raise DataError(
                 f"target {target.name} ({target.path}): no sample of {config.data.seq_length} "
@@ -47,13 +48,23 @@ def build_targets(config: SearchConfig, tokenizer: Any, cache_path: str) -> list
     return targets
 
 
-def _build(
-    config: SearchConfig, tokenizer: Any, cache_path: str, paths: list[str], split: Split
-) -> Any:
-    blends = [(paths, None) if split is each else None for each in Split]
-    dataset_config = GPTDatasetConfig(
-        random_seed=config.seed,
-        sequence_length=config.data.seq_length,
+def build_datasets(
+    blends: Sequence[tuple[list[str], list[float] | None] | None],
+    sizes: Sequence[int | None],
+    *,
+    seq_length: int,
+    seed: int,
+    tokenizer: Any,
+    cache_path: str,
+) -> list[Any]:
+    """The datasets or blends of the train, validation and test split, by Megatron-core's builder.
+
+    `blends` are prefixes and their weights, or None, by split, all text or all answer-only; `sizes`
+    samples, where None builds exactly one epoch. Every rank must call.
+    """
+    config = GPTDatasetConfig(
+        random_seed=seed,
+        sequence_length=seq_length,
         blend_per_split=blends,
         path_to_cache=cache_path,
         tokenizer=tokenizer,
@@ -62,10 +73,20 @@ def _build(
         eod_mask_loss=False,
         create_attention_mask=False,
     )
-    dataset_class = AnswerOnlyDataset if is_answer_only(paths[0]) else GPTDataset
-    # Sizes of None build exactly one epoch; draw_order makes the further ones.
-    sizes = [None, None, None]
-    built = BlendedMegatronDatasetBuilder(
-        dataset_class, sizes, lambda: True, dataset_config
-    ).build()
-    return built[split.value]
+    (first, *_), _ = next(blend for blend in blends if blend)
+    dataset_class = AnswerOnlyDataset if is_answer_only(first) else GPTDataset
+    return BlendedMegatronDatasetBuilder(dataset_class, sizes, lambda: True, config).build()
+
+
+def _one_epoch(
+    config: SearchConfig, tokenizer: Any, cache_path: str, paths: list[str], split: Split
+) -> Any:
+    """draw_order makes the further epochs."""
+    return build_datasets(
+        [(paths, None) if split is each else None for each in Split],
+        [None, None, None],
+        seq_length=config.data.seq_length,
+        seed=config.seed,
+        tokenizer=tokenizer,
+        cache_path=cache_path,
+    )[split.value]
