@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from megatron_fastmix.cores import available_cores
 from megatron_fastmix.errors import ConfigError, FastMixError
+from megatron_fastmix.processes import available_cores, stop_with_parent
 from megatron_fastmix.search.launch import visible_accelerators
-from megatron_fastmix.search.worker import stop_with_parent
 
 
 @dataclass(frozen=True, kw_only=True)

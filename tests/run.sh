@@ -4,7 +4,8 @@
 #   bash tests/run.sh quick      lint, types and the tests of seconds (under 3 minutes)
 #   bash tests/run.sh [quick] ARGS...   further arguments go to pytest
 # Where there is another .venv-*, such as one that PYTHON=python3.12 VENV=.venv-3.12 bash
-# launch/install.sh test has made, the patch layer's tests first run with its Megatron-core.
+# launch/install.sh test has made, all but quick first runs the patch layer's tests with its
+# Megatron-core.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/install.sh test
@@ -21,11 +22,13 @@ elif [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
       "${packages[@]}"; } > /dev/null 2>&1 || echo "some of ${packages[*]} cannot be installed here"
   fi
 fi
-for other in .venv-*/bin/python; do
-  [ -x "$other" ] && [ "$PWD/$other" != "$bin/python" ] || continue
-  echo "with $("$other" -c 'import megatron.core as m; print("megatron-core", m.__version__)' 2> /dev/null):"
-  "$other" -m pytest -q tests/unit/test_blend*.py tests/unit/test_draw_order.py
-done
+if [ ${#select[@]} = 0 ]; then
+  for other in .venv-*/bin/python; do
+    [ -x "$other" ] && [ "$PWD/$other" != "$bin/python" ] || continue
+    echo "with $("$other" -c 'import megatron.core as m; print("megatron-core", m.__version__)' 2> /dev/null):"
+    "$other" -m pytest -q tests/unit/test_blend*.py tests/unit/test_draw_order.py
+  done
+fi
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy"

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 from megatron_fastmix.config import TokenizerConfig
-from megatron_fastmix.cores import available_cores
 from megatron_fastmix.corpus import benchmark
 from megatron_fastmix.errors import FastMixError
+from megatron_fastmix.processes import available_cores
 from megatron_fastmix.report.benchmark import table, write_json
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from megatron_fastmix.cores import available_cores
 from megatron_fastmix.corpus.chat_template import read_chat_template
 from megatron_fastmix.corpus.dataset_output import DatasetOutput, read_digests
 from megatron_fastmix.corpus.encoding import EncodedChunk, Encoder
@@ -37,6 +36,7 @@ from megatron_fastmix.corpus.splits import Splitter
 from megatron_fastmix.corpus.tokenizers import Tokenizer, load_tokenizer
 from megatron_fastmix.corpus.workers import map_chunks
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.processes import available_cores
 
 JOURNAL_SECONDS = 5.0
 """At most this much work is done again after an interruption."""

@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import multiprocessing
-import os
 import signal
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from megatron_fastmix.corpus.encoding import EncodedChunk
 from megatron_fastmix.corpus.readers import Chunk
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.processes import stop_with_parent
 
 Work = Callable[[Chunk], EncodedChunk]
 
@@ -35,7 +33,7 @@ def map_chunks(work: Work, chunks: Iterable[Chunk], workers: int) -> Iterator[En
         return
     # Forked, so that the tokenizer is inherited and not sent along with every chunk.
     executor = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("fork"), _start_worker, (work, os.getpid())
+        workers, multiprocessing.get_context("fork"), _start_worker, (work,)
     )
     window: deque[Future[EncodedChunk]] = deque()
     try:
@@ -54,21 +52,14 @@ def map_chunks(work: Work, chunks: Iterable[Chunk], workers: int) -> Iterator[En
         executor.shutdown(cancel_futures=True)
 
 
-def _start_worker(work: Work, parent: int) -> None:
+def _start_worker(work: Work) -> None:
     global _work
     _work = work
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         # Else a first long document makes the C library keep as much memory for good.
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 17)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
-
-
-def _exit_with_parent(parent: int) -> None:
-    """Ends this process soon after its parent was killed; the executor would leave it waiting."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    stop_with_parent()  # the executor would leave it waiting
 
 
 def _run(chunk: Chunk) -> EncodedChunk:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from megatron_fastmix.atomic_file import write_atomically
-from megatron_fastmix.cores import available_cores
 from megatron_fastmix.evidence.rows import Row
 from megatron_fastmix.evidence.statistics import (
     Figure,
@@ -19,6 +18,7 @@ from megatron_fastmix.evidence.statistics import (
     mean,
     standard_deviation,
 )
+from megatron_fastmix.processes import available_cores
 from megatron_fastmix.report.summary import align
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_fastmix.atomic_file import write_atomically
-from megatron_fastmix.cores import available_cores
+from megatron_fastmix.processes import available_cores
 
 PACKAGES = ("megatron-fastmix", "megatron-core", "deepspeed", "torch", "sentencepiece", "numpy")
 

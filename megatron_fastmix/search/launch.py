@@ -13,16 +13,16 @@ import sys
 from pathlib import Path
 
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.cores import available_cores
 from megatron_fastmix.errors import CommunicationError, ConfigError, FastMixError
 from megatron_fastmix.export.mixture_file import read_mixture
 from megatron_fastmix.export.run_artifacts import write_run_artifacts
+from megatron_fastmix.processes import available_cores, stop_with_parent
 from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.search import run_folder
 from megatron_fastmix.search.check_inputs import check_inputs
 from megatron_fastmix.search.checkpoint import complete_steps
 from megatron_fastmix.search.run_lock import RunLock
-from megatron_fastmix.search.worker import STOPPED_EXIT_CODE, stop_with_parent
+from megatron_fastmix.search.worker import STOPPED_EXIT_CODE
 
 CPU_RANKS = 2
 """Ranks where there is no accelerator."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import errno
 import os
 import signal
@@ -20,6 +18,7 @@ import numpy as np
 
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import CheckpointError, CommunicationError, ConfigError, FastMixError
+from megatron_fastmix.processes import stop_with_parent
 from megatron_fastmix.search import run_folder
 from megatron_fastmix.search.checkpoint import complete_steps
 from megatron_fastmix.search.run_lock import RunLock
@@ -28,9 +27,6 @@ STOPPED_EXIT_CODE = 75
 """Exit code of a search that was stopped and can be resumed (EX_TEMPFAIL of sysexits.h)."""
 
 _FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-
-_PARENT_DEATH_SIGNAL = 1
-"""PR_SET_PDEATHSIG of Linux's prctl(2)."""
 
 
 def run_worker(config: SearchConfig, *, accept_changes: bool = False) -> int:
@@ -65,13 +61,6 @@ def run_worker(config: SearchConfig, *, accept_changes: bool = False) -> int:
             f"than engine.distributed_timeout_minutes; {_last_checkpoint(config)}"
         )
         _exit(CommunicationError.exit_code)
-
-
-def stop_with_parent() -> None:
-    """Has the kernel send SIGTERM to this process when its launcher dies, even by `kill -9`, so
-    that no rank trains on unseen. Only Linux can."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def failed_collective(error: BaseException) -> str | None:

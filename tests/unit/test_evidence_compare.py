@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from megatron_fastmix import strict_yaml
@@ -170,8 +171,11 @@ def test_killed_it_leaves_whole_rows_and_goes_on(flags, tmp_path):
             assert process.poll() is None
             time.sleep(0.02)
     finally:
+        started = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
+    assert len(started) >= 2  # the server and a job, neither of which outlives the program
+    assert not psutil.wait_procs(started, timeout=20)[1]
     rows = rows_in(tmp_path / "rows")
     assert 2 <= len(rows) < 40
     for path in rows.values():
