@@ -63,6 +63,7 @@ def test_the_useful_answers_are_found(answer_values: dict, answer_corpora: Path)
     np.testing.assert_allclose(tokens / tokens.sum(), weights, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_text_sources_are_searched_for_answers(search_values: dict, answer_corpora: Path) -> None:
     search_values["targets"] = [{"name": "target", "path": str(answer_corpora / "target")}]
     changes = {"training.train_iters": 60, "mixture.inner_steps": 3, "mixture.lr": 0.2}

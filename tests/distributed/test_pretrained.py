@@ -95,6 +95,7 @@ def test_lora_trains_its_adapters_alone(answer_values: dict, tmp_path: Path) -> 
     assert all("lora_" in name for name in names)
 
 
+@pytest.mark.slow
 def test_a_pretrained_search_finds_the_useful_answers(answer_values: dict, tmp_path: Path) -> None:
     path = str(make_model(tmp_path / "qwen2", "qwen2"))
     answer_values["proxy"] = {"kind": "huggingface", "path": path}

@@ -502,6 +502,7 @@ def test_a_stopped_search_resumes_bitwise(
     )
 
 
+@pytest.mark.slow
 def test_lines_and_steps_after_the_last_checkpoint_are_done_again(
     search_values: dict, tmp_path: Path
 ) -> None:
@@ -636,6 +637,7 @@ def test_a_run_whose_estimates_are_noise_says_so(
     assert "the last 3 estimates were noise" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_bounds_hold_during_a_search(search_values: dict) -> None:
     search_values["sources"][0]["max_weight"] = 0.4
     search_values["sources"][2]["min_weight"] = 0.2

@@ -93,6 +93,7 @@ def test_a_line_sends_linear_regmix_to_a_corner(config):
     assert found.weights[0] > 0.95
 
 
+@pytest.mark.slow
 def test_climb_trains_its_later_proxies_near_the_optimum(config):
     pool = PlantedPool(config)
     found = climb(pool, SIZES, ClimbSettings())

@@ -162,6 +162,7 @@ def test_what_megatron_refuses_is_drawn():
     assert {int(zero[i]["dataset_id"]) for i in range(40)} == {1}
 
 
+@pytest.mark.slow
 def test_more_sources_than_int16_holds():
     count = 33_000
     datasets = numbered([1] * count)

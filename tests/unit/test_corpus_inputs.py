@@ -178,6 +178,7 @@ def test_line_numbers_count_over_chunks_and_workers(tmp_path, monkeypatch):
         run(tmp_path, tmp_path / "a.jsonl", tmp_path / "b.jsonl", workers=2)
 
 
+@pytest.mark.slow
 def test_a_document_of_100_megabytes(tmp_path):
     with (tmp_path / "in.jsonl").open("wb") as file:
         file.write(b'{"text": "before"}\n{"text": "')

@@ -101,6 +101,7 @@ def rows_in(folder):
     return {path.name: path for path in Path(folder).glob("*-seed*.json")}
 
 
+@pytest.mark.slow
 def test_the_useful_source_beats_the_harmful_one_and_a_rerun_trains_nothing(
     flags, tmp_path, capsys
 ):
