@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 # The forked ranks find these in memory; each import costs seconds.
-import deepspeed
+import deepspeed  # noqa: F401
 import megatron.core  # noqa: F401
 import torch
+
+from megatron_fastmix.parallel.distributed import init_distributed
 
 LIMIT_SECONDS = 240
 """A rank that takes longer is killed."""
@@ -70,12 +72,11 @@ def _rank(
     }
     torch.set_num_threads(1)
     try:
-        deepspeed.init_distributed(
-            "gloo",
+        init_distributed(
+            dist_backend="gloo",
             init_method=f"file://{folder}/store",
             rank=rank,
             world_size=count,
-            verbose=False,
             auto_mpi_discovery=False,
         )
         outcome = (True, function(*arguments))

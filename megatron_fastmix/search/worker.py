@@ -80,11 +80,11 @@ def failed_collective(error: BaseException) -> str | None:
 
 
 def _search(config: SearchConfig, accept_changes: bool) -> int:
-    import deepspeed
     import torch
     from deepspeed.accelerator import get_accelerator
 
     from megatron_fastmix.export.run_artifacts import write_run_artifacts
+    from megatron_fastmix.parallel.distributed import init_distributed
     from megatron_fastmix.parallel.groups import DataParallelGroup, limit_waiting
     from megatron_fastmix.report.summary import final_table
     from megatron_fastmix.search.loop import Search
@@ -94,7 +94,7 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
     if not on_cpu:
         accelerator.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     timeout = timedelta(minutes=config.engine.distributed_timeout_minutes)
-    deepspeed.init_distributed(timeout=timeout, verbose=False)
+    init_distributed(timeout=timeout)
     device = "cpu" if on_cpu else accelerator.current_device_name()
     world = DataParallelGroup(device=device)
     lock = _take_run_folder(config, world, accept_changes)

@@ -252,3 +252,15 @@ def test_a_lock_that_moves_on_another_host_is_respected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a search is running here, process 7 on elsewhere"):
         RunLock(tmp_path, heartbeat_seconds=0.3).acquire()
     touching.wait()
+
+
+def test_a_compilation_that_was_killed_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's lock on DeepSpeed's op for CPU ranks, as a rank leaves it that is killed there."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = tmp_path / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    assert run_ranks(2, os.getpid, limit=60)
+    assert lock.exists()

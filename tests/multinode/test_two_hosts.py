@@ -28,8 +28,6 @@ VARIABLES = {
     "DS_ACCELERATOR": "cpu",
     "TORCHDYNAMO_DISABLE": "1",
     "OMP_NUM_THREADS": "1",
-    # Else each host compiles DeepSpeed's op anew, which can take longer than a collective may.
-    "TORCH_EXTENSIONS_DIR": os.environ["TORCH_EXTENSIONS_DIR"],
 }
 
 
