@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from megatron_fastmix.baselines.proxy_pool import ProxyPool
-from megatron_fastmix.baselines.regmix import RegMixSettings, draw_mixtures, rank
+from megatron_fastmix.baselines.regmix import RegMixSettings, draw_mixtures, first_mixtures, rank
 from megatron_fastmix.baselines.result import BaselineResult
 
 
@@ -38,19 +38,19 @@ class ClimbSettings:
 def climb(pool: ProxyPool, sizes: np.ndarray, settings: ClimbSettings) -> BaselineResult:
     """The mixture that the last predictor ranks first; `sizes` are the sources' tokens (K,)."""
     config = pool.config
-    generator = np.random.default_rng([config.seed, 2])
     dirichlet = RegMixSettings()
+    generator, at_random = first_mixtures(config.seed, sizes, dirichlet)
     tried = np.empty((0, len(sizes)))
     outcomes = np.empty((0, len(config.targets)))
     best: list[np.ndarray] = []
     for runs in settings.runs:
-        drawn = draw_mixtures(generator, sizes, settings.candidates, dirichlet)
         if best:
+            drawn = draw_mixtures(generator, sizes, settings.candidates, dirichlet)
             # What was tried may be chosen in the end, but is not trained again.
             ranked = drawn[rank(pool.config, "lightgbm", tried, outcomes, drawn)[: settings.top]]
             chosen = ranked[generator.choice(len(ranked), size=runs, replace=False)]
         else:
-            chosen = drawn[:runs]
+            chosen = at_random[:runs]
         tried = np.concatenate([tried, chosen])
         outcomes = np.concatenate([outcomes, pool.losses(chosen)])
         fresh = draw_mixtures(generator, sizes, settings.candidates, dirichlet)

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         find_mixtures(
             [(args.method, config, folder / "mixture.json")],
-            lambda config: folder / "proxies",
+            folder / "proxies",
             workers=workers,
         )
     except KeyboardInterrupt:

@@ -47,13 +47,14 @@ class ProxyPool:
     def __init__(
         self, config: SearchConfig, folder: Path, *, workers: int, target_samples: int = 256
     ) -> None:
-        """`target_samples` of each target are evaluated after a training. Raises `DataError` for
-        data that cannot be read."""
+        """`target_samples` of each target are evaluated after a training. What depends on another
+        recipe has another subfolder of `folder`. Raises `DataError` for data that cannot be
+        read."""
         self.config = config
-        self.folder = folder
         self.workers = workers
         self.target_samples = target_samples
         self.recipe = _recipe(config, target_samples)
+        self.folder = folder / self.recipe
         self.flops = 0.0
         """Of every proxy that was asked for, whether trained now or before."""
         self.tokens = 0
@@ -76,7 +77,7 @@ class ProxyPool:
         def finished(job: Job) -> None:
             nonlocal done
             done += 1
-            report(f"{self.folder.name}: proxy {done} of {len(missing)}")
+            report(f"seed {self.config.seed}: proxy {done} of {len(missing)}")
 
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".cache-") as cache:
             jobs = [
@@ -94,11 +95,6 @@ class ProxyPool:
                 finished=finished,
             )
         outcomes = [_read(file) for file in files]
-        for file, outcome in zip(files, outcomes, strict=True):
-            if outcome.recipe != self.recipe:
-                raise ConfigError(
-                    f"{file}: a proxy of another configuration; choose another folder, or delete it"
-                )
         self.flops += sum(outcome.flops for outcome in outcomes)
         self.tokens += sum(outcome.tokens for outcome in outcomes)
         self.seconds += sum(outcome.seconds for outcome in outcomes)

@@ -50,15 +50,15 @@ METHODS = (FASTMIX, *BASELINES)
 
 def find_mixtures(
     wanted: Sequence[tuple[str, SearchConfig, Path]],
-    proxies: Callable[[SearchConfig], Path],
+    proxies: Path,
     *,
     workers: int,
     report: Callable[[str], None] = print,
 ) -> None:
     """For each (method, configuration, file) finds the mixture and writes it to the file.
 
-    `proxies` names the folder of a configuration's proxies, which methods share and a second call
-    takes up. Raises `ConfigError` for an unknown method and what training raises; files that were
+    `proxies` is the folder of finished proxies, which methods share and a second call takes up.
+    Raises `ConfigError` for an unknown method and what training raises; files that were
     written stay.
     """
     unknown = sorted({method for method, _, _ in wanted} - set(METHODS))
@@ -81,7 +81,7 @@ def find_mixtures(
     )
     for method, config, file in wanted:
         if method in _FREE or method in _POOLED:
-            _in_this_process(method, config, file, proxies(config), workers, report)
+            _in_this_process(method, config, file, proxies, workers, report)
 
 
 def _in_this_process(

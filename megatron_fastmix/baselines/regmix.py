@@ -1,13 +1,14 @@
 """RegMix: data mixture as regression (Liu et al., ICLR 2025, arXiv 2407.01492).
 
 1. Train N small proxies on N mixtures drawn from Dirichlet distributions around the sizes of the
-   sources: α ~ Dir(s·p), with p the token distribution and s between 0.1 and 5 (section 3.1).
+   sources: α ~ Dir(s·p), with p the token distribution to the power 0.5, as in the authors'
+   program, and s between 0.1 and 5 (section 3.1).
 2. Fit a regression from mixture to target loss: LightGBM, or linear (section 3.2).
 3. Simulate many mixtures of the same distribution and average the best predicted ones (sections
    3.3 and 4.1: the 100 best).
 
-The authors' program also raises p to the power 0.5 and leaves out mixtures that would read a source
-more than 15 times; neither is done here. Scaled to this size: 64 proxies instead of 512, so that a
+The authors' program also leaves out mixtures that would read a source more than 15 times, which is
+not done here. Scaled to this size: 64 proxies instead of 512, so that a
 leaf of LightGBM needs an eighth of the usual 20 mixtures; 10⁵ simulated mixtures instead of 10⁶.
 """
 
@@ -39,6 +40,8 @@ class RegMixSettings:
     min_strength: float = 0.1
     max_strength: float = 5.0
     """Ends of s, which is drawn log-uniformly."""
+    prior_power: float = 0.5
+    """Power of the sizes in p; 1 is the token distribution itself."""
     candidates: int = 100_000
     """Simulated mixtures."""
     top: int = 100
@@ -48,8 +51,7 @@ class RegMixSettings:
 def regmix(pool: ProxyPool, sizes: np.ndarray, settings: RegMixSettings) -> BaselineResult:
     """The mixture with the lowest predicted target loss; `sizes` are the sources' tokens (K,)."""
     config = pool.config
-    generator = np.random.default_rng([config.seed, 1])
-    mixtures = draw_mixtures(generator, sizes, settings.runs, settings)
+    generator, mixtures = first_mixtures(config.seed, sizes, settings)
     losses = pool.losses(mixtures)
     candidates = draw_mixtures(generator, sizes, settings.candidates, settings)
     best = rank(config, settings.predictor, mixtures, losses, candidates)[: settings.top]
@@ -64,8 +66,7 @@ def regmix(pool: ProxyPool, sizes: np.ndarray, settings: RegMixSettings) -> Base
 
 def random_search(pool: ProxyPool, sizes: np.ndarray, settings: RegMixSettings) -> BaselineResult:
     """The best of RegMix's N mixtures by the loss of its own proxy: regression left out."""
-    generator = np.random.default_rng([pool.config.seed, 1])
-    mixtures = draw_mixtures(generator, sizes, settings.runs, settings)
+    _, mixtures = first_mixtures(pool.config.seed, sizes, settings)
     losses = target_loss(pool.config, pool.losses(mixtures))
     return BaselineResult(
         weights=mixtures[int(np.argmin(losses))],
@@ -76,11 +77,21 @@ def random_search(pool: ProxyPool, sizes: np.ndarray, settings: RegMixSettings) 
     )
 
 
+def first_mixtures(
+    seed: int, sizes: np.ndarray, settings: RegMixSettings
+) -> tuple[np.random.Generator, np.ndarray]:
+    """The N mixtures (N, K) of a seed, and the generator after them. Every method that begins with
+    random mixtures begins with these, so that proxies are trained once for all."""
+    generator = np.random.default_rng([seed, 1])
+    return generator, draw_mixtures(generator, sizes, settings.runs, settings)
+
+
 def draw_mixtures(
     generator: np.random.Generator, sizes: np.ndarray, count: int, settings: RegMixSettings
 ) -> np.ndarray:
     """`count` mixtures (count, K) from Dir(s·p)."""
-    prior = np.asarray(sizes, dtype=np.float64) / np.sum(sizes)
+    prior = np.asarray(sizes, dtype=np.float64) ** settings.prior_power
+    prior /= prior.sum()
     low, high = np.log(settings.min_strength), np.log(settings.max_strength)
     strengths = np.exp(generator.uniform(low, high, size=count))
     # A Dirichlet draw is gamma draws over their sum, and this is one call for all strengths. Small

@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_fastmix.config import TokenizerConfig
 from megatron_fastmix.corpus.inputs import InputFormat
 from megatron_fastmix.corpus.records import RecordType
-from megatron_fastmix.corpus.splits import SPLIT_NAMES, Splitter
+from megatron_fastmix.corpus.splits import Splitter
 from megatron_fastmix.errors import ConfigError
 
 
@@ -34,7 +34,8 @@ class DatasetConfig:
     """A model's folder, its tokenizer_config.json or a .jinja file, for `messages`; a template
     mostly ends an answer itself, so `append_eod` is then best off."""
     split: str | None = None
-    """Shares of train, valid and test (Megatron's --split, such as 969,30,1), by content."""
+    """Shares of train, valid and test (Megatron's --split, such as 969,30,1), by content; one of 0
+    writes nothing."""
     held_out: bool = False
     """Whether the dataset is a target: its documents are left out of all training data."""
     skip_bad_lines: int = 0
@@ -71,10 +72,9 @@ class DatasetConfig:
         name = self.name or Path(self.prefix).name
         if self.split is None:
             return [(self.prefix, name, self.held_out)]
-        count = len(Splitter.parse(self.split).edges)
         return [
             (f"{self.prefix}_{split}", f"{name}_{split}", split != "train")
-            for split in SPLIT_NAMES[:count]
+            for split in Splitter.parse(self.split).names
         ]
 
 

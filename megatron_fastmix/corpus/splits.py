@@ -32,6 +32,8 @@ class Splitter:
 
     edges: tuple[float, ...] = (1.0,)
     """Upper ends in [0, 1] of the intervals of the splits."""
+    names: tuple[str, ...] = ()
+    """Of the splits, among `SPLIT_NAMES`; those with a share of 0 are none."""
 
     @classmethod
     def parse(cls, split: str | None) -> Splitter:
@@ -51,8 +53,9 @@ class Splitter:
                 f"{', '.join(SPLIT_NAMES)}, such as 969,30,1"
             )
         total = sum(shares)
-        edges = [sum(shares[: i + 1]) / total for i in range(len(shares))]
-        return cls((*edges[:-1], 1.0))
+        kept = [i for i, share in enumerate(shares) if share]
+        edges = [sum(shares[: i + 1]) / total for i in kept]
+        return cls((*edges[:-1], 1.0), tuple(SPLIT_NAMES[i] for i in kept))
 
     def __call__(self, digest: bytes) -> int:
         """Index of the document's split."""

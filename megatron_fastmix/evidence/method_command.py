@@ -102,6 +102,7 @@ class _Comparison:
     ) -> None:
         self.name, self.scenario, self.workers = name, scenario, workers
         self.folder, self.work = Path(args.output, name), Path(args.work, name)
+        self.proxies = Path(args.work, "proxies")
         self.seeds = range(1, args.seeds + 1)
         self.files = {
             (method, seed): self.folder / "searches" / f"{method}-seed{seed}.json"
@@ -122,7 +123,7 @@ class _Comparison:
             (self.folder / "searches").mkdir(parents=True, exist_ok=True)
             find_mixtures(
                 missing,
-                lambda config: self.work / f"proxies-seed{config.seed}",
+                self.proxies,
                 workers=self.workers,
                 report=lambda line: print(f"{self.name}: {line}", flush=True),
             )

@@ -103,8 +103,17 @@ def test_shares_that_are_none_are_refused(split):
 
 
 def test_shares_of_zero_get_nothing():
-    splitter = Splitter.parse("0,1")
-    assert {splitter(bytes([n] * 16)) for n in range(256)} == {1}
+    splitter = Splitter.parse("0,1,0")
+    assert splitter.names == ("valid",)
+    assert {splitter(bytes([n] * 16)) for n in range(256)} == {0}
+
+
+def test_a_share_of_zero_writes_no_split(tmp_path):
+    path = write(tmp_path / "in.jsonl", TEXTS)
+    manifests, _ = run(DatasetConfig(prefix=str(tmp_path / "a"), input=(path,), split="0,1,1"))
+    assert set(manifests) == {"a_valid", "a_test"}
+    assert sum(manifest.documents for manifest in manifests.values()) == len(TEXTS)
+    assert {file.name.split(".")[0] for file in tmp_path.glob("a_*")} == set(manifests)
 
 
 def test_unequal_shares_and_empty_splits_are_refused(tmp_path):
@@ -115,5 +124,5 @@ def test_unequal_shares_and_empty_splits_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="is not split"):
         DatasetConfig(prefix="c", input=(path,), split="1,1", held_out=True)
     with pytest.raises(DataError, match="no document with text goes there; check the inputs and"):
-        run(DatasetConfig(prefix=str(tmp_path / "a"), input=(path,), split="1,0,0"))
+        run(DatasetConfig(prefix=str(tmp_path / "a"), input=(path,), split="999999,1"))
     assert not list(tmp_path.glob("a_*"))
