@@ -505,9 +505,16 @@ Megatron has a flag of that name, such as `--lr`."""
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SearchConfig:
     """Reads `path` and applies `--key=value` overrides. Raises `ConfigError`."""
-    values = strict_yaml.apply_overrides(
-        SearchConfig, strict_yaml.load_yaml(path), overrides, OWN_SECTIONS
-    )
+    return _from_values(strict_yaml.load_yaml(path), overrides)
+
+
+def override_config(config: SearchConfig, overrides: Sequence[str]) -> SearchConfig:
+    """`config` with `--key=value` overrides. Raises `ConfigError`."""
+    return _from_values(strict_yaml.to_dict(config), overrides)
+
+
+def _from_values(values: dict[str, Any], overrides: Sequence[str]) -> SearchConfig:
+    values = strict_yaml.apply_overrides(SearchConfig, values, overrides, OWN_SECTIONS)
     return strict_yaml.from_dict(SearchConfig, values)
 
 

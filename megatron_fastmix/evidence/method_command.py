@@ -38,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="such as configs/methods/*.yaml",
     )
-    parser.add_argument("--methods", default=",".join(METHODS), help="default: %(default)s")
+    parser.add_argument(
+        "--methods",
+        metavar="A,B",
+        help=f"of {', '.join(METHODS)} and the scenario's variants; default: the scenario's",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="seeds 1 ... of each (default 3)")
     parser.add_argument("--output", default=ROWS, help="finished rows (default %(default)s)")
     parser.add_argument(
@@ -59,17 +63,14 @@ def run(args: argparse.Namespace) -> int:
     Raises `ConfigError` and `DataError` before anything is trained, and what training raises.
     """
     workers = worker_count(args.workers)
-    methods = args.methods.split(",")
     if args.seeds < 1:
         raise ConfigError(f"--seeds: found {args.seeds}; use at least 1")
-    unknown = [method for method in methods if method not in METHODS]
-    if unknown:
-        raise ConfigError(f"--methods: found {unknown[0]!r}; choose among {', '.join(METHODS)}")
     scenarios = {Path(file).stem: load_scenario(file) for file in args.scenario}
+    methods = {name: scenario.choose(args.methods) for name, scenario in scenarios.items()}
     tables: dict[str, list[MethodLine]] = {}
     try:
         for name, scenario in scenarios.items():
-            comparison = _Comparison(name, scenario, methods, args, workers)
+            comparison = _Comparison(name, scenario, methods[name], args, workers)
             if not args.table_only:
                 comparison.search()
                 if not args.search_only:
@@ -109,12 +110,12 @@ class _Comparison:
             for method in methods
             for seed in self.seeds
         }
-        self.mixtures = {key: self._read(file) for key, file in self.files.items() if file.exists()}
+        self.mixtures = {key: self._read(*key) for key, file in self.files.items() if file.exists()}
 
     def search(self) -> None:
         """Finds the mixtures that are missing."""
         missing = [
-            (method, self.scenario.seeded(seed, self.work / f"fastmix-seed{seed}"), file)
+            (*self.scenario.job(method, seed, self.work / file.stem), file)
             for (method, seed), file in self.files.items()
             if (method, seed) not in self.mixtures
         ]
@@ -127,7 +128,7 @@ class _Comparison:
                 workers=self.workers,
                 report=lambda line: print(f"{self.name}: {line}", flush=True),
             )
-        self.mixtures = {key: self._read(file) for key, file in self.files.items()}
+        self.mixtures = {key: self._read(*key) for key in self.files}
 
     def train(self) -> None:
         """Trains the target models that are missing."""
@@ -184,10 +185,11 @@ class _Comparison:
         claim_folder(folder, self.setting)
         return read_rows(folder, self.setting, tasks)
 
-    def _read(self, file: Path) -> MixtureFile:
+    def _read(self, method: str, seed: int) -> MixtureFile:
         """A finished search. Raises `ConfigError` where it was of another configuration."""
+        file = self.files[method, seed]
         mixture = read_mixture(file)
-        now = strict_yaml.to_dict(self.scenario.search)
+        now = strict_yaml.to_dict(self.scenario.searches[method])
         now["seed"] = mixture.seed
         for key in now.keys() - set(_ANYWHERE):
             own = key in _OWN and mixture.estimator in METHODS

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from megatron_fastmix.export.mixture_file import ANSWER_UNIT, MixtureFile
 
+MANY_EPOCHS = 4
+"""Up to so many, repeated text is about as good as fresh (Muennighoff et al., NeurIPS 2023)."""
+
 
 def final_table(
     mixture: MixtureFile, *, blend_txt: str | Path | None, blend_json: str | Path | None
@@ -33,6 +36,12 @@ def final_table(
         f"Weights are {_unit(mixture)}; ± is {_spread(mixture)}. "
         f"Epochs are those in {mixture.token_budget:,} tokens.",
     ]
+    many = [source.name for source in mixture.sources if source.epochs > MANY_EPOCHS]
+    if many:
+        lines.append(
+            f"More than {MANY_EPOCHS} epochs: {', '.join(many)}. The search does not see what "
+            f"repetition costs; tools/convert_weights.py --max-epochs {MANY_EPOCHS} limits it."
+        )
     if not mixture.complete:
         lines.append(f"The run is not finished: {mixture.steps} optimizer steps are done.")
     for target in mixture.targets:

@@ -11,7 +11,7 @@ import pytest
 from megatron_fastmix.answers.rows import read_answer_rows
 from megatron_fastmix.parallel.forked_ranks import run_ranks
 from tests.conftest import SOURCES
-from tests.distributed.test_search import load, products_of, run_search, slow
+from tests.distributed.searches import load, products_of, run_search, slow
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from megatron_fastmix.search import checkpoint, run_folder
 from megatron_fastmix.search.engine_state import MASTER, MOMENTS, StoredParameters
 from megatron_fastmix.search.loop import Search
 from tests.conftest import synthetic_documents, write_dataset
-from tests.distributed.test_search import load, run_search, slow, without_times
+from tests.distributed.searches import load, run_search, slow, without_times
 
 
 def search_to(config: Any, stop_at: int | None = None) -> None:

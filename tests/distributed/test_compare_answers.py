@@ -30,7 +30,7 @@ from megatron_fastmix.proxy.megatron_gpt import (
     token_losses,
 )
 from tests.conftest import SOURCES, synthetic_rows, write_rows
-from tests.distributed.test_search import load, run_search
+from tests.distributed.searches import load, run_search
 
 SMALL = ["--num-layers=1", "--hidden-size=32", "--num-attention-heads=2"]
 

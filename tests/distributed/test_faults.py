@@ -21,8 +21,8 @@ from megatron_fastmix.parallel.forked_ranks import run_ranks
 from megatron_fastmix.parallel.groups import DataParallelGroup, limit_waiting
 from megatron_fastmix.search.run_lock import RunLock
 from megatron_fastmix.search.worker import STOPPED_EXIT_CODE, failed_collective
+from tests.distributed.searches import load, run_search
 from tests.distributed.test_launch import finish, lines, start, wait_for_step
-from tests.distributed.test_search import load, run_search
 
 SCRIPTS = Path(__file__).parents[2] / "launch"
 

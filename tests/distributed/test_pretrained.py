@@ -16,7 +16,7 @@ from megatron_fastmix.proxy.starting_point import check_model_folder
 from megatron_fastmix.search.check_inputs import check_inputs
 from megatron_fastmix.search.loop import Search
 from tests.conftest import SOURCES
-from tests.distributed.test_search import load, parameters_of, products_of, run_search, slow
+from tests.distributed.searches import load, parameters_of, products_of, run_search, slow
 
 transformers = pytest.importorskip("transformers")
 

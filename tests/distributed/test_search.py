@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from pathlib import Path
@@ -12,10 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_fastmix import strict_yaml
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import NonFiniteError, RankDivergenceError
-from megatron_fastmix.export.run_artifacts import write_run_artifacts
 from megatron_fastmix.hypergradient import Batch
 from megatron_fastmix.parallel.forked_ranks import run_ranks
 from megatron_fastmix.parallel.groups import DataParallelGroup
@@ -25,63 +22,14 @@ from megatron_fastmix.search import run_folder
 from megatron_fastmix.search.engine import build_engine, learning_rate
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.loop import Search
-
-
-def slow(*case: Any) -> Any:
-    """A case for the whole suite alone: it widens what a quick one shows."""
-    return pytest.param(*case, marks=pytest.mark.slow)
-
-
-def load(values: dict, **changes: Any) -> SearchConfig:
-    """`values` with dotted changes, such as `**{"engine.zero_stage": 3}`."""
-    flags = [f"--{key}={value}" for key, value in changes.items()]
-    merged = strict_yaml.apply_overrides(SearchConfig, copy.deepcopy(values), flags)
-    return strict_yaml.from_dict(SearchConfig, merged)
-
-
-def parameters_of(search: Search) -> np.ndarray:
-    """All parameters of the proxy, whole, on every rank."""
-    import deepspeed
-
-    parts = []
-    for parameter in search.engine.module.parameters():
-        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-            parts.append(parameter.detach().double().flatten().numpy().copy())
-    return np.concatenate(parts)
-
-
-def run_search(config: SearchConfig, stop_at: int | None = None) -> dict[str, Any]:
-    """Runs a search to its end, or as if stopped by a signal after `stop_at` steps."""
-    run_folder.claim(config)
-    search = Search(config)
-    if stop_at is not None:
-        original = search.batches.training
-
-        def training(step: int, micro_step: int) -> Any:
-            search.stop_signalled = step + 1 >= stop_at
-            return original(step, micro_step)
-
-        search.batches.training = training  # type: ignore[method-assign]
-    complete = search.run()
-    if search.world.rank == 0:
-        write_run_artifacts(config.run_dir, search.result())
-    return {
-        "complete": complete,
-        "logits": search.mixture.logits,
-        "history": np.stack(search.mixture.history),
-        "parameters": parameters_of(search),
-        "losses": [
-            line["loss"]
-            for line in read_metrics(search.folder / "metrics.jsonl")
-            if line["kind"] == "inner"
-        ],
-    }
-
-
-def products_of(run_dir: str | Path) -> np.ndarray:
-    """⟨v, ∇L_k⟩ of each outer step, (steps, K)."""
-    lines = read_metrics(Path(run_dir) / "metrics.jsonl")
-    return np.array([list(line["products"].values()) for line in lines if line["kind"] == "outer"])
+from tests.distributed.searches import (
+    load,
+    parameters_of,
+    products_of,
+    run_search,
+    slow,
+    without_times,
+)
 
 
 @pytest.fixture
@@ -437,18 +385,6 @@ def weighted_torch_steps(config: SearchConfig, weights: np.ndarray) -> np.ndarra
     return np.concatenate([p.detach().double().flatten().numpy() for p in model.parameters()])
 
 
-def without_times(path: Path) -> list[dict[str, Any]]:
-    moving = {
-        "time",
-        "seconds",
-        "data_seconds",
-        "tokens_per_second",
-        "config",
-    }  # the run folder is in the latter
-    lines = [line for line in read_metrics(path) if line["kind"] not in ("checkpoint", "end")]
-    return [{k: v for k, v in line.items() if k not in moving} for line in lines]
-
-
 OPTIONS = {
     "objective.target_aggregation": "worst_case",
     "objective.train_loss_weight": 0.2,
@@ -556,93 +492,3 @@ def test_sums_are_equal_on_all_ranks() -> None:
     assert {size for _, size in results} == {4}
     assert len({values.tobytes() for values, _ in results}) == 1
     np.testing.assert_allclose(results[0][0], [1.0, 2.0])
-
-
-@pytest.mark.parametrize("seed", [1, slow(2)])
-def test_a_planted_answer_is_recovered(search_values: dict, corpora: Path, seed: int) -> None:
-    """One source is useful, one is a copy of it, one is harmful, one is noise."""
-    search_values["sources"] = [
-        {"name": name, "path": str(corpora / name)}
-        for name in ("forward", "backward", "noise", "forward_copy")
-    ]
-    config = load(
-        search_values,
-        **{
-            "seed": seed,
-            "hypergradient.probe_samples_per_source": 20,
-            "training.train_iters": 60,
-            "mixture.inner_steps": 3,
-            "mixture.lr": 0.2,
-        },
-    )
-    run_ranks(2, run_search, config)
-    mixture = json.loads((Path(config.run_dir) / "mixture.json").read_text())
-    weights = {source["name"]: source["weight"] for source in mixture["sources"]}
-    assert weights["forward"] + weights["forward_copy"] > 0.7
-    assert 0.5 < weights["forward"] / weights["forward_copy"] < 2.0
-    assert max(weights["backward"], weights["noise"]) < 0.2
-    assert mixture["unit"] == "share of samples of seq_length tokens"
-    for source in mixture["sources"]:
-        implied = source["weight"] * mixture["token_budget"] / source["tokens"]
-        assert source["epochs"] == pytest.approx(implied)
-
-
-@pytest.mark.slow
-def test_the_worst_case_shares_the_mixture_among_targets_that_conflict(
-    search_values: dict, corpora: Path, tmp_path: Path
-) -> None:
-    """Two targets want one source each, and one of them is hardly weighed."""
-    search_values["targets"] = [
-        {"name": "up", "path": str(corpora / "target"), "weight": 0.95},
-        {"name": "down", "path": str(corpora / "target_backward"), "weight": 0.05},
-    ]
-    found = {}
-    for aggregation in ("mean", "worst_case"):
-        config = load(
-            search_values,
-            **{
-                "run_dir": tmp_path / aggregation,
-                "objective.target_aggregation": aggregation,
-                "objective.target_lr": 5.0,
-                "training.train_iters": 90,
-                "mixture.inner_steps": 3,
-                "mixture.lr": 0.2,
-            },
-        )
-        run_ranks(1, run_search, config)
-        found[aggregation] = json.loads((Path(config.run_dir) / "mixture.json").read_text())
-    mean, worst = (
-        {source["name"]: source["weight"] for source in found[key]["sources"]}
-        for key in ("mean", "worst_case")
-    )
-    assert worst["backward"] > 2 * mean["backward"]
-    largest = {key: max(target["final_loss"] for target in found[key]["targets"]) for key in found}
-    assert largest["worst_case"] < largest["mean"]
-    lines = read_metrics(tmp_path / "worst_case/metrics.jsonl")
-    weights = [line["target_weight"]["down"] for line in lines if line["kind"] == "outer"]
-    assert weights[0] == pytest.approx(0.05)
-    assert weights[-1] > 0.2
-
-
-def test_a_run_whose_estimates_are_noise_says_so(
-    search_values: dict, corpora: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    search_values["sources"] = [
-        {"name": name, "path": str(corpora / name)} for name in ("noise", "noise_too")
-    ]
-    run_ranks(1, run_search, load(search_values))
-    lines = read_metrics(Path(search_values["run_dir"]) / "metrics.jsonl")
-    ratios = [line["noise_to_signal"] for line in lines if line["kind"] == "outer"]
-    assert min(ratios) > 1
-    assert "the last 3 estimates were noise" in capfd.readouterr().out
-
-
-@pytest.mark.slow
-def test_bounds_hold_during_a_search(search_values: dict) -> None:
-    search_values["sources"][0]["max_weight"] = 0.4
-    search_values["sources"][2]["min_weight"] = 0.2
-    config = load(search_values, **{"training.train_iters": 60, "mixture.lr": 0.3})
-    history = run_ranks(1, run_search, config)[0]["history"]
-    assert history[:, 0].max() == pytest.approx(0.4)
-    assert np.all(history[:, 0] <= 0.4 + 1e-12)
-    assert np.all(history[:, 2] >= 0.2 - 1e-12)

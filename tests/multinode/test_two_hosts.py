@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from megatron_fastmix.parallel.forked_ranks import run_ranks
+from tests.distributed.searches import load, run_search
 from tests.distributed.test_launch import finish, lines, wait_for_step
-from tests.distributed.test_search import load, run_search
 from tests.multinode.hosts import Hosts, NotAllowed, two_hosts
 
 pytestmark = [pytest.mark.multinode, pytest.mark.slow]

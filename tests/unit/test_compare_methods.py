@@ -7,10 +7,12 @@ import pytest
 import yaml
 
 from megatron_fastmix import cli
+from megatron_fastmix.baselines.registry import METHODS
 from megatron_fastmix.config import load_config
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.evidence.method_plot import plot_methods
 from megatron_fastmix.evidence.method_table import MethodLine, aggregated, closed, figures, text
+from megatron_fastmix.evidence.scenario import load_scenario
 from megatron_fastmix.export.mixture_file import read_mixture
 
 
@@ -82,15 +84,43 @@ def scenario(search_values, corpora, tmp_path):
         "eval_samples": 8,
     }
     file = tmp_path / "tiny.yaml"
-    file.write_text(yaml.safe_dump({"search": search_values, "compare": compare}))
+    often = {"name": "inner_steps=1", "overrides": ["--mixture.inner_steps=1"]}
+    values = {"search": search_values, "compare": compare, "variants": [often]}
+    file.write_text(yaml.safe_dump(values))
     return file
+
+
+def test_a_variant_is_fastmix_with_other_settings(scenario, tmp_path):
+    found = load_scenario(scenario)
+    assert found.choose(None) == [*METHODS, "inner_steps=1"]
+    method, config = found.job("inner_steps=1", 7, tmp_path)
+    assert (method, config.mixture.inner_steps, config.seed) == ("fastmix", 1, 7)
+    assert found.job("doge", 7, tmp_path)[0] == "doge"
+    with pytest.raises(ConfigError, match="found 'magic'; choose among fastmix"):
+        found.choose("fastmix,magic")
+
+
+@pytest.mark.parametrize(
+    ("variants", "said"),
+    [
+        ([{"name": "doge", "overrides": []}], "no method's name"),
+        ([{"name": "a/b", "overrides": []}], "letters, digits"),
+        ([{"name": "a", "overrides": []}] * 2, "found a twice"),
+        ([{"name": "a", "overrides": ["--mixture.magic=1"]}], "unknown key"),
+    ],
+)
+def test_wrong_variants_are_refused(scenario, capsys, variants, said):
+    values = yaml.safe_load(scenario.read_text()) | {"variants": variants}
+    scenario.write_text(yaml.safe_dump(values))
+    assert cli.main(["compare-methods", "--scenario", str(scenario)]) == ConfigError.exit_code
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_the_command_makes_each_row_once(scenario, tmp_path, capsys):
     rows = tmp_path / "rows"
     arguments = ["compare-methods", "--scenario", str(scenario), "--seeds", "1"]
-    arguments += ["--methods", "uniform,doge,fastmix", "--output", str(rows)]
+    arguments += ["--methods", "uniform,doge,fastmix,inner_steps=1", "--output", str(rows)]
     arguments += ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "figures.json")]
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
@@ -99,20 +129,22 @@ def test_the_command_makes_each_row_once(scenario, tmp_path, capsys):
     assert [read_mixture(file).estimator for file in searches] == [
         "doge",
         "finite_difference",
+        "finite_difference",
         "uniform",
     ]
     targets = list((rows / "tiny" / "targets").glob("*-seed1.json"))
-    assert len(targets) == 3
+    assert len(targets) == 4
     figures = {
         row["figure"]: row for row in json.loads((tmp_path / "figures.json").read_text())["rows"]
     }
-    doge, fastmix, _ = (read_mixture(file).cost["training_flops"] for file in searches)
+    doge, fastmix, variant, _ = (read_mixture(file).cost["training_flops"] for file in searches)
     assert figures["tiny: search FLOPs, doge / fastmix"]["value"] == pytest.approx(doge / fastmix)
+    assert variant > fastmix
 
     times = [file.stat().st_mtime_ns for file in (*searches, *targets)]
     assert cli.main(arguments) == 0
     assert [file.stat().st_mtime_ns for file in (*searches, *targets)] == times
-    assert "0 of 3 searches to do" in capsys.readouterr().out
+    assert "0 of 4 searches to do" in capsys.readouterr().out
 
     values = yaml.safe_load(scenario.read_text())
     values["search"]["training"]["lr"] = 0.5

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Makes what the scenarios in configs/methods read, then every search and target training that
+# tools/method_rows lacks.
+#   bash launch/methods.sh [--table-only ...]    arguments of tools/compare_methods.py
+# Environment: PYTHON, VENV (see launch/install.sh).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python="${VENV:-.venv}/bin/python"
+
+pretrain() { # folder, overrides
+  [ -d "$1/checkpoints" ] || RUN_DIR=$1 bash launch/quickstart.sh --train-iters=100 --save-interval=100 "${@:2}"
+}
+pretrain runs/quickstart_100_steps
+pretrain runs/methods_proxy --proxy.num_layers=2 --proxy.hidden_size=64 --proxy.num_attention_heads=2
+bash launch/install.sh baselines
+"$python" -m megatron_fastmix.cli demo --kind answers --output data/quickstart_sft
+"$python" tools/preprocess_corpus.py --config configs/quickstart_sft_corpora.yaml
+"$python" tools/preprocess_corpus.py --config configs/methods_corpora.yaml
+"$python" tools/compare_methods.py --scenario configs/methods/*.yaml "$@"

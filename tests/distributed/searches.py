@@ -1,0 +1,93 @@
+"""How the tests run a search on forked ranks, and what they read of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_fastmix import strict_yaml
+from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.export.run_artifacts import write_run_artifacts
+from megatron_fastmix.report.metrics import read_metrics
+from megatron_fastmix.search import run_folder
+from megatron_fastmix.search.loop import Search
+
+
+def slow(*case: Any) -> Any:
+    """A case for the whole suite alone: it widens what a quick one shows."""
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
+def load(values: dict, **changes: Any) -> SearchConfig:
+    """`values` with dotted changes, such as `**{"engine.zero_stage": 3}`."""
+    flags = [f"--{key}={value}" for key, value in changes.items()]
+    merged = strict_yaml.apply_overrides(SearchConfig, copy.deepcopy(values), flags)
+    return strict_yaml.from_dict(SearchConfig, merged)
+
+
+def parameters_of(search: Search) -> np.ndarray:
+    """All parameters of the proxy, whole, on every rank."""
+    import deepspeed
+
+    parts = []
+    for parameter in search.engine.module.parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            parts.append(parameter.detach().double().flatten().numpy().copy())
+    return np.concatenate(parts)
+
+
+def run_search(config: SearchConfig, stop_at: int | None = None) -> dict[str, Any]:
+    """Runs a search to its end, or as if stopped by a signal after `stop_at` steps."""
+    run_folder.claim(config)
+    search = Search(config)
+    if stop_at is not None:
+        original = search.batches.training
+
+        def training(step: int, micro_step: int) -> Any:
+            search.stop_signalled = step + 1 >= stop_at
+            return original(step, micro_step)
+
+        search.batches.training = training  # type: ignore[method-assign]
+    complete = search.run()
+    if search.world.rank == 0:
+        write_run_artifacts(config.run_dir, search.result())
+    return {
+        "complete": complete,
+        "logits": search.mixture.logits,
+        "history": np.stack(search.mixture.history),
+        "parameters": parameters_of(search),
+        "losses": [
+            line["loss"]
+            for line in read_metrics(search.folder / "metrics.jsonl")
+            if line["kind"] == "inner"
+        ],
+    }
+
+
+def products_of(run_dir: str | Path) -> np.ndarray:
+    """⟨v, ∇L_k⟩ of each outer step, (steps, K)."""
+    lines = read_metrics(Path(run_dir) / "metrics.jsonl")
+    return np.array([list(line["products"].values()) for line in lines if line["kind"] == "outer"])
+
+
+def weights_of(run_dir: str | Path) -> dict[str, float]:
+    """The learned weights by source."""
+    sources = json.loads((Path(run_dir) / "mixture.json").read_text())["sources"]
+    return {source["name"]: source["weight"] for source in sources}
+
+
+def without_times(path: Path) -> list[dict[str, Any]]:
+    moving = {
+        "time",
+        "seconds",
+        "data_seconds",
+        "tokens_per_second",
+        "config",
+    }  # the run folder is in the latter
+    lines = [line for line in read_metrics(path) if line["kind"] not in ("checkpoint", "end")]
+    return [{k: v for k, v in line.items() if k not in moving} for line in lines]

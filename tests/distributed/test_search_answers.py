@@ -1,0 +1,214 @@
+"""What a search answers where the right answer is known, and what it says where it is not sure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_fastmix.corpus.tokenizers import load_tokenizer
+from megatron_fastmix.export.adjustment import Adjustment, adjust
+from megatron_fastmix.export.mixture_file import read_mixture
+from megatron_fastmix.parallel.forked_ranks import run_ranks
+from megatron_fastmix.report.metrics import read_metrics
+from megatron_fastmix.report.summary import final_table
+from tests.conftest import synthetic_documents, write_dataset
+from tests.distributed.searches import load, run_search, slow, weights_of
+
+
+@pytest.mark.parametrize("seed", [1, slow(2)])
+def test_a_planted_answer_is_recovered(search_values: dict, corpora: Path, seed: int) -> None:
+    """One source is useful, one is a copy of it, one is harmful, one is noise."""
+    search_values["sources"] = [
+        {"name": name, "path": str(corpora / name)}
+        for name in ("forward", "backward", "noise", "forward_copy")
+    ]
+    config = load(
+        search_values,
+        **{
+            "seed": seed,
+            "hypergradient.probe_samples_per_source": 20,
+            "training.train_iters": 60,
+            "mixture.inner_steps": 3,
+            "mixture.lr": 0.2,
+        },
+    )
+    run_ranks(2, run_search, config)
+    mixture = json.loads((Path(config.run_dir) / "mixture.json").read_text())
+    weights = weights_of(config.run_dir)
+    assert weights["forward"] + weights["forward_copy"] > 0.7
+    assert 0.5 < weights["forward"] / weights["forward_copy"] < 2.0
+    assert max(weights["backward"], weights["noise"]) < 0.2
+    assert mixture["unit"] == "share of samples of seq_length tokens"
+    for source in mixture["sources"]:
+        implied = source["weight"] * mixture["token_budget"] / source["tokens"]
+        assert source["epochs"] == pytest.approx(implied)
+
+
+@pytest.mark.slow
+def test_the_worst_case_shares_the_mixture_among_targets_that_conflict(
+    search_values: dict, corpora: Path, tmp_path: Path
+) -> None:
+    """Two targets want one source each, and one of them is hardly weighed."""
+    search_values["targets"] = [
+        {"name": "up", "path": str(corpora / "target"), "weight": 0.95},
+        {"name": "down", "path": str(corpora / "target_backward"), "weight": 0.05},
+    ]
+    found = {}
+    for aggregation in ("mean", "worst_case"):
+        config = load(
+            search_values,
+            **{
+                "run_dir": tmp_path / aggregation,
+                "objective.target_aggregation": aggregation,
+                "objective.target_lr": 5.0,
+                "training.train_iters": 90,
+                "mixture.inner_steps": 3,
+                "mixture.lr": 0.2,
+            },
+        )
+        run_ranks(1, run_search, config)
+        found[aggregation] = json.loads((Path(config.run_dir) / "mixture.json").read_text())
+    mean, worst = (
+        {source["name"]: source["weight"] for source in found[key]["sources"]}
+        for key in ("mean", "worst_case")
+    )
+    assert worst["backward"] > 2 * mean["backward"]
+    largest = {key: max(target["final_loss"] for target in found[key]["targets"]) for key in found}
+    assert largest["worst_case"] < largest["mean"]
+    lines = read_metrics(tmp_path / "worst_case/metrics.jsonl")
+    weights = [line["target_weight"]["down"] for line in lines if line["kind"] == "outer"]
+    assert weights[0] == pytest.approx(0.05)
+    assert weights[-1] > 0.2
+
+
+def test_a_run_whose_estimates_are_noise_says_so(
+    search_values: dict, corpora: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    search_values["sources"] = [
+        {"name": name, "path": str(corpora / name)} for name in ("noise", "noise_too")
+    ]
+    run_ranks(1, run_search, load(search_values))
+    lines = read_metrics(Path(search_values["run_dir"]) / "metrics.jsonl")
+    ratios = [line["noise_to_signal"] for line in lines if line["kind"] == "outer"]
+    assert min(ratios) > 1
+    assert "the last 3 estimates were noise" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_bounds_hold_during_a_search(search_values: dict) -> None:
+    search_values["sources"][0]["max_weight"] = 0.4
+    search_values["sources"][2]["min_weight"] = 0.2
+    config = load(search_values, **{"training.train_iters": 60, "mixture.lr": 0.3})
+    history = run_ranks(1, run_search, config)[0]["history"]
+    assert history[:, 0].max() == pytest.approx(0.4)
+    assert np.all(history[:, 0] <= 0.4 + 1e-12)
+    assert np.all(history[:, 2] >= 0.2 - 1e-12)
+
+
+def learned(values: dict, folder: Path, sources: dict[str, Path], **changes: Any) -> dict:
+    """The weights of a search of 60 steps over `sources` (name to prefix) in its own run folder."""
+    values = values | {"sources": [{"name": n, "path": str(p)} for n, p in sources.items()]}
+    settings = {
+        "run_dir": folder,
+        "data.data_cache_path": folder / "cache",
+        "hypergradient.probe_samples_per_source": 20,
+        "training.train_iters": 60,
+        "mixture.inner_steps": 3,
+        "mixture.lr": 0.2,
+    }
+    config = load(values, **(settings | changes))
+    run_ranks(1, run_search, config)
+    return weights_of(folder)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    """A function: a name and documents to the prefix of a dataset of them."""
+    vocab_size = load_tokenizer("ByteLevelTokenizer").vocab_size
+
+    def write(name: str, *documents: list[list[int]]) -> Path:
+        write_dataset(tmp_path / name, [d for some in documents for d in some], vocab_size)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.mark.slow
+def test_a_duplicated_source_gets_no_more_than_the_original(
+    search_values: dict, corpora: Path, tmp_path: Path
+) -> None:
+    """Right: its worth does not grow by being listed twice, though it starts from two shares."""
+    once = {name: corpora / name for name in ("forward", "backward", "noise")}
+    found = []
+    for sources in (once, once | {"copy": corpora / "forward_copy"}):
+        folder = tmp_path / f"{len(sources)}"
+        found.append(learned(search_values, folder, sources, **{"mixture.lr": 0.5}))
+    alone, twice = found
+    assert abs(twice["forward"] + twice["copy"] - alone["forward"]) < 0.15
+    assert twice["backward"] < alone["backward"] + 0.05
+
+
+@pytest.mark.slow
+def test_noise_loses_its_share(search_values: dict, corpora: Path, tmp_path: Path) -> None:
+    """Right: it teaches nothing, however high its own loss stays."""
+    names = ("forward", "noise", "noise_too")
+    weights = learned(search_values, tmp_path / "run", {name: corpora / name for name in names})
+    assert max(weights["noise"], weights["noise_too"]) < 0.15
+    assert weights["forward"] > 0.75
+
+
+@pytest.mark.slow
+def test_a_tiny_clean_source_is_raised_and_its_epochs_are_named(
+    search_values: dict, corpora: Path, tmp_path: Path, write: Any
+) -> None:
+    """Right as far as single samples go; that the text runs out is for --max-epochs to settle."""
+    dirty = synthetic_documents("forward", 400, 0), synthetic_documents("noise", 200, 1)
+    sources = {
+        "tiny": write("tiny", synthetic_documents("forward", 8, 5)),
+        "dirty": write("dirty", *dirty),
+        "noise": corpora / "noise",
+    }
+    weights = learned(search_values, tmp_path / "run", sources)
+    assert weights["tiny"] > weights["dirty"] > weights["noise"]
+    mixture = read_mixture(tmp_path / "run")
+    epochs = {source.name: source.epochs for source in mixture.sources}
+    assert epochs["tiny"] > 4 > epochs["dirty"]
+    assert "More than 4 epochs: tiny" in final_table(mixture, blend_txt=None, blend_json=None)
+    capped = adjust(mixture, Adjustment(fixed={}, groups={}, max_epochs=4)).weights
+    assert capped["tiny"] * mixture.token_budget / mixture.sources[0].tokens <= 4.01
+    assert capped["dirty"] == max(capped.values())
+
+
+@pytest.mark.slow
+def test_a_partly_mislabelled_target_is_followed_in_proportion(
+    search_values: dict, corpora: Path, tmp_path: Path, write: Any
+) -> None:
+    """Right for the target as it is: a fifth of it is of another kind, and pulls no more."""
+    strangers = synthetic_documents("backward", 15, 98)
+    path = write("mislabelled", synthetic_documents("forward", 60, 99), strangers)
+    search_values["targets"] = [{"name": "target", "path": str(path)}]
+    sources = {name: corpora / name for name in ("forward", "backward", "noise")}
+    weights = learned(search_values, tmp_path / "run", sources)
+    assert weights["forward"] > 0.5 > weights["backward"] > weights["noise"]
+
+
+@pytest.mark.slow
+def test_sizes_of_sources_do_not_move_the_answer(
+    search_values: dict, corpora: Path, tmp_path: Path, write: Any
+) -> None:
+    """Right: a weight is about the worth of a sample, and sizes come in through epochs alone."""
+    large = {
+        name: write(name, synthetic_documents(name, 2000, 7)) for name in ("backward", "noise")
+    }
+    equal = {name: corpora / name for name in ("forward", "backward", "noise")}
+    found = [
+        learned(search_values, tmp_path / "equal", equal),
+        learned(search_values, tmp_path / "unequal", equal | large),
+    ]
+    for name in equal:
+        assert abs(found[0][name] - found[1][name]) < 0.1
+    assert found[1]["forward"] > 0.6
