@@ -232,6 +232,9 @@ class MixtureConfig:
     """Starting mixture in the order of `sources`; default uniform."""
     inner_steps: int = 20
     """n1, optimizer steps between two outer steps (the paper's best value)."""
+    weighting: Literal["loss", "sampling"] = "loss"
+    """How α acts on the proxy's training: `loss` draws the sources evenly and weighs a sample's
+    loss by K·α, `sampling` draws them by α. Both have the same expectation."""
     optimizer: Literal["adam", "sgd", "mirror_descent"] = "adam"
     """Outer optimizer: Adam or SGD on the logits z, or exponentiated gradient on α."""
     lr: float = 0.1
@@ -277,7 +280,9 @@ class HypergradientConfig:
     target_samples: int = 64
     """Target samples per outer step over all ranks, from which v is computed."""
     probe_samples_per_source: int = 8
-    """Probe samples of each source per outer step over all ranks."""
+    """Probe samples of each source per outer step over all ranks, on average."""
+    probe_allocation: Literal["even", "weighted"] = "even"
+    """`weighted` gives every source 2 and the rest by its weight."""
     relative_step: float = 1e-4
     """r in ε = r·‖θ‖/‖v‖ of the finite difference; 1e-4 gave a relative error of 2e-4 in fp32."""
     per_target: bool = False

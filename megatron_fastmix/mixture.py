@@ -71,7 +71,10 @@ class Mixture:
 
     @property
     def loss_weights(self) -> np.ndarray:
-        """K·α, the factor of each source's samples under uniform sampling, shape (K,)."""
+        """The factor of each source's samples in the loss, (K,): K·α where sources are drawn
+        evenly, 1 where they are drawn by α."""
+        if self.config.weighting == "sampling":
+            return np.ones(len(self.names))
         return len(self.names) * self.weights
 
     @property

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_fastmix import strict_yaml
 from megatron_fastmix.baselines.registry import METHODS, find_mixtures
+from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.evidence.candidates import Candidate
 from megatron_fastmix.evidence.config import Setting
@@ -191,11 +192,13 @@ class _Comparison:
         mixture = read_mixture(file)
         now = strict_yaml.to_dict(self.scenario.searches[method])
         now["seed"] = mixture.seed
+        # Keys that are younger than the row had their defaults.
+        then = strict_yaml.to_dict(strict_yaml.from_dict(SearchConfig, mixture.config))
         for key in now.keys() - set(_ANYWHERE):
             own = key in _OWN and mixture.estimator in METHODS
-            if not own and now[key] != mixture.config.get(key):
+            if not own and now[key] != then[key]:
                 raise ConfigError(
-                    f"{file}: was searched with {key} {mixture.config.get(key)}, the scenario has "
+                    f"{file}: was searched with {key} {then[key]}, the scenario has "
                     f"{now[key]}; delete the file to search anew, or choose another --output"
                 )
         return mixture

@@ -18,6 +18,7 @@ from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.hypergradient import Batch
 from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.search.probe_allocation import allocate
 from megatron_fastmix.targets.validation_split import ValidationTarget
 
 Sample = tuple[dict[str, Any], int, float]
@@ -92,13 +93,18 @@ class Batches:
             terms = [[sample for term in terms for sample in term]]
         return [self.split(term) for term in terms]
 
-    def probe(self, outer_step: int) -> list[Batch]:
-        """This rank's part of the probe: `probe_samples_per_source` samples of every source."""
-        m = self.config.hypergradient.probe_samples_per_source
+    def probe(self, outer_step: int, weights: np.ndarray) -> list[Batch]:
+        """This rank's part of the probe: `probe_samples_per_source` samples of a source on
+        average, shared out by `probe_allocation`; `weights` is α (K,)."""
+        config = self.config.hypergradient
+        m = config.probe_samples_per_source
+        counts = allocate(weights, m, config.probe_allocation)
+        # Ordinals must not depend on what earlier steps allocated.
+        stride = m if config.probe_allocation == "even" else m * len(counts)
         samples: list[Sample] = [
-            (self.blend.sample("probe", k, outer_step * m + j), k, 1.0)
-            for j in range(m)
-            for k in range(len(self.blend.datasets))
+            (self.blend.sample("probe", k, outer_step * stride + j), k, 1.0)
+            for j in range(counts.max())
+            for k in np.flatnonzero(counts > j).tolist()
         ]
         return [batch for batch, _ in self.split(samples)]
 

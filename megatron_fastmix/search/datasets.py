@@ -23,13 +23,16 @@ def build_source_blend(
     config: SearchConfig, mixture: Mixture, tokenizer: Any, cache_path: str
 ) -> FastMixBlendedDataset:
     """The blend of all sources, one epoch of each indexed. Every rank must call."""
-    training = config.training
+    batch_size, weighting = config.training.global_batch_size, config.mixture.weighting
+    sampling = weighting == "sampling"
     paths = [source.path for source in config.sources]
     with blend.install(
         mixture,
-        block_size=training.global_batch_size,
-        num_samples=training.train_iters * training.global_batch_size,
-        order="shuffled",
+        weighting=weighting,
+        block_size=batch_size,
+        num_samples=config.training.train_iters * batch_size,
+        samples_per_update=config.mixture.inner_steps * batch_size if sampling else None,
+        order="spread" if sampling else "shuffled",
     ):
         return _one_epoch(config, tokenizer, cache_path, paths, Split.train)
 

@@ -81,7 +81,7 @@ class OuterLoop:
             np.add.at(losses[0], batch.group[of_target], values.double().cpu().numpy()[of_target])
             np.add.at(losses[1], batch.group[of_target], batch.sample_weights()[of_target])
 
-        probe = batches.probe(number)
+        probe = batches.probe(number, mixture.weights)
 
         def estimate(objective: Sequence[tuple[Batch, torch.Tensor]]) -> Products:
             problem = OuterProblem(
