@@ -235,7 +235,7 @@ class MixtureConfig:
     weighting: Literal["loss", "sampling"] = "loss"
     """How α acts on the proxy's training: `loss` draws the sources evenly and weighs a sample's
     loss by K·α, `sampling` draws them by α. Both have the same expectation."""
-    optimizer: Literal["adam", "sgd", "mirror_descent"] = "adam"
+    optimizer: Literal["adam", "sgd", "mirror_descent", "scaled_mirror_descent"] = "adam"
     """Outer optimizer: Adam or SGD on the logits z, or exponentiated gradient on α."""
     lr: float = 0.1
     """Outer learning rate; 0 freezes the mixture. Adam's is the change of a logit per outer step;

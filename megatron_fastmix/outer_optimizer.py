@@ -122,9 +122,41 @@ class MirrorDescent(Stateless):
         return -lr * centred(gradient, weights, seen)
 
 
+class ScaledMirrorDescent:
+    """Exponentiated gradient whose step is free of the gradient's scale: h is divided by the
+    running root mean square, over steps and sources, of what moves z.
+
+    Adam divides each source's gradient by its own scale, so that a source whose gradient is noise
+    around 0 moves as far as one with evidence; a scale that all share keeps their proportions.
+    """
+
+    def __init__(self, sources: int, config: MixtureConfig) -> None:
+        self.config = config
+        self.second_moment = 0.0
+        self.updates = 0
+
+    def step(
+        self, gradient: np.ndarray, weights: np.ndarray, seen: np.ndarray, lr: float
+    ) -> np.ndarray:
+        beta = self.config.adam_beta2
+        direction = centred(gradient, weights, seen)
+        self.updates += 1
+        square = float(np.mean(direction[seen] ** 2))
+        self.second_moment = beta * self.second_moment + (1 - beta) * square
+        scale = np.sqrt(self.second_moment / (1 - beta**self.updates))
+        return -lr * direction / (scale + self.config.adam_eps)
+
+    def state(self) -> dict[str, Any]:
+        return {"second_moment": self.second_moment, "updates": self.updates}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.second_moment, self.updates = state["second_moment"], state["updates"]
+
+
 # `MixtureConfig.optimizer` names the same.
 OUTER_OPTIMIZERS: dict[str, Callable[[int, MixtureConfig], OuterOptimizer]] = {
     "adam": Adam,
     "sgd": SGD,
     "mirror_descent": MirrorDescent,
+    "scaled_mirror_descent": ScaledMirrorDescent,
 }

@@ -17,7 +17,7 @@ from megatron_fastmix.evidence.config import Setting
 from megatron_fastmix.evidence.inputs import make_setting
 from megatron_fastmix.evidence.method_table import MethodLine, figures, make_lines, text
 from megatron_fastmix.evidence.row_workers import train_rows
-from megatron_fastmix.evidence.rows import Row, Task, claim_folder, read_rows
+from megatron_fastmix.evidence.rows import Row, Task, borrow_rows, claim_folder, read_rows
 from megatron_fastmix.evidence.scenario import Scenario, load_scenario
 from megatron_fastmix.export.blend import round_weights
 from megatron_fastmix.export.mixture_file import MixtureFile, read_mixture
@@ -134,7 +134,7 @@ class _Comparison:
     def train(self) -> None:
         """Trains the target models that are missing."""
         tasks = list(self._tasks().values())
-        rows = self._rows(tasks)
+        rows = self._rows(tasks, borrow=True)
         missing = [task for task in tasks if task.file_name not in rows]
         print(f"{self.name}: {len(missing)} of {len(tasks)} target models to train", flush=True)
         began, done = time.monotonic(), 0
@@ -180,10 +180,13 @@ class _Comparison:
             for (method, seed), mixture in self.mixtures.items()
         }
 
-    def _rows(self, tasks: Sequence[Task]) -> dict[str, Row]:
+    def _rows(self, tasks: Sequence[Task], *, borrow: bool = False) -> dict[str, Row]:
         folder = self.folder / "targets"
         folder.mkdir(parents=True, exist_ok=True)
         claim_folder(folder, self.setting)
+        if borrow:
+            others = sorted(set(self.folder.parent.glob("*/targets")) - {folder})
+            borrow_rows(folder, others, self.setting, tasks)
         return read_rows(folder, self.setting, tasks)
 
     def _read(self, method: str, seed: int) -> MixtureFile:

@@ -96,6 +96,22 @@ def claim_folder(folder: Path, setting: Setting) -> None:
         write_atomically(file, json.dumps(identity, indent=2, ensure_ascii=False) + "\n")
 
 
+def borrow_rows(
+    folder: Path, others: Sequence[Path], setting: Setting, tasks: Sequence[Task]
+) -> None:
+    """Copies the finished rows among `tasks` that `folder` lacks from those of `others` that hold
+    the same setting: a mixture that does not depend on the objective is trained once for all."""
+    identity = json.loads(json.dumps(setting.identity()))
+    for other in others:
+        kept = other / SETTING_FILE
+        if not kept.exists() or _load(kept) != identity:
+            continue
+        for task in tasks:
+            found, wanted = other / task.file_name, folder / task.file_name
+            if found.exists() and not wanted.exists():
+                write_atomically(wanted, found.read_text(encoding="utf-8"))
+
+
 def write_row(folder: Path, task: Task, row: Row) -> None:
     """Writes a finished row, atomically. `ValueError` for NaN or Inf."""
     text = json.dumps(dataclasses.asdict(row), indent=2, ensure_ascii=False, allow_nan=False)

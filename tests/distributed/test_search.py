@@ -395,6 +395,13 @@ OPTIONS = {
     "mixture.lr_decay_style": "cosine",
 }
 
+SAMPLING = {
+    "mixture.weighting": "sampling",
+    "mixture.optimizer": "scaled_mirror_descent",
+    "mixture.lr": 0.5,
+    "hypergradient.probe_allocation": "weighted",
+}
+
 
 @pytest.mark.parametrize(
     ("ranks", "tensor_parallel", "stage", "options"),
@@ -405,6 +412,7 @@ OPTIONS = {
         slow(4, 2, 3, {}),
         (2, 1, 2, OPTIONS),
         slow(2, 1, 3, OPTIONS),
+        (2, 1, 1, SAMPLING),
         slow(2, 1, 1, {"engine.dtype": "bf16"}),
     ],
 )
@@ -436,6 +444,45 @@ def test_a_stopped_search_resumes_bitwise(
     assert without_times(tmp_path / "parts/metrics.jsonl") == without_times(
         tmp_path / "straight/metrics.jsonl"
     )
+
+
+def sources_trained_on(config: SearchConfig) -> dict[str, Any]:
+    search = Search(config)
+    training, seen = search.batches.training, []
+
+    def note(step: int, micro_step: int) -> Batch:
+        batch = training(step, micro_step)
+        seen.append((step, batch.group))
+        return batch
+
+    search.batches.training = note  # type: ignore[method-assign]
+    search.run()
+    counts = np.zeros((config.training.train_iters, 3))
+    for step, group in seen:
+        counts[step] += np.bincount(group, minlength=3)
+    return {
+        "counts": search.group.sum(counts),
+        "history": np.stack(search.mixture.history),
+        "factors": search.mixture.loss_weights,
+    }
+
+
+def test_under_sampling_each_batch_has_the_sources_by_the_weights_of_its_step(
+    search_values: dict,
+) -> None:
+    changes = {
+        **SAMPLING,
+        "mixture.initial_weights": "[6, 3, 1]",
+        "mixture.lr": 1.0,
+        "training.train_iters": 12,
+    }
+    found = run_ranks(2, sources_trained_on, load(search_values, **changes))[0]
+    history = found["history"]
+    for step, counts in enumerate(found["counts"]):
+        assert np.all(np.abs(counts - 12 * history[step // 2]) < 1)
+    np.testing.assert_allclose(history[0], [0.6, 0.3, 0.1])
+    assert np.abs(history[-2] - history[0]).max() > 2 / 12  # so that the draws had to follow
+    assert found["factors"].tolist() == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.slow

@@ -18,9 +18,22 @@ from megatron_fastmix.report.summary import final_table
 from tests.conftest import synthetic_documents, write_dataset
 from tests.distributed.searches import load, run_search, slow, weights_of
 
+SCALED = {"mixture.optimizer": "scaled_mirror_descent", "mixture.lr": 0.5}
 
-@pytest.mark.parametrize("seed", [1, slow(2)])
-def test_a_planted_answer_is_recovered(search_values: dict, corpora: Path, seed: int) -> None:
+
+@pytest.mark.parametrize(
+    ("seed", "changes"),
+    [
+        (1, {}),
+        slow(2, {}),
+        slow(1, SCALED),
+        slow(2, SCALED | {"mixture.weighting": "sampling"}),
+        slow(3, SCALED | {"hypergradient.probe_allocation": "weighted"}),
+    ],
+)
+def test_a_planted_answer_is_recovered(
+    search_values: dict, corpora: Path, seed: int, changes: dict[str, Any]
+) -> None:
     """One source is useful, one is a copy of it, one is harmful, one is noise."""
     search_values["sources"] = [
         {"name": name, "path": str(corpora / name)}
@@ -34,6 +47,7 @@ def test_a_planted_answer_is_recovered(search_values: dict, corpora: Path, seed:
             "training.train_iters": 60,
             "mixture.inner_steps": 3,
             "mixture.lr": 0.2,
+            **changes,
         },
     )
     run_ranks(2, run_search, config)

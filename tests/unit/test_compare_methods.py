@@ -146,6 +146,18 @@ def test_the_command_makes_each_row_once(scenario, tmp_path, capsys):
     assert [file.stat().st_mtime_ns for file in (*searches, *targets)] == times
     assert "0 of 4 searches to do" in capsys.readouterr().out
 
+    # Another objective on the same target model: uniform's row is there already.
+    values = yaml.safe_load(scenario.read_text())
+    values["search"]["objective"] = {"target_aggregation": "worst_case"}
+    worst = tmp_path / "worst.yaml"
+    worst.write_text(yaml.safe_dump(values))
+    again = [str(worst) if a == str(scenario) else a for a in arguments]
+    again[again.index("--methods") + 1] = "uniform"
+    assert cli.main(again) == 0
+    assert "0 of 1 target models to train" in capsys.readouterr().out
+    (copy,) = (rows / "worst" / "targets").glob("uniform-*-seed1.json")
+    assert copy.read_text() == (rows / "tiny" / "targets" / copy.name).read_text()
+
     values = yaml.safe_load(scenario.read_text())
     values["search"]["training"]["lr"] = 0.5
     scenario.write_text(yaml.safe_dump(values))

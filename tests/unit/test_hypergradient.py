@@ -176,7 +176,8 @@ def at(points, group):
 
 @pytest.mark.parametrize("name", sorted(ESTIMATORS))
 @pytest.mark.parametrize(
-    ("optimizer", "lr"), [("adam", 0.05), ("sgd", 3.0), ("mirror_descent", 1.0)]
+    ("optimizer", "lr"),
+    [("adam", 0.05), ("sgd", 3.0), ("mirror_descent", 1.0), ("scaled_mirror_descent", 0.05)],
 )
 def test_a_quadratic_is_searched_to_its_known_optimum(name, optimizer, lr):
     """Sources pull θ to three corners, so θ*(α) is their α-weighted mean; the target lies at the

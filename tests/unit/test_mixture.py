@@ -43,7 +43,8 @@ def test_positive_entropy_weight_raises_the_entropy():
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "lr"), [("adam", 0.05), ("sgd", 2.0), ("mirror_descent", 0.5)]
+    ("optimizer", "lr"),
+    [("adam", 0.05), ("sgd", 2.0), ("mirror_descent", 0.5), ("scaled_mirror_descent", 0.01)],
 )
 def test_a_prior_alone_draws_the_mixture_to_itself(optimizer, lr):
     mixture = Mixture(["a", "b", "c"], MixtureConfig(optimizer=optimizer, lr=lr))
@@ -53,7 +54,8 @@ def test_a_prior_alone_draws_the_mixture_to_itself(optimizer, lr):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "lr"), [("adam", 0.1), ("sgd", 5.0), ("mirror_descent", 1.0)]
+    ("optimizer", "lr"),
+    [("adam", 0.1), ("sgd", 5.0), ("mirror_descent", 1.0), ("scaled_mirror_descent", 0.5)],
 )
 def test_a_source_with_smaller_gradient_gains_weight(optimizer, lr):
     mixture = Mixture(["good", "neutral", "bad"], MixtureConfig(optimizer=optimizer, lr=lr))
@@ -72,6 +74,24 @@ def test_mirror_descent_is_the_exponentiated_gradient():
     mixture.update(h)
     expected = np.array([0.5, 0.3, 0.2]) * np.exp(-0.7 * h)
     np.testing.assert_allclose(mixture.weights, expected / expected.sum(), rtol=1e-12)
+
+
+def test_scaled_mirror_descent_forgets_the_scale_and_keeps_the_proportions():
+    h = np.array([[0.4, -0.2, 1.0], [0.1, 0.3, -0.5]])
+    config = MixtureConfig(optimizer="scaled_mirror_descent", lr=0.7, adam_beta2=0.9)
+    found = []
+    for scale in (1e-6, 1e3):
+        mixture = Mixture(["a", "b", "c"], config)
+        for step in h:
+            mixture.update(scale * step)
+        found.append(mixture.weights)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+    # By hand: the first step has a root mean square of 1 in what moves z.
+    first = Mixture(["a", "b", "c"], config)
+    first.update(h[0])
+    direction = h[0] - h[0].mean()
+    moved = np.exp(-0.7 * direction / np.sqrt(np.mean(direction**2)))
+    np.testing.assert_allclose(first.weights, moved / moved.sum(), rtol=1e-9)
 
 
 @pytest.mark.parametrize("optimizer", sorted(OUTER_OPTIMIZERS))
