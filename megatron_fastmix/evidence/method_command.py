@@ -166,7 +166,7 @@ class _Comparison:
             if task.file_name in rows:
                 mixtures.setdefault(method, []).append(self.mixtures[method, seed])
                 found.setdefault(method, []).append(rows[task.file_name])
-        return make_lines(self.scenario.search, mixtures, found)
+        return make_lines(self.scenario, mixtures, found)
 
     @cached_property
     def setting(self) -> Setting:

@@ -10,24 +10,33 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from megatron_fastmix.atomic_file import write_atomically
-from megatron_fastmix.evidence.method_table import FASTMIX, MethodLine
+from megatron_fastmix.evidence.method_table import FASTMIX, UNIFORM, MethodLine
 from megatron_fastmix.report.plots import COLOURS
 
 
 def plot_methods(tables: Mapping[str, Sequence[MethodLine]], path: Path) -> None:
-    """One panel per scenario; methods that cost nothing are lines, bars are standard deviations."""
+    """One panel per scenario; methods that cost nothing are lines, bars are standard deviations.
+
+    A method that is further above uniform than the gap twice over is named beside the panel alone.
+    """
     shown = {name: lines for name, lines in tables.items() if lines}
-    figure = Figure(figsize=(7.4 * max(1, len(shown)), 4.4), dpi=120, layout="constrained")
+    columns = min(2, max(1, len(shown)))
+    rows = max(1, -(-len(shown) // columns))
+    figure = Figure(figsize=(7.4 * columns, 4.4 * rows), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     for number, (name, lines) in enumerate(shown.items(), start=1):
-        axes = figure.add_subplot(1, len(shown), number)
+        axes = figure.add_subplot(rows, columns, number)
+        highest = _highest(lines)
         ours = next((line.flops for line in lines if line.method == FASTMIX), 1.0)
         methods = sorted(line.method for line in lines if line.method != FASTMIX)
         for line in lines:
             mine = line.method == FASTMIX
             rank = 0 if mine else methods.index(line.method) + 1
             colour = COLOURS[rank % len(COLOURS)]
-            if line.flops:
+            if line.loss > highest:
+                label = f"{line.method}: {line.loss:.2f}"
+                axes.plot([], [], marker="^", linestyle="", color=colour, label=label)
+            elif line.flops:
                 axes.errorbar(
                     [line.flops / ours],
                     [line.loss],
@@ -47,3 +56,11 @@ def plot_methods(tables: Mapping[str, Sequence[MethodLine]], path: Path) -> None
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_atomically(path, buffer.getvalue())
+
+
+def _highest(lines: Sequence[MethodLine]) -> float:
+    """The largest loss that is drawn: one point far away would press all others together."""
+    losses = [line.loss for line in lines]
+    base = next((line.loss for line in lines if line.method == UNIFORM), max(losses))
+    best = min(losses)
+    return base + 2 * (base - best) if base > best else max(losses)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.evidence.rows import Row
+from megatron_fastmix.evidence.scenario import Scenario
 from megatron_fastmix.evidence.statistics import mean, standard_deviation
 from megatron_fastmix.export.mixture_file import MixtureFile
 from megatron_fastmix.report import benchmark
@@ -46,17 +46,17 @@ class MethodLine:
         return standard_deviation(self.losses)
 
 
-def aggregated(search: SearchConfig, row: Row) -> float:
+def aggregated(scenario: Scenario, row: Row) -> float:
     """The row's target loss, by the objective of the search: the weighted mean of the tests, or
-    the largest excess over `reference_loss` of the target of the same name."""
-    if search.objective.target_aggregation == "worst_case":
-        references = {target.name: target.reference_loss for target in search.targets}
-        return max(loss - references.get(name, 0.0) for name, loss in row.losses.items())
+    the largest excess over a test's `reference_loss`."""
+    if scenario.search.objective.target_aggregation == "worst_case":
+        references = {test.name: test.reference_loss for test in scenario.compare.tests}
+        return max(loss - references[name] for name, loss in row.losses.items())
     return row.loss
 
 
 def make_lines(
-    search: SearchConfig,
+    scenario: Scenario,
     mixtures: Mapping[str, Sequence[MixtureFile]],
     rows: Mapping[str, Sequence[Row]],
 ) -> list[MethodLine]:
@@ -64,7 +64,7 @@ def make_lines(
     lines = [
         MethodLine(
             method=method,
-            losses=tuple(aggregated(search, row) for row in rows[method]),
+            losses=tuple(aggregated(scenario, row) for row in rows[method]),
             flops=mean([m.cost["training_flops"] for m in found]),
             seconds=mean([m.cost["wall_seconds"] for m in found]),
             weights={

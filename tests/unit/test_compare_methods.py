@@ -8,7 +8,6 @@ import yaml
 
 from megatron_fastmix import cli
 from megatron_fastmix.baselines.registry import METHODS
-from megatron_fastmix.config import load_config
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.evidence.method_plot import plot_methods
 from megatron_fastmix.evidence.method_table import MethodLine, aggregated, closed, figures, text
@@ -59,17 +58,18 @@ def test_the_table_names_every_method(tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_worst_target_counts_over_its_reference(search_values, corpora, tmp_path):
-    search_values["targets"] = [
-        {"name": "a", "path": str(corpora / "target"), "reference_loss": 3.0},
-        {"name": "b", "path": str(corpora / "target_backward")},
+def test_the_worst_test_counts_over_its_reference(scenario):
+    values = yaml.safe_load(scenario.read_text())
+    test = values["compare"]["tests"][0]
+    values["compare"]["tests"] = [
+        test | {"name": "a", "reference_loss": 3.0},
+        test | {"name": "b"},
     ]
-    file = tmp_path / "search.yaml"
-    file.write_text(yaml.safe_dump(search_values))
     row = SimpleNamespace(loss=2.5, losses={"a": 4.0, "b": 1.5})
-    assert aggregated(load_config(file), row) == 2.5
-    worst = load_config(file, ["--objective.target_aggregation=worst_case"])
-    assert aggregated(worst, row) == 1.5
+    for aggregation, expected in (("mean", 2.5), ("worst_case", 1.5)):
+        values["search"]["objective"] = {"target_aggregation": aggregation}
+        scenario.write_text(yaml.safe_dump(values))
+        assert aggregated(load_scenario(scenario), row) == expected
 
 
 @pytest.fixture
