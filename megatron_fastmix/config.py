@@ -236,9 +236,12 @@ class MixtureConfig:
     """How α acts on the proxy's training: `loss` draws the sources evenly and weighs a sample's
     loss by K·α, `sampling` draws them by α. Both have the same expectation."""
     optimizer: Literal["adam", "sgd", "mirror_descent", "scaled_mirror_descent"] = "adam"
-    """Outer optimizer: Adam or SGD on the logits z, or exponentiated gradient on α."""
+    """Outer optimizer: Adam or SGD on the logits z, or exponentiated gradient on α; of the latter
+    `scaled_mirror_descent` is free of the hypergradient's scale, as Adam is, and the surest where
+    outer steps are few and noisy."""
     lr: float = 0.1
-    """Outer learning rate; 0 freezes the mixture. Adam's is the change of a logit per outer step;
+    """Outer learning rate; 0 freezes the mixture. Adam's is the change of a logit per outer step,
+    `scaled_mirror_descent`'s its root mean square over the sources;
     `sgd` and `mirror_descent` multiply the hypergradient, about 1e-5 to 1e-3, and so need 1e2 and
     more."""
     min_lr: float = 0.0
@@ -249,6 +252,7 @@ class MixtureConfig:
     """Shape of the decay from lr to min_lr over the outer steps of the run."""
     adam_beta1: float = 0.9
     adam_beta2: float = 0.99
+    """Of Adam, and of the scale in `scaled_mirror_descent`, for which 0.9 suits few outer steps."""
     adam_eps: float = 1e-12
     """Products are about 1e-4, so Adam's usual 1e-8 would be felt."""
     averaging_fraction: float = 0.5
