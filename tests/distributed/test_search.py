@@ -412,7 +412,7 @@ SAMPLING = {
         slow(4, 2, 3, {}),
         (2, 1, 2, OPTIONS),
         slow(2, 1, 3, OPTIONS),
-        (2, 1, 1, SAMPLING),
+        slow(2, 1, 1, SAMPLING),
         slow(2, 1, 1, {"engine.dtype": "bf16"}),
     ],
 )
@@ -467,6 +467,7 @@ def sources_trained_on(config: SearchConfig) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_under_sampling_each_batch_has_the_sources_by_the_weights_of_its_step(
     search_values: dict,
 ) -> None:
