@@ -27,8 +27,8 @@ class MethodLine:
     """One method in one scenario."""
 
     method: str
-    losses: tuple[float, ...]
-    """Target loss of each seed, nats per token."""
+    losses: dict[int, float]
+    """Target loss by seed, nats per token."""
     flops: float
     """Mean cost of a search."""
     seconds: float
@@ -38,12 +38,12 @@ class MethodLine:
 
     @property
     def loss(self) -> float:
-        return mean(self.losses)
+        return mean(list(self.losses.values()))
 
     @property
     def deviation(self) -> float | None:
         """Over the seeds of search and target model together; None for a single one."""
-        return standard_deviation(self.losses)
+        return standard_deviation(list(self.losses.values()))
 
 
 def aggregated(scenario: Scenario, row: Row) -> float:
@@ -64,7 +64,7 @@ def make_lines(
     lines = [
         MethodLine(
             method=method,
-            losses=tuple(aggregated(scenario, row) for row in rows[method]),
+            losses={row.seed: aggregated(scenario, row) for row in rows[method]},
             flops=mean([m.cost["training_flops"] for m in found]),
             seconds=mean([m.cost["wall_seconds"] for m in found]),
             weights={
@@ -86,6 +86,18 @@ def closed(line: MethodLine, lines: Sequence[MethodLine]) -> float | None:
     return (base - line.loss) / (base - lines[0].loss)
 
 
+def behind(line: MethodLine, ours: MethodLine) -> tuple[float, float | None]:
+    """By how much a method's loss exceeds FastMix's, and the standard error of that, over the seeds
+    that both have: one seed is the same initial weights for every method, so that much of the
+    spread of the two cancels. NaN without a common seed."""
+    common = line.losses.keys() & ours.losses.keys()
+    differences = [line.losses[seed] - ours.losses[seed] for seed in sorted(common)]
+    if not differences:
+        return float("nan"), None
+    deviation = standard_deviation(differences)
+    return mean(differences), deviation and deviation / len(differences) ** 0.5
+
+
 def text(lines: Sequence[MethodLine]) -> str:
     """The table of a scenario."""
     ours = next((line for line in lines if line.method == FASTMIX), None)
@@ -100,17 +112,26 @@ def text(lines: Sequence[MethodLine]) -> str:
                 "" if line.deviation is None else f"± {line.deviation:.4f}",
                 str(len(line.losses)),
                 "" if share is None else f"{share:.0%}",
+                *_behind(line, ours),
                 f"{line.flops:.2g}",
                 "" if ours is None else f"{line.flops / ours.flops:.3g}",
                 "" if ours is None else f"{line.seconds / ours.seconds:.3g}",
                 ", ".join(f"{name} {weight:.2f}" for name, weight in heaviest),
             ]
         )
-    header = ["method", "loss", "sd", "seeds", "gap closed", "FLOPs", "x FastMix", "wall x", "mean"]
+    header = ["method", "loss", "sd", "seeds", "gap closed", "behind FastMix", "se"]
+    header += ["FLOPs", "x FastMix", "wall x", "mean"]
     width = max(len(cells[-1]) for cells in (header, *shown))
     for cells in (header, *shown):
         cells[-1] = cells[-1].ljust(width)
     return align(header, shown)
+
+
+def _behind(line: MethodLine, ours: MethodLine | None) -> tuple[str, str]:
+    if ours is None or line is ours:
+        return "", ""
+    difference, error = behind(line, ours)
+    return f"{difference:+.4f}", "" if error is None else f"± {error:.4f}"
 
 
 def figures(scenario: str, lines: Sequence[MethodLine]) -> list[benchmark.Row]:

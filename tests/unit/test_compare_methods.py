@@ -10,14 +10,25 @@ from megatron_fastmix import cli
 from megatron_fastmix.baselines.registry import METHODS
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.evidence.method_plot import plot_methods
-from megatron_fastmix.evidence.method_table import MethodLine, aggregated, closed, figures, text
+from megatron_fastmix.evidence.method_table import (
+    MethodLine,
+    aggregated,
+    behind,
+    closed,
+    figures,
+    text,
+)
 from megatron_fastmix.evidence.scenario import load_scenario
 from megatron_fastmix.export.mixture_file import read_mixture
 
 
 def line(method, losses, flops):
     return MethodLine(
-        method=method, losses=losses, flops=flops, seconds=flops, weights={"a": 0.25, "b": 0.75}
+        method=method,
+        losses=dict(enumerate(losses, start=1)),
+        flops=flops,
+        seconds=flops,
+        weights={"a": 0.25, "b": 0.75},
     )
 
 
@@ -35,6 +46,15 @@ def test_the_gap_is_that_from_uniform_to_the_best():
     assert closed(LINES[0], LINES) == pytest.approx(1.0)
     assert closed(LINES[0], LINES[:2]) is None
     assert closed(LINES[-1], [LINES[-1], line("doge", (5.2,), 1.0)]) is None
+
+
+def test_methods_are_compared_seed_by_seed():
+    ours, other = line("fastmix", (4.0, 4.5, 5.0), 1.0), line("doge", (4.1, 4.8), 1.0)
+    difference, error = behind(other, ours)
+    assert difference == pytest.approx(0.2)
+    # Of 0.1 and 0.3: a deviation of √0.02, over √2.
+    assert error == pytest.approx(0.1)
+    assert behind(line("doge", (4.1,), 1.0), ours)[1] is None
 
 
 def test_figures_say_what_is_reached():
