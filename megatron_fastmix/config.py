@@ -241,9 +241,8 @@ class MixtureConfig:
     outer steps are few and noisy."""
     lr: float = 0.1
     """Outer learning rate; 0 freezes the mixture. Adam's is the change of a logit per outer step,
-    `scaled_mirror_descent`'s its root mean square over the sources;
-    `sgd` and `mirror_descent` multiply the hypergradient, about 1e-5 to 1e-3, and so need 1e2 and
-    more."""
+    `scaled_mirror_descent`'s its root mean square over the sources; `sgd` and `mirror_descent`
+    multiply the hypergradient, about 1e-5 to 1e-3, and so need 1e2 and more."""
     min_lr: float = 0.0
     """Outer learning rate at the end of the decay."""
     lr_warmup_steps: int = 0

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from megatron_fastmix.atomic_file import write_atomically
+from megatron_fastmix.baselines.registry import METHODS
 from megatron_fastmix.evidence.method_table import FASTMIX, UNIFORM, MethodLine
 from megatron_fastmix.report.plots import COLOURS
 
@@ -18,8 +19,16 @@ def plot_methods(tables: Mapping[str, Sequence[MethodLine]], path: Path) -> None
     """One panel per scenario; methods that cost nothing are lines, bars are standard deviations.
 
     A method that is further above uniform than the gap twice over is named beside the panel alone.
+    Variants of FastMix are left out, and scenarios that compare nothing else.
     """
-    shown = {name: lines for name, lines in tables.items() if lines}
+    published = {
+        name: [one for one in lines if one.method in METHODS] for name, lines in tables.items()
+    }
+    shown = {
+        name: lines
+        for name, lines in published.items()
+        if any(line.flops and line.method != FASTMIX for line in lines)
+    }
     columns = min(2, max(1, len(shown)))
     rows = max(1, -(-len(shown) // columns))
     figure = Figure(figsize=(7.4 * columns, 4.4 * rows), dpi=120, layout="constrained")

@@ -166,6 +166,13 @@ def test_the_command_makes_each_row_once(scenario, tmp_path, capsys):
     assert [file.stat().st_mtime_ns for file in (*searches, *targets)] == times
     assert "0 of 4 searches to do" in capsys.readouterr().out
 
+    # A row that is older than a key of the configuration had the key's default.
+    old = json.loads(searches[1].read_text())
+    del old["config"]["hypergradient"]["probe_allocation"]
+    searches[1].write_text(json.dumps(old))
+    assert cli.main([*arguments, "--table-only"]) == 0
+    capsys.readouterr()
+
     # Another objective on the same target model: uniform's row is there already.
     values = yaml.safe_load(scenario.read_text())
     values["search"]["objective"] = {"target_aggregation": "worst_case"}
