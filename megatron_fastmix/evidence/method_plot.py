@@ -14,6 +14,9 @@ from megatron_fastmix.baselines.registry import METHODS
 from megatron_fastmix.evidence.method_table import FASTMIX, UNIFORM, MethodLine
 from megatron_fastmix.report.plots import COLOURS
 
+_MARKERS = "osD^"
+"""One for each round through the colours."""
+
 
 def plot_methods(tables: Mapping[str, Sequence[MethodLine]], path: Path) -> None:
     """One panel per scenario; methods that cost nothing are lines, bars are standard deviations.
@@ -36,21 +39,27 @@ def plot_methods(tables: Mapping[str, Sequence[MethodLine]], path: Path) -> None
     for number, (name, lines) in enumerate(shown.items(), start=1):
         axes = figure.add_subplot(rows, columns, number)
         highest = _highest(lines)
+        drawn: list[float] = []
         ours = next((line.flops for line in lines if line.method == FASTMIX), 1.0)
         methods = sorted(line.method for line in lines if line.method != FASTMIX)
         for line in lines:
             mine = line.method == FASTMIX
             rank = 0 if mine else methods.index(line.method) + 1
             colour = COLOURS[rank % len(COLOURS)]
+            marker = "*" if mine else _MARKERS[rank // len(COLOURS)]
             if line.loss > highest:
                 label = f"{line.method}: {line.loss:.2f}"
-                axes.plot([], [], marker="^", linestyle="", color=colour, label=label)
+                axes.plot([], [], marker=marker, linestyle="", color=colour, label=label)
             elif line.flops:
+                cost = line.flops / ours
+                # Methods of equal cost stand side by side, a few per cent apart.
+                cost *= 1 + 0.08 * sum(abs(cost / other - 1) < 0.01 for other in drawn)
+                drawn.append(line.flops / ours)
                 axes.errorbar(
-                    [line.flops / ours],
+                    [cost],
                     [line.loss],
                     yerr=[line.deviation or 0.0],
-                    fmt="*" if mine else "o",
+                    fmt=marker,
                     markersize=14 if mine else 6,
                     color=colour,
                     label=line.method,
