@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 python="${VENV:-.venv}/bin/python"
 
 pretrain() { # folder, overrides
-  [ -d "$1/checkpoints" ] || RUN_DIR=$1 bash launch/quickstart.sh --train-iters=100 --save-interval=100 "${@:2}"
+  RUN_DIR=$1 bash launch/quickstart.sh --train-iters=100 --save-interval=100 "${@:2}"
 }
 pretrain runs/quickstart_100_steps
 pretrain runs/methods_proxy --proxy.num_layers=2 --proxy.hidden_size=64 --proxy.num_attention_heads=2

@@ -304,6 +304,13 @@ class HypergradientConfig:
                 "use at least 1",
             )
         _require(
+            self.probe_allocation == "even" or self.probe_samples_per_source > 2,
+            "hypergradient.probe_samples_per_source",
+            self.probe_samples_per_source,
+            "probe_allocation weighted gives 2 to each source and shares out the others: use 3 or "
+            "more, or probe_allocation even",
+        )
+        _require(
             self.relative_step > 0,
             "hypergradient.relative_step",
             self.relative_step,

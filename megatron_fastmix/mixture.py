@@ -105,9 +105,11 @@ class Mixture:
         """
         weights = self.weights
         seen = np.ones(len(weights), dtype=bool) if seen is None else seen
-        slope = logit_gradient(gradient, weights, seen)
-        self.logits += self._optimizer.step(gradient, weights, seen, self.lr)
-        self._keep_bounds()
+        slope = np.zeros_like(weights)
+        if seen.any():
+            slope = logit_gradient(gradient, weights, seen)
+            self.logits += self._optimizer.step(gradient, weights, seen, self.lr)
+            self._keep_bounds()
         self.history.append(self.weights)
         return slope
 

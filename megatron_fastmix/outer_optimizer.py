@@ -126,8 +126,8 @@ class ScaledMirrorDescent:
     """Exponentiated gradient whose step is free of the gradient's scale: h is divided by the
     running root mean square, over steps and sources, of what moves z.
 
-    Adam divides each source's gradient by its own scale, so that a source whose gradient is noise
-    around 0 moves as far as one with evidence; a scale that all share keeps their proportions.
+    Adam divides each source's gradient by its own scale, which raises the noise of a source without
+    evidence to the size of a signal; a scale that all share keeps their proportions.
     """
 
     def __init__(self, sources: int, config: MixtureConfig) -> None:

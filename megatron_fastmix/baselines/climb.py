@@ -4,7 +4,7 @@ Its first half clusters documents into sources; the sources are given here. The 
 (section 3.2) alternates between training proxies on promising mixtures and fitting a predictor to
 all outcomes so far:
 
-1. draw M₁ mixtures at random (Dirichlet around the sizes of the sources) and train a proxy on each;
+1. draw M₁ mixtures at random (those of RegMix here) and train a proxy on each;
 2. fit the predictor f (LightGBM); rank fresh random mixtures by f; draw the next Mᵢ at random from
    the top N, which weighs exploration against exploitation; train; repeat;
 3. answer the mixture that the last predictor ranks first.

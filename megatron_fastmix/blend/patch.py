@@ -122,6 +122,11 @@ def install(
     )
     history: Any = mixture
     if isinstance(mixture, Mixture):
+        if weighting == "loss" and mixture.config.weighting == "sampling":
+            raise ConfigError(
+                "weighting: found loss, but the mixture is configured for sampling and gives every "
+                "sample the factor 1; use weighting sampling"
+            )
         if weighting == "sampling" and samples_per_update is None:
             raise ConfigError(
                 "samples_per_update: missing; draws by a search's mixture need the training "

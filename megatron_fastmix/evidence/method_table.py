@@ -146,8 +146,8 @@ def figures(scenario: str, lines: Sequence[MethodLine]) -> list[benchmark.Row]:
         return found
     spread = ours.deviation
     if spread:
-        behind = (ours.loss - lines[0].loss) / spread
-        found.append(_row(f"{scenario}: fastmix behind the best", behind, "sd of fastmix", 1.0))
+        distance = (ours.loss - lines[0].loss) / spread
+        found.append(_row(f"{scenario}: fastmix behind the best", distance, "sd of fastmix", 1.0))
     share = closed(ours, lines)
     if share is not None:
         name = f"{scenario}: gap from uniform to the best that fastmix closes"

@@ -65,7 +65,7 @@ class Batches:
 
         `weights` is α (K,), `target_weights` is ω (V,).
         Target v takes `target_samples` of its walk, each weighing ω_v over their number. With
-        β > 0, as many training samples of each source as the probe has, and others than it has,
+        β > 0, `probe_samples_per_source` training samples of each source, others than the probe's,
         follow with weights β·α_k over their number; their group is −1 − k. All of it together, or
         with `hypergradient.per_target` each target apart and the β term last.
         """

@@ -14,10 +14,10 @@ from megatron_fastmix.search.batches import Batches
 def inner_step(
     engine: Any, batches: Batches, step: int, loss_weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Trains on global batch `step`: mean over samples of K·α[source]·loss, in the engine.
+    """Trains on global batch `step`: mean over samples of loss_weights[source]·loss.
 
     Args:
-        loss_weights: K·α, shape (K,).
+        loss_weights: `Mixture.loss_weights`, shape (K,).
 
     Returns this rank's unweighted losses by source, as sums (K,) and counts (K,) of samples. Every
     rank must call: the engine reduces gradients.

@@ -50,6 +50,8 @@ def claim(config: SearchConfig, *, write: bool = True, accept_changes: bool = Fa
             if before.get(key) != now.get(key) and not _MAY_DIFFER.fullmatch(key)
         ]
         fatal = [key for key in changed if _MUST_NOT_DIFFER.fullmatch(key)]
+        if config.mixture.weighting == "sampling" and "mixture.inner_steps" in changed:
+            fatal.append("mixture.inner_steps")  # it says at which draw each past α held
         if fatal or (changed and not accept_changes):
             listed = "; ".join(
                 f"{key}: was {before.get(key)!r}, now {now.get(key)!r}"

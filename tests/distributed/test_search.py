@@ -118,7 +118,7 @@ def preconditioned_products(config: SearchConfig) -> np.ndarray:
         (state[p]["exp_avg_sq"] / (1 - training.adam_beta2)).sqrt() + training.adam_eps
         for p in parameters
     ]
-    probe = search.batches.probe(0)
+    probe = search.batches.probe(0, search.mixture.weights)
     group = np.concatenate([batch.group for batch in probe])
     products = []
     for source in range(len(config.sources)):
@@ -465,6 +465,34 @@ def sources_trained_on(config: SearchConfig) -> dict[str, Any]:
         "history": np.stack(search.mixture.history),
         "factors": search.mixture.loss_weights,
     }
+
+
+def weighted_probes(config: SearchConfig) -> list[tuple[int, int, bytes]]:
+    """(outer step, source, tokens) of this rank's probe samples in two outer steps."""
+    search = Search(config)
+    return [
+        (step, int(source), row.numpy().tobytes())
+        for step in range(2)
+        for batch in search.batches.probe(step, np.array([0.7, 0.2, 0.1]))
+        for source, row in zip(batch.group, batch.tokens, strict=True)
+        if source >= 0
+    ]
+
+
+@pytest.mark.slow
+def test_a_weighted_probe_does_not_depend_on_the_ranks_and_repeats_no_sample(
+    search_values: dict, tmp_path: Path
+) -> None:
+    found = []
+    for ranks in (1, 2, 4):
+        changes = SAMPLING | {"run_dir": tmp_path / f"{ranks}"}
+        parts = run_ranks(ranks, weighted_probes, load(search_values, **changes))
+        found.append(sorted(sample for part in parts for sample in part))
+    assert found[0] == found[1] == found[2]
+    counts = np.bincount([source for step, source, _ in found[0] if step == 0])
+    # 2 of each, and 0.7, 0.2 and 0.1 of the other 9.
+    assert counts.tolist() == [8, 4, 3]
+    assert len({tokens for _, _, tokens in found[0]}) == len(found[0])
 
 
 @pytest.mark.slow

@@ -174,6 +174,13 @@ def test_options_that_cannot_work_are_refused(mixture, options, message):
     assert builder_module.BlendedDataset is BlendedDataset
 
 
+def test_a_mixture_for_sampling_is_not_weighed_by_loss():
+    mixture = Mixture(["a", "b"], MixtureConfig(weighting="sampling"))
+    with pytest.raises(ConfigError, match="weighting: found loss, but the mixture is configured"):
+        blend.install(mixture, weighting="loss")
+    assert builder_module.BlendedDataset is BlendedDataset
+
+
 def test_a_cap_on_an_unknown_source_is_refused(corpora, mixture):
     with (
         blend.install(mixture, max_epochs={"nose": 2}),

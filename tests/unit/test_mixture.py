@@ -95,6 +95,13 @@ def test_scaled_mirror_descent_forgets_the_scale_and_keeps_the_proportions():
 
 
 @pytest.mark.parametrize("optimizer", sorted(OUTER_OPTIMIZERS))
+def test_without_any_evidence_nothing_moves(optimizer):
+    mixture = Mixture(["a", "b"], MixtureConfig(optimizer=optimizer))
+    mixture.update(np.array([1.0, -1.0]), np.array([False, False]))
+    assert mixture.weights.tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("optimizer", sorted(OUTER_OPTIMIZERS))
 def test_an_unseen_source_keeps_its_logit_and_does_not_shift_the_others(optimizer):
     seen = np.array([True, True, False])
     mixture = Mixture(["a", "b", "unseen"], MixtureConfig(optimizer=optimizer))

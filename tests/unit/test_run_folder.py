@@ -1,0 +1,29 @@
+"""What may change between the parts of one search."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_fastmix.config import load_config
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.search import run_folder
+
+
+@pytest.mark.parametrize("key", ["mixture.lr", "mixture.inner_steps"])
+def test_a_change_must_be_accepted(config_file: Path, key: str) -> None:
+    run_folder.claim(load_config(config_file))
+    changed = load_config(config_file, [f"--{key}=3"])
+    with pytest.raises(ConfigError, match=rf"{key}: was .*--accept-changes"):
+        run_folder.claim(changed)
+    run_folder.claim(changed, accept_changes=True)
+    assert load_config(Path(changed.run_dir) / run_folder.CONFIG_FILE) == changed
+
+
+def test_under_sampling_inner_steps_must_stay(config_file: Path) -> None:
+    """They say at which draw each past mixture held."""
+    sampling = "--mixture.weighting=sampling"
+    run_folder.claim(load_config(config_file, [sampling]))
+    changed = load_config(config_file, [sampling, "--mixture.inner_steps=3"])
+    with pytest.raises(ConfigError, match=r"inner_steps: was 2, now 3.*set these back") as caught:
+        run_folder.claim(changed, accept_changes=True)
+    assert "--accept-changes" not in str(caught.value)
