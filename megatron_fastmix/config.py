@@ -58,7 +58,8 @@ class TargetConfig:
     """ω_v, the target's weight in ℓ; weights are normalised to sum 1."""
     reference_loss: float = 0.0
     """Nats per token that count as good on this target, such as those of a model trained on it
-    alone; `worst_case` compares what each target's loss has above it."""
+    alone; `worst_case` compares what each target's loss has above it. Under `least_gain`, where
+    other methods are compared, the proxy's loss under the initial mixture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,9 +206,11 @@ class TrainingConfig:
 class ObjectiveConfig:
     """What the mixture is to lower: ℓ = Σ_v ω_v·ℓ_v + β·L_train + λ·Σ α_k log α_k."""
 
-    target_aggregation: Literal["mean", "worst_case"] = "mean"
-    """`mean` keeps ω_v as configured; `worst_case` moves them to the targets that are worst off,
-    so that none is sacrificed (exponentiated weights; Sagawa et al., 2020, algorithm 1)."""
+    target_aggregation: Literal["mean", "worst_case", "least_gain"] = "mean"
+    """`mean` keeps ω_v as configured. `least_gain` chooses them at every step for the target that
+    gains least over the initial mixture, so that none is sacrificed, and needs a probe for each
+    target. `worst_case` moves them to the targets with the largest loss above `reference_loss`
+    (exponentiated weights; Sagawa et al., 2020, algorithm 1)."""
     target_lr: float = 0.1
     """Step of `worst_case`: ω_v grows by exp(target_lr·(ℓ_v − reference_loss_v)) per outer step."""
     train_loss_weight: float = 0.0
@@ -428,6 +431,13 @@ class SearchConfig:
             "the sum of min_weight must not exceed 1, nor that of max_weight fall below it",
         )
         self._check_proxy()
+        shares = sorted({target.weight for target in self.targets})
+        _require(
+            self.objective.target_aggregation != "least_gain" or len(shares) == 1,
+            "targets: weight",
+            shares,
+            "target_aggregation least_gain chooses the weights of targets itself: leave them out",
+        )
         _require(
             self.mixture.inner_steps <= self.training.train_iters,
             "mixture.inner_steps",
@@ -493,6 +503,12 @@ class SearchConfig:
     @property
     def source_names(self) -> list[str]:
         return [source.name for source in self.sources]
+
+    @property
+    def per_target(self) -> bool:
+        """Whether the products of each target are estimated apart."""
+        least_gain = self.objective.target_aggregation == "least_gain"
+        return self.hypergradient.per_target or least_gain
 
     @property
     def target_weights(self) -> list[float]:

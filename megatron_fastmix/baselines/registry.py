@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_fastmix.baselines.climb import ClimbSettings, climb
+from megatron_fastmix.baselines.objective import check_references
 from megatron_fastmix.baselines.proxy_pool import ProxyPool
 from megatron_fastmix.baselines.regmix import RegMixSettings, random_search, regmix
 from megatron_fastmix.baselines.result import BaselineResult
@@ -64,6 +65,9 @@ def find_mixtures(
     unknown = sorted({method for method, _, _ in wanted} - set(METHODS))
     if unknown:
         raise ConfigError(f"method: found {unknown[0]!r}; choose among {', '.join(METHODS)}")
+    for method, config, _ in wanted:
+        if method in _POOLED:
+            check_references(config, method)
     jobs = [
         Job(
             name=f"{method}, seed {config.seed}",

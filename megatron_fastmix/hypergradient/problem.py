@@ -113,6 +113,14 @@ class Products:
             standard_error=np.sqrt(np.sum([term.standard_error**2 for term in terms], axis=0)),
         )
 
+    def scaled(self, factor: float) -> Products:
+        """Of an objective `factor` times as large."""
+        return Products(
+            values=factor * self.values,
+            counts=self.counts,
+            standard_error=factor * self.standard_error,
+        )
+
     @property
     def seen(self) -> np.ndarray:
         """Sources with evidence, bool (K,)."""

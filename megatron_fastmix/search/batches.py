@@ -64,13 +64,16 @@ class Batches:
         """This rank's part of the batches whose weighted loss ℓ has the gradient v.
 
         `weights` is α (K,), `target_weights` is ω (V,).
-        Target v takes `target_samples` of its walk, each weighing ω_v over their number. With
+        Target v takes `target_samples` of its walk, each weighing ω_v over their number, or where
+        products are estimated per target, 1 over it. With
         β > 0, `probe_samples_per_source` training samples of each source, others than the probe's,
         follow with weights β·α_k over their number; their group is −1 − k. All of it together, or
-        with `hypergradient.per_target` each target apart and the β term last.
+        per target each target apart and the β term last.
         """
         config = self.config.hypergradient
         n = config.target_samples
+        if self.config.per_target:
+            target_weights = np.ones(len(target_weights))
         terms: list[list[Sample]] = [
             [(target.sample(outer_step * n + j), v, omega / n) for j in range(n)]
             for v, (target, omega) in enumerate(zip(self.targets, target_weights, strict=True))
@@ -89,7 +92,7 @@ class Batches:
                     for j in range(m)
                 ]
             )
-        if not config.per_target:
+        if not self.config.per_target:
             terms = [[sample for term in terms for sample in term]]
         return [self.split(term) for term in terms]
 

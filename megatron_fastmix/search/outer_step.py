@@ -18,6 +18,7 @@ from megatron_fastmix.parallel.parameters import Parameters
 from megatron_fastmix.parallel.preconditioner import AdamPreconditioner
 from megatron_fastmix.proxy.megatron_gpt import batch_losses
 from megatron_fastmix.search.batches import Batches
+from megatron_fastmix.targets.least_gain import least_gain_weights
 from megatron_fastmix.targets.weights import TargetWeights
 
 
@@ -32,7 +33,7 @@ class OuterResult:
     products: Products
     """⟨v, ∇L_k⟩."""
     target_products: np.ndarray | None
-    """Each target's part of them, ω_v·⟨∇ℓ_v, ∇L_k⟩, (V, K), under `per_target`."""
+    """Each target's part of them, ω_v·⟨∇ℓ_v, ∇L_k⟩, (V, K), where estimated apart."""
     gradient: np.ndarray
     """∂/∂z, (K,)."""
     lr: float
@@ -97,6 +98,13 @@ class OuterLoop:
             return ESTIMATORS[config.hypergradient.estimator](problem, keep_losses)
 
         terms = [estimate(term) for term in batches.objective(number, mixture.weights, omega)]
+        if config.objective.target_aggregation == "least_gain":
+            of_targets = np.stack([term.values for term in terms[: len(omega)]])
+            omega = least_gain_weights(of_targets, mixture.weights, mixture.history[0])
+        if config.per_target:
+            # The β term follows those of the targets and has its factor already.
+            factors = [*omega, *[1.0] * (len(terms) - len(omega))]
+            terms = [term.scaled(factor) for term, factor in zip(terms, factors, strict=True)]
         products = Products.total(terms)
         sums, counts = batches.group.sum(losses)
         target_losses = sums / counts
@@ -117,7 +125,7 @@ class OuterLoop:
             products=products,
             target_products=(
                 np.stack([term.values for term in terms[: len(omega)]])
-                if config.hypergradient.per_target
+                if config.per_target
                 else None
             ),
             gradient=slope,

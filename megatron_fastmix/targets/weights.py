@@ -25,7 +25,7 @@ class TargetWeights:
         """After an outer step that found `losses` (V,): ω_v ∝ ω_v·exp(lr·(ℓ_v − reference_v)).
 
         The exponentiated weights of group DRO (Sagawa et al., 2020, algorithm 1), over targets
-        instead of groups. Does nothing under `mean`.
+        instead of groups. Does nothing under `mean` and `least_gain`.
         """
         if self.config.target_aggregation == "worst_case":
             excess = losses - self.references

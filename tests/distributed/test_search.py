@@ -412,6 +412,7 @@ SAMPLING = {
         slow(4, 2, 3, {}),
         (2, 1, 2, OPTIONS),
         slow(2, 1, 3, OPTIONS),
+        slow(2, 1, 3, {"objective.target_aggregation": "least_gain"}),
         slow(2, 1, 1, SAMPLING),
         slow(2, 1, 1, {"engine.dtype": "bf16"}),
     ],

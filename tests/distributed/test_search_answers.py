@@ -63,40 +63,55 @@ def test_a_planted_answer_is_recovered(
 
 
 @pytest.mark.slow
-def test_the_worst_case_shares_the_mixture_among_targets_that_conflict(
-    search_values: dict, corpora: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("aggregation", "optimizer"),
+    [("worst_case", {}), ("least_gain", {}), ("least_gain", SCALED)],
+)
+def test_no_target_is_sacrificed_to_another_that_conflicts(
+    search_values: dict, corpora: Path, tmp_path: Path, aggregation: str, optimizer: dict[str, Any]
 ) -> None:
-    """Two targets want one source each, and one of them is hardly weighed."""
+    """Two targets want one source each, and the mean hardly weighs one of them."""
     search_values["targets"] = [
         {"name": "up", "path": str(corpora / "target"), "weight": 0.95},
         {"name": "down", "path": str(corpora / "target_backward"), "weight": 0.05},
     ]
     found = {}
-    for aggregation in ("mean", "worst_case"):
+    for key in ("mean", aggregation):
+        if key == "least_gain":
+            for target in search_values["targets"]:
+                del target["weight"]
         config = load(
             search_values,
             **{
-                "run_dir": tmp_path / aggregation,
-                "objective.target_aggregation": aggregation,
+                "run_dir": tmp_path / key,
+                "objective.target_aggregation": key,
                 "objective.target_lr": 5.0,
                 "training.train_iters": 90,
                 "mixture.inner_steps": 3,
                 "mixture.lr": 0.2,
+                **optimizer,
             },
         )
         run_ranks(1, run_search, config)
-        found[aggregation] = json.loads((Path(config.run_dir) / "mixture.json").read_text())
-    mean, worst = (
-        {source["name"]: source["weight"] for source in found[key]["sources"]}
-        for key in ("mean", "worst_case")
-    )
-    assert worst["backward"] > 2 * mean["backward"]
+        found[key] = json.loads((Path(config.run_dir) / "mixture.json").read_text())
+    weights = {
+        key: {source["name"]: source["weight"] for source in mixture["sources"]}
+        for key, mixture in found.items()
+    }
+    assert weights[aggregation]["backward"] > 2 * weights["mean"]["backward"]
     largest = {key: max(target["final_loss"] for target in found[key]["targets"]) for key in found}
-    assert largest["worst_case"] < largest["mean"]
-    lines = read_metrics(tmp_path / "worst_case/metrics.jsonl")
-    weights = [line["target_weight"]["down"] for line in lines if line["kind"] == "outer"]
-    assert weights[0] == pytest.approx(0.05)
-    assert weights[-1] > 0.2
+    assert largest[aggregation] < largest["mean"]
+    lines = read_metrics(tmp_path / aggregation / "metrics.jsonl")
+    omega = [line["target_weight"]["down"] for line in lines if line["kind"] == "outer"]
+    if aggregation == "worst_case":
+        assert omega[0] == pytest.approx(0.05)
+        assert omega[-1] > 0.2
+    else:
+        assert 0.2 < np.mean(omega) < 0.8
+        assert weights[aggregation]["forward"] > 0.25
+        assert weights[aggregation]["noise"] < 0.25
+        # What every target is to count for afterwards is no business of the last step.
+        assert [target["weight"] for target in found[aggregation]["targets"]] == [0.5, 0.5]
 
 
 def test_a_run_whose_estimates_are_noise_says_so(

@@ -11,6 +11,7 @@ from megatron_fastmix import cli
 from megatron_fastmix.baselines.climb import ClimbSettings, climb
 from megatron_fastmix.baselines.objective import target_loss
 from megatron_fastmix.baselines.proxy_pool import ProxyPool
+from megatron_fastmix.baselines.registry import find_mixtures
 from megatron_fastmix.baselines.regmix import (
     RegMixSettings,
     draw_mixtures,
@@ -19,7 +20,7 @@ from megatron_fastmix.baselines.regmix import (
 )
 from megatron_fastmix.baselines.simple import proportional, temperature, uniform
 from megatron_fastmix.config import load_config
-from megatron_fastmix.errors import DataError
+from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.mixture_file import read_mixture
 
 BEST = np.array([0.6, 0.3, 0.1])
@@ -117,6 +118,12 @@ def test_several_targets_count_by_weight_or_by_the_worst(search_values, corpora,
     np.testing.assert_allclose(target_loss(load_config(file), losses), [2.5, 4.5])
     worst = load_config(file, ["--objective.target_aggregation=worst_case"])
     np.testing.assert_allclose(target_loss(worst, losses), [4.0, 5.0])
+    del search_values["targets"][0]["weight"]
+    file.write_text(yaml.safe_dump(search_values))
+    gains = load_config(file, ["--objective.target_aggregation=least_gain"])
+    np.testing.assert_allclose(target_loss(gains, losses), [4.0, 5.0])
+    with pytest.raises(ConfigError, match="target b: reference_loss is 0; regmix measures gains"):
+        find_mixtures([("regmix", gains, tmp_path / "found.json")], tmp_path, workers=1)
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def test_the_worst_test_counts_over_its_reference(scenario):
         test | {"name": "b"},
     ]
     row = SimpleNamespace(loss=2.5, losses={"a": 4.0, "b": 1.5})
-    for aggregation, expected in (("mean", 2.5), ("worst_case", 1.5)):
+    for aggregation, expected in (("mean", 2.5), ("worst_case", 1.5), ("least_gain", 1.5)):
         values["search"]["objective"] = {"target_aggregation": aggregation}
         scenario.write_text(yaml.safe_dump(values))
         assert aggregated(load_scenario(scenario), row) == expected

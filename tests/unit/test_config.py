@@ -82,6 +82,13 @@ def test_a_wrong_override_is_refused(search_values, tmp_path, override, message)
         (lambda v: v["sources"].append(v["sources"][0]), r"sources: found \['forward'\]"),
         (lambda v: v.update(targets=v["sources"][:1]), r"a target must not be a source"),
         (lambda v: v["targets"][0].update(weight=-1.0), r"weights must be 0 or more"),
+        (
+            lambda v: v.update(
+                objective={"target_aggregation": "least_gain"},
+                targets=[v["targets"][0], v["targets"][0] | {"name": "other", "weight": 2.0}],
+            ),
+            r"targets: weight: found \[1.0, 2.0\]; .*least_gain chooses the weights",
+        ),
         (lambda v: v.update(sources="python"), r"sources: expected a list, found 'python'"),
     ],
 )

@@ -1,0 +1,57 @@
+"""The weights of targets of which none is to be sacrificed."""
+
+import numpy as np
+import pytest
+
+from megatron_fastmix.simplex import softmax
+from megatron_fastmix.targets.least_gain import least_gain_weights
+
+UNIFORM = np.full(3, 1 / 3)
+
+
+def bounds(products, weights, omega, step=0.5):
+    """What α ahead of `omega` earns, min over v of g_v − KL(α‖α_t)/τ, and what ω allows at most,
+    max over α of Σ_v ω_v·g_v − KL/τ: equal where both are the answers to each other, never
+    crossed."""
+    slopes = products - (products @ weights)[:, None]
+    slopes /= np.sqrt(np.mean(slopes**2))
+    ahead = softmax(np.log(weights) + step * (omega @ slopes))
+    divergence = ahead @ np.log(ahead / weights) / step
+    gains = slopes @ (ahead - UNIFORM)
+    return gains.min() - divergence, omega @ gains - divergence
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_weights_are_those_of_the_saddle_point(seed):
+    generator = np.random.default_rng(seed)
+    products, weights = generator.normal(size=(3, 3)), generator.dirichlet([3, 3, 3])
+    lower, upper = bounds(products, weights, least_gain_weights(products, weights, UNIFORM))
+    assert upper - lower < 1e-3
+    for other in generator.dirichlet([0.5, 0.5, 0.5], 300):
+        assert bounds(products, weights, other)[1] >= upper - 1e-3
+
+
+def test_the_target_that_the_mixture_forgot_gets_the_weight():
+    products = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    omega = least_gain_weights(products, np.array([0.8, 0.1, 0.1]), UNIFORM)
+    assert omega[1] > 0.99
+    even = least_gain_weights(products, np.array([0.4, 0.4, 0.2]), UNIFORM)
+    np.testing.assert_allclose(even, [0.5, 0.5], atol=1e-6)
+
+
+def test_neither_scale_nor_a_common_part_counts():
+    generator = np.random.default_rng(0)
+    products, weights = generator.normal(size=(3, 3)), np.array([0.5, 0.3, 0.2])
+    omega = least_gain_weights(products, weights, UNIFORM)
+    shifted = 1e-4 * (products + np.array([[5.0], [-3.0], [1.0]]))
+    np.testing.assert_allclose(least_gain_weights(shifted, weights, UNIFORM), omega, atol=1e-6)
+
+
+def test_targets_that_no_source_moves_share():
+    flat = np.ones((4, 3))
+    np.testing.assert_allclose(least_gain_weights(flat, UNIFORM, UNIFORM), np.full(4, 0.25))
+
+
+def test_one_target_takes_all():
+    omega = least_gain_weights(np.array([[1.0, 2.0, 3.0]]), UNIFORM, UNIFORM)
+    assert omega.tolist() == [1.0]
