@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if args.seeds < 1:
         raise ConfigError(f"--seeds: found {args.seeds}; use at least 1")
     scenarios = {Path(file).stem: load_scenario(file) for file in args.scenario}
-    methods = {name: scenario.choose(args.methods) for name, scenario in scenarios.items()}
+    methods = {name: scenario.choose(args.methods, name) for name, scenario in scenarios.items()}
     tables: dict[str, list[MethodLine]] = {}
     try:
         for name, scenario in scenarios.items():

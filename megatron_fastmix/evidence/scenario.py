@@ -61,13 +61,14 @@ class Scenario:
         variants = {v.name: override_config(self.search, v.overrides) for v in self.variants}
         return dict.fromkeys(METHODS, self.search) | variants
 
-    def choose(self, names: str | None) -> list[str]:
-        """Methods from a comma-separated list, or all. Raises `ConfigError` for an unknown one."""
+    def choose(self, names: str | None, where: str) -> list[str]:
+        """Methods from a comma-separated list, or all. Raises `ConfigError` for an unknown one,
+        with `where` the scenario is from."""
         chosen = names.split(",") if names else [*self.methods, *(v.name for v in self.variants)]
         unknown = [name for name in chosen if name not in self.searches]
         if unknown:
             raise ConfigError(
-                f"methods: found {unknown[0]!r}; choose among {', '.join(self.searches)}"
+                f"{where}: methods: found {unknown[0]!r}; choose among {', '.join(self.searches)}"
             )
         return chosen
 

@@ -127,7 +127,8 @@ class Reporter:
 
     def outer(self, step: int, result: OuterResult) -> None:
         """An outer step was taken after `step` optimizer steps."""
-        self.target_loss = float(np.dot(result.target_weights, result.target_losses))
+        # By the weights of the configuration: with moving ω the curve would jump with them.
+        self.target_loss = float(np.dot(self.config.target_weights, result.target_losses))
         if self._metrics is None:
             return
         self._last += result.seconds  # the throughput is that of the inner steps

@@ -112,12 +112,12 @@ def scenario(search_values, corpora, tmp_path):
 
 def test_a_variant_is_fastmix_with_other_settings(scenario, tmp_path):
     found = load_scenario(scenario)
-    assert found.choose(None) == [*METHODS, "inner_steps=1"]
+    assert found.choose(None, "mine") == [*METHODS, "inner_steps=1"]
     method, config = found.job("inner_steps=1", 7, tmp_path)
     assert (method, config.mixture.inner_steps, config.seed) == ("fastmix", 1, 7)
     assert found.job("doge", 7, tmp_path)[0] == "doge"
-    with pytest.raises(ConfigError, match="found 'magic'; choose among fastmix"):
-        found.choose("fastmix,magic")
+    with pytest.raises(ConfigError, match="mine: methods: found 'magic'; choose among fastmix"):
+        found.choose("fastmix,magic", "mine")
 
 
 @pytest.mark.parametrize(
