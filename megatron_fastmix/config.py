@@ -55,7 +55,8 @@ class TargetConfig:
     path: str
     """Prefix of the indexed dataset, without .bin and .idx. Must not be a source."""
     weight: float = 1.0
-    """ω_v, the target's weight in ℓ; weights are normalised to sum 1."""
+    """ω_v, the target's weight in ℓ; weights are normalised to sum 1. `least_gain` chooses its
+    own, and admits no unequal ones."""
     reference_loss: float = 0.0
     """Nats per token that count as good on this target, such as those of a model trained on it
     alone; `worst_case` compares what each target's loss has above it. Under `least_gain`, where
@@ -207,10 +208,11 @@ class ObjectiveConfig:
     """What the mixture is to lower: ℓ = Σ_v ω_v·ℓ_v + β·L_train + λ·Σ α_k log α_k."""
 
     target_aggregation: Literal["mean", "worst_case", "least_gain"] = "mean"
-    """`mean` keeps ω_v as configured. `least_gain` chooses them at every step for the target that
-    gains least over the initial mixture, so that none is sacrificed, and needs a probe for each
-    target. `worst_case` moves them to the targets with the largest loss above `reference_loss`
-    (exponentiated weights; Sagawa et al., 2020, algorithm 1)."""
+    """`mean` keeps ω_v as configured. `least_gain` chooses them at every step for the target whose
+    loss gains least over the initial mixture, in nats, so that none is sacrificed; it needs a probe
+    for each target, and a target that no source helps holds all others back. `worst_case` moves
+    them to the targets with the largest loss above `reference_loss` (exponentiated weights; Sagawa
+    et al., 2020, algorithm 1)."""
     target_lr: float = 0.1
     """Step of `worst_case`: ω_v grows by exp(target_lr·(ℓ_v − reference_loss_v)) per outer step."""
     train_loss_weight: float = 0.0
@@ -293,7 +295,7 @@ class HypergradientConfig:
     """r in ε = r·‖θ‖/‖v‖ of the finite difference; 1e-4 gave a relative error of 2e-4 in fp32."""
     per_target: bool = False
     """Whether the products of each target are estimated and logged apart: a probe for each target
-    instead of one for all."""
+    instead of one for all. `least_gain` implies it."""
     preconditioner: Literal["none", "adam"] = "none"
     """`adam` divides v by √(second moment) + eps, as the inner AdamW step divides the gradient:
     the derivative of the step that is taken, at another scale (λ must follow it)."""
@@ -505,8 +507,8 @@ class SearchConfig:
         return [source.name for source in self.sources]
 
     @property
-    def per_target(self) -> bool:
-        """Whether the products of each target are estimated apart."""
+    def estimates_per_target(self) -> bool:
+        """Whether each target has a probe and products of its own."""
         least_gain = self.objective.target_aggregation == "least_gain"
         return self.hypergradient.per_target or least_gain
 

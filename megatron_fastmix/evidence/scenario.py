@@ -54,6 +54,13 @@ class Scenario:
         ]
         if twice:
             raise ConfigError(f"variants: found {twice[0]} twice; names are unique, rename one")
+        if self.search.objective.target_aggregation == "least_gain":
+            for test in self.compare.tests:
+                if not test.reference_loss:
+                    raise ConfigError(
+                        f"compare.tests: {test.name}: reference_loss is 0; under least_gain give "
+                        "the loss that the target model has under the initial mixture"
+                    )
 
     @cached_property
     def searches(self) -> dict[str, SearchConfig]:

@@ -12,6 +12,7 @@ from megatron_fastmix.hypergradient.problem import (
     OnLosses,
     OuterProblem,
     Products,
+    noise_to_signal,
 )
 
 Estimator = Callable[[OuterProblem, OnLosses | None], Products]
@@ -23,4 +24,4 @@ ESTIMATORS: dict[str, Estimator] = {
     "last_layer": last_layer,
 }
 
-__all__ = ["ESTIMATORS", "Batch", "Estimator", "OuterProblem", "Products"]
+__all__ = ["ESTIMATORS", "Batch", "Estimator", "OuterProblem", "Products", "noise_to_signal"]

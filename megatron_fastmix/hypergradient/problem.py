@@ -103,7 +103,8 @@ class Products:
 
     @classmethod
     def total(cls, terms: Sequence[Products]) -> Products:
-        """Of a sum of objectives, whose gradients v add up; all of one probe."""
+        """Of a sum of objectives, whose gradients v add up. Their errors are taken as independent,
+        though they share a probe."""
         first, *others = terms
         if not others:
             return first
@@ -126,16 +127,22 @@ class Products:
         """Sources with evidence, bool (K,)."""
         return self.counts > 0
 
-    @property
-    def noise_to_signal(self) -> float | None:
-        """Root mean square of the standard errors over the spread of the values across sources: 0
-        is a sure estimate, 1 or more is noise. None where fewer than 2 sources have both."""
-        known = np.isfinite(self.standard_error) & self.seen
-        if known.sum() < 2:
-            return None
-        spread = float(self.values[known].std())
-        error = float(np.sqrt(np.mean(self.standard_error[known] ** 2)))
-        return error / spread if spread else float("inf")
+
+def noise_to_signal(terms: Sequence[Products]) -> float | None:
+    """Root mean square of the standard errors of a sum of `terms` over the spread of their values
+    across sources: 0 is a sure estimate, 1 or more is noise. None where fewer than 2 sources have
+    both.
+
+    Spreads are added up term by term: targets that pull against each other leave a flat sum, which
+    is no noise.
+    """
+    total = Products.total(terms)
+    known = np.isfinite(total.standard_error) & total.seen
+    if known.sum() < 2:
+        return None
+    spread = float(sum(term.values[known].std() for term in terms))
+    error = float(np.sqrt(np.mean(total.standard_error[known] ** 2)))
+    return error / spread if spread else float("inf")
 
 
 OnLosses = Callable[[Batch, torch.Tensor], None]

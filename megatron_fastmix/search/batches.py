@@ -72,7 +72,7 @@ class Batches:
         """
         config = self.config.hypergradient
         n = config.target_samples
-        if self.config.per_target:
+        if self.config.estimates_per_target:
             target_weights = np.ones(len(target_weights))
         terms: list[list[Sample]] = [
             [(target.sample(outer_step * n + j), v, omega / n) for j in range(n)]
@@ -92,7 +92,7 @@ class Batches:
                     for j in range(m)
                 ]
             )
-        if not self.config.per_target:
+        if not self.config.estimates_per_target:
             terms = [[sample for term in terms for sample in term]]
         return [self.split(term) for term in terms]
 

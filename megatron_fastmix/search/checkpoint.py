@@ -44,7 +44,7 @@ class SearchState:
     mixture: dict[str, Any]
     """`Mixture.state()`."""
     target_weights: list[float]
-    """ω of the outer step to come, (V,)."""
+    """ω of the outer step to come, (V,); as configured unless `worst_case` moves it."""
     initial_target_losses: list[float] | None
     """Loss of each target at the first outer step, (V,)."""
     final_target_losses: list[float] | None

@@ -230,7 +230,8 @@ class Search:
         stored.close()
         self.checkpoints.resumed(state.step)
         self.mixture.load_state(state.mixture)
-        self.targets.values = np.array(state.target_weights)
+        if self.config.objective.target_aggregation == "worst_case":
+            self.targets.values = np.array(state.target_weights)
         self.step = state.step
         self._seconds_before = state.seconds
         self.first_target_losses = state.initial_target_losses

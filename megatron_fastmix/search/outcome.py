@@ -162,7 +162,7 @@ def outer_step_forward_passes(config: SearchConfig) -> float:
     objective = hypergradient.target_samples * len(config.targets)
     objective += probe if config.objective.train_loss_weight else 0
     terms = len(config.targets) + bool(config.objective.train_loss_weight)
-    probe *= terms if config.per_target else 1
+    probe *= terms if config.estimates_per_target else 1
     if hypergradient.estimator == "finite_difference":
         return 3.0 * objective + 2.0 * probe
     return 3.0 * objective + 3.0 * probe * count

@@ -11,7 +11,13 @@ import torch
 
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import NonFiniteError
-from megatron_fastmix.hypergradient import ESTIMATORS, Batch, OuterProblem, Products
+from megatron_fastmix.hypergradient import (
+    ESTIMATORS,
+    Batch,
+    OuterProblem,
+    Products,
+    noise_to_signal,
+)
 from megatron_fastmix.mixture import Mixture, regularizer_gradient
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.parameters import Parameters
@@ -29,11 +35,13 @@ class OuterResult:
     target_losses: np.ndarray
     """Mean loss of each target on its samples of this step, before it, (V,)."""
     target_weights: np.ndarray
-    """ω that this step's v was made with, (V,)."""
+    """ω of this step's products, (V,)."""
     products: Products
     """⟨v, ∇L_k⟩."""
     target_products: np.ndarray | None
-    """Each target's part of them, ω_v·⟨∇ℓ_v, ∇L_k⟩, (V, K), where estimated apart."""
+    """⟨∇ℓ_v, ∇L_k⟩ of each target, (V, K), where estimated apart."""
+    noise_to_signal: float | None
+    """Of the products; see `hypergradient.noise_to_signal`."""
     gradient: np.ndarray
     """∂/∂z, (K,)."""
     lr: float
@@ -98,18 +106,20 @@ class OuterLoop:
             return ESTIMATORS[config.hypergradient.estimator](problem, keep_losses)
 
         terms = [estimate(term) for term in batches.objective(number, mixture.weights, omega)]
-        if config.objective.target_aggregation == "least_gain":
-            of_targets = np.stack([term.values for term in terms[: len(omega)]])
-            omega = least_gain_weights(of_targets, mixture.weights, mixture.history[0])
-        if config.per_target:
+        sums, counts = batches.group.sum(losses)
+        target_losses = sums / counts
+        _check_finite(target_losses, [f"target {t.name}: loss" for t in config.targets], number)
+        for term in terms:
+            _check_finite(term.values, [f"source {n}: ⟨v, ∇L⟩" for n in mixture.names], number)
+        target_products = None
+        if config.estimates_per_target:
+            target_products = np.stack([term.values for term in terms[: len(omega)]])
+            if config.objective.target_aggregation == "least_gain":
+                omega = least_gain_weights(target_products, mixture.weights, mixture.history[0])
             # The β term follows those of the targets and has its factor already.
             factors = [*omega, *[1.0] * (len(terms) - len(omega))]
             terms = [term.scaled(factor) for term, factor in zip(terms, factors, strict=True)]
         products = Products.total(terms)
-        sums, counts = batches.group.sum(losses)
-        target_losses = sums / counts
-        _check_finite(target_losses, [f"target {t.name}: loss" for t in config.targets], number)
-        _check_finite(products.values, [f"source {n}: ⟨v, ∇L⟩" for n in mixture.names], number)
 
         lr = mixture.lr
         # FastMix, horizon n2 = 1: ∂ℓ/∂α_k = −η·⟨v, ∇L_k⟩, and the term on α itself.
@@ -123,11 +133,8 @@ class OuterLoop:
             target_losses=target_losses,
             target_weights=omega,
             products=products,
-            target_products=(
-                np.stack([term.values for term in terms[: len(omega)]])
-                if config.per_target
-                else None
-            ),
+            target_products=target_products,
+            noise_to_signal=noise_to_signal(terms),
             gradient=slope,
             lr=lr,
             seconds=time.monotonic() - began,

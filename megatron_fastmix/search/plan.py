@@ -77,10 +77,17 @@ def make_plan(
     outer_flops = passes * per_sample * per_token / 3
     held, moved = parameters // split, trained // split
     size = 4 if config.engine.dtype == "fp32" else 2
-    objective = hypergradient.target_samples * len(config.targets)
     probe = hypergradient.probe_samples_per_source * len(config.sources)
-    micro_batches = math.ceil(math.ceil(objective / shards) / training.micro_batch_size)
+    objective = [hypergradient.target_samples] * len(config.targets)
+    objective += [probe] if config.objective.train_loss_weight else []
+    if not config.estimates_per_target:
+        objective = [sum(objective)]
+    # Each term is a gradient of its own, in micro-batches of its own.
+    micro_batches = sum(
+        math.ceil(math.ceil(n / shards) / training.micro_batch_size) for n in objective
+    )
     probe_passes = 2 * math.ceil(math.ceil(probe / shards) / training.micro_batch_size)
+    probe_passes *= len(objective)
     alone = shards == 1
     layer_bytes = 34 * config.proxy.hidden_size * config.proxy.num_layers * size / 2
     logits = padded_vocab_size(config.proxy, vocab_size) * (2 * size + 4)
@@ -97,7 +104,9 @@ def make_plan(
         * (layer_bytes + logits)
         / split,
         reduced_bytes={
-            stage: 0.0 if alone else (4.0 if stage < 3 else 2.0 * micro_batches) * moved
+            stage: 0.0
+            if alone
+            else (4.0 * len(objective) if stage < 3 else 2.0 * micro_batches) * moved
             for stage in range(4)
         },
         gathered_bytes=0.0 if alone else float((2 * micro_batches + probe_passes) * size * held),

@@ -133,7 +133,7 @@ class Reporter:
             return
         self._last += result.seconds  # the throughput is that of the inner steps
         products, mixture = result.products, self.mixture
-        noise = products.noise_to_signal
+        noise = result.noise_to_signal
         self._metrics.write(
             "outer",
             step,

@@ -50,9 +50,26 @@ def _tensor_bytes():
     return sum(storages.values())
 
 
-@pytest.mark.parametrize("stage", [0, pytest.param(1, marks=pytest.mark.slow), 2, 3])
-def test_parameters_states_and_bytes_are_those_of_a_real_run(search_values, tmp_path, stage):
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("stage", "objective"),
+    [
+        (0, {}),
+        pytest.param(1, {}, marks=SLOW),
+        (2, {}),
+        (3, {}),
+        pytest.param(2, {"target_aggregation": "least_gain"}, marks=SLOW),
+        pytest.param(3, {"target_aggregation": "least_gain", "train_loss_weight": 0.2}, marks=SLOW),
+    ],
+)
+def test_parameters_states_and_bytes_are_those_of_a_real_run(
+    search_values, corpora, tmp_path, stage, objective
+):
     search_values["engine"] = {"zero_stage": stage}
+    search_values["objective"] = objective
+    search_values["targets"].append({"name": "down", "path": str(corpora / "target_backward")})
     search_values["proxy"]["hidden_size"] = 64
     file = tmp_path / "plan.yaml"
     file.write_text(yaml.safe_dump(search_values))

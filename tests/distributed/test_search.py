@@ -22,6 +22,7 @@ from megatron_fastmix.search import run_folder
 from megatron_fastmix.search.engine import build_engine, learning_rate
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.loop import Search
+from megatron_fastmix.targets.least_gain import least_gain_weights
 from tests.distributed.searches import (
     load,
     parameters_of,
@@ -261,7 +262,37 @@ def test_products_of_each_target_sum_to_those_of_all(
     last = [line["target_products"] for line in lines if line["kind"] == "outer"][-1]
     # Each target leans to the source that it resembles, more than the other target does.
     tilt = {name: values["forward"] - values["backward"] for name, values in last.items()}
-    assert tilt["target"] / 0.25 > tilt["down"] / 0.75
+    assert tilt["target"] > tilt["down"]
+
+
+@pytest.mark.parametrize(
+    ("options", "rtol"),
+    [
+        ({}, 1e-4),
+        slow({"hypergradient.estimator": "per_source", "objective.train_loss_weight": 0.2}, None),
+        slow({"hypergradient.estimator": "last_layer"}, 1e-4),
+    ],
+)
+def test_least_gain_weighs_the_products_of_the_targets(
+    search_values: dict, corpora: Path, options: dict[str, Any], rtol: float | None
+) -> None:
+    search_values["targets"].append({"name": "down", "path": str(corpora / "target_backward")})
+    config = load(search_values, **{"objective.target_aggregation": "least_gain", **options})
+    run_ranks(2, run_search, config)
+    lines = read_metrics(Path(config.run_dir) / "metrics.jsonl")
+    steps = [line for line in lines if line["kind"] == "outer"]
+    start = weights = np.full(3, 1 / 3)
+    for line in steps:
+        omega = np.array(list(line["target_weight"].values()))
+        each = np.array([list(of.values()) for of in line["target_products"].values()])
+        np.testing.assert_allclose(omega, least_gain_weights(each, weights, start), atol=1e-6)
+        sums = list(line["products"].values())
+        if rtol is not None:
+            np.testing.assert_allclose(sums, omega @ each, rtol=rtol)
+        else:  # β's part is in them, too
+            assert np.abs(sums - omega @ each).min() > 0
+        weights = np.array(list(line["weights"].values()))
+    assert len(steps) == 3
 
 
 def test_products_with_beta_do_not_depend_on_sharding(search_values: dict, tmp_path: Path) -> None:
@@ -395,6 +426,12 @@ OPTIONS = {
     "mixture.lr_decay_style": "cosine",
 }
 
+LEAST_GAIN = {
+    "objective.target_aggregation": "least_gain",
+    "objective.train_loss_weight": 0.2,
+    "mixture.initial_weights": [0.5, 0.3, 0.2],
+}
+
 SAMPLING = {
     "mixture.weighting": "sampling",
     "mixture.optimizer": "scaled_mirror_descent",
@@ -412,7 +449,7 @@ SAMPLING = {
         slow(4, 2, 3, {}),
         (2, 1, 2, OPTIONS),
         slow(2, 1, 3, OPTIONS),
-        slow(2, 1, 3, {"objective.target_aggregation": "least_gain"}),
+        slow(2, 1, 3, LEAST_GAIN),
         slow(2, 1, 1, SAMPLING),
         slow(2, 1, 1, {"engine.dtype": "bf16"}),
     ],

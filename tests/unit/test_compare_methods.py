@@ -86,10 +86,17 @@ def test_the_worst_test_counts_over_its_reference(scenario):
         test | {"name": "b"},
     ]
     row = SimpleNamespace(loss=2.5, losses={"a": 4.0, "b": 1.5})
-    for aggregation, expected in (("mean", 2.5), ("worst_case", 1.5), ("least_gain", 1.5)):
+    for aggregation, expected in (("mean", 2.5), ("worst_case", 1.5)):
         values["search"]["objective"] = {"target_aggregation": aggregation}
         scenario.write_text(yaml.safe_dump(values))
         assert aggregated(load_scenario(scenario), row) == expected
+    values["search"]["objective"] = {"target_aggregation": "least_gain"}
+    scenario.write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match=r"compare\.tests: b: reference_loss is 0"):
+        load_scenario(scenario)
+    values["compare"]["tests"][1]["reference_loss"] = 0.25
+    scenario.write_text(yaml.safe_dump(values))
+    assert aggregated(load_scenario(scenario), row) == 1.25
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megatron_fastmix.config import HypergradientConfig, MixtureConfig
-from megatron_fastmix.hypergradient import ESTIMATORS, Batch, OuterProblem
+from megatron_fastmix.hypergradient import ESTIMATORS, Batch, OuterProblem, noise_to_signal
 from megatron_fastmix.mixture import Mixture
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.parameters import Parameters
@@ -228,7 +228,7 @@ def test_the_standard_error_tells_noise_from_signal(name):
             group=DataParallelGroup(),
             relative_step=1e-3,
         )
-        return ESTIMATORS[name](problem, None).noise_to_signal
+        return noise_to_signal([ESTIMATORS[name](problem, None)])
 
     assert noise(0.05) < 0.1
     assert noise(20.0) > 0.5

@@ -9,7 +9,7 @@ from megatron_fastmix.targets.least_gain import least_gain_weights
 UNIFORM = np.full(3, 1 / 3)
 
 
-def bounds(products, weights, omega, step=0.5):
+def bounds(products, weights, start, omega, step=0.5):
     """What α ahead of `omega` earns, min over v of g_v − KL(α‖α_t)/τ, and what ω allows at most,
     max over α of Σ_v ω_v·g_v − KL/τ: equal where both are the answers to each other, never
     crossed."""
@@ -17,18 +17,22 @@ def bounds(products, weights, omega, step=0.5):
     slopes /= np.sqrt(np.mean(slopes**2))
     ahead = softmax(np.log(weights) + step * (omega @ slopes))
     divergence = ahead @ np.log(ahead / weights) / step
-    gains = slopes @ (ahead - UNIFORM)
+    gains = slopes @ (ahead - start)
     return gains.min() - divergence, omega @ gains - divergence
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_weights_are_those_of_the_saddle_point(seed):
-    generator = np.random.default_rng(seed)
-    products, weights = generator.normal(size=(3, 3)), generator.dirichlet([3, 3, 3])
-    lower, upper = bounds(products, weights, least_gain_weights(products, weights, UNIFORM))
+@pytest.mark.parametrize(("targets", "sources"), [(3, 3), (3, 17), (20, 200)])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_the_weights_are_those_of_the_saddle_point(targets, sources, scale):
+    generator = np.random.default_rng(targets + sources)
+    products = generator.normal(size=(targets, sources))
+    products[0] *= scale
+    weights, start = generator.dirichlet(np.full(sources, 3.0), 2)
+    omega = least_gain_weights(products, weights, start)
+    lower, upper = bounds(products, weights, start, omega)
     assert upper - lower < 1e-3
-    for other in generator.dirichlet([0.5, 0.5, 0.5], 300):
-        assert bounds(products, weights, other)[1] >= upper - 1e-3
+    for other in generator.dirichlet(np.full(targets, 0.5), 300):
+        assert bounds(products, weights, start, other)[1] >= upper - 1e-3
 
 
 def test_the_target_that_the_mixture_forgot_gets_the_weight():

@@ -140,6 +140,7 @@ def test_the_reporter_feeds_metrics_and_trackers(config_file, search_values, tmp
             values=np.ones(3), standard_error=np.full(3, 0.1), counts=np.full(3, 5.0)
         ),
         target_products=None,
+        noise_to_signal=None,
         gradient=np.zeros(3),
         lr=0.1,
         seconds=0.0,
