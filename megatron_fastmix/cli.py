@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from megatron_fastmix import __version__
 from megatron_fastmix.baselines.command import COMMANDS as BASELINE_COMMANDS
 from megatron_fastmix.corpus.commands import COMMANDS as CORPUS_COMMANDS
-from megatron_fastmix.errors import FastMixError
 from megatron_fastmix.evidence.command import COMMANDS as EVIDENCE_COMMANDS
 from megatron_fastmix.evidence.method_command import COMMANDS as METHOD_COMMANDS
 from megatron_fastmix.export.command import COMMANDS as EXPORT_COMMANDS
+from megatron_fastmix.program import run_program
 from megatron_fastmix.report.command import COMMANDS as REPORT_COMMANDS
 from megatron_fastmix.search.command import COMMANDS as SEARCH_COMMANDS
 
@@ -44,13 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args.overrides = join_flags(rest)
     elif rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    try:
-        return COMMANDS[args.verb][2](args) or 0
-    except FastMixError as error:
-        print(f"megatron-fastmix: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    return run_program(lambda: COMMANDS[args.verb][2](args), "megatron-fastmix")
 
 
 def join_flags(arguments: Sequence[str]) -> list[str]:

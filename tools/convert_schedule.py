@@ -5,10 +5,10 @@ import argparse
 import sys
 
 from megatron_fastmix.blend.weight_schedule import read_schedule
-from megatron_fastmix.errors import FastMixError
 from megatron_fastmix.export.blend import DEFAULT_DECIMALS
 from megatron_fastmix.export.megatron_phases import NOTE, phases
 from megatron_fastmix.export.mixture_file import read_mixture
+from megatron_fastmix.program import run_program
 
 
 def main() -> int:
@@ -20,20 +20,20 @@ def main() -> int:
     parser.add_argument("--train-samples", type=int, required=True, help="of the whole run")
     parser.add_argument("--decimals", type=int, default=DEFAULT_DECIMALS, help="of the weights")
     args = parser.parse_args()
-    try:
-        text = phases(
-            read_schedule(args.schedule),
-            {source.name: source.path for source in read_mixture(args.mixture).sources},
-            global_batch_size=args.global_batch_size,
-            train_samples=args.train_samples,
-            decimals=args.decimals,
-        )
-    except FastMixError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return error.exit_code
+    return run_program(lambda: convert(args), parser.prog)
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Prints the phases. Raises `ConfigError` and `DataError`."""
+    text = phases(
+        read_schedule(args.schedule),
+        {source.name: source.path for source in read_mixture(args.mixture).sources},
+        global_batch_size=args.global_batch_size,
+        train_samples=args.train_samples,
+        decimals=args.decimals,
+    )
     sys.stdout.write(text)
     print(f"note: {NOTE}", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":

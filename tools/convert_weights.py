@@ -4,19 +4,16 @@
 import argparse
 import sys
 
-from megatron_fastmix.errors import FastMixError
 from megatron_fastmix.export import command
+from megatron_fastmix.program import run_program
 
 
 def main() -> int:
     """Returns the exit code: 0, or 2 for input that cannot work."""
     parser = argparse.ArgumentParser(description=__doc__)
     command.add_arguments(parser)
-    try:
-        return command.run(parser.parse_args())
-    except FastMixError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return error.exit_code
+    args = parser.parse_args()
+    return run_program(lambda: command.run(args), parser.prog)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -23,7 +22,8 @@ from megatron_fastmix.corpus.sentencepiece_training import (
     train_sentencepiece,
 )
 from megatron_fastmix.corpus.tokenizers import TOKENIZER_TYPES, load_tokenizer
-from megatron_fastmix.errors import ConfigError, FastMixError
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.program import run_program
 
 AddArguments = Callable[[argparse.ArgumentParser], None]
 Run = Callable[[argparse.Namespace], None]
@@ -269,9 +269,5 @@ def main(verb: str) -> int:
     text, add_arguments, run = COMMANDS[verb]
     parser = argparse.ArgumentParser(description=text[0].upper() + text[1:] + ".")
     add_arguments(parser)
-    try:
-        run(parser.parse_args())
-    except FastMixError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    args = parser.parse_args()
+    return run_program(lambda: run(args), parser.prog)
