@@ -15,7 +15,16 @@ from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.export.run_artifacts import write_run_artifacts
 from megatron_fastmix.report.metrics import read_metrics
 from megatron_fastmix.search import run_folder
+from megatron_fastmix.search.engine import build_engine
+from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.loop import Search
+
+SAMPLING = {
+    "mixture.weighting": "sampling",
+    "mixture.optimizer": "scaled_mirror_descent",
+    "mixture.lr": 0.5,
+    "hypergradient.probe_allocation": "weighted",
+}
 
 
 def slow(*case: Any) -> Any:
@@ -91,3 +100,16 @@ def without_times(path: Path) -> list[dict[str, Any]]:
     }  # the run folder is in the latter
     lines = [line for line in read_metrics(path) if line["kind"] not in ("checkpoint", "end")]
     return [{k: v for k, v in line.items() if k not in moving} for line in lines]
+
+
+def plain_training(config: SearchConfig) -> dict[str, Any]:
+    """DeepSpeed training of the same proxy on the same data, without any search."""
+    search = Search(config)
+    engine = build_engine(config, search.inputs.tokenizer.vocab_size, search.group.size)
+    losses = []
+    for step in range(config.training.train_iters):
+        sums, counts = inner_step(engine, search.batches, step, np.ones(3))
+        sums, counts = search.group.sum(np.stack([sums, counts]))
+        losses.append(float(sums.sum() / counts.sum()))
+    search.engine = engine
+    return {"losses": losses, "parameters": parameters_of(search)}

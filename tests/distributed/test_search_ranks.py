@@ -1,0 +1,63 @@
+"""What is equal on all ranks of a search, and what happens where it is not."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.errors import RankDivergenceError
+from megatron_fastmix.parallel.forked_ranks import run_ranks
+from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.search.loop import Search
+from tests.distributed.searches import (
+    load,
+    run_search,
+    slow,
+)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "tensor_parallel", "stage"),
+    [slow(2, 1, 0), slow(2, 1, 1), slow(2, 1, 2), (2, 1, 3), slow(4, 2, 2)],
+)
+def test_logits_are_bitwise_equal_on_all_ranks(
+    search_values: dict, ranks: int, tensor_parallel: int, stage: int
+) -> None:
+    changes = {
+        "engine.zero_stage": stage,
+        "engine.tensor_model_parallel_size": tensor_parallel,
+    }
+    first, *others = run_ranks(ranks, run_search, load(search_values, **changes))
+    for other in others:
+        assert first["logits"].tobytes() == other["logits"].tobytes()
+    assert np.ptp(first["logits"]) > 0.05
+    assert len(first["history"]) == 1 + 6 // 2
+
+
+def diverge(config: SearchConfig) -> str:
+    search = Search(config)
+    if search.world.rank == 1:
+        search.mixture.logits[2] += 1e-12
+    with pytest.raises(RankDivergenceError) as caught:
+        search.run()
+    return str(caught.value)
+
+
+def test_logits_that_differ_between_ranks_stop_the_run(search_values: dict) -> None:
+    for message in run_ranks(2, diverge, load(search_values)):
+        assert re.search(r"the logits of \w+ differ over 2 ranks", message)
+
+
+def group_sum() -> tuple[np.ndarray, int]:
+    group = DataParallelGroup()
+    return group.sum(np.array([0.1, 0.2]) * (group.rank + 1)), group.size
+
+
+def test_sums_are_equal_on_all_ranks() -> None:
+    results = run_ranks(4, group_sum)
+    assert {size for _, size in results} == {4}
+    assert len({values.tobytes() for values, _ in results}) == 1
+    np.testing.assert_allclose(results[0][0], [1.0, 2.0])
