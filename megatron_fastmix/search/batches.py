@@ -64,10 +64,10 @@ class Batches:
         """This rank's part of the batches whose weighted loss ℓ has the gradient v.
 
         `weights` is α (K,), `target_weights` is ω (V,).
-        Target v takes `target_samples` of its walk, each weighing ω_v over their number. With β > 0,
-        `probe_samples_per_source` training samples of each source, others than the probe's, follow
-        with weights β·α_k over their number; their group is −1 − k. All of it together, or where
-        products are estimated per target, each target apart with 1 for ω_v, and the β term last.
+        Target v takes `target_samples` of its walk, each weighing ω_v over their number. With
+        β > 0, `probe_samples_per_source` training samples of each source, others than the probe's,
+        follow with weights β·α_k over their number; their group is −1 − k. All of it together, or
+        where products are estimated per target, each target apart with 1 for ω_v, the β term last.
         """
         config = self.config.hypergradient
         n = config.target_samples
