@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.config import SearchConfig, TargetConfig
 from megatron_fastmix.errors import ConfigError
 
 
@@ -17,13 +19,19 @@ def target_loss(config: SearchConfig, losses: np.ndarray) -> np.ndarray:
     return losses @ np.asarray(config.target_weights)
 
 
-def check_references(config: SearchConfig, method: str) -> None:
-    """Raises `ConfigError` where gains are asked for and what they are over is not known."""
+def check_references(
+    config: SearchConfig, targets: Sequence[TargetConfig], *, where: str, what: str, model: str
+) -> None:
+    """Raises `ConfigError` where gains are asked for and what they are over is not known.
+
+    `where` is the place of `targets` in the configuration, `what` compares their losses and `model`
+    has them.
+    """
     if config.objective.target_aggregation == "least_gain":
-        for target in config.targets:
+        for target in targets:
             if not target.reference_loss:
                 raise ConfigError(
-                    f"target {target.name}: reference_loss is 0; {method} measures gains from it "
-                    "under objective.target_aggregation least_gain: give the loss that the proxy "
-                    "has under the initial mixture"
+                    f"{where} {target.name}: reference_loss is 0; {what} measures gains from it "
+                    "under objective.target_aggregation least_gain: give the loss that "
+                    f"{model} has under the initial mixture"
                 )

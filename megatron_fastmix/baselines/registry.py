@@ -67,7 +67,7 @@ def find_mixtures(
         raise ConfigError(f"method: found {unknown[0]!r}; choose among {', '.join(METHODS)}")
     for method, config, _ in wanted:
         if method in _POOLED:
-            check_references(config, method)
+            check_references(config, config.targets, where="target", what=method, model="the proxy")
     jobs = [
         Job(
             name=f"{method}, seed {config.seed}",

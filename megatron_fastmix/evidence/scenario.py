@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from megatron_fastmix import strict_yaml
+from megatron_fastmix.baselines.objective import check_references
 from megatron_fastmix.baselines.registry import FASTMIX, METHODS
 from megatron_fastmix.config import SearchConfig, override_config
 from megatron_fastmix.errors import ConfigError
@@ -54,13 +55,13 @@ class Scenario:
         ]
         if twice:
             raise ConfigError(f"variants: found {twice[0]} twice; names are unique, rename one")
-        if self.search.objective.target_aggregation == "least_gain":
-            for test in self.compare.tests:
-                if not test.reference_loss:
-                    raise ConfigError(
-                        f"compare.tests: {test.name}: reference_loss is 0; under least_gain give "
-                        "the loss that the target model has under the initial mixture"
-                    )
+        check_references(
+            self.search,
+            self.compare.tests,
+            where="compare.tests:",
+            what="the table",
+            model="the target model",
+        )
 
     @cached_property
     def searches(self) -> dict[str, SearchConfig]:

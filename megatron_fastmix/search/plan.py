@@ -11,7 +11,7 @@ from megatron_fastmix.proxy.huggingface import count_parameters
 from megatron_fastmix.proxy.megatron_gpt import padded_vocab_size
 from megatron_fastmix.report.summary import align
 from megatron_fastmix.search.check_inputs import Inputs
-from megatron_fastmix.search.outcome import outer_step_forward_passes
+from megatron_fastmix.search.outcome import objective_samples, outer_step_forward_passes
 
 PEAK_TFLOPS = {"fp32": 67.0, "bf16": 989.0}
 """Dense peak of one H100 SXM (NVIDIA's data sheet)."""
@@ -78,11 +78,7 @@ def make_plan(
     held, moved = parameters // split, trained // split
     size = 4 if config.engine.dtype == "fp32" else 2
     probe = hypergradient.probe_samples_per_source * len(config.sources)
-    objective = [hypergradient.target_samples] * len(config.targets)
-    objective += [probe] if config.objective.train_loss_weight else []
-    if not config.estimates_per_target:
-        objective = [sum(objective)]
-    # Each term is a gradient of its own, in micro-batches of its own.
+    objective = objective_samples(config)
     micro_batches = sum(
         math.ceil(math.ceil(n / shards) / training.micro_batch_size) for n in objective
     )

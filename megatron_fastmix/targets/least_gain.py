@@ -31,9 +31,9 @@ def least_gain_weights(
     # A constant added to a target's products changes no gain, and must not change τ.
     slopes = products - (products @ weights)[:, None]
     scale = np.sqrt(np.mean(slopes**2))
-    log_omega = np.full(len(products), -np.log(len(products)))
+    omega = np.full(len(products), 1 / len(products))
     if scale == 0:
-        return softmax(log_omega)
+        return omega
     slopes = slopes / scale
     log_weights = safe_log(weights)
 
@@ -46,16 +46,15 @@ def least_gain_weights(
 
     # Exponentiated gradient (Kivinen and Warmuth, 1997) with a rate that follows the curvature.
     rate = 1.0
-    value, gains = allowed(softmax(log_omega))
+    value, gains = allowed(omega)
     for _ in range(_ROUNDS):
-        if softmax(log_omega) @ gains - gains.min() < _TOLERANCE:
+        if omega @ gains - gains.min() < _TOLERANCE:
             break
-        trial = log_omega - rate * (gains - gains.min())
-        trial -= trial.max()
-        trial_value, trial_gains = allowed(softmax(trial))
+        trial = softmax(safe_log(omega) - rate * gains)
+        trial_value, trial_gains = allowed(trial)
         if trial_value <= value:
-            log_omega, value, gains = trial, trial_value, trial_gains
+            omega, value, gains = trial, trial_value, trial_gains
             rate *= 1.5
         else:
             rate *= 0.5
-    return softmax(log_omega)
+    return omega

@@ -16,6 +16,7 @@ from megatron_fastmix.search.engine import learning_rate
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.loop import Search
 from megatron_fastmix.search.plan import make_plan
+from tests.distributed.searches import slow
 
 
 def plan_of(config, ranks):
@@ -50,18 +51,15 @@ def _tensor_bytes():
     return sum(storages.values())
 
 
-SLOW = pytest.mark.slow
-
-
 @pytest.mark.parametrize(
     ("stage", "objective"),
     [
         (0, {}),
-        pytest.param(1, {}, marks=SLOW),
+        slow(1, {}),
         (2, {}),
         (3, {}),
-        pytest.param(2, {"target_aggregation": "least_gain"}, marks=SLOW),
-        pytest.param(3, {"target_aggregation": "least_gain", "train_loss_weight": 0.2}, marks=SLOW),
+        slow(2, {"target_aggregation": "least_gain"}),
+        slow(3, {"target_aggregation": "least_gain", "train_loss_weight": 0.2}),
     ],
 )
 def test_parameters_states_and_bytes_are_those_of_a_real_run(
