@@ -53,10 +53,19 @@ class Hosts:
         finally:
             _run(*inside, "umount", arguments[-1])
 
-    def set_link(self, up: bool) -> None:
-        """Cuts the cable, or mends it."""
-        state = "up" if up else "down"
-        _run("ip", "-n", self.names[1], "link", "set", "eth0", state)
+    def cut_link(self) -> None:
+        _run("ip", "-n", self.names[1], "link", "set", "eth0", "down")
+
+    def mend_link(self) -> None:
+        """Returns when the hosts reach each other again: the kernel takes its time to find out."""
+        _run("ip", "-n", self.names[1], "link", "set", "eth0", "up")
+        self.wait_for_servers()
+
+    def wait_for_servers(self) -> None:
+        """Returns when each host's sshd answers the other; `TimeoutExpired` after a minute."""
+        for host, address in enumerate(reversed(self.addresses)):
+            ask = f"until : < /dev/tcp/{address}/{PORT}; do sleep 0.1; done"
+            _run(*self.command(host, ["bash", "-c", ask]), timeout=60)
 
 
 @contextlib.contextmanager
@@ -94,7 +103,9 @@ def two_hosts(folder: Path) -> Iterator[Hosts]:
             )
             stack.callback(_end, server)
             servers.append(server.pid)
-        yield Hosts(names=names, addresses=addresses, servers=tuple(servers), ssh_options=options)
+        pair = Hosts(names=names, addresses=addresses, servers=tuple(servers), ssh_options=options)
+        pair.wait_for_servers()
+        yield pair
 
 
 def _on(name: str) -> list[str]:
@@ -125,5 +136,5 @@ def _end(server: subprocess.Popen[bytes]) -> None:
     server.wait()
 
 
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
+def _run(*command: str, timeout: float | None = None) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=timeout)

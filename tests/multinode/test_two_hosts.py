@@ -92,7 +92,7 @@ def test_a_search_over_two_hosts_survives_a_cut_link_and_equals_that_of_one(
     wait_for_step(run_dir, 8, cut)
     processes = ranks(run_dir)
     assert len(processes) >= 4
-    hosts.set_link(False)
+    hosts.cut_link()
     began = time.monotonic()
     code, output = finish(cut)
     assert code != 0
@@ -101,7 +101,7 @@ def test_a_search_over_two_hosts_survives_a_cut_link_and_equals_that_of_one(
     psutil.wait_procs(processes, timeout=max(0.0, 150 - (time.monotonic() - began)))
     assert not ranks(run_dir)
 
-    hosts.set_link(True)
+    hosts.mend_link()
     # The other launcher, where it is installed, goes on with it.
     code, output = finish(launch(hosts, place, "openmpi" if shutil.which("mpirun") else "pdsh"))
     assert code == 0, output
