@@ -11,10 +11,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from megatron_fastmix.blend.benchmark import Settings, measure
+from megatron_fastmix.program import run_program
 from megatron_fastmix.report.benchmark import table, write_json
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", help="file for the rows, with machine and versions")
     for field in fields(Settings):
@@ -28,8 +29,7 @@ def main() -> int:
     print(table(rows))
     if json_file:
         write_json(json_file, rows, **asdict(settings))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "benchmark_blend"))

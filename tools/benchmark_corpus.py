@@ -7,12 +7,12 @@ from pathlib import Path
 
 from megatron_fastmix.config import TokenizerConfig
 from megatron_fastmix.corpus import benchmark
-from megatron_fastmix.errors import FastMixError
 from megatron_fastmix.processes import available_cores
+from megatron_fastmix.program import run_program
 from megatron_fastmix.report.benchmark import table, write_json
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--megabytes", nargs="+", type=float, default=[10, 200], help="sizes (default 10 200)"
@@ -28,24 +28,19 @@ def main() -> int:
         tokenizer_type=args.tokenizer_type, tokenizer_model=args.tokenizer_model
     )
     with tempfile.TemporaryDirectory() as scratch:
-        try:
-            comparisons = benchmark.compare(
-                args.megabytes,
-                folder=Path(args.folder or scratch),
-                tokenizer=tokenizer,
-                workers=args.workers,
-                repetitions=args.repetitions,
-                report=lambda line: print(line, file=sys.stderr),
-            )
-        except FastMixError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return error.exit_code
+        comparisons = benchmark.compare(
+            args.megabytes,
+            folder=Path(args.folder or scratch),
+            tokenizer=tokenizer,
+            workers=args.workers,
+            repetitions=args.repetitions,
+            report=lambda line: print(line, file=sys.stderr),
+        )
     rows = benchmark.rows(comparisons)
     print(table(rows))
     if args.json:
         write_json(args.json, rows, workers=args.workers, repetitions=args.repetitions)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "benchmark_corpus"))

@@ -11,8 +11,10 @@ from pathlib import Path
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from megatron_fastmix.program import run_program
 
-def main() -> int:
+
+def main() -> None:
     warnings.simplefilter("ignore")  # Megatron's and DeepSpeed's, of deprecations among themselves
     from megatron_fastmix.report.benchmark import table, write_json
     from megatron_fastmix.search.benchmark import Settings, measure
@@ -30,8 +32,7 @@ def main() -> int:
     print(table(rows))
     if json_file:
         write_json(json_file, rows, **asdict(settings))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "benchmark_search"))

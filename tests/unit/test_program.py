@@ -33,7 +33,11 @@ def test_a_reader_that_goes_away_and_an_interrupt_leave_no_traceback():
     assert writer.stderr.read() == ""
     assert writer.wait() == 141
 
-    asleep = code.format("lambda: (print('ready', flush=True), __import__('time').sleep(60))")
+    # A suite that a shell runs in the background hands on an interrupt that is ignored.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    asleep = heard + code.format(
+        "lambda: (print('ready', flush=True), __import__('time').sleep(60))"
+    )
     sleeper = subprocess.Popen(
         [sys.executable, "-c", asleep], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
