@@ -28,7 +28,9 @@ case $launcher in
       RANKS=$(nvidia-smi -L 2>/dev/null | grep -c ^GPU || true)
       [ "$RANKS" -gt 0 ] || RANKS=2
     fi
-    exec "$python" -m torch.distributed.run --standalone --nproc-per-node "$RANKS" \
+    # Without the address torchrun asks for this machine by name, which not every network knows.
+    exec "$python" -m torch.distributed.run --standalone --local-addr 127.0.0.1 \
+      --nproc-per-node "$RANKS" \
       -m megatron_fastmix.cli search --config "$config" "${flags[@]}"
     ;;
   *)

@@ -16,8 +16,13 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def stop_with_parent() -> None:
+def stop_with_parent(parent: int | None = None) -> None:
     """Has the kernel send SIGTERM to this process when its parent dies, even by `kill -9`, so that
-    nothing works on unseen. Only Linux can."""
+    nothing works on unseen. Only Linux can.
+
+    `parent` is its process id, where it is known: one that has died already ends this process.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import yaml
@@ -14,6 +15,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from megatron_fastmix.corpus.dataset_output import loss_mask_prefix
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
+
+# A machine that is busy elsewhere for a moment is no failure.
+hypothesis.settings.register_profile("patient")
+hypothesis.settings.load_profile("patient")
 
 SEQ_LENGTH = 32
 SOURCES = ("forward", "backward", "noise")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +34,7 @@ def map_chunks(work: Work, chunks: Iterable[Chunk], workers: int) -> Iterator[En
         return
     # Forked, so that the tokenizer is inherited and not sent along with every chunk.
     executor = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("fork"), _start_worker, (work,)
+        workers, multiprocessing.get_context("fork"), _start_worker, (work, os.getpid())
     )
     window: deque[Future[EncodedChunk]] = deque()
     try:
@@ -52,14 +53,14 @@ def map_chunks(work: Work, chunks: Iterable[Chunk], workers: int) -> Iterator[En
         executor.shutdown(cancel_futures=True)
 
 
-def _start_worker(work: Work) -> None:
+def _start_worker(work: Work, parent: int) -> None:
     global _work
     _work = work
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         # Else a first long document makes the C library keep as much memory for good.
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 17)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    stop_with_parent()  # the executor would leave it waiting
+    stop_with_parent(parent)  # the executor would leave it waiting
 
 
 def _run(chunk: Chunk) -> EncodedChunk:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -62,7 +64,7 @@ def launch(config: SearchConfig, ranks: int | None = None, *, accept_changes: bo
     command = [
         *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--log_level", "error"),
         *("--world_info", _world_info(devices[:ranks] or [str(rank) for rank in range(ranks)])),
-        *("--master_port", str(_free_port()), "--no_local_rank"),
+        *("--master_port", str(free_port()), "--no_local_rank"),
         *("--module", "megatron_fastmix.cli", "search"),
         *("--config", str(folder / run_folder.CONFIG_FILE)),
         *(["--accept-changes"] if accept_changes else []),
@@ -143,7 +145,11 @@ def _stop(process: subprocess.Popen[bytes], folder: Path) -> None:
         print("Stopping after this step; Ctrl-C again kills the ranks.", file=sys.stderr)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """A port for rank 0 to listen on. It is below those that Linux gives to whoever asks for any,
+    so that nobody is given it in the seconds until the rank takes it."""
+    for port in random.sample(range(20_000, 32_768), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise CommunicationError("found no free port among 100 between 20000 and 32767")

@@ -12,6 +12,7 @@ from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.config import SearchConfig, dump_config, load_config
 from megatron_fastmix.corpus.manifest import read_manifest
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.search.checkpoint import complete_steps
 
 CONFIG_FILE = "config.yaml"
 STOP_FILE = "stop"
@@ -37,7 +38,7 @@ def claim(config: SearchConfig, *, write: bool = True, accept_changes: bool = Fa
 
     `write` False only checks, as the ranks other than 0 do. With `accept_changes`, everything may
     differ that leaves a checkpoint its meaning. Raises `ConfigError` that names each key that
-    differs and may not.
+    differs and may not, and for checkpoints without a configuration.
     """
     folder = Path(config.run_dir)
     kept = folder / CONFIG_FILE
@@ -62,6 +63,11 @@ def claim(config: SearchConfig, *, write: bool = True, accept_changes: bool = Fa
                 f"{folder}: holds a search with another configuration ({listed}); "
                 f"set these back to resume it, choose another run_dir{override}"
             )
+    elif complete_steps(folder):
+        raise ConfigError(
+            f"{folder}: holds checkpoints but no {CONFIG_FILE}, so nothing tells what they were "
+            "searched with; put the file back, or choose another run_dir"
+        )
     if write:
         try:
             write_atomically(kept, dump_config(config))

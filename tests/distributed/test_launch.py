@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -41,10 +42,13 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + LIMIT_SECONDS
-    while time.monotonic() < deadline:
-        metrics = run_dir / "metrics.jsonl"
-        if metrics.exists() and any(line["step"] >= step for line in read_metrics(metrics)):
+    """Returns when a search that has just been started has done `step`."""
+    began, metrics = time.time(), run_dir / "metrics.jsonl"
+    while time.time() < began + LIMIT_SECONDS:
+        # A resumed search leaves the lines of the one before until it is about to train.
+        if metrics.exists() and any(
+            line["step"] >= step and line["time"] > began for line in read_metrics(metrics)
+        ):
             return
         assert process.poll() is None, finish(process)
         time.sleep(0.05)
@@ -65,7 +69,7 @@ def lines(run_dir: Path) -> list[dict]:
 def straight(config_file: Path, tmp_path: Path) -> tuple[Path, str]:
     """The run folder and the output of a run that nothing disturbed."""
     run_dir = tmp_path / "straight"
-    code, output = finish(start(config_file, "--train-iters=40", f"--run_dir={run_dir}"))
+    code, output = finish(start(config_file, "--train-iters=100", f"--run_dir={run_dir}"))
     assert code == 0, output
     return run_dir, output
 
@@ -83,16 +87,18 @@ def test_a_search_survives_kill_9_and_control_c(
     for path, weight in zip(paths, weights, strict=True):
         assert weight == pytest.approx(learned[path], abs=1e-3)
     assert (expected / "weights.png").read_bytes().startswith(b"\x89PNG")
-    assert yaml.safe_load((expected / "config.yaml").read_text())["training"]["train_iters"] == 40
+    assert yaml.safe_load((expected / "config.yaml").read_text())["training"]["train_iters"] == 100
 
     run_dir = tmp_path / "disturbed"
-    flags = ("--train-iters=40", f"--run_dir={run_dir}")
+    flags = ("--train-iters=100", f"--run_dir={run_dir}")
 
     killed = start(config_file, *flags)
     wait_for_step(run_dir, 8, killed)
     family = psutil.Process(killed.pid).children(recursive=True)
-    for process in [*family, psutil.Process(killed.pid)]:
-        process.kill()
+    for process in reversed(family):  # the ranks before the launchers, which would end them gently
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    killed.kill()
     killed.communicate()
 
     stopped = start(config_file, *flags)

@@ -77,6 +77,8 @@ def two_hosts(folder: Path) -> Iterator[Hosts]:
         raise NotAllowed(f"needs the packages {' '.join(missing)}")
     if os.geteuid():
         raise NotAllowed("needs root, for network namespaces")
+    if any(line.startswith("root:!") for line in Path("/etc/shadow").read_text().splitlines()):
+        raise NotAllowed("root's account is locked (`passwd -u root`), so no sshd lets it in")
     names = (f"fastmix-a-{os.getpid()}", f"fastmix-b-{os.getpid()}")
     addresses = ("10.77.0.1", "10.77.0.2")
     with contextlib.ExitStack() as stack:

@@ -3,6 +3,7 @@
 import json
 import logging
 import multiprocessing
+import time
 
 import numpy as np
 import pytest
@@ -160,6 +161,10 @@ def test_what_workers_have_fetched_ahead_delays_an_update():
     batches = iter(loader)
     for _ in range(3):
         next(batches)
+    deadline = time.monotonic() + 60
+    while mixture.drawn < 40:  # else the last of them may be drawn after the update
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     # 15 samples are consumed; 2 workers · 2 batches are fetched ahead or on their way.
     at = mixture.update([1, 1])
     assert 20 <= at <= 50

@@ -27,7 +27,7 @@ def brute_force(source, target, n):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(DOCUMENTS, DOCUMENTS, st.integers(1, 4))
 def test_overlap_equals_a_search_by_brute_force(tmp_path_factory, source, target, n):
     folder = tmp_path_factory.mktemp("overlap")

@@ -1,12 +1,11 @@
 """Interrupted anywhere, preprocessing leaves nothing that looks complete, and then goes on."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from megatron_fastmix.config import TokenizerConfig
@@ -15,6 +14,7 @@ from megatron_fastmix.corpus import readers
 from megatron_fastmix.corpus.dataset_output import DatasetOutput
 from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
+from tests.processes import wait_until_gone
 
 CHUNKS = 12
 
@@ -147,21 +147,12 @@ def start(tmp_path, out, pause=0.0, limit=0):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
     )
 
 
 def write_texts(tmp_path):
     lines = (json.dumps({"text": f"{n} " * 100}) for n in range(4000))
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
-
-
-def group_is_alive(group):
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_kill_9(tmp_path):
@@ -172,12 +163,12 @@ def test_kill_9(tmp_path):
     while not (tmp_path / "out.journal.json").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
     process.wait()
     assert contents(tmp_path, "out") == {}
-    while group_is_alive(process.pid):  # workers must not outlive their parent
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert len(workers) == 2
+    wait_until_gone(workers)  # they must not outlive their parent
     said, _ = start(tmp_path, "out").communicate()
     assert "continuing after chunk" in said
     assert contents(tmp_path, "out") == contents(tmp_path, "straight")

@@ -132,7 +132,7 @@ TEXTS = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(TEXTS)
 @example([""])
 @example(["", " ", "\u2581", "\n", " \n ", "a", ""])
@@ -184,7 +184,7 @@ def test_cuts_are_as_fine_as_the_pieces_permit(tokenizers, name, kinds):
     assert found._cache.kinds == kinds
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(FRAGMENTS, st.text()))
 def test_parts_make_up_the_text_and_end_only_at_cuts_that_are_checked(text):
     text = text.replace("\u2581", " ")

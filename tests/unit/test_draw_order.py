@@ -26,7 +26,7 @@ def draws_of(order, first, last):
 
 
 @given(weights=weights, block_size=st.integers(1, 40), seed=st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_block_is_within_one_of_the_shares(weights, block_size, seed):
     order = spread_order(seed, block_size, weights)
     shares = np.array(weights) / sum(weights)
@@ -45,7 +45,7 @@ def test_whole_shares_are_met_exactly_in_every_block():
 
 
 @given(weights=weights, log_size=st.integers(3, 8), seed=st.integers(0, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_windows_that_are_no_blocks_are_nearly_even(weights, log_size, seed):
     block_size = 2**log_size
     order = spread_order(seed, block_size, weights)
@@ -63,7 +63,7 @@ def test_windows_that_are_no_blocks_are_nearly_even(weights, log_size, seed):
     changes=st.lists(st.tuples(st.integers(0, 3), weights), max_size=3),
     caps=st.lists(st.none() | st.integers(0, 60), min_size=12, max_size=12),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_ordinals_count_up_and_counts_are_counted_draws(weights, block_size, changes, caps):
     count = len(weights)
     caps = [None, *caps[1:count]]  # the first has no cap, so that there is always one to draw
@@ -90,7 +90,7 @@ def test_ordinals_count_up_and_counts_are_counted_draws(weights, block_size, cha
     seed=st.integers(0, 3),
     changed=st.booleans(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_compiled_path_finds_the_sample_of_the_draw(weights, block_size, at, seed, changed):
     assert spread_order_module._draws is not None, "not compiled; is there a C compiler?"
     order = spread_order(seed, block_size, weights)
@@ -274,7 +274,7 @@ def test_a_capacity_smaller_than_a_block_counts():
 
 
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**64))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_permutations_are_bijections(size, key):
     assert sorted(permute(i, size, key) for i in range(size)) == list(range(size))
     epoch = range(key % 9 * size, (key % 9 + 1) * size)
@@ -302,7 +302,7 @@ def test_streams_of_the_search_have_orders_of_their_own():
 
 
 @given(count=st.integers(1, 12), block_size=st.integers(1, 40), seed=st.integers(0, 5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_searchs_blocks_are_even_too(count, block_size, seed):
     order = ShuffledOrder(seed, block_size, [50] * count)
     seen: list[list[int]] = [[] for _ in range(count)]

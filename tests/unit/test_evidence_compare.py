@@ -17,6 +17,7 @@ from megatron_fastmix.errors import ConfigError, DataError, NonFiniteError
 from megatron_fastmix.evidence import command
 from megatron_fastmix.export.mixture_file import MixtureFile, SourceWeight, TargetResult
 from tests.conftest import SEQ_LENGTH, SOURCES, synthetic_documents, write_dataset
+from tests.processes import wait_until_gone
 
 TOOL = Path(__file__).parents[2] / "tools" / "compare_mixtures.py"
 SMALL = [
@@ -176,7 +177,7 @@ def test_killed_it_leaves_whole_rows_and_goes_on(flags, tmp_path):
         process.kill()
         process.wait()
     assert len(started) >= 2  # the server and a job, neither of which outlives the program
-    assert not psutil.wait_procs(started, timeout=20)[1]
+    wait_until_gone(started)
     rows = rows_in(tmp_path / "rows")
     assert 2 <= len(rows) < 40
     for path in rows.values():

@@ -7,6 +7,7 @@ import pytest
 from megatron_fastmix.config import load_config
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.search import run_folder
+from megatron_fastmix.search.checkpoint import STATE_FILE
 
 
 @pytest.mark.parametrize("key", ["mixture.lr", "mixture.inner_steps"])
@@ -27,3 +28,16 @@ def test_under_sampling_inner_steps_must_stay(config_file: Path) -> None:
     with pytest.raises(ConfigError, match=r"inner_steps: was 2, now 3.*set these back") as caught:
         run_folder.claim(changed, accept_changes=True)
     assert "--accept-changes" not in str(caught.value)
+
+
+def test_checkpoints_without_their_configuration_are_refused(config_file: Path) -> None:
+    config = load_config(config_file)
+    folder = run_folder.claim(config)
+    step = folder / "checkpoints/step-00000003"
+    step.mkdir(parents=True)
+    (step / STATE_FILE).touch()
+    run_folder.claim(config)
+    (folder / run_folder.CONFIG_FILE).unlink()
+    with pytest.raises(ConfigError, match=r"run: holds checkpoints but no config\.yaml"):
+        run_folder.claim(config)
+    assert not (folder / run_folder.CONFIG_FILE).exists()
