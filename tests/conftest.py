@@ -17,7 +17,7 @@ from megatron_fastmix.corpus.dataset_output import loss_mask_prefix
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 
 # A machine that is busy elsewhere for a moment is no failure.
-hypothesis.settings.register_profile("patient")
+hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
 SEQ_LENGTH = 32
