@@ -6,7 +6,8 @@
 
        α'_k = α_k · exp(η·λ_k),    α = (1 − c)·α'/Σα' + c/K,
 
-   and θ descends on Σ_k α_k·L_k of a minibatch drawn evenly from all sources.
+   and θ descends on Σ_k α_k·L_k of a minibatch drawn evenly from all sources. A source that a
+   minibatch lacks keeps its last λ_k: none would count as no excess, and lower its weight.
 3. The answer is α averaged over all steps.
 
 There is no target: DoReMi asks for a mixture that is good for every source.
@@ -44,7 +45,7 @@ def doremi(config: SearchConfig, settings: DoReMiSettings, cache_path: str) -> B
     iters = config.training.train_iters
     reference = ProxyRun(config, cache_path)
     count = reference.num_sources
-    sizes = np.array([float(size.tokens) for size in reference.inputs.sources])
+    sizes = np.array([float(size.learnable) for size in reference.inputs.sources])
     shares = sizes / sizes.sum() if settings.reference == "proportional" else np.ones(count) / count
     while reference.step < iters:
         reference.train(reference.read("training", reference.draw(shares)))
@@ -53,6 +54,7 @@ def doremi(config: SearchConfig, settings: DoReMiSettings, cache_path: str) -> B
     frozen = reference.model.eval().requires_grad_(False)
     weights = np.full(count, 1 / count)
     history = [weights]
+    latest = np.full(count, np.nan)
     even = np.full(count, 1 / count)
     while run.step < iters:
         batches = run.read("training", run.draw(even))
@@ -66,11 +68,11 @@ def doremi(config: SearchConfig, settings: DoReMiSettings, cache_path: str) -> B
             np.add.at(excess, batch.group, excess_losses.cpu().numpy())
             np.add.at(samples, batch.group, batch.sample_weights())
             tokens.append((batch, mean_by_sample(batch, token_losses)))
-        seen = samples > 0
-        weights = update(weights, np.divide(excess, samples, where=seen, out=excess), settings)
+        latest = latest_excess(latest, excess, samples)
+        weights = update(weights, latest, settings)
         history.append(weights)
         # Σ_k α_k · (mean loss of source k); a source that the minibatch lacks has no part in it.
-        factors = np.divide(weights, samples, where=seen, out=np.zeros(count))
+        factors = np.divide(weights, samples, where=samples > 0, out=np.zeros(count))
         for batch, losses in tokens:
             scale = torch.as_tensor(factors[batch.group], device=losses.device)
             (losses * scale).sum().float().backward()
@@ -85,8 +87,16 @@ def doremi(config: SearchConfig, settings: DoReMiSettings, cache_path: str) -> B
     )
 
 
+def latest_excess(before: np.ndarray, sums: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """λ after a minibatch with `sums` of excess over `samples` of each source, all shapes (K,):
+    that of `before` for a source without a sample, NaN where it never had one."""
+    return np.divide(sums, samples, where=samples > 0, out=before.copy())
+
+
 def update(weights: np.ndarray, excess: np.ndarray, settings: DoReMiSettings) -> np.ndarray:
-    """α after a step that found mean excess losses λ (K,), all shapes (K,)."""
+    """α after a step; all shapes (K,). `excess` is λ, NaN for a source that was never seen, which
+    counts as the others' mean."""
+    excess = np.where(np.isnan(excess), np.nanmean(excess), excess)
     raised = weights * np.exp(settings.step_size * (excess - excess.max()))
     smoothing = settings.smoothing
     return (1 - smoothing) * raised / raised.sum() + smoothing / len(weights)

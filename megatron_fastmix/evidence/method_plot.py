@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from megatron_fastmix.atomic_file import write_atomically
-from megatron_fastmix.baselines.registry import METHODS
-from megatron_fastmix.evidence.method_table import FASTMIX, UNIFORM, MethodLine
+from megatron_fastmix.baselines.registry import FASTMIX, METHODS
+from megatron_fastmix.evidence.method_table import UNIFORM, MethodLine
 from megatron_fastmix.report.plots import COLOURS
 
 _MARKERS = "osD^"

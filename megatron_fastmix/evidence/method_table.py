@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_fastmix.baselines.registry import FASTMIX
 from megatron_fastmix.evidence.rows import Row
 from megatron_fastmix.evidence.scenario import Scenario
 from megatron_fastmix.evidence.statistics import mean, standard_deviation
@@ -14,7 +15,6 @@ from megatron_fastmix.export.mixture_file import MixtureFile
 from megatron_fastmix.report import benchmark
 from megatron_fastmix.report.summary import align
 
-FASTMIX = "fastmix"
 UNIFORM = "uniform"
 GAP_REACH = 0.9
 """Share of the gap from uniform to the best known mixture that FastMix is to close."""

@@ -16,6 +16,17 @@ def test_doremi_raises_excess_and_smooths():
     np.testing.assert_allclose(found, [0.9 * 0.75 + 0.05, 0.9 * 0.25 + 0.05])
 
 
+def test_doremi_does_not_lower_a_source_that_the_minibatch_lacks():
+    """Five sources of one excess, of which each minibatch has four."""
+    settings, weights, latest = doremi.DoReMiSettings(), np.full(5, 0.2), np.full(5, np.nan)
+    for step in range(100):
+        samples = np.ones(5)
+        samples[step * 3 % 5] = 0
+        latest = doremi.latest_excess(latest, 0.7 * samples, samples)
+        weights = doremi.update(weights, latest, settings)
+    np.testing.assert_allclose(weights, 0.2)
+
+
 def test_doge_moves_by_the_learning_rate_over_the_temperature():
     settings = doge.DoGESettings(temperature=0.5)
     found = doge.update(np.array([0.25, 0.75]), np.array([np.log(3), 0.0]), 0.5, settings)

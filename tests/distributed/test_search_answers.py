@@ -19,6 +19,8 @@ from tests.conftest import synthetic_documents, write_dataset
 from tests.distributed.searches import load, run_search, slow, weights_of
 
 SCALED = {"mixture.optimizer": "scaled_mirror_descent", "mixture.lr": 0.5}
+WEIGHTED = SCALED | {"hypergradient.probe_allocation": "weighted"}
+"""What the comparison of methods uses."""
 
 
 @pytest.mark.parametrize(
@@ -28,7 +30,7 @@ SCALED = {"mixture.optimizer": "scaled_mirror_descent", "mixture.lr": 0.5}
         slow(2, {}),
         slow(1, SCALED),
         slow(2, SCALED | {"mixture.weighting": "sampling"}),
-        slow(3, SCALED | {"hypergradient.probe_allocation": "weighted"}),
+        slow(3, WEIGHTED),
     ],
 )
 def test_a_planted_answer_is_recovered(
@@ -138,6 +140,9 @@ def test_bounds_hold_during_a_search(search_values: dict) -> None:
     assert np.all(history[:, 2] >= 0.2 - 1e-12)
 
 
+either = pytest.mark.parametrize("settings", [slow({}), slow(WEIGHTED)], ids=["adam", "weighted"])
+
+
 def learned(values: dict, folder: Path, sources: dict[str, Path], **changes: Any) -> dict:
     """The weights of a search of 60 steps over `sources` (name to prefix) in its own run folder."""
     values = values | {"sources": [{"name": n, "path": str(p)} for n, p in sources.items()]}
@@ -166,33 +171,37 @@ def write(tmp_path: Path) -> Any:
     return write
 
 
-@pytest.mark.slow
+@either
 def test_a_duplicated_source_gets_no_more_than_the_original(
-    search_values: dict, corpora: Path, tmp_path: Path
+    search_values: dict, corpora: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     """Right: its worth does not grow by being listed twice, though it starts from two shares."""
     once = {name: corpora / name for name in ("forward", "backward", "noise")}
     found = []
     for sources in (once, once | {"copy": corpora / "forward_copy"}):
         folder = tmp_path / f"{len(sources)}"
-        found.append(learned(search_values, folder, sources, **{"mixture.lr": 0.5}))
+        found.append(learned(search_values, folder, sources, **{"mixture.lr": 0.5} | settings))
     alone, twice = found
     assert abs(twice["forward"] + twice["copy"] - alone["forward"]) < 0.15
     assert twice["backward"] < alone["backward"] + 0.05
 
 
-@pytest.mark.slow
-def test_noise_loses_its_share(search_values: dict, corpora: Path, tmp_path: Path) -> None:
+@either
+def test_noise_loses_its_share(
+    search_values: dict, corpora: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
     """Right: it teaches nothing, however high its own loss stays."""
     names = ("forward", "noise", "noise_too")
-    weights = learned(search_values, tmp_path / "run", {name: corpora / name for name in names})
+    weights = learned(
+        search_values, tmp_path / "run", {name: corpora / name for name in names}, **settings
+    )
     assert max(weights["noise"], weights["noise_too"]) < 0.15
     assert weights["forward"] > 0.75
 
 
-@pytest.mark.slow
+@either
 def test_a_tiny_clean_source_is_raised_and_its_epochs_are_named(
-    search_values: dict, corpora: Path, tmp_path: Path, write: Any
+    search_values: dict, corpora: Path, tmp_path: Path, write: Any, settings: dict[str, Any]
 ) -> None:
     """Right as far as single samples go; that the text runs out is for --max-epochs to settle."""
     dirty = synthetic_documents("forward", 400, 0), synthetic_documents("noise", 200, 1)
@@ -201,7 +210,7 @@ def test_a_tiny_clean_source_is_raised_and_its_epochs_are_named(
         "dirty": write("dirty", *dirty),
         "noise": corpora / "noise",
     }
-    weights = learned(search_values, tmp_path / "run", sources)
+    weights = learned(search_values, tmp_path / "run", sources, **settings)
     assert weights["tiny"] > weights["dirty"] > weights["noise"]
     mixture = read_mixture(tmp_path / "run")
     epochs = {source.name: source.epochs for source in mixture.sources}
@@ -212,22 +221,22 @@ def test_a_tiny_clean_source_is_raised_and_its_epochs_are_named(
     assert capped["dirty"] == max(capped.values())
 
 
-@pytest.mark.slow
+@either
 def test_a_partly_mislabelled_target_is_followed_in_proportion(
-    search_values: dict, corpora: Path, tmp_path: Path, write: Any
+    search_values: dict, corpora: Path, tmp_path: Path, write: Any, settings: dict[str, Any]
 ) -> None:
     """Right for the target as it is: a fifth of it is of another kind, and pulls no more."""
     strangers = synthetic_documents("backward", 15, 98)
     path = write("mislabelled", synthetic_documents("forward", 60, 99), strangers)
     search_values["targets"] = [{"name": "target", "path": str(path)}]
     sources = {name: corpora / name for name in ("forward", "backward", "noise")}
-    weights = learned(search_values, tmp_path / "run", sources)
+    weights = learned(search_values, tmp_path / "run", sources, **settings)
     assert weights["forward"] > 0.5 > weights["backward"] > weights["noise"]
 
 
-@pytest.mark.slow
+@either
 def test_sizes_of_sources_do_not_move_the_answer(
-    search_values: dict, corpora: Path, tmp_path: Path, write: Any
+    search_values: dict, corpora: Path, tmp_path: Path, write: Any, settings: dict[str, Any]
 ) -> None:
     """Right: a weight is about the worth of a sample, and sizes come in through epochs alone."""
     large = {
@@ -235,8 +244,8 @@ def test_sizes_of_sources_do_not_move_the_answer(
     }
     equal = {name: corpora / name for name in ("forward", "backward", "noise")}
     found = [
-        learned(search_values, tmp_path / "equal", equal),
-        learned(search_values, tmp_path / "unequal", equal | large),
+        learned(search_values, tmp_path / "equal", equal, **settings),
+        learned(search_values, tmp_path / "unequal", equal | large, **settings),
     ]
     for name in equal:
         assert abs(found[0][name] - found[1][name]) < 0.1

@@ -16,6 +16,7 @@ from megatron_fastmix.baselines.regmix import (
     RegMixSettings,
     draw_mixtures,
     fit,
+    random_search,
     regmix,
 )
 from megatron_fastmix.baselines.simple import proportional, temperature, uniform
@@ -89,6 +90,18 @@ def test_regmix_finds_a_planted_optimum(config):
     assert np.abs(found.weights - BEST).max() < 0.12
     assert found.steps == 64
     np.testing.assert_allclose(found.weights.sum(), 1)
+
+
+def test_random_search_keeps_the_best_proxy_of_those_that_regmix_trains(config):
+    pool = PlantedPool(config, noise=0)
+    found = random_search(pool, SIZES, RegMixSettings(runs=64))
+    (mixtures,) = pool.asked
+    assert mixtures.shape == (64, 3)
+    best = min(mixtures, key=lambda mixture: float(((mixture - BEST) ** 2).sum()))
+    np.testing.assert_array_equal(found.weights, best)
+    regmix_pool = PlantedPool(config)
+    regmix(regmix_pool, SIZES, RegMixSettings(runs=64, candidates=100))
+    np.testing.assert_array_equal(regmix_pool.asked[0], mixtures)
 
 
 def test_a_line_sends_linear_regmix_to_a_corner(config):
