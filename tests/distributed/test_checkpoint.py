@@ -237,6 +237,7 @@ def test_another_tokenizer_is_refused(stopped: Any) -> None:
 
 def run_with_little_room(config: Any, folder: str | None) -> str:
     """After step 4, files may not grow beyond 20 KB, or nothing more fits on the file system."""
+    run_folder.claim(config)
     search = Search(config)
     original = search.batches.training
 
