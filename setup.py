@@ -35,7 +35,7 @@ setup(
     package_data={
         "megatron_fastmix": [
             "py.typed",
-            "blend/_draws.pyi",
+            "blend/order/_draws.pyi",
             "corpus/_segments.pyi",
             "report/page.css",
             "report/page.js",
@@ -49,7 +49,7 @@ setup(
             py_limited_api=True,
             optional=True,
         )
-        for name in ("blend._draws", "corpus._segments")
+        for name in ("blend.order._draws", "corpus._segments")
     ],
     install_requires=[
         "torch>=2.6",
@@ -70,5 +70,5 @@ setup(
         "wandb": ["wandb>=0.17"],
         "test": TEST,
     },
-    entry_points={"console_scripts": ["megatron-fastmix = megatron_fastmix.cli:main"]},
+    entry_points={"console_scripts": ["megatron-fastmix = megatron_fastmix.cli.main:main"]},
 )

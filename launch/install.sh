@@ -14,7 +14,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   exit 2
 fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-if ! cmp -s <(cat setup.py launch/constraints.txt megatron_fastmix/*/*.c) "$stamp"; then
+if ! cmp -s <(cat setup.py launch/constraints.txt $(find megatron_fastmix -name "*.c" | sort)) "$stamp"; then
   "$venv/bin/pip" install --quiet --constraint launch/constraints.txt --editable ".[$extra]"
-  cat setup.py launch/constraints.txt megatron_fastmix/*/*.c > "$stamp"
+  cat setup.py launch/constraints.txt $(find megatron_fastmix -name "*.c" | sort) > "$stamp"
 fi

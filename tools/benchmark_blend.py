@@ -10,9 +10,9 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from megatron_fastmix.blend.benchmark import Settings, measure
+from megatron_fastmix.lab.benchmarks.blend import Settings, measure
+from megatron_fastmix.lab.benchmarks.table import table, write_json
 from megatron_fastmix.program import run_program
-from megatron_fastmix.report.benchmark import table, write_json
 
 
 def main() -> None:

@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 
 from megatron_fastmix.config import TokenizerConfig
-from megatron_fastmix.corpus import benchmark
+from megatron_fastmix.lab.benchmarks import corpus as benchmark
+from megatron_fastmix.lab.benchmarks.table import table, write_json
 from megatron_fastmix.processes import available_cores
 from megatron_fastmix.program import run_program
-from megatron_fastmix.report.benchmark import table, write_json
 
 
 def main() -> None:

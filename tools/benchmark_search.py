@@ -16,8 +16,8 @@ from megatron_fastmix.program import run_program
 
 def main() -> None:
     warnings.simplefilter("ignore")  # Megatron's and DeepSpeed's, of deprecations among themselves
-    from megatron_fastmix.report.benchmark import table, write_json
-    from megatron_fastmix.search.benchmark import Settings, measure
+    from megatron_fastmix.lab.benchmarks.search import Settings, measure
+    from megatron_fastmix.lab.benchmarks.table import table, write_json
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", help="file for the rows, with machine and versions")

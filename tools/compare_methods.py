@@ -2,7 +2,7 @@
 
 import sys
 
-from megatron_fastmix.cli import main
+from megatron_fastmix.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["compare-methods", *sys.argv[1:]]))

@@ -4,7 +4,7 @@
 import argparse
 import sys
 
-from megatron_fastmix.export import command
+from megatron_fastmix.cli import export as command
 from megatron_fastmix.program import run_program
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from megatron_fastmix.corpus.commands import main
+from megatron_fastmix.cli.corpus import main
 
 if __name__ == "__main__":
     sys.exit(main("train-tokenizer"))

@@ -14,11 +14,11 @@ import torch
 from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.utils import Split, normalize
 
-from megatron_fastmix.blend.draw_order import epoch_sample
 from megatron_fastmix.blend.options import BlendOptions
+from megatron_fastmix.blend.order.draw_order import epoch_sample
+from megatron_fastmix.blend.order.shuffled_order import ShuffledOrder
+from megatron_fastmix.blend.order.spread_order import MAX_BLOCK_SIZE, SpreadOrder
 from megatron_fastmix.blend.shares import normalized
-from megatron_fastmix.blend.shuffled_order import ShuffledOrder
-from megatron_fastmix.blend.spread_order import MAX_BLOCK_SIZE, SpreadOrder
 from megatron_fastmix.errors import DataError
 
 logger = logging.getLogger(__name__)

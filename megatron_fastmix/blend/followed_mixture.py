@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.mixture import Mixture
+from megatron_fastmix.mixture.mixture import Mixture
 
 
 class FollowedMixture:

@@ -17,8 +17,8 @@ from torch.utils.data import get_worker_info
 from megatron_fastmix.blend.shares import normalized
 from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule, read_schedule
 from megatron_fastmix.errors import CheckpointError, ConfigError, RankDivergenceError
-from megatron_fastmix.export.mixture_file import read_mixture
 from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.result.mixture_file import read_mixture
 
 logger = logging.getLogger(__name__)
 

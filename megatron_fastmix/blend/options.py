@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from megatron_fastmix.blend.spread_order import MAX_BLOCK_SIZE
+from megatron_fastmix.blend.order.spread_order import MAX_BLOCK_SIZE
 from megatron_fastmix.errors import ConfigError
 
 Weighting = Literal["loss", "sampling"]

@@ -24,7 +24,7 @@ from megatron_fastmix.blend.followed_mixture import FollowedMixture
 from megatron_fastmix.blend.live_mixture import LiveMixture
 from megatron_fastmix.blend.options import BlendOptions, Order, Weighting
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.mixture import Mixture
+from megatron_fastmix.mixture.mixture import Mixture
 
 KNOWN_VERSIONS = ("0.16", "0.17", "0.18", "0.19")
 """Releases of megatron-core whose builder has the two names that we replace."""

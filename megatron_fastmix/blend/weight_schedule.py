@@ -18,9 +18,9 @@ from typing import Any
 
 import yaml
 
-from megatron_fastmix import strict_yaml
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.blend.shares import normalized
+from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.errors import ConfigError, DataError
 
 

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from megatron_fastmix import strict_yaml
 from megatron_fastmix.atomic_file import write_atomically
+from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.corpus.writer import WriterState
 from megatron_fastmix.errors import ConfigError
 

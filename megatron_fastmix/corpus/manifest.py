@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_fastmix import strict_yaml
 from megatron_fastmix.atomic_file import write_atomically
+from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.errors import ConfigError, DataError
 
 FORMAT = "megatron_fastmix.manifest"

@@ -15,12 +15,7 @@ from megatron_fastmix.corpus.chat_template import read_chat_template
 from megatron_fastmix.corpus.dataset_output import DatasetOutput, read_digests
 from megatron_fastmix.corpus.encoding import EncodedChunk, Encoder
 from megatron_fastmix.corpus.inputs import expand_inputs
-from megatron_fastmix.corpus.journal import (
-    Journal,
-    journal_path,
-    read_journal,
-    write_journal,
-)
+from megatron_fastmix.corpus.journal import Journal, journal_path, read_journal, write_journal
 from megatron_fastmix.corpus.manifest import (
     InputRecord,
     Manifest,

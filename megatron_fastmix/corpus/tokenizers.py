@@ -19,11 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_fastmix.corpus.segment_cache import (
-    SegmentCache,
-    make_segment_cache,
-    segment_kinds,
-)
+from megatron_fastmix.corpus.segment_cache import SegmentCache, make_segment_cache, segment_kinds
 from megatron_fastmix.corpus.sentencepiece_model import parse_model, without_dummy_prefix
 from megatron_fastmix.errors import ConfigError, DataError
 

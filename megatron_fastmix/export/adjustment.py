@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.export.mixture_file import MixtureFile
+from megatron_fastmix.result.mixture_file import MixtureFile
 
 SLACK = 1e-9
 """Room for rounding in sums of shares."""

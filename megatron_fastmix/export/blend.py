@@ -8,13 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.export.adjustment import (
-    NO_ADJUSTMENT,
-    Adjusted,
-    Adjustment,
-    adjust,
-)
-from megatron_fastmix.export.mixture_file import (
+from megatron_fastmix.export.adjustment import NO_ADJUSTMENT, Adjusted, Adjustment, adjust
+from megatron_fastmix.result.mixture_file import (
     ANSWER_UNIT,
     MixtureFile,
     SourceWeight,

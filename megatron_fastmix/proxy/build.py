@@ -57,8 +57,8 @@ def load_trained(model: torch.nn.Module, run_dir: Path) -> None:
 
     Raises `CheckpointError` where there is none, or where its shapes differ.
     """
-    from megatron_fastmix.search import checkpoint
-    from megatron_fastmix.search.engine_state import MASTER, StoredParameters
+    from megatron_fastmix.checkpoint import store as checkpoint
+    from megatron_fastmix.deepspeed_engine.state import MASTER, StoredParameters
 
     state = checkpoint.latest(run_dir)
     if state is None:

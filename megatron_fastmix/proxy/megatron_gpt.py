@@ -11,7 +11,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_fastmix.answers.packing import attention_mask
+from megatron_fastmix.batch.packing import attention_mask
 from megatron_fastmix.config import ProxyConfig
 from megatron_fastmix.hypergradient.problem import Batch
 from megatron_fastmix.proxy.attention import RotaryEmbeddingAnywhere, ScaledDotProductAttention

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from html import escape
 
 from megatron_fastmix.export.blend import round_weights
-from megatron_fastmix.export.mixture_file import epochs_implied
 from megatron_fastmix.report.durations import duration
 from megatron_fastmix.report.run_record import RunRecord
 from megatron_fastmix.report.verdict import Verdict, learned
+from megatron_fastmix.result.mixture_file import epochs_implied
 
 LEVELS = {
     "good": "Sure, as far as one can tell from the run.",

@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 
 from megatron_fastmix.errors import DataError
-from megatron_fastmix.export.mixture_file import MixtureFile
+from megatron_fastmix.result.mixture_file import MixtureFile
 
 WITHOUT_SEEDS = 2.0
 STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179)

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.errors import DataError
-from megatron_fastmix.export.mixture_file import MixtureFile
-from megatron_fastmix.report.metrics import read_metrics
+from megatron_fastmix.result.mixture_file import MixtureFile
+from megatron_fastmix.run.metrics import read_metrics
 
 # Okabe and Ito's colours, told apart by colour-blind readers too (yellow left out: too pale for
 # thin lines on white). Past seven sources the dashes change.

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any, TypeGuard
 
 from megatron_fastmix.errors import DataError
-from megatron_fastmix.report.metrics import read_metrics
+from megatron_fastmix.run.metrics import read_metrics
 
 KNOWN_OUTER_FIGURES = {"step", "time", "outer_step", "lr", "seconds", "noise_to_signal"}
 PAUSE_FACTOR = 10

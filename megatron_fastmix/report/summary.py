@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_fastmix.export.mixture_file import ANSWER_UNIT, MixtureFile
+from megatron_fastmix.result.mixture_file import ANSWER_UNIT, MixtureFile
 
 MANY_EPOCHS = 4
 """Up to so many, repeated text is about as good as fresh (Muennighoff et al., NeurIPS 2023)."""

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_fastmix.batch.batches import Batches
 from megatron_fastmix.proxy.megatron_gpt import batch_losses
-from megatron_fastmix.search.batches import Batches
 
 
 def inner_step(

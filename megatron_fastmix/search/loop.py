@@ -8,31 +8,36 @@ from pathlib import Path
 import numpy as np
 from megatron.core import parallel_state
 
+from megatron_fastmix.batch.batches import Batches
+from megatron_fastmix.batch.sources import build_source_blend, build_targets
+from megatron_fastmix.checkpoint import store as checkpoint
+from megatron_fastmix.checkpoint.identity import (
+    check_identity,
+    check_same_on_all_ranks,
+    identity_of,
+)
+from megatron_fastmix.checkpoint.store import CheckpointWriter, SearchState
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.errors import NonFiniteError
-from megatron_fastmix.export.mixture_file import MixtureFile
-from megatron_fastmix.mixture import Mixture
-from megatron_fastmix.parallel.groups import DataParallelGroup
-from megatron_fastmix.proxy.build import flops_per_token
-from megatron_fastmix.proxy.megatron_gpt import initialize_parallel_state
-from megatron_fastmix.search import checkpoint, run_folder
-from megatron_fastmix.search.batches import Batches
-from megatron_fastmix.search.check_inputs import check_inputs
-from megatron_fastmix.search.checkpoint import CheckpointWriter, SearchState
-from megatron_fastmix.search.datasets import build_source_blend, build_targets
-from megatron_fastmix.search.engine import (
+from megatron_fastmix.deepspeed_engine.engine import (
     build_engine,
     engine_parameters,
     engine_preconditioner,
     learning_rate,
 )
-from megatron_fastmix.search.engine_state import StoredParameters, restore, snapshot
-from megatron_fastmix.search.identity import check_identity, check_same_on_all_ranks, identity_of
+from megatron_fastmix.deepspeed_engine.state import StoredParameters, restore, snapshot
+from megatron_fastmix.errors import NonFiniteError
+from megatron_fastmix.mixture.mixture import Mixture
+from megatron_fastmix.mixture.objective.target_weights import TargetWeights
+from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.proxy.build import flops_per_token
+from megatron_fastmix.proxy.megatron_gpt import initialize_parallel_state
+from megatron_fastmix.result.mixture_file import MixtureFile
+from megatron_fastmix.run import folder as run_folder
+from megatron_fastmix.run.reporter import Reporter
 from megatron_fastmix.search.inner_step import inner_step
+from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.search.outcome import outer_step_forward_passes, search_outcome
 from megatron_fastmix.search.outer_step import OuterLoop
-from megatron_fastmix.search.reporter import Reporter
-from megatron_fastmix.targets.weights import TargetWeights
 
 
 class Search:

@@ -8,10 +8,11 @@ from importlib.metadata import version
 
 import numpy as np
 
-from megatron_fastmix import strict_yaml
-from megatron_fastmix.answers.rows import AnswerRows
-from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.export.mixture_file import (
+from megatron_fastmix.checkpoint.store import SearchState
+from megatron_fastmix.config import SearchConfig, strict_yaml
+from megatron_fastmix.corpus.answer_rows import AnswerRows
+from megatron_fastmix.mixture.mixture import Mixture
+from megatron_fastmix.result.mixture_file import (
     ANSWER_UNIT,
     UNIT,
     MixtureFile,
@@ -19,9 +20,7 @@ from megatron_fastmix.export.mixture_file import (
     TargetResult,
     epochs_implied,
 )
-from megatron_fastmix.mixture import Mixture
-from megatron_fastmix.search.check_inputs import Inputs
-from megatron_fastmix.search.checkpoint import SearchState
+from megatron_fastmix.search.inputs import Inputs
 
 PACKAGES = ("megatron-fastmix", "megatron-core", "deepspeed", "torch", "numpy")
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from megatron_fastmix.batch.batches import Batches
 from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.deepspeed_engine.preconditioner import AdamPreconditioner
 from megatron_fastmix.errors import NonFiniteError
 from megatron_fastmix.hypergradient import (
     ESTIMATORS,
@@ -18,14 +20,12 @@ from megatron_fastmix.hypergradient import (
     Products,
     noise_to_signal,
 )
-from megatron_fastmix.mixture import Mixture, regularizer_gradient
+from megatron_fastmix.mixture.mixture import Mixture, regularizer_gradient
+from megatron_fastmix.mixture.objective.least_gain import least_gain_weights
+from megatron_fastmix.mixture.objective.target_weights import TargetWeights
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.parameters import Parameters
-from megatron_fastmix.parallel.preconditioner import AdamPreconditioner
 from megatron_fastmix.proxy.megatron_gpt import batch_losses
-from megatron_fastmix.search.batches import Batches
-from megatron_fastmix.targets.least_gain import least_gain_weights
-from megatron_fastmix.targets.weights import TargetWeights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_fastmix import strict_yaml
-from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.export.run_artifacts import write_run_artifacts
-from megatron_fastmix.report.metrics import read_metrics
-from megatron_fastmix.search import run_folder
-from megatron_fastmix.search.engine import build_engine
+from megatron_fastmix.config import SearchConfig, strict_yaml
+from megatron_fastmix.deepspeed_engine.engine import build_engine
+from megatron_fastmix.run import folder as run_folder
+from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.loop import Search
+from megatron_fastmix.start.artifacts import write_run_artifacts
 
 SAMPLING = {
     "mixture.weighting": "sampling",

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_fastmix.answers.rows import read_answer_rows
-from megatron_fastmix.parallel.forked_ranks import run_ranks
+from megatron_fastmix.corpus.answer_rows import read_answer_rows
+from megatron_fastmix.lab.forked_ranks import run_ranks
 from tests.conftest import SOURCES
 from tests.distributed.searches import load, products_of, run_search, slow
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import yaml
 
-from megatron_fastmix.baselines import doge, doremi, odm
 from megatron_fastmix.config import load_config
-from megatron_fastmix.parallel.forked_ranks import run_ranks
+from megatron_fastmix.lab.baselines import doge, doremi, odm
+from megatron_fastmix.lab.forked_ranks import run_ranks
 
 
 def test_doremi_raises_excess_and_smooths():

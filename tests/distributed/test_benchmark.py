@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_fastmix.report.benchmark import Row, table, write_json
-from megatron_fastmix.search.benchmark import Bench, Settings
+from megatron_fastmix.lab.benchmarks.search import Bench, Settings
+from megatron_fastmix.lab.benchmarks.table import Row, table, write_json
 
 
 @pytest.mark.slow

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_fastmix.checkpoint import store as checkpoint
+from megatron_fastmix.deepspeed_engine.state import MASTER, MOMENTS, StoredParameters
 from megatron_fastmix.errors import CheckpointError, FastMixError
-from megatron_fastmix.parallel.forked_ranks import run_ranks
-from megatron_fastmix.report.metrics import read_metrics
-from megatron_fastmix.search import checkpoint, run_folder
-from megatron_fastmix.search.engine_state import MASTER, MOMENTS, StoredParameters
+from megatron_fastmix.lab.forked_ranks import run_ranks
+from megatron_fastmix.run import folder as run_folder
+from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.search.loop import Search
 from tests.conftest import synthetic_documents, write_dataset
 from tests.distributed.searches import load, run_search, slow, without_times

@@ -11,24 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_fastmix.answers.packing import collate_rows
+from megatron_fastmix.batch.packing import collate_rows
+from megatron_fastmix.cli import compare_mixtures as command
 from megatron_fastmix.config import ProxyConfig
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.evidence import command
-from megatron_fastmix.evidence.candidates import Candidate
-from megatron_fastmix.evidence.config import Setting, load_compare_config
-from megatron_fastmix.evidence.inputs import make_setting, read_learned
-from megatron_fastmix.evidence.row_data import RowData
-from megatron_fastmix.evidence.row_evaluation import evaluate
-from megatron_fastmix.evidence.rows import Task
 from megatron_fastmix.hypergradient import Batch
-from megatron_fastmix.parallel.forked_ranks import run_ranks
-from megatron_fastmix.proxy.megatron_gpt import (
-    build_proxy,
-    initialize_world_of_one,
-    token_losses,
-)
+from megatron_fastmix.lab.comparison.candidates import Candidate
+from megatron_fastmix.lab.comparison.config import Setting, load_compare_config
+from megatron_fastmix.lab.comparison.inputs import make_setting, read_learned
+from megatron_fastmix.lab.comparison.row_data import RowData
+from megatron_fastmix.lab.comparison.row_evaluation import evaluate
+from megatron_fastmix.lab.comparison.rows import Task
+from megatron_fastmix.lab.forked_ranks import run_ranks
+from megatron_fastmix.proxy.megatron_gpt import build_proxy, initialize_world_of_one, token_losses
 from tests.conftest import SOURCES, synthetic_rows, write_rows
 from tests.distributed.searches import load, run_search
 

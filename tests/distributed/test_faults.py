@@ -18,11 +18,11 @@ import pytest
 import torch.distributed as dist
 
 from megatron_fastmix.errors import CommunicationError, ConfigError
-from megatron_fastmix.parallel.forked_ranks import run_ranks
+from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.parallel.groups import DataParallelGroup, limit_waiting
-from megatron_fastmix.search.launch import free_port
-from megatron_fastmix.search.run_lock import RunLock
-from megatron_fastmix.search.worker import STOPPED_EXIT_CODE, failed_collective
+from megatron_fastmix.run.lock import RunLock
+from megatron_fastmix.start.launch import free_port
+from megatron_fastmix.start.worker import STOPPED_EXIT_CODE, failed_collective
 from tests.distributed.searches import load, run_search
 from tests.distributed.test_launch import LIMIT_SECONDS, finish, lines, start, wait_for_step
 from tests.processes import wait_until_gone
@@ -199,7 +199,7 @@ def test_the_time_limit_holds_in_every_group(tmp_path: Path) -> None:
     assert "Timed out waiting 1000ms" in said
 
 
-HOLD = "import sys, time; from pathlib import Path; from megatron_fastmix.search.run_lock import \
+HOLD = "import sys, time; from pathlib import Path; from megatron_fastmix.run.lock import \
 RunLock; RunLock(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(60)"
 
 

@@ -17,8 +17,8 @@ import pytest
 import yaml
 from megatron.core.datasets.utils import get_blend_from_list
 
-from megatron_fastmix.report.metrics import read_metrics
-from megatron_fastmix.search.worker import STOPPED_EXIT_CODE
+from megatron_fastmix.run.metrics import read_metrics
+from megatron_fastmix.start.worker import STOPPED_EXIT_CODE
 
 pytestmark = pytest.mark.slow
 

@@ -18,12 +18,8 @@ from megatron_fastmix.blend import LiveMixture
 from megatron_fastmix.config import ProxyConfig
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import ConfigError, RankDivergenceError
-from megatron_fastmix.parallel.forked_ranks import run_ranks
-from megatron_fastmix.proxy.megatron_gpt import (
-    build_proxy,
-    initialize_parallel_state,
-    token_losses,
-)
+from megatron_fastmix.lab.forked_ranks import run_ranks
+from megatron_fastmix.proxy.megatron_gpt import build_proxy, initialize_parallel_state, token_losses
 from tests.conftest import SEQ_LENGTH, SOURCES
 
 START = {"forward": 0.5, "backward": 0.25, "noise": 0.25}

@@ -7,15 +7,15 @@ import pytest
 import torch
 import yaml
 
-from megatron_fastmix import cli
+from megatron_fastmix.cli import main as cli
 from megatron_fastmix.config import load_config
-from megatron_fastmix.parallel.forked_ranks import run_ranks
-from megatron_fastmix.search.benchmark import _counting_reduced_bytes
-from megatron_fastmix.search.check_inputs import check_inputs
-from megatron_fastmix.search.engine import learning_rate
+from megatron_fastmix.deepspeed_engine.engine import learning_rate
+from megatron_fastmix.lab.benchmarks.search import _counting_reduced_bytes
+from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.search.inner_step import inner_step
+from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.search.loop import Search
-from megatron_fastmix.search.plan import make_plan
+from megatron_fastmix.start.plan import make_plan
 from tests.distributed.searches import slow
 
 

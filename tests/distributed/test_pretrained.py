@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.parallel.forked_ranks import run_ranks
+from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.proxy.starting_point import check_model_folder
-from megatron_fastmix.search.check_inputs import check_inputs
+from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.search.loop import Search
 from tests.conftest import SOURCES
 from tests.distributed.searches import load, parameters_of, products_of, run_search, slow

@@ -11,10 +11,10 @@ import pytest
 
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.export.adjustment import Adjustment, adjust
-from megatron_fastmix.export.mixture_file import read_mixture
-from megatron_fastmix.parallel.forked_ranks import run_ranks
-from megatron_fastmix.report.metrics import read_metrics
+from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.report.summary import final_table
+from megatron_fastmix.result.mixture_file import read_mixture
+from megatron_fastmix.run.metrics import read_metrics
 from tests.conftest import synthetic_documents, write_dataset
 from tests.distributed.searches import load, run_search, slow, weights_of
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.parallel.forked_ranks import run_ranks
+from megatron_fastmix.lab.forked_ranks import run_ranks
+from megatron_fastmix.mixture.objective.least_gain import least_gain_weights
 from megatron_fastmix.proxy.megatron_gpt import batch_losses
-from megatron_fastmix.report.metrics import read_metrics
+from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.loop import Search
-from megatron_fastmix.targets.least_gain import least_gain_weights
 from tests.distributed.searches import (
     SAMPLING,
     load,

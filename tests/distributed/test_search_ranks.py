@@ -9,7 +9,7 @@ import pytest
 
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import RankDivergenceError
-from megatron_fastmix.parallel.forked_ranks import run_ranks
+from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.search.loop import Search
 from tests.distributed.searches import (

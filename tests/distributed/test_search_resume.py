@@ -10,8 +10,8 @@ import pytest
 
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import NonFiniteError
-from megatron_fastmix.parallel.forked_ranks import run_ranks
-from megatron_fastmix.search import run_folder
+from megatron_fastmix.lab.forked_ranks import run_ranks
+from megatron_fastmix.run import folder as run_folder
 from megatron_fastmix.search.loop import Search
 from tests.distributed.searches import (
     SAMPLING,

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.deepspeed_engine.engine import learning_rate
 from megatron_fastmix.hypergradient import Batch
-from megatron_fastmix.parallel.forked_ranks import run_ranks
+from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.proxy.megatron_gpt import batch_losses, build_proxy
-from megatron_fastmix.search.engine import learning_rate
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.loop import Search
 from tests.distributed.searches import (

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from megatron_fastmix.parallel.forked_ranks import run_ranks
+from megatron_fastmix.lab.forked_ranks import run_ranks
 from tests.distributed.searches import load, run_search
 from tests.distributed.test_launch import finish, lines, wait_for_step
 from tests.multinode.hosts import Hosts, NotAllowed, two_hosts

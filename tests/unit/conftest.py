@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_fastmix.export.mixture_file import (
+from megatron_fastmix.result.mixture_file import (
     MixtureFile,
     SourceWeight,
     TargetResult,
     epochs_implied,
 )
-from megatron_fastmix.report.metrics import MetricsLog
+from megatron_fastmix.run.metrics import MetricsLog
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_fastmix.answers.packing import attention_mask, collate_rows, place
-from megatron_fastmix.answers.rows import is_answer_only, read_answer_rows
+from megatron_fastmix.batch.packing import attention_mask, collate_rows, place
 from megatron_fastmix.config import ProxyConfig
+from megatron_fastmix.corpus.answer_rows import is_answer_only, read_answer_rows
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.hypergradient import Batch
-from megatron_fastmix.parallel.forked_ranks import run_ranks
+from megatron_fastmix.lab.forked_ranks import run_ranks
 from tests.conftest import write_dataset, write_rows
 
 ROWS = [([1, 2, 3], [4, 5]), ([1], [2, 3, 4, 5, 6]), ([1] * 9, [7]), ([], [8, 9])]

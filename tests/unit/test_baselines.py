@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 import yaml
 
-from megatron_fastmix import cli
-from megatron_fastmix.baselines.climb import ClimbSettings, climb
-from megatron_fastmix.baselines.objective import target_loss
-from megatron_fastmix.baselines.proxy_pool import ProxyPool
-from megatron_fastmix.baselines.registry import find_mixtures
-from megatron_fastmix.baselines.regmix import (
+from megatron_fastmix.cli import main as cli
+from megatron_fastmix.config import load_config
+from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.lab.baselines.climb import ClimbSettings, climb
+from megatron_fastmix.lab.baselines.objective import target_loss
+from megatron_fastmix.lab.baselines.proxy_pool import ProxyPool
+from megatron_fastmix.lab.baselines.registry import find_mixtures
+from megatron_fastmix.lab.baselines.regmix import (
     RegMixSettings,
     draw_mixtures,
     fit,
     random_search,
     regmix,
 )
-from megatron_fastmix.baselines.simple import proportional, temperature, uniform
-from megatron_fastmix.config import load_config
-from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.export.mixture_file import read_mixture
+from megatron_fastmix.lab.baselines.simple import proportional, temperature, uniform
+from megatron_fastmix.result.mixture_file import read_mixture
 
 BEST = np.array([0.6, 0.3, 0.1])
 
@@ -144,7 +144,7 @@ def test_the_command_trains_real_proxies_once_and_prefers_the_useful_source(
     config_file, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(
-        "megatron_fastmix.baselines.registry._LINEAR",
+        "megatron_fastmix.lab.baselines.registry._LINEAR",
         RegMixSettings(predictor="linear", runs=6, candidates=1000, top=10),
     )
     arguments = ["baseline", "regmix_linear", "--config", str(config_file)]

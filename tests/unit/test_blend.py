@@ -13,7 +13,7 @@ from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
 from megatron_fastmix.config import MixtureConfig
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.mixture import Mixture
+from megatron_fastmix.mixture.mixture import Mixture
 from tests.conftest import SEQ_LENGTH, SOURCES
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_fastmix.cli import join_flags, main
+from megatron_fastmix.cli.main import join_flags, main
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from tests.conftest import write_dataset
 

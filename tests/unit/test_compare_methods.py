@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from megatron_fastmix import cli
-from megatron_fastmix.baselines.registry import METHODS
+from megatron_fastmix.cli import main as cli
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.evidence.method_plot import plot_methods
-from megatron_fastmix.evidence.method_table import (
+from megatron_fastmix.lab.baselines.registry import METHODS
+from megatron_fastmix.lab.comparison.method_plot import plot_methods
+from megatron_fastmix.lab.comparison.method_table import (
     MethodLine,
     aggregated,
     behind,
@@ -18,8 +18,8 @@ from megatron_fastmix.evidence.method_table import (
     figures,
     text,
 )
-from megatron_fastmix.evidence.scenario import load_scenario
-from megatron_fastmix.export.mixture_file import read_mixture
+from megatron_fastmix.lab.comparison.scenario import load_scenario
+from megatron_fastmix.result.mixture_file import read_mixture
 
 
 def line(method, losses, flops):

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from megatron_fastmix.cli import main
+from megatron_fastmix.cli.main import main
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.report.comparison import compare
 

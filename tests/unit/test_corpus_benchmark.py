@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_fastmix.config import TokenizerConfig
-from megatron_fastmix.corpus import benchmark
+from megatron_fastmix.lab.benchmarks import corpus as benchmark
 
 
 @pytest.mark.slow

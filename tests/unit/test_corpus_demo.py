@@ -6,8 +6,11 @@ import zipfile
 
 import pytest
 
-from megatron_fastmix.corpus import demo, demo_answers, demo_documents, demo_wheels
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.lab.demo import answers as demo_answers
+from megatron_fastmix.lab.demo import demo
+from megatron_fastmix.lab.demo import documents as demo_documents
+from megatron_fastmix.lab.demo import wheels as demo_wheels
 
 
 def test_a_wheel_with_another_hash_is_refused(tmp_path):

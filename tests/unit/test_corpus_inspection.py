@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_fastmix.cli import main
+from megatron_fastmix.cli.main import main
 from megatron_fastmix.corpus import inspection
 from megatron_fastmix.corpus.inspection import length_statistics, overlap, sample_texts
 from megatron_fastmix.corpus.tokenizers import load_tokenizer

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_fastmix.blend import spread_order as spread_order_module
-from megatron_fastmix.blend.draw_order import epoch_sample, permute
-from megatron_fastmix.blend.shuffled_order import ShuffledOrder
-from megatron_fastmix.blend.spread_order import SpreadOrder, visited_sample
+from megatron_fastmix.blend.order import spread_order as spread_order_module
+from megatron_fastmix.blend.order.draw_order import epoch_sample, permute
+from megatron_fastmix.blend.order.shuffled_order import ShuffledOrder
+from megatron_fastmix.blend.order.spread_order import SpreadOrder, visited_sample
 from megatron_fastmix.errors import DataError
 
 weights = st.lists(st.floats(0, 1), min_size=1, max_size=12).filter(lambda w: sum(w) > 0.01)

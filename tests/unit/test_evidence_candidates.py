@@ -5,7 +5,7 @@ from decimal import Decimal
 import pytest
 
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.evidence.candidates import make_candidates, select
+from megatron_fastmix.lab.comparison.candidates import make_candidates, select
 
 TOKENS = {"a": 100, "b": 300, "c": 600}
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from megatron_fastmix import strict_yaml
+from megatron_fastmix.cli import compare_mixtures as command
+from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.errors import ConfigError, DataError, NonFiniteError
-from megatron_fastmix.evidence import command
-from megatron_fastmix.export.mixture_file import MixtureFile, SourceWeight, TargetResult
+from megatron_fastmix.result.mixture_file import MixtureFile, SourceWeight, TargetResult
 from tests.conftest import SEQ_LENGTH, SOURCES, synthetic_documents, write_dataset
 from tests.processes import wait_until_gone
 
@@ -236,8 +236,8 @@ def test_learned_mixtures_must_be_of_the_same_sources(mixture, flags, tmp_path):
 
 
 def test_settings_that_matter_change_the_digest(flags, mixture, test_set):
-    from megatron_fastmix.evidence.config import load_compare_config
-    from megatron_fastmix.evidence.inputs import make_setting, read_learned
+    from megatron_fastmix.lab.comparison.config import load_compare_config
+    from megatron_fastmix.lab.comparison.inputs import make_setting, read_learned
 
     config = load_compare_config(None, SMALL, [f"held_out={test_set}"])
     learned = read_learned([str(mixture)])["learned"]
@@ -255,7 +255,7 @@ def test_settings_that_matter_change_the_digest(flags, mixture, test_set):
 
 
 def test_a_partial_training_section_keeps_the_defaults_of_comparisons(tmp_path):
-    from megatron_fastmix.evidence.config import CompareConfig, load_compare_config
+    from megatron_fastmix.lab.comparison.config import CompareConfig, load_compare_config
 
     file = tmp_path / "compare.yaml"
     file.write_text("training: {lr: 1.0e-3}\n")

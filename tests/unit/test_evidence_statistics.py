@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_fastmix.evidence.result import error_line, figure_lines, loss_table, write_json
-from megatron_fastmix.evidence.rows import Row
-from megatron_fastmix.evidence.statistics import (
+from megatron_fastmix.lab.comparison.result import error_line, figure_lines, loss_table, write_json
+from megatron_fastmix.lab.comparison.rows import Row
+from megatron_fastmix.lab.comparison.statistics import (
     Figure,
     better_beyond_spread,
     evaluation_error,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_fastmix.cli import main
+from megatron_fastmix.cli.main import main
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.export.adjustment import Adjustment, adjust
 from megatron_fastmix.export.blend import make_blend, round_weights
@@ -99,7 +99,7 @@ def test_corrections_that_cannot_hold_are_refused(mixture, changes, message):
     st.integers(3, 6),
 )
 def test_no_rounded_weight_exceeds_the_cap(pairs, slack, decimals):
-    from megatron_fastmix.export.mixture_file import SourceWeight
+    from megatron_fastmix.result.mixture_file import SourceWeight
 
     total = sum(weight for weight, _ in pairs)
     shares = {str(i): weight / total for i, (weight, _) in enumerate(pairs)}

@@ -9,9 +9,9 @@ import yaml
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.adjustment import Adjustment
 from megatron_fastmix.export.blend import make_blend
-from megatron_fastmix.export.mixture_file import ANSWER_UNIT, read_mixture
 from megatron_fastmix.export.registry import FORMATS
 from megatron_fastmix.export.rows import repetitions, row_shares
+from megatron_fastmix.result.mixture_file import ANSWER_UNIT, read_mixture
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.utils import get_blend_from_list
 
-from megatron_fastmix.cli import main
+from megatron_fastmix.cli.main import main
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.export.blend import Blend, BlendEntry, make_blend
 from megatron_fastmix.export.olmo_core import source_mixture

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from megatron_fastmix.cli import main
+from megatron_fastmix.cli.main import main
 from megatron_fastmix.config import load_config
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.blend import make_blend

@@ -14,12 +14,12 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.utils import get_blend_from_list
 
-from megatron_fastmix.cli import main
+from megatron_fastmix.cli.main import main
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.blend import make_blend, round_weights
 from megatron_fastmix.export.megatron import command_line, data_args, per_split
-from megatron_fastmix.export.run_artifacts import write_run_artifacts
+from megatron_fastmix.start.artifacts import write_run_artifacts
 
 
 @given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=40), st.integers(2, 8))

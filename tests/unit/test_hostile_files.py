@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-from megatron_fastmix.answers.rows import read_answer_rows
 from megatron_fastmix.blend.weight_schedule import read_schedule
 from megatron_fastmix.config import load_config
+from megatron_fastmix.corpus.answer_rows import read_answer_rows
 from megatron_fastmix.corpus.chat_template import read_chat_template
 from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.corpus.manifest import read_manifest
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import FastMixError
-from megatron_fastmix.evidence.config import load_compare_config
-from megatron_fastmix.evidence.scenario import load_scenario
 from megatron_fastmix.export.import_blend import read_blend
-from megatron_fastmix.export.mixture_file import UNIT, read_mixture
-from megatron_fastmix.export.run_artifacts import write_run_artifacts
+from megatron_fastmix.lab.comparison.config import load_compare_config
+from megatron_fastmix.lab.comparison.scenario import load_scenario
+from megatron_fastmix.result.mixture_file import UNIT, read_mixture
+from megatron_fastmix.start.artifacts import write_run_artifacts
 
 
 class Trap:

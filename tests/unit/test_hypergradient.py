@@ -8,7 +8,7 @@ import torch
 
 from megatron_fastmix.config import HypergradientConfig, MixtureConfig
 from megatron_fastmix.hypergradient import ESTIMATORS, Batch, OuterProblem, noise_to_signal
-from megatron_fastmix.mixture import Mixture
+from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.parameters import Parameters
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from megatron_fastmix.simplex import softmax
-from megatron_fastmix.targets.least_gain import least_gain_weights
+from megatron_fastmix.mixture.objective.least_gain import least_gain_weights
+from megatron_fastmix.mixture.simplex import softmax
 
 UNIFORM = np.full(3, 1 / 3)
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from megatron_fastmix.config import MixtureConfig
 from megatron_fastmix.errors import CheckpointError
-from megatron_fastmix.mixture import Mixture, regularizer_gradient
-from megatron_fastmix.outer_optimizer import OUTER_OPTIMIZERS, logit_gradient
-from megatron_fastmix.simplex import project_onto_bounds, softmax
+from megatron_fastmix.mixture.mixture import Mixture, regularizer_gradient
+from megatron_fastmix.mixture.outer_optimizer import OUTER_OPTIMIZERS, logit_gradient
+from megatron_fastmix.mixture.simplex import project_onto_bounds, softmax
 
 
 @pytest.mark.parametrize("prior", [None, (1.0, 2.0, 3.0, 4.0, 5.0)])

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from megatron_fastmix.errors import DataError
-from megatron_fastmix.export.mixture_file import read_mixture
+from megatron_fastmix.result.mixture_file import read_mixture
 
 
 def test_a_mixture_round_trips_bitwise(tmp_path, make_mixture):

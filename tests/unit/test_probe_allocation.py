@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_fastmix.batch.probe_allocation import FEWEST, allocate
 from megatron_fastmix.config import HypergradientConfig
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.search.probe_allocation import FEWEST, allocate
 
 
 def test_even_gives_each_source_as_many():

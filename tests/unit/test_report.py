@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_fastmix.errors import DataError
-from megatron_fastmix.report.metrics import MetricsLog, read_metrics
 from megatron_fastmix.report.plots import plot_weights, spread_out
-from megatron_fastmix.report.progress import Progress
 from megatron_fastmix.report.summary import final_table
+from megatron_fastmix.run.metrics import MetricsLog, read_metrics
+from megatron_fastmix.run.progress import Progress
 
 
 def test_lines_are_there_as_soon_as_they_are_written(tmp_path):

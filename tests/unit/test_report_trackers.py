@@ -16,10 +16,10 @@ import yaml
 
 from megatron_fastmix.config import OutputConfig, load_config
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.mixture import Mixture
-from megatron_fastmix.report.metrics import read_metrics
-from megatron_fastmix.report.progress import Progress
-from megatron_fastmix.report.trackers import (
+from megatron_fastmix.mixture.mixture import Mixture
+from megatron_fastmix.run.metrics import read_metrics
+from megatron_fastmix.run.progress import Progress
+from megatron_fastmix.run.trackers import (
     TensorBoard,
     check_trackers,
     inner_figures,
@@ -91,7 +91,7 @@ def test_tensorboard_gets_megatrons_tags(tmp_path):
 
 WANDB = """
 import pathlib, sys
-from megatron_fastmix.report.trackers import WeightsAndBiases
+from megatron_fastmix.run.trackers import WeightsAndBiases
 tracker = WeightsAndBiases("project", pathlib.Path(sys.argv[1]), {"seed": 1})
 tracker.log({"lm loss": 4.0}, 1, samples=8)
 tracker.log({"lm loss": 3.0}, 2, samples=16)  # which closes step 1
@@ -126,8 +126,8 @@ def test_a_tracker_whose_package_is_missing_is_refused(monkeypatch, tmp_path):
 def test_the_reporter_feeds_metrics_and_trackers(config_file, search_values, tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     from megatron_fastmix.hypergradient import Products
+    from megatron_fastmix.run.reporter import Reporter
     from megatron_fastmix.search.outer_step import OuterResult
-    from megatron_fastmix.search.reporter import Reporter
 
     search_values["output"]["tensorboard_dir"] = str(tmp_path / "events")
     config_file.write_text(yaml.safe_dump(search_values))

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from megatron_fastmix.checkpoint.store import STATE_FILE
 from megatron_fastmix.config import load_config
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.search import run_folder
-from megatron_fastmix.search.checkpoint import STATE_FILE
+from megatron_fastmix.run import folder as run_folder
 
 
 @pytest.mark.parametrize("key", ["mixture.lr", "mixture.inner_steps"])

@@ -5,9 +5,9 @@ import statistics
 
 import pytest
 
-from megatron_fastmix.export.mixture_file import read_mixture
 from megatron_fastmix.report.summary import final_table
-from megatron_fastmix.search.seeds import average
+from megatron_fastmix.result.mixture_file import read_mixture
+from megatron_fastmix.start.seeds import average
 
 
 def test_the_average_has_the_mean_and_the_spread_over_seeds(make_mixture, tmp_path):

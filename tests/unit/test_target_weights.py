@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from megatron_fastmix.config import ObjectiveConfig
-from megatron_fastmix.targets.weights import TargetWeights
+from megatron_fastmix.mixture.objective.target_weights import TargetWeights
 
 
 def test_mean_keeps_the_weights():

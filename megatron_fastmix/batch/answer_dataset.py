@@ -1,0 +1,62 @@
+"""An answer-only dataset for Megatron-core's builder: a row is a sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+from megatron.core.datasets.megatron_dataset import MegatronDataset
+from megatron.core.datasets.utils import Split
+
+from megatron_fastmix.corpus.answer_rows import read_answer_rows
+from megatron_fastmix.corpus.dataset_output import loss_mask_prefix
+
+
+class AnswerOnlyDataset(MegatronDataset):
+    """Rows of prompt and answer, at most `sequence_length` tokens each, unpadded.
+
+    Rows whose answer lies beyond `sequence_length` have nothing to learn and are left out.
+    `tokens_per_sample` is the mean number of answer tokens of a row.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        dataset_path: str | None,
+        indices: np.ndarray,
+        num_samples: int | None,
+        index_split: Split,
+        config: Any,
+    ) -> None:
+        assert dataset_path is not None
+        rows = read_answer_rows(dataset_path, config.sequence_length)
+        kept = np.intersect1d(indices, rows.kept)
+        super().__init__(dataset, dataset_path, kept, num_samples, index_split, config)
+        self.mask = IndexedDataset(loss_mask_prefix(dataset_path))
+        self.tokens_per_sample = rows.mean_answer_tokens
+
+    @staticmethod
+    def numel_low_level_dataset(low_level_dataset: Any) -> int:
+        return len(low_level_dataset.sequence_lengths)
+
+    @staticmethod
+    def build_low_level_dataset(dataset_path: str, config: Any) -> Any:
+        return IndexedDataset(dataset_path)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, idx: int) -> dict[str, Any]:
+        """tokens and labels, int64, and loss_mask, float, all of shape (row's tokens − 1,); and
+        tokens_per_sample."""
+        row, end = int(self.indices[idx]), self.config.sequence_length + 1
+        tokens = torch.from_numpy(self.dataset[row][:end].astype(np.int64))
+        mask = torch.from_numpy(self.mask[row][1:end].astype(np.float32))
+        return {
+            "tokens": tokens[:-1],
+            "labels": tokens[1:],
+            "loss_mask": mask,
+            "tokens_per_sample": self.tokens_per_sample,
+        }

@@ -1,0 +1,136 @@
+"""Which samples every forward pass of the search reads, as functions of the step alone.
+
+Global batches are laid out over ranks as Megatron does: micro-batch m of rank r holds samples
+(m·R + r)·B … of the step's global batch, so the data-parallel size changes nothing about them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_fastmix.batch.packing import collate
+from megatron_fastmix.batch.probe_allocation import allocate
+from megatron_fastmix.batch.targets import ValidationTarget
+from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
+from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.hypergradient import Batch
+from megatron_fastmix.parallel.groups import DataParallelGroup
+
+Sample = tuple[dict[str, Any], int, float]
+"""A sample, the index of its source or target, and its weight."""
+
+
+class Batches:
+    """Reads the batches of one rank."""
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        blend: FastMixBlendedDataset,
+        targets: Sequence[ValidationTarget],
+        group: DataParallelGroup,
+    ) -> None:
+        self.config = config
+        self.blend = blend
+        self.targets = targets
+        self.group = group
+        self.size = config.training.micro_batch_size
+        self.accumulation_steps = config.accumulation_steps(group.size)
+        self._seconds = 0.0
+
+    def training(self, step: int, micro_step: int) -> Batch:
+        """Micro-batch `micro_step` of optimizer step `step` (both from 0) on this rank."""
+        first = step * self.config.training.global_batch_size
+        first += (micro_step * self.group.size + self.group.rank) * self.size
+        began = time.monotonic()
+        samples = [self.blend[i] for i in range(first, first + self.size)]
+        batch = self._collate([(s, int(s["dataset_id"]), 1.0) for s in samples])[0]
+        self._seconds += time.monotonic() - began
+        return batch
+
+    def take_seconds(self) -> float:
+        """Seconds that reading training batches took since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def objective(
+        self, outer_step: int, weights: np.ndarray, target_weights: np.ndarray
+    ) -> list[list[tuple[Batch, torch.Tensor]]]:
+        """This rank's part of the batches whose weighted loss ℓ has the gradient v.
+
+        `weights` is α (K,), `target_weights` is ω (V,).
+        Target v takes `target_samples` of its walk, each weighing ω_v over their number. With
+        β > 0, `probe_samples_per_source` training samples of each source, others than the probe's,
+        follow with weights β·α_k over their number; their group is −1 − k. All of it together, or
+        where products are estimated per target, each target apart with 1 for ω_v, the β term last.
+        """
+        config = self.config.hypergradient
+        n = config.target_samples
+        if self.config.estimates_per_target:
+            target_weights = np.ones(len(target_weights))
+        terms: list[list[Sample]] = [
+            [(target.sample(outer_step * n + j), v, omega / n) for j in range(n)]
+            for v, (target, omega) in enumerate(zip(self.targets, target_weights, strict=True))
+        ]
+        beta = self.config.objective.train_loss_weight
+        if beta:
+            m = config.probe_samples_per_source
+            terms.append(
+                [
+                    (
+                        self.blend.sample("objective", k, outer_step * m + j),
+                        -1 - k,
+                        beta * alpha / m,
+                    )
+                    for k, alpha in enumerate(weights)
+                    for j in range(m)
+                ]
+            )
+        if not self.config.estimates_per_target:
+            terms = [[sample for term in terms for sample in term]]
+        return [self.split(term) for term in terms]
+
+    def probe(self, outer_step: int, weights: np.ndarray) -> list[Batch]:
+        """This rank's part of the probe: `probe_samples_per_source` samples of a source on
+        average, shared out by `probe_allocation`; `weights` is α (K,)."""
+        config = self.config.hypergradient
+        m = config.probe_samples_per_source
+        counts = allocate(weights, m, config.probe_allocation)
+        # Ordinals must not depend on what earlier steps allocated.
+        stride = m if config.probe_allocation == "even" else m * len(counts)
+        samples: list[Sample] = [
+            (self.blend.sample("probe", k, outer_step * stride + j), k, 1.0)
+            for j in range(counts.max())
+            for k in np.flatnonzero(counts > j).tolist()
+        ]
+        return [batch for batch, _ in self.split(samples)]
+
+    def split(self, samples: Sequence[Sample]) -> list[tuple[Batch, torch.Tensor]]:
+        """Spreads samples over ranks and micro-batches, as many passes on each rank."""
+        mine = list(samples[self.group.rank :: self.group.size])
+        longest = -(-len(samples) // self.group.size)
+        # A rank that is short repeats a sample with no weight: passes are collective in ZeRO-3.
+        mine += [(samples[0][0], _PADDING, 0.0)] * (longest - len(mine))
+        return [
+            self._collate(mine[first : first + self.size]) for first in range(0, longest, self.size)
+        ]
+
+    def _collate(self, samples: Sequence[Sample]) -> tuple[Batch, torch.Tensor]:
+        data = self.config.data
+        contents = [sample for sample, _, _ in samples]
+        tensors = collate(contents, data.seq_length, data.packing)
+        batch = Batch(
+            group=np.array([index for _, index, _ in samples]),
+            **{key: tensor.to(self.group.device) for key, tensor in tensors.items()},
+        )
+        weights = torch.tensor([weight for _, _, weight in samples], device=self.group.device)
+        return batch, weights
+
+
+_PADDING = -(1 << 30)
+"""The group of padding: no source, no target, and no source of the β term."""

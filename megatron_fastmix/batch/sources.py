@@ -1,0 +1,95 @@
+"""The sources' blend and the targets, through Megatron-core's own dataset builder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.utils import Split
+
+from megatron_fastmix import blend
+from megatron_fastmix.batch.answer_dataset import AnswerOnlyDataset
+from megatron_fastmix.batch.targets import ValidationTarget
+from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
+from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.corpus.answer_rows import is_answer_only
+from megatron_fastmix.errors import DataError
+from megatron_fastmix.mixture.mixture import Mixture
+
+
+def build_source_blend(
+    config: SearchConfig, mixture: Mixture, tokenizer: Any, cache_path: str
+) -> FastMixBlendedDataset:
+    """The blend of all sources, one epoch of each indexed. Every rank must call."""
+    batch_size, weighting = config.training.global_batch_size, config.mixture.weighting
+    sampling = weighting == "sampling"
+    paths = [source.path for source in config.sources]
+    with blend.install(
+        mixture,
+        weighting=weighting,
+        block_size=batch_size,
+        num_samples=config.training.train_iters * batch_size,
+        samples_per_update=config.mixture.inner_steps * batch_size if sampling else None,
+        order="spread" if sampling else "shuffled",
+    ):
+        return _one_epoch(config, tokenizer, cache_path, paths, Split.train)
+
+
+def build_targets(config: SearchConfig, tokenizer: Any, cache_path: str) -> list[ValidationTarget]:
+    """One target for each entry of the configuration. Every rank must call."""
+    targets = []
+    for target in config.targets:
+        dataset = _one_epoch(config, tokenizer, cache_path, [target.path], Split.valid)
+        if len(dataset) < 1:
+            raise DataError(
+                f"target {target.name} ({target.path}): no sample of {config.data.seq_length} "
+                "tokens; give it more text or a smaller data.seq_length"
+            )
+        targets.append(ValidationTarget(name=target.name, dataset=dataset, seed=config.seed))
+    return targets
+
+
+def build_datasets(
+    blends: Sequence[tuple[list[str], list[float] | None] | None],
+    sizes: Sequence[int | None],
+    *,
+    seq_length: int,
+    seed: int,
+    tokenizer: Any,
+    cache_path: str,
+) -> list[Any]:
+    """The datasets or blends of the train, validation and test split, by Megatron-core's builder.
+
+    `blends` are prefixes and their weights, or None, by split, all text or all answer-only; `sizes`
+    samples, where None builds exactly one epoch. Every rank must call.
+    """
+    config = GPTDatasetConfig(
+        random_seed=seed,
+        sequence_length=seq_length,
+        blend_per_split=blends,
+        path_to_cache=cache_path,
+        tokenizer=tokenizer,
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    (first, *_), _ = next(blend for blend in blends if blend)
+    dataset_class = AnswerOnlyDataset if is_answer_only(first) else GPTDataset
+    return BlendedMegatronDatasetBuilder(dataset_class, sizes, lambda: True, config).build()
+
+
+def _one_epoch(
+    config: SearchConfig, tokenizer: Any, cache_path: str, paths: list[str], split: Split
+) -> Any:
+    """draw_order makes the further epochs."""
+    return build_datasets(
+        [(paths, None) if split is each else None for each in Split],
+        [None, None, None],
+        seq_length=config.data.seq_length,
+        seed=config.seed,
+        tokenizer=tokenizer,
+        cache_path=cache_path,
+    )[split.value]

@@ -1,0 +1,51 @@
+"""The command `baseline`: a mixture by another method, from the configuration of a search."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from megatron_fastmix.config import load_config
+from megatron_fastmix.lab.baselines.registry import BASELINES, find_mixtures
+from megatron_fastmix.lab.jobs import worker_count
+from megatron_fastmix.report.summary import final_table
+from megatron_fastmix.result.mixture_file import read_mixture
+from megatron_fastmix.start.artifacts import write_run_artifacts
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `baseline`; other --key=value override the configuration."""
+    parser.add_argument("method", choices=BASELINES, metavar="METHOD", help=", ".join(BASELINES))
+    parser.add_argument("--config", required=True, help="YAML file of a search")
+    parser.add_argument(
+        "--output", required=True, help="folder for mixture.json, blend files and finished proxies"
+    )
+    parser.add_argument("--workers", type=int, help="proxies at once (default: one per core)")
+    parser.set_defaults(overrides=[])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Finds the mixture and prints it; returns the exit code. Raises `ConfigError`, `DataError`."""
+    workers = worker_count(args.workers)
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = dataclasses.replace(load_config(args.config, args.overrides), run_dir=str(folder))
+    try:
+        find_mixtures(
+            [(args.method, config, folder / "mixture.json")],
+            folder / "proxies",
+            workers=workers,
+        )
+    except KeyboardInterrupt:
+        print("\nStopped; finished proxies stay. The same command goes on from there.")
+        return 130
+    mixture = read_mixture(folder)
+    files = write_run_artifacts(folder, mixture)
+    print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
+    return 0
+
+
+COMMANDS = {
+    "baseline": ("find a mixture by another published method", add_arguments, run),
+}

@@ -1,0 +1,105 @@
+"""The DeepSpeed engine that trains the proxy, and the view of its parameters for the outer step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from megatron_fastmix.config import SearchConfig, TrainingConfig
+from megatron_fastmix.deepspeed_engine.preconditioner import AdamPreconditioner
+from megatron_fastmix.mixture.schedule import scheduled_rate
+from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.parallel.mpu import MegatronMPU
+from megatron_fastmix.parallel.parameters import Parameters, ShardedParameters
+from megatron_fastmix.proxy.build import build_model
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def build_engine(config: SearchConfig, vocab_size: int, data_parallel_size: int) -> Any:
+    """A DeepSpeed engine around a fresh proxy. Every rank must call."""
+    import deepspeed  # takes seconds, and the rest of this file serves without it
+
+    training = config.training
+    model = build_model(
+        config.proxy,
+        vocab_size=vocab_size,
+        seq_length=config.data.seq_length,
+        seed=config.seed,
+        dtype=DTYPES[config.engine.dtype],
+        tensor_model_parallel_size=config.engine.tensor_model_parallel_size,
+    )
+    optimizer = build_optimizer(model, training)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate(training, step) / training.lr
+    )
+    engine, _, _, _ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=schedule,
+        config=zero_config(config, data_parallel_size),
+        mpu=MegatronMPU() if config.engine.tensor_model_parallel_size > 1 else None,
+    )
+    return engine
+
+
+def build_optimizer(model: torch.nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW over the trained parameters of `model`; `learning_rate` gives its schedule."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1]
+    plain = [p for p in trained if p.ndim <= 1]  # norms are not decayed, as in Megatron
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],  # adapters have no norms
+        lr=training.lr,
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=training.adam_eps,
+        weight_decay=training.weight_decay,
+    )
+
+
+def learning_rate(training: TrainingConfig, step: int) -> float:
+    """η of optimizer step `step` (from 0): linear warm-up, then decay to min_lr at train_iters."""
+    return scheduled_rate(
+        step,
+        peak=training.lr,
+        final=training.min_lr,
+        warmup=training.lr_warmup_iters,
+        total=training.train_iters,
+        style=training.lr_decay_style,
+    )
+
+
+def zero_config(config: SearchConfig, data_parallel_size: int) -> dict[str, Any]:
+    """DeepSpeed's configuration."""
+    return {
+        "train_batch_size": config.training.global_batch_size,
+        "train_micro_batch_size_per_gpu": config.training.micro_batch_size,
+        "gradient_accumulation_steps": config.accumulation_steps(data_parallel_size),
+        "gradient_clipping": config.training.clip_grad,
+        "zero_optimization": {"stage": config.engine.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": config.engine.dtype == "bf16"},
+        "steps_per_print": 1 << 60,
+        "wall_clock_breakdown": False,
+    }
+
+
+def engine_parameters(
+    engine: Any, group: DataParallelGroup, tensor_group: DataParallelGroup
+) -> Parameters:
+    """θ of the engine's model, in the form that its ZeRO stage keeps it in."""
+    parameters = [p for p in engine.module.parameters() if p.requires_grad]
+    sharers = tensor_group if tensor_group.size > 1 else None
+    if engine.zero_optimization_stage() == 3:
+        release = engine.optimizer.empty_partition_cache
+        return ShardedParameters(parameters, group, release, sharers)
+    return Parameters(parameters, group, sharers)
+
+
+def engine_preconditioner(engine: Any, config: SearchConfig) -> AdamPreconditioner | None:
+    """What divides v, if anything."""
+    if config.hypergradient.preconditioner == "none":
+        return None
+    return AdamPreconditioner(engine, config.training.adam_beta2, config.training.adam_eps)

@@ -1,0 +1,169 @@
+"""One training of the search's proxy, on batches that the caller composes, with its cost counted.
+
+The same datasets, model, optimizer and learning rate as in a search, in one process without
+DeepSpeed, so that methods differ in nothing but what they do with them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from megatron_fastmix.batch.batches import Batches
+from megatron_fastmix.batch.sources import build_source_blend, build_targets
+from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.deepspeed_engine.engine import build_optimizer, learning_rate
+from megatron_fastmix.errors import NonFiniteError
+from megatron_fastmix.hypergradient import Batch
+from megatron_fastmix.mixture.mixture import Mixture
+from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.proxy.build import build_model, flops_per_token
+from megatron_fastmix.proxy.megatron_gpt import batch_losses, initialize_world_of_one
+from megatron_fastmix.search.inputs import check_inputs
+
+WeightedBatch = tuple[Batch, torch.Tensor]
+"""A micro-batch of samples and their weights (B,); `Batch.group` is the source of each."""
+
+
+class ProxyRun:
+    """A proxy and its optimizer. `config.seed` sets the initial weights and the order of data."""
+
+    def __init__(self, config: SearchConfig, cache_path: str) -> None:
+        """`cache_path` is a folder for Megatron's indices. Raises what `check_inputs` raises."""
+        initialize_world_of_one()
+        self.config = config
+        self.inputs = check_inputs(config, 1)
+        self.num_sources = len(config.sources)
+        tokenizer = self.inputs.tokenizer
+        mixture = Mixture(config.source_names, config.mixture)
+        group = DataParallelGroup(device="cuda" if torch.cuda.is_available() else "cpu")
+        self._batches = Batches(
+            config,
+            build_source_blend(config, mixture, tokenizer, cache_path),
+            build_targets(config, tokenizer, cache_path),
+            group,
+        )
+        self.model = build_model(
+            config.proxy,
+            vocab_size=tokenizer.vocab_size,
+            seq_length=config.data.seq_length,
+            seed=config.seed,
+        ).to(group.device)
+        self.optimizer = build_optimizer(self.model, config.training)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.step = 0
+        """Optimizer steps done."""
+        self.flops = 0.0
+        """Floating-point operations so far: forward and backward passes of every kind."""
+        self._tokens_per_sample = self.inputs.tokens_per_sample(config.data.seq_length)
+        per_token = flops_per_token(config.proxy, tokenizer.vocab_size, config.data.seq_length)
+        self._forward_flops = self._tokens_per_sample * per_token / 3
+        self._read: dict[tuple[str, int], int] = defaultdict(int)
+        self._generator = np.random.default_rng([config.seed, 0xBA5E])
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on so far."""
+        samples = self.step * self.config.training.global_batch_size
+        return round(samples * self._tokens_per_sample)
+
+    @property
+    def lr(self) -> float:
+        """η of the optimizer step to come."""
+        return learning_rate(self.config.training, self.step)
+
+    def draw(self, weights: np.ndarray, count: int | None = None) -> np.ndarray:
+        """Sources, int (count,), by `weights` (K,): systematic sampling, so that the count of each
+        is within 1 of its share. `count` is by default the global batch size."""
+        count = count or self.config.training.global_batch_size
+        points = (self._generator.random() + np.arange(count)) / count
+        edges = np.cumsum(weights / np.sum(weights))
+        sources = np.minimum(np.searchsorted(edges, points, side="right"), self.num_sources - 1)
+        return self._generator.permutation(sources)
+
+    def read(
+        self, stream: str, sources: Sequence[int] | np.ndarray, weights: np.ndarray | None = None
+    ) -> list[WeightedBatch]:
+        """The next sample of each of `sources` (N,), with `weights` (N,), by default 1/N, as
+        micro-batches. Each stream walks every source on its own, epoch after epoch."""
+        samples = []
+        shares = np.full(len(sources), 1 / len(sources)) if weights is None else weights
+        for source, weight in zip(np.asarray(sources).tolist(), shares.tolist(), strict=True):
+            ordinal = self._read[stream, source]
+            self._read[stream, source] += 1
+            sample = self._batches.blend.sample(stream, source, ordinal)
+            samples.append((sample, source, weight))
+        return self._batches.split(samples)
+
+    def read_target(self, target: int, first: int, count: int) -> list[WeightedBatch]:
+        """Samples `first` … of a target's walk, weighing 1/count each; their group is `target`."""
+        walk = self._batches.targets[target]
+        samples = [(walk.sample(first + j), target, 1 / count) for j in range(count)]
+        return self._batches.split(samples)
+
+    def train(
+        self,
+        batches: Sequence[WeightedBatch],
+        losses: Callable[[torch.nn.Module, Batch], torch.Tensor] = batch_losses,
+    ) -> np.ndarray:
+        """One AdamW step on the sum of weight · loss; returns the mean loss of each source (K,),
+        NaN for one without a sample.
+
+        `losses` of model and batch are the losses per sample (B,). Raises `NonFiniteError`.
+        """
+        sums, counts = np.zeros(self.num_sources), np.zeros(self.num_sources)
+        self.optimizer.zero_grad(set_to_none=True)
+        for batch, weights in batches:
+            found = losses(self.model, batch)
+            (found * weights).sum().float().backward()
+            np.add.at(sums, batch.group, found.detach().cpu().numpy())
+            np.add.at(counts, batch.group, batch.sample_weights())
+            self.count_passes(len(batch.group), backward=True)
+        if not np.isfinite(sums).all():
+            raise NonFiniteError(f"step {self.step + 1}: the loss is not finite; lower training.lr")
+        self.apply_gradients()
+        with np.errstate(invalid="ignore"):
+            return sums / counts
+
+    def apply_gradients(self) -> None:
+        """One AdamW step with the gradients that the parameters hold, clipped as in a search."""
+        if self.config.training.clip_grad:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.config.training.clip_grad)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+
+    def gradient(self, batches: Sequence[WeightedBatch]) -> tuple[torch.Tensor, float]:
+        """The gradient of Σ weight · loss (P,) and that loss; parameters and their own gradients
+        stay as they were."""
+        total = torch.zeros(sum(p.numel() for p in self.parameters))
+        loss = 0.0
+        for batch, weights in batches:
+            value = (batch_losses(self.model, batch) * weights).sum()
+            found = torch.autograd.grad(value.float(), self.parameters)
+            total += torch.cat([g.flatten() for g in found]).to(total.device)
+            loss += float(value)
+            self.count_passes(len(batch.group), backward=True)
+        return total, loss
+
+    @torch.no_grad()
+    def target_losses(self, samples: int) -> np.ndarray:
+        """Mean loss of each target (V,), nats per token, on the first `samples` of its walk."""
+        found = []
+        for target in range(len(self.config.targets)):
+            total = count = 0.0
+            for batch, _ in self.read_target(target, 0, samples):
+                total += float(batch_losses(self.model, batch).sum())
+                count += float(batch.sample_weights().sum())
+                self.count_passes(len(batch.group), backward=False)
+            found.append(total / count)
+        return np.array(found)
+
+    def count_passes(self, samples: int, *, backward: bool) -> None:
+        """Adds the cost of a forward, and a backward, pass of `samples` samples."""
+        self.flops += samples * self._forward_flops * (3 if backward else 1)

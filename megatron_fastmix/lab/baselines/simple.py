@@ -1,0 +1,30 @@
+"""Mixtures that need no training: functions of the sources' sizes alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from megatron_fastmix.lab.baselines.result import BaselineResult
+
+TEMPERATURE = 1 / 0.3
+"""T of p_k ∝ n_k^(1/T), from XLM-R (Conneau et al., ACL 2020, section 3.1: α = 0.3)."""
+
+
+def uniform(sizes: np.ndarray) -> BaselineResult:
+    """The same share for each of K sources; `sizes` are their tokens (K,)."""
+    return _free(np.full(len(sizes), 1 / len(sizes)))
+
+
+def proportional(sizes: np.ndarray) -> BaselineResult:
+    """Shares by size, as concatenating all data gives them."""
+    return temperature(sizes, 1.0)
+
+
+def temperature(sizes: np.ndarray, temperature: float = TEMPERATURE) -> BaselineResult:
+    """p_k ∝ n_k^(1/T): between proportional, T = 1, and uniform, T → ∞."""
+    scaled = np.asarray(sizes, dtype=np.float64) ** (1 / temperature)
+    return _free(scaled / scaled.sum(), temperature=temperature)
+
+
+def _free(weights: np.ndarray, **settings: float) -> BaselineResult:
+    return BaselineResult(weights=weights, flops=0.0, tokens=0, steps=0, settings=settings)

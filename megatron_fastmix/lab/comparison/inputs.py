@@ -1,0 +1,118 @@
+"""From learned mixtures and a configuration to a checked setting. Imports no torch."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_fastmix.config import TokenizerConfig, strict_yaml
+from megatron_fastmix.corpus.answer_rows import is_answer_only, read_answer_rows
+from megatron_fastmix.corpus.indexed_files import check_vocabulary, inspect_indexed_dataset
+from megatron_fastmix.corpus.manifest import check_same_tokenizer, read_manifest
+from megatron_fastmix.corpus.tokenizers import load_tokenizer
+from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.lab.comparison.config import CompareConfig, Dataset, Setting
+from megatron_fastmix.proxy.starting_point import check_starting_point
+from megatron_fastmix.result.mixture_file import MixtureFile, read_mixture
+
+
+def read_learned(paths: Sequence[str]) -> dict[str, MixtureFile]:
+    """The learned mixtures by name: `learned`, or with several `learned:` and the run's folder.
+
+    Raises `DataError`, and `ConfigError` where they are not about the same sources.
+    """
+    mixtures = [read_mixture(path) for path in paths]
+    first = mixtures[0]
+    for path, mixture in zip(paths, mixtures, strict=True):
+        for what, of in (
+            ("sources", lambda m: [(source.name, source.path) for source in m.sources]),
+            ("tokenizer", lambda m: m.config.get("tokenizer")),
+            ("seq_length", lambda m: m.seq_length),
+        ):
+            if of(mixture) != of(first):
+                raise ConfigError(
+                    f"--mixture {path}: its {what} is {of(mixture)}, that of {paths[0]} is "
+                    f"{of(first)}; compare mixtures of the same {what} only"
+                )
+    if len(mixtures) == 1:
+        return {"learned": first}
+    folders = [Path(path) if Path(path).is_dir() else Path(path).parent for path in paths]
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--mixture: found {list(paths)}; give each mixture once")
+    return {f"learned:{name}": mixture for name, mixture in zip(names, mixtures, strict=True)}
+
+
+def make_setting(config: CompareConfig, mixture: MixtureFile, where: str) -> Setting:
+    """Checks every dataset. Raises `ConfigError` or `DataError`.
+
+    `mixture` is one of those compared, read from `where`. A test set that is a source or a target
+    of its search is refused, whether by name or by content.
+    """
+    if not config.tests:
+        raise ConfigError(
+            "--test: none given; name held-out data that the search never saw, as --test "
+            "NAME=PREFIX or as `tests` in --config"
+        )
+    if not isinstance(mixture.config.get("tokenizer"), dict):
+        raise DataError(f"{where}: config.tokenizer is missing; take mixture.json from a run")
+    tokenizer_config = strict_yaml.from_dict(
+        TokenizerConfig, mixture.config["tokenizer"], "config.tokenizer"
+    )
+    tokenizer = load_tokenizer(tokenizer_config.tokenizer_type, tokenizer_config.tokenizer_model)
+    check_starting_point(config.model, tokenizer_config, tokenizer.vocab_size)
+    seq_length = config.seq_length or mixture.seq_length
+    total = sum(test.weight for test in config.tests)
+
+    def describe(name: str, path: str, weight: float = 1.0) -> Dataset:
+        summary = inspect_indexed_dataset(path)
+        tokens = summary.tokens
+        if is_answer_only(path):
+            tokens = int(read_answer_rows(path, seq_length).answer_tokens.sum())
+        elif tokens < seq_length + 1:
+            raise DataError(
+                f"{name} ({path}): found {summary.tokens} tokens, fewer than one sample of "
+                f"{seq_length + 1}; give it more text or lower --seq-length"
+            )
+        check_vocabulary(path, tokenizer.vocab_size)
+        manifest = read_manifest(path)
+        return Dataset(
+            name=name,
+            path=path,
+            tokens=tokens,
+            sha256=manifest.bin_sha256 if manifest else None,
+            weight=weight,
+        )
+
+    sources = tuple(describe(source.name, source.path) for source in mixture.sources)
+    tests = tuple(describe(test.name, test.path, test.weight / total) for test in config.tests)
+    check_same_tokenizer({d.path: d.path for d in (*sources, *tests)}, tokenizer.sha256)
+    for test in tests:
+        for role, seen in (("source", mixture.sources), ("target", mixture.targets)):
+            for dataset in seen:
+                if _same_data(test.path, dataset.path):
+                    raise ConfigError(
+                        f"--test {test.name}: {test.path} is {role} {dataset.name} of the search "
+                        f"({dataset.path}); test on data that the search never saw"
+                    )
+    return Setting(
+        sources=sources,
+        tests=tests,
+        tokenizer=tokenizer_config,
+        tokenizer_sha256=tokenizer.sha256,
+        seq_length=seq_length,
+        model=config.model,
+        training=config.training,
+        eval_samples=config.eval_samples,
+    )
+
+
+def _same_data(prefix: str, other: str) -> bool:
+    a, b = f"{prefix}.bin", f"{other}.bin"
+    if os.path.realpath(a) == os.path.realpath(b):
+        return True
+    return os.path.exists(b) and filecmp.cmp(a, b, shallow=False)

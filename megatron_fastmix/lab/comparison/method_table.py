@@ -1,0 +1,170 @@
+"""What the rows of a scenario say about its methods; pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_fastmix.lab.baselines.registry import FASTMIX
+from megatron_fastmix.lab.benchmarks import table as benchmark
+from megatron_fastmix.lab.comparison.rows import Row
+from megatron_fastmix.lab.comparison.scenario import Scenario
+from megatron_fastmix.lab.comparison.statistics import mean, standard_deviation
+from megatron_fastmix.report.summary import align
+from megatron_fastmix.result.mixture_file import MixtureFile
+
+UNIFORM = "uniform"
+GAP_REACH = 0.9
+"""Share of the gap from uniform to the best known mixture that FastMix is to close."""
+COST_REACH = {"regmix": 50.0, "doremi": 5.0}
+"""How many times FastMix's FLOPs a method is to cost at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodLine:
+    """One method in one scenario."""
+
+    method: str
+    losses: dict[int, float]
+    """Target loss by seed, nats per token."""
+    flops: float
+    """Mean cost of a search."""
+    seconds: float
+    """Mean wall time of a search, in one process."""
+    weights: dict[str, float]
+    """Mean over the seeds."""
+
+    @property
+    def loss(self) -> float:
+        return mean(list(self.losses.values()))
+
+    @property
+    def deviation(self) -> float | None:
+        """Over the seeds of search and target model together; None for a single one."""
+        return standard_deviation(list(self.losses.values()))
+
+
+def aggregated(scenario: Scenario, row: Row) -> float:
+    """The row's target loss, by the objective of the search: the weighted mean of the tests, or
+    the largest excess over a test's `reference_loss`."""
+    if scenario.search.objective.target_aggregation != "mean":
+        references = {test.name: test.reference_loss for test in scenario.compare.tests}
+        return max(loss - references[name] for name, loss in row.losses.items())
+    return row.loss
+
+
+def make_lines(
+    scenario: Scenario,
+    mixtures: Mapping[str, Sequence[MixtureFile]],
+    rows: Mapping[str, Sequence[Row]],
+) -> list[MethodLine]:
+    """A line for each method that has rows, the best first."""
+    lines = [
+        MethodLine(
+            method=method,
+            losses={row.seed: aggregated(scenario, row) for row in rows[method]},
+            flops=mean([m.cost["training_flops"] for m in found]),
+            seconds=mean([m.cost["wall_seconds"] for m in found]),
+            weights={
+                source.name: float(np.mean([m.weights[source.name] for m in found]))
+                for source in found[0].sources
+            },
+        )
+        for method, found in mixtures.items()
+        if rows.get(method)
+    ]
+    return sorted(lines, key=lambda line: line.loss)
+
+
+def closed(line: MethodLine, lines: Sequence[MethodLine]) -> float | None:
+    """Share of the gap from uniform to the best method that `line` closes; None without a gap."""
+    base = {each.method: each.loss for each in lines}.get(UNIFORM)
+    if base is None or base <= lines[0].loss:
+        return None
+    return (base - line.loss) / (base - lines[0].loss)
+
+
+def behind(line: MethodLine, ours: MethodLine) -> tuple[float, float | None]:
+    """By how much a method's loss exceeds FastMix's, and the standard error of that, over the seeds
+    that both have: one seed is the same initial weights for every method, so that much of the
+    spread of the two cancels. NaN without a common seed."""
+    common = line.losses.keys() & ours.losses.keys()
+    differences = [line.losses[seed] - ours.losses[seed] for seed in sorted(common)]
+    if not differences:
+        return float("nan"), None
+    deviation = standard_deviation(differences)
+    return mean(differences), deviation and deviation / len(differences) ** 0.5
+
+
+def text(lines: Sequence[MethodLine]) -> str:
+    """The table of a scenario."""
+    ours = next((line for line in lines if line.method == FASTMIX), None)
+    shown = []
+    for line in lines:
+        share = closed(line, lines)
+        heaviest = sorted(line.weights.items(), key=lambda item: -item[1])[:3]
+        shown.append(
+            [
+                line.method,
+                f"{line.loss:.4f}",
+                "" if line.deviation is None else f"± {line.deviation:.4f}",
+                str(len(line.losses)),
+                "" if share is None else f"{share:.0%}",
+                *_behind(line, ours),
+                f"{line.flops:.2g}",
+                "" if ours is None else f"{line.flops / ours.flops:.3g}",
+                "" if ours is None else f"{line.seconds / ours.seconds:.3g}",
+                ", ".join(f"{name} {weight:.2f}" for name, weight in heaviest),
+            ]
+        )
+    header = ["method", "loss", "sd", "seeds", "gap closed", "behind FastMix", "se"]
+    header += ["FLOPs", "x FastMix", "wall x", "mean"]
+    width = max(len(cells[-1]) for cells in (header, *shown))
+    for cells in (header, *shown):
+        cells[-1] = cells[-1].ljust(width)
+    return align(header, shown)
+
+
+def _behind(line: MethodLine, ours: MethodLine | None) -> tuple[str, str]:
+    if ours is None or line is ours:
+        return "", ""
+    difference, error = behind(line, ours)
+    return f"{difference:+.4f}", "" if error is None else f"± {error:.4f}"
+
+
+def figures(scenario: str, lines: Sequence[MethodLine]) -> list[benchmark.Row]:
+    """The scenario's figures with what FastMix is to reach."""
+    by_name = {line.method: line for line in lines}
+    found = [
+        _row(f"{scenario}: {line.method}, target loss", line.loss, "nats per token")
+        for line in lines
+    ]
+    ours = by_name.get(FASTMIX)
+    if ours is None:
+        return found
+    spread = ours.deviation
+    if spread:
+        distance = (ours.loss - lines[0].loss) / spread
+        found.append(_row(f"{scenario}: fastmix behind the best", distance, "sd of fastmix", 1.0))
+    share = closed(ours, lines)
+    if share is not None:
+        name = f"{scenario}: gap from uniform to the best that fastmix closes"
+        found.append(_row(name, share, "ratio", GAP_REACH, better="higher"))
+    for line in lines:
+        if line is not ours and line.flops:
+            name = f"{scenario}: search FLOPs, {line.method} / fastmix"
+            reach = COST_REACH.get(line.method)
+            found.append(_row(name, line.flops / ours.flops, "ratio", reach, better="higher"))
+    return found
+
+
+def _row(
+    figure: str,
+    value: float,
+    unit: str,
+    reach: float | None = None,
+    better: benchmark.Better = "lower",
+) -> benchmark.Row:
+    return benchmark.Row(figure=figure, value=value, reach=reach, better=better, unit=unit)

@@ -1,0 +1,89 @@
+"""What a row trains on and is evaluated on, as a user's training run would read it.
+
+Text comes in samples of the sequence length through Megatron-core's own blend. Answer-only rows
+come each as a sample; a row of source k has mean_k tokens in the loss, so that rows are drawn by
+shares ∝ weight_k / mean_k, which brings tokens in the loss by `weight`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_fastmix.batch.packing import collate
+from megatron_fastmix.corpus.answer_rows import is_answer_only
+from megatron_fastmix.corpus.tokenizers import Tokenizer
+from megatron_fastmix.hypergradient import Batch
+from megatron_fastmix.lab.comparison.config import Setting
+from megatron_fastmix.lab.comparison.rows import Task
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what Megatron lacks for GPUs is no news to a comparison
+    from megatron_fastmix.batch.sources import build_datasets
+    from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
+
+EVALUATION_SEED = 0
+"""Every row is evaluated on the same samples."""
+
+
+class RowData:
+    """Batches of one row. Raises `DataError` for a source without a sample."""
+
+    def __init__(
+        self, setting: Setting, task: Task, tokenizer: Tokenizer, cache: Path, device: torch.device
+    ) -> None:
+        """`cache` is an empty folder of its own for Megatron's indices."""
+        self.setting, self.tokenizer, self.cache, self.device = setting, tokenizer, cache, device
+        paths = {source.name: source.path for source in setting.sources}
+        shares = {paths[name]: float(text) for name, text in task.candidate.weights.items()}
+        samples = setting.training.train_iters * setting.training.global_batch_size
+        if not is_answer_only(next(iter(shares))):
+            blends = [(list(shares), list(shares.values())), None, None]
+            self._blend = self._build(task.seed, blends, [samples, 0, 0])[0]
+            return
+        # Megatron's blend indexes more rows than a dataset has; ours goes on with another epoch.
+        sources = [
+            self._build(task.seed, [([path], None), None, None], [None] * 3)[0] for path in shares
+        ]
+        rows = [
+            share / source.tokens_per_sample
+            for share, source in zip(shares.values(), sources, strict=True)
+        ]
+        self._blend = FastMixBlendedDataset(sources, rows, samples, sources[0].config)
+
+    def step(self, step: int) -> list[Batch]:
+        """The micro-batches of an optimizer step (from 0)."""
+        size = self.setting.training.global_batch_size
+        return list(self._batches(self._blend, range(step * size, (step + 1) * size)))
+
+    def test(self, path: str) -> Iterator[Batch]:
+        """The first samples of a test set, in one fixed order."""
+        blends = [None, ([path], None), None]
+        dataset = self._build(EVALUATION_SEED, blends, [None] * 3)[1]  # one epoch
+        count = min(len(dataset), self.setting.eval_samples or len(dataset))
+        return self._batches(dataset, range(count))
+
+    def _batches(self, dataset: Any, indices: range) -> Iterator[Batch]:
+        size = self.setting.training.micro_batch_size
+        for first in range(0, len(indices), size):
+            samples = [dataset[i] for i in indices[first : first + size]]
+            tensors = collate(samples, self.setting.seq_length, packing=False)
+            yield Batch(
+                group=np.zeros(len(samples)),
+                **{key: tensor.to(self.device) for key, tensor in tensors.items()},
+            )
+
+    def _build(self, seed: int, blends: Any, sizes: Any) -> list[Any]:
+        return build_datasets(
+            blends,
+            sizes,
+            seq_length=self.setting.seq_length,
+            seed=seed,
+            tokenizer=self.tokenizer,
+            cache_path=str(self.cache),
+        )

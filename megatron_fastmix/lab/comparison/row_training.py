@@ -1,0 +1,104 @@
+"""One row: a target model at its start, data under static weights, plain training.
+
+Nothing of the search is in here but the model's architecture, AdamW and the learning rate's shape.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megatron_fastmix.corpus.tokenizers import load_tokenizer
+from megatron_fastmix.errors import NonFiniteError
+from megatron_fastmix.lab.comparison.config import Setting
+from megatron_fastmix.lab.comparison.rows import Row, Task
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what Megatron lacks for GPUs is no news to a comparison
+    from megatron_fastmix.deepspeed_engine.engine import build_optimizer, learning_rate
+    from megatron_fastmix.lab.comparison.row_data import RowData
+    from megatron_fastmix.lab.comparison.row_evaluation import evaluate
+    from megatron_fastmix.proxy.build import build_model, flops_per_token
+    from megatron_fastmix.proxy.megatron_gpt import initialize_world_of_one, token_losses
+
+PACKAGES = ("megatron-fastmix", "megatron-core", "torch", "numpy")
+
+
+def train_row(setting: Setting, task: Task, cache: Path) -> Row:
+    """Trains and evaluates one row; `cache` is an empty folder of its own for Megatron's indices.
+
+    Raises `NonFiniteError` where the loss is NaN or Inf.
+    """
+    began = time.monotonic()
+    initialize_world_of_one()
+    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    device = torch.device("cuda" if on_gpu else "cpu")
+    training = setting.training
+    tokenizer = load_tokenizer(setting.tokenizer.tokenizer_type, setting.tokenizer.tokenizer_model)
+    data = RowData(setting, task, tokenizer, cache, device)
+    model = build_model(
+        setting.model,
+        vocab_size=tokenizer.vocab_size,
+        seq_length=setting.seq_length,
+        seed=task.seed,
+    ).to(device)
+    optimizer = build_optimizer(model, training)
+    losses, tokens = [], 0
+    for step in range(training.train_iters):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(training, step)
+        batches, total = data.step(step), 0.0
+        learned = sum(float(batch.loss_mask.sum()) for batch in batches)
+        for batch in batches:
+            found = token_losses(model, batch.tokens, batch.labels) * batch.loss_mask
+            loss = found.sum() / learned
+            loss.backward()
+            total += loss.item()
+            tokens += batch.num_tokens
+        if not math.isfinite(total):
+            raise NonFiniteError(
+                f"{task.candidate.name}, seed {task.seed}, step {step + 1}: the loss is {total}; "
+                "lower --lr or raise --lr-warmup-iters"
+            )
+        if training.clip_grad:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_grad)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(total)
+
+    found = {test.name: evaluate(model, data.test(test.path)) for test in setting.tests}
+    shares = {test.name: test.weight for test in setting.tests}
+    means = {name: float(np.mean(of.losses)) for name, of in found.items()}
+    loss = sum(shares[name] * mean for name, mean in means.items())
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            f"{task.candidate.name}, seed {task.seed}: the target loss is {loss}; lower --lr"
+        )
+    per_token = flops_per_token(setting.model, tokenizer.vocab_size, setting.seq_length)
+    return Row(
+        setting=setting.digest,
+        mixture=task.candidate.name,
+        kind=task.candidate.kind,
+        weights=task.candidate.weights,
+        seed=task.seed,
+        loss=loss,
+        losses=means,
+        sample_losses={name: [round(v, 5) for v in of.losses] for name, of in found.items()},
+        exact_match={
+            name: of.exact_match for name, of in found.items() if of.exact_match is not None
+        },
+        test_weights=shares,
+        train_loss=float(np.mean(losses[-max(1, len(losses) // 10) :])),
+        tokens=tokens,
+        flops=tokens * per_token,
+        wall_seconds=time.monotonic() - began,
+        device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        versions={name: version(name) for name in PACKAGES},
+    )

@@ -1,0 +1,94 @@
+"""A scenario of the comparison of methods: what is searched for, and how mixtures are judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from megatron_fastmix.config import SearchConfig, override_config, strict_yaml
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.lab.baselines.objective import check_references
+from megatron_fastmix.lab.baselines.registry import FASTMIX, METHODS
+from megatron_fastmix.lab.comparison.config import CompareConfig
+
+_RUN_DIR = "runs/methods"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """FastMix with other settings than the scenario's, as one more method: an ablation."""
+
+    name: str
+    """In the table and in file names: letters, digits, `-`, `_`, `=` and `.`."""
+    overrides: tuple[str, ...]
+    """As on the command line of a search: `--mixture.inner_steps=1`."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.=-]+", self.name) or self.name in METHODS:
+            raise ConfigError(
+                f"variants: found the name {self.name!r}; use letters, digits, - _ = and . alone, "
+                "and no method's name"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """One configuration file; its name is the file's stem."""
+
+    search: SearchConfig
+    """Sources, targets, proxy and training, the same for every method; `mixture` and
+    `hypergradient` are FastMix's own."""
+    compare: CompareConfig
+    """The target model, its training and the held-out tests."""
+    methods: tuple[str, ...] = METHODS
+    """Those that are compared unless the command line names others."""
+    variants: tuple[Variant, ...] = ()
+
+    def __post_init__(self) -> None:
+        twice = [
+            name for name, count in Counter(v.name for v in self.variants).items() if count > 1
+        ]
+        if twice:
+            raise ConfigError(f"variants: found {twice[0]} twice; names are unique, rename one")
+        check_references(
+            self.search,
+            self.compare.tests,
+            where="compare.tests:",
+            what="the table",
+            model="the target model",
+        )
+
+    @cached_property
+    def searches(self) -> dict[str, SearchConfig]:
+        """The configuration of each method and variant, by name. Raises `ConfigError`."""
+        variants = {v.name: override_config(self.search, v.overrides) for v in self.variants}
+        return dict.fromkeys(METHODS, self.search) | variants
+
+    def choose(self, names: str | None, where: str) -> list[str]:
+        """Methods from a comma-separated list, or all. Raises `ConfigError` for an unknown one,
+        with `where` the scenario is from."""
+        chosen = names.split(",") if names else [*self.methods, *(v.name for v in self.variants)]
+        unknown = [name for name in chosen if name not in self.searches]
+        if unknown:
+            raise ConfigError(
+                f"{where}: methods: found {unknown[0]!r}; choose among {', '.join(self.searches)}"
+            )
+        return chosen
+
+    def job(self, name: str, seed: int, run_dir: Path) -> tuple[str, SearchConfig]:
+        """Method and configuration that search for `name` with a seed; FastMix in `run_dir`."""
+        config = dataclasses.replace(self.searches[name], seed=seed, run_dir=str(run_dir))
+        return (name if name in METHODS else FASTMIX), config
+
+
+def load_scenario(path: str | Path) -> Scenario:
+    """Reads a scenario. Raises `ConfigError`."""
+    values = strict_yaml.load_yaml(path)
+    search = values.get("search")
+    if isinstance(search, dict):
+        search.setdefault("run_dir", _RUN_DIR)
+    return strict_yaml.from_dict(Scenario, values)

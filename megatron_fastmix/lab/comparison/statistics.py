@@ -1,0 +1,179 @@
+"""Means, spreads and verdicts over finished rows; pure functions.
+
+A difference in favour of the learned mixture must exceed `CLEAR` pooled standard deviations to
+count; one against it counts from a single standard deviation of the learned mixture's losses on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from megatron_fastmix.lab.comparison.rows import Row
+
+CLEAR = 2.0
+"""Pooled standard deviations from which on a difference is taken as real."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One number of a comparison."""
+
+    figure: str
+    value: float | None
+    """None where the rows do not tell."""
+    reach: float | None
+    """The value that is to be reached; none where there is no such aim."""
+    better: str
+    """lower or higher."""
+    unit: str
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether `value` is at least as good as `reach`; None without one of the two."""
+        if self.value is None or self.reach is None:
+            return None
+        return self.value <= self.reach if self.better == "lower" else self.value >= self.reach
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean of at least one value."""
+    return math.fsum(values) / len(values)
+
+
+def standard_deviation(values: Sequence[float]) -> float | None:
+    """Sample standard deviation (n − 1); None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    centre = mean(values)
+    return math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (len(values) - 1))
+
+
+def pooled_deviation(*groups: Sequence[float]) -> float | None:
+    """√(Σ (n_g − 1)·s_g² / Σ (n_g − 1)); None where no group has two values."""
+    degrees = sum(len(group) - 1 for group in groups if group)
+    if degrees < 1:
+        return None
+    squares = (math.fsum((v - mean(group)) ** 2 for v in group) for group in groups if group)
+    return math.sqrt(math.fsum(squares) / degrees)
+
+
+def separation(other: Sequence[float], learned: Sequence[float]) -> float | None:
+    """(mean of `other` − mean of `learned`) over their pooled deviation; None if that is unknown.
+
+    Infinite where both repeat exactly yet differ, 0 where they are equal.
+    """
+    spread = pooled_deviation(other, learned)
+    if spread is None:
+        return None
+    difference = mean(other) - mean(learned)
+    if spread == 0:
+        return math.copysign(math.inf, difference) if difference else 0.0
+    return difference / spread
+
+
+def better_beyond_spread(groups: Sequence[Sequence[float]], learned: Sequence[float]) -> int | None:
+    """How many of `groups` have a mean lower than that of `learned` by more than its deviation.
+
+    None where `learned` has fewer than two values.
+    """
+    spread = standard_deviation(learned)
+    if spread is None:
+        return None
+    return sum(mean(group) < mean(learned) - spread for group in groups)
+
+
+def evaluation_error(rows: Sequence[Row], base: Sequence[Row] = ()) -> float:
+    """Standard error of the mean loss of `rows`, minus that of `base`, from the finite tests.
+
+    All rows are evaluated on the same samples, so a difference is known better than its two sides.
+    """
+    squares = 0.0
+    for test, share in rows[0].test_weights.items():
+        losses = np.mean([row.sample_losses[test] for row in rows], axis=0)
+        if base:
+            losses = losses - np.mean([row.sample_losses[test] for row in base], axis=0)
+        if len(losses) > 1:
+            squares += (share * float(np.std(losses, ddof=1))) ** 2 / len(losses)
+    return math.sqrt(squares)
+
+
+def by_mixture(rows: Sequence[Row], kind: str | None = None) -> dict[str, list[Row]]:
+    """Rows of each mixture, optionally of one kind, in the order of their first row."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if kind in (None, row.kind):
+            groups.setdefault(row.mixture, []).append(row)
+    return groups
+
+
+def figures(rows: Sequence[Row], search_flops: Sequence[float]) -> list[Figure]:
+    """Every number that `rows` allow; `search_flops` of each learned mixture.
+
+    Several learned mixtures count as one, so that its spread holds that of the search too.
+    """
+    learned = [row.loss for row in rows if row.kind == "learned"]
+    found = []
+    if learned:
+        found.append(_loss("learned target loss", learned))
+        deviation = standard_deviation(learned)
+        name = "learned target loss, standard deviation"
+        found.append(Figure(figure=name, value=deviation, reach=None, **_LOSS))
+    for kind in ("uniform", "proportional"):
+        losses = [row.loss for row in rows if row.kind == kind]
+        if not losses:
+            continue
+        found.append(_loss(f"{kind} target loss", losses))
+        value = separation(losses, learned) if learned else None
+        # JSON has no infinity, and no spread at all is no evidence of one.
+        value = None if value is None or math.isinf(value) else value
+        found.append(
+            Figure(
+                figure=f"{kind} minus learned over pooled sd",
+                value=value,
+                reach=CLEAR,
+                better="higher",
+                unit="standard deviations",
+            )
+        )
+    for kind, what, reach in (("random", "random draw", 0.0), ("single", "single source", None)):
+        groups = [[row.loss for row in group] for group in by_mixture(rows, kind).values()]
+        if not groups:
+            continue
+        found.append(_loss(f"best {what}, target loss", min(groups, key=mean)))
+        count = better_beyond_spread(groups, learned)
+        found.append(
+            Figure(
+                figure=f"{what}s better than learned beyond the spread",
+                value=count,
+                reach=reach,
+                better="lower",
+                unit=f"of {len(groups)}",
+            )
+        )
+    cost = mean(search_flops) if search_flops else None
+    ratio = cost / mean([row.flops for row in rows]) if cost is not None and rows else None
+    found.append(
+        Figure(figure="search cost", value=cost, reach=None, better="lower", unit="training FLOPs")
+    )
+    found.append(
+        Figure(
+            figure="search cost over one target training",
+            value=ratio,
+            reach=None,
+            better="lower",
+            unit="ratio of training FLOPs",
+        )
+    )
+    return found
+
+
+_LOSS: dict[str, Any] = {"better": "lower", "unit": "nats per token"}
+
+
+def _loss(figure: str, losses: Sequence[float]) -> Figure:
+    return Figure(figure=figure, value=mean(losses), reach=None, **_LOSS)

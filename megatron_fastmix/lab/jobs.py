@@ -1,0 +1,108 @@
+"""Jobs in parallel: one process each, forked from a server that has imported Megatron once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from megatron_fastmix.errors import ConfigError, FastMixError
+from megatron_fastmix.processes import available_cores, stop_with_parent
+from megatron_fastmix.start.launch import visible_accelerators
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A call that leaves its result in files."""
+
+    name: str
+    function: Callable[..., None]
+    """Called as `function(*arguments)` in a process of its own, which ends with its parent."""
+    arguments: tuple[Any, ...]
+
+
+def worker_count(asked: int | None) -> int:
+    """The value of `--workers`: by default one per core, or 1 on an accelerator.
+
+    Raises `ConfigError`.
+    """
+    if asked is None:
+        return 1 if visible_accelerators() else available_cores()
+    if asked < 1:
+        raise ConfigError(f"--workers: found {asked}; use at least 1")
+    return asked
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    preload: Sequence[str] = (),
+    finished: Callable[[Job], None] = lambda job: None,
+) -> None:
+    """Runs `jobs` in their order, `workers` at once, which share the cores.
+
+    `preload` are modules that the jobs need, imported once by the first call of a program.
+    `finished` is called after each job. An exception in a job, or in here (such as
+    KeyboardInterrupt), ends the jobs in hand and is raised.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    threads = max(1, available_cores() // workers)
+    waiting = list(jobs)
+    running: dict[Connection, tuple[Any, Job]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                job = waiting.pop(0)
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_run, args=(job, threads, sender))
+                process.daemon = True
+                process.start()
+                sender.close()
+                running[receiver] = (process, job)
+            for ready in wait(list(running)):
+                assert isinstance(ready, Connection)
+                process, job = running.pop(ready)
+                _check(ready, process, job)
+                finished(job)
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+        for process, _ in running.values():
+            process.join()
+
+
+def _check(receiver: Connection, process: Any, job: Job) -> None:
+    """Raises what a job that has ended raised."""
+    try:
+        error = receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"{job.name}: its process died, exit code {process.exitcode}") from None
+    process.join()
+    if isinstance(error, FastMixError):
+        raise error
+    if error is not None:
+        raise RuntimeError(f"{job.name}:\n{error}")
+
+
+def _run(job: Job, threads: int, sender: Connection) -> None:
+    # A terminal's Ctrl-C reaches every process of the group; the parent decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop_with_parent()  # the server, which ends with the program
+    import torch
+
+    torch.set_num_threads(threads)
+    error: FastMixError | str | None = None
+    try:
+        job.function(*job.arguments)
+    except FastMixError as found:
+        error = found
+    except Exception:
+        error = traceback.format_exc()
+    sender.send(error)

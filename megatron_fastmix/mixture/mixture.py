@@ -1,0 +1,150 @@
+"""The mixture α = softmax(z): its logits, their optimizer and their history.
+
+Pure NumPy in float64 and free of collectives: every rank that feeds the same hypergradients into
+the same mixture holds bitwise the same logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from megatron_fastmix.config import MixtureConfig
+from megatron_fastmix.errors import CheckpointError
+from megatron_fastmix.mixture.outer_optimizer import OUTER_OPTIMIZERS, logit_gradient
+from megatron_fastmix.mixture.schedule import scheduled_rate
+from megatron_fastmix.mixture.simplex import project_onto_bounds, safe_log, softmax
+
+
+def regularizer_gradient(
+    weights: np.ndarray, entropy_weight: float, prior: Sequence[float] | None = None
+) -> np.ndarray:
+    """∂/∂α_k of λ·Σ α_k log α_k, or with a prior α₀ of λ·KL(α‖α₀), shape (K,).
+
+    Args:
+        weights: α, shape (K,).
+        entropy_weight: λ; positive values raise the entropy, or pull α to the prior.
+        prior: positive shares of any sum, (K,).
+    """
+    if prior is None:
+        return entropy_weight * (safe_log(weights) + 1)
+    shares = np.asarray(prior, dtype=np.float64)
+    return entropy_weight * (safe_log(weights) - np.log(shares / shares.sum()) + 1)
+
+
+def averaged_steps(outer_steps: int, fraction: float) -> int:
+    """How many of the last iterates the reported mixture averages; at least one."""
+    return max(1, round(fraction * outer_steps))
+
+
+class Mixture:
+    """K named sources, their logits z (K,) and the outer optimizer that moves them."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        config: MixtureConfig,
+        *,
+        bounds: tuple[Sequence[float], Sequence[float]] | None = None,
+        total_steps: int = 1,
+    ) -> None:
+        """`bounds` are the least and the largest weight of each source; `total_steps` outer steps
+        are the length of the learning rate's decay."""
+        self.names = list(names)
+        self.config = config
+        self.total_steps = total_steps
+        lower, upper = bounds or ([0.0] * len(self.names), [1.0] * len(self.names))
+        self._lower, self._upper = np.asarray(lower, float), np.asarray(upper, float)
+        start = config.initial_weights or [1.0] * len(self.names)
+        self.logits = np.log(np.asarray(start, dtype=np.float64))
+        self.logits -= self.logits.mean()
+        self._keep_bounds()
+        self._optimizer = OUTER_OPTIMIZERS[config.optimizer](len(self.names), config)
+        self.history = [self.weights]
+
+    @property
+    def weights(self) -> np.ndarray:
+        """α, float64 of shape (K,), summing to 1."""
+        return softmax(self.logits)
+
+    @property
+    def loss_weights(self) -> np.ndarray:
+        """The factor of each source's samples in the loss, (K,): K·α where sources are drawn
+        evenly, 1 where they are drawn by α."""
+        if self.config.weighting == "sampling":
+            return np.ones(len(self.names))
+        return len(self.names) * self.weights
+
+    @property
+    def outer_steps(self) -> int:
+        """Outer steps taken."""
+        return len(self.history) - 1
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the outer step to come."""
+        config = self.config
+        return scheduled_rate(
+            self.outer_steps,
+            peak=config.lr,
+            final=config.min_lr,
+            warmup=config.lr_warmup_steps,
+            total=self.total_steps,
+            style=config.lr_decay_style,
+        )
+
+    def update(self, gradient: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+        """One outer step; returns ∂ℓ/∂z before it, shape (K,).
+
+        Args:
+            gradient: h = ∂ℓ/∂α, shape (K,).
+            seen: bool, shape (K,): sources with evidence. The others keep their logit and do not
+                shift the mean that centres the rest.
+        """
+        weights = self.weights
+        seen = np.ones(len(weights), dtype=bool) if seen is None else seen
+        slope = np.zeros_like(weights)
+        if seen.any():
+            slope = logit_gradient(gradient, weights, seen)
+            self.logits += self._optimizer.step(gradient, weights, seen, self.lr)
+            self._keep_bounds()
+        self.history.append(self.weights)
+        return slope
+
+    def averaged(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """The reported mixture: mean and standard deviation of α over the tail of the run.
+
+        Returns (mean (K,), standard deviation (K,), iterates averaged).
+        """
+        count = averaged_steps(self.outer_steps, self.config.averaging_fraction)
+        tail = np.stack(self.history[-count:])
+        return tail.mean(axis=0), tail.std(axis=0), count
+
+    def state(self) -> dict[str, Any]:
+        """Everything that exact resume needs, as JSON values (float64 round-trips by repr)."""
+        return {
+            "names": self.names,
+            "logits": self.logits.tolist(),
+            "optimizer": self._optimizer.state(),
+            "history": [weights.tolist() for weights in self.history],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restores `state()`. Raises `CheckpointError` where the sources differ."""
+        if state["names"] != self.names:
+            raise CheckpointError(
+                f"the checkpoint's sources are {state['names']}, the configuration's {self.names}; "
+                "use the same sources in the same order, or another run_dir"
+            )
+        self.logits = np.array(state["logits"])
+        self._optimizer.load_state(state["optimizer"])
+        self.history = [np.array(weights) for weights in state["history"]]
+
+    def _keep_bounds(self) -> None:
+        """Moves z so that α lies within its bounds; leaves it bit for bit where it does."""
+        weights = self.weights
+        projected = project_onto_bounds(weights, self._lower, self._upper)
+        if projected is not weights:
+            self.logits += safe_log(projected) - safe_log(weights)

@@ -1,0 +1,273 @@
+"""Whether the hosts of a run are fit for it, before any rank starts: reachable, with the same
+package versions, configuration and data, and one run folder that all can write to.
+
+Each host reports on itself (`report`); the reports are compared where the run is started. Imports
+neither torch nor Megatron.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from megatron_fastmix.checkpoint.identity import fingerprint
+from megatron_fastmix.config import SearchConfig, dump_config, load_config
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.run import folder as run_folder
+from megatron_fastmix.run.lock import RunLock
+
+PACKAGES = ("megatron-fastmix", "megatron-core", "deepspeed", "torch", "numpy", "sentencepiece")
+PROBE_FOLDER = ".hosts"
+"""Folder in the run folder where hosts show each other that they share it."""
+
+_SAMPLE_BYTES = 1 << 30
+_INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+Report = dict[str, Any]
+"""JSON: `host`, `facts` (what must be equal everywhere) and `problems` (this host's own)."""
+
+
+def read_hostfile(path: str | Path) -> dict[str, int]:
+    """Hosts and their ranks, of lines `HOST slots=N` as DeepSpeed reads them. Raises `ConfigError`
+    with the line."""
+    hosts: dict[str, int] = {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot read the hostfile: {error.strerror}; see launch/hostfile.example"
+        ) from None
+    for number, line in enumerate(lines, start=1):
+        words = line.split("#")[0].split()
+        if not words:
+            continue
+        slots = words[1].removeprefix("slots=") if len(words) == 2 else ""
+        if not slots.isdigit() or int(slots) < 1 or "slots=" not in line:
+            raise ConfigError(f"{path}:{number}: found {line!r}; write HOST slots=RANKS")
+        if words[0] in hosts:
+            raise ConfigError(f"{path}:{number}: {words[0]} is named twice; name it once")
+        hosts[words[0]] = int(slots)
+    if not hosts:
+        raise ConfigError(f"{path}: names no host; see launch/hostfile.example")
+    return hosts
+
+
+def report(config: SearchConfig, token: str) -> Report:
+    """This host's part. `token` names the file that the starting host left in the run folder."""
+    facts = {
+        "Python": platform.python_version(),
+        **{f"package {name}": _version(name) for name in PACKAGES},
+        "configuration": hashlib.sha256(dump_config(config).encode()).hexdigest(),
+    }
+    problems = []
+    for kind, datasets in (("source", config.sources), ("target", config.targets)):
+        for dataset in datasets:
+            try:
+                facts[f"{kind} {dataset.name}"] = fingerprint(dataset.path, _SAMPLE_BYTES)
+            except OSError as error:
+                problems.append(f"{kind} {dataset.name}: {error.filename}: {error.strerror}")
+    model = config.tokenizer.tokenizer_model
+    if model is not None:
+        try:
+            facts["tokenizer"] = hashlib.sha256(Path(model).read_bytes()).hexdigest()
+        except OSError as error:
+            problems.append(f"tokenizer: {model}: {error.strerror}")
+    problems += _check_folder(config, token) + _check_interfaces()
+    return {"host": socket.gethostname(), "facts": facts, "problems": problems}
+
+
+def check_hosts(
+    config: SearchConfig,
+    ask: Callable[[str], dict[str, Report]],
+    *,
+    accept_changes: bool = False,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Compares the hosts' reports with this host's; `ask(token)` gets them, by host.
+
+    Claims the run folder, takes back an earlier request to stop, and returns the configuration in
+    it. Raises `ConfigError` that names each host that differs and in what.
+    """
+    RunLock(Path(config.run_dir)).check_free()
+    folder = run_folder.claim(config, accept_changes=accept_changes)
+    run_folder.clear_stop(folder)
+    token = uuid.uuid4().hex
+    probes = folder / PROBE_FOLDER
+    probes.mkdir(exist_ok=True)
+    (probes / token).touch()
+    try:
+        ours = report(config, token)
+        theirs = ask(token)
+        seen = {path.name for path in probes.iterdir()}
+    finally:
+        for path in probes.glob(f"{token}*"):
+            path.unlink(missing_ok=True)
+    problems = compare(ours, theirs)
+    problems += [
+        f"{host}: what it writes to {folder} is not seen here; put run_dir on a file system that "
+        "all hosts share"
+        for host, answer in theirs.items()
+        if not answer["problems"] and answer["wrote"] not in seen
+    ]
+    if problems:
+        raise ConfigError("hosts are not fit for this run:\n  " + "\n  ".join(problems))
+    count = max(1, len(theirs))
+    say(f"{count} hosts: same packages, configuration and data; {folder} can be written to")
+    return folder / run_folder.CONFIG_FILE
+
+
+def compare(ours: Report, theirs: dict[str, Report]) -> list[str]:
+    """What is wrong, by host. Where hosts disagree, those that differ from most are named."""
+    problems = [f"this host: {problem}" for problem in ours["problems"]]
+    for host, answer in theirs.items():
+        problems += [f"{host}: {problem}" for problem in answer["problems"]]
+    reports = {"this host": ours["facts"]}
+    reports |= {host: answer["facts"] for host, answer in theirs.items() if "facts" in answer}
+    for what in ours["facts"]:
+        values = {host: facts.get(what) for host, facts in reports.items() if what in facts}
+        usual, _ = Counter(values.values()).most_common(1)[0]
+        problems += [
+            f"{host}: {what} is {_short(value)}, elsewhere {_short(usual)}"
+            for host, value in values.items()
+            if value != usual
+        ]
+    return problems
+
+
+def ask_nobody(command: Sequence[str], token: str) -> dict[str, Report]:
+    """For a run on this host alone."""
+    return {}
+
+
+def ask_over_ssh(command: Sequence[str], token: str, *, hosts: Sequence[str]) -> dict[str, Report]:
+    """The hosts' reports; `command`, run in this directory there, prints them."""
+    full = [*command, "--token", token]
+    with ThreadPoolExecutor(max_workers=min(64, len(hosts))) as pool:
+        return dict(zip(hosts, pool.map(lambda host: _ask_host(host, full), hosts), strict=True))
+
+
+def ask_with_srun(command: Sequence[str], token: str) -> dict[str, Report]:
+    """The reports of the nodes of this SLURM job; raises `ConfigError` where one gives none."""
+    nodes = os.environ["SLURM_JOB_NUM_NODES"]
+    srun = ["srun", "--nodes", nodes, "--ntasks", nodes, "--ntasks-per-node", "1"]
+    done = _run([*srun, *command, "--token", token])
+    reports = [answer for answer in map(_parse, done.stdout.splitlines()) if answer is not None]
+    if len(reports) != int(nodes):
+        raise ConfigError(
+            f"srun: {len(reports)} of {nodes} nodes gave a report (exit code {done.returncode}): "
+            f"{done.stderr.strip() or 'no message'}"
+        )
+    return {answer["host"]: answer for answer in reports}
+
+
+def _ask_host(host: str, command: Sequence[str]) -> Report:
+    """The report of `host`, or one whose problem is that there is none."""
+    options = shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", ""))
+    # In quotes: the value of a variable must not run as a command here.
+    exports = [f"export {shlex.quote(line)};" for line in _environment_lines()]
+    remote = " ".join([f"cd {shlex.quote(os.getcwd())} &&", *exports, shlex.join(command)])
+    ssh = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", *options, host, remote]
+    try:
+        done = _run(ssh)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"problems": [f"cannot be asked: {error}"]}
+    if done.returncode == 255:
+        return {"problems": [f"cannot be reached: {done.stderr.strip() or 'ssh failed'}"]}
+    for line in done.stdout.splitlines():
+        answer = _parse(line)
+        if answer is not None:
+            return answer
+    said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
+    return {"problems": [f"{command[0]} gave no report (exit code {done.returncode}): {said}"]}
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+
+
+def _parse(line: str) -> Report | None:
+    """The report in a line of output; None for another line, such as a greeting."""
+    try:
+        answer = json.loads(line)
+        return {key: answer[key] for key in ("host", "facts", "problems", "wrote")}
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _check_folder(config: SearchConfig, token: str) -> list[str]:
+    probes = Path(config.run_dir) / PROBE_FOLDER
+    if not (probes / token).exists():
+        return [_not_shared(config.run_dir)]
+    try:
+        (probes / wrote(token)).touch()
+    except OSError as error:
+        return [f"cannot write to {config.run_dir}: {error.strerror}"]
+    return []
+
+
+def wrote(token: str) -> str:
+    """Name of the file that this host leaves as its answer."""
+    return f"{token}.{socket.gethostname()}.{os.getpid()}"
+
+
+def _check_interfaces() -> list[str]:
+    present = [name for _, name in socket.if_nameindex()]
+    problems = []
+    for variable in _INTERFACE_VARIABLES:
+        wanted = os.environ.get(variable, "")
+        # NCCL takes prefixes, and =NAME and ^NAME besides.
+        plain = [name for name in wanted.split(",") if name and name[0] not in "=^"]
+        if plain and not any(have.startswith(name) for name in plain for have in present):
+            problems.append(f"{variable} is {wanted}; it has {', '.join(present)}")
+    return problems
+
+
+def _environment_lines() -> list[str]:
+    """NAME=VALUE lines of the `.deepspeed_env` that DeepSpeed's launcher will read."""
+    name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
+    lines = []
+    for folder in (Path.home(), Path()):
+        file = folder / name
+        if file.is_file():
+            lines += [line for line in file.read_text().splitlines() if "=" in line]
+    return lines
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _short(value: Any) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def print_report(config_path: str, token: str) -> None:
+    """Prints this host's report as one line of JSON; `config_path` is in the run folder."""
+    if Path(config_path).exists():
+        answer = report(load_config(config_path), token)
+    else:
+        problem = _not_shared(Path(config_path).parent)
+        answer = {"host": socket.gethostname(), "facts": {}, "problems": [problem]}
+    print(json.dumps(answer | {"wrote": wrote(token)}), flush=True)
+
+
+def _not_shared(folder: str | Path) -> str:
+    return (
+        f"{folder} here is not that of the starting host; put run_dir on a file system that all "
+        "hosts share"
+    )

@@ -1,0 +1,155 @@
+"""Starts the ranks of a search on this machine through DeepSpeed's launcher."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from megatron_fastmix.checkpoint.store import complete_steps
+from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.errors import CommunicationError, ConfigError, FastMixError
+from megatron_fastmix.processes import available_cores, stop_with_parent
+from megatron_fastmix.report.summary import final_table
+from megatron_fastmix.result.mixture_file import read_mixture
+from megatron_fastmix.run import folder as run_folder
+from megatron_fastmix.run.lock import RunLock
+from megatron_fastmix.search.inputs import check_inputs
+from megatron_fastmix.start.artifacts import write_run_artifacts
+from megatron_fastmix.start.worker import STOPPED_EXIT_CODE
+
+CPU_RANKS = 2
+"""Ranks where there is no accelerator."""
+
+
+def launch(config: SearchConfig, ranks: int | None = None, *, accept_changes: bool = False) -> int:
+    """Checks the inputs, starts `ranks` ranks (default: one per accelerator, or 2 on the CPU) and
+    waits for them. Returns the exit code.
+
+    The first Ctrl-C asks the ranks for a checkpoint and an orderly end; the second kills them.
+    Raises `ConfigError` and `DataError` before anything is started. `accept_changes`: see
+    `run_folder.claim`.
+    """
+    devices = visible_accelerators()
+    ranks = ranks or len(devices) or CPU_RANKS
+    if devices and ranks > len(devices):
+        raise ConfigError(
+            f"--num-ranks: found {ranks}; {len(devices)} accelerators are visible, and each rank "
+            "needs its own (DS_ACCELERATOR=cpu runs on the CPU)"
+        )
+    check_inputs(config, ranks)
+    RunLock(Path(config.run_dir)).check_free()
+    folder = run_folder.claim(config, accept_changes=accept_changes)
+    if _show_finished(folder):
+        return 0
+    run_folder.clear_stop(folder)
+    environment = dict(os.environ)
+    if not devices:
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+        # The proxy uses none of the functions that Megatron compiles, and importing the compiler
+        # is a third of the start.
+        environment.setdefault("TORCHDYNAMO_DISABLE", "1")
+        cores = available_cores()
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
+    # On one machine the `deepspeed` command only works out these arguments, and imports DeepSpeed
+    # once more to do so.
+    command = [
+        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--log_level", "error"),
+        *("--world_info", _world_info(devices[:ranks] or [str(rank) for rank in range(ranks)])),
+        *("--master_port", str(free_port()), "--no_local_rank"),
+        *("--module", "megatron_fastmix.cli", "search"),
+        *("--config", str(folder / run_folder.CONFIG_FILE)),
+        *(["--accept-changes"] if accept_changes else []),
+    ]
+    # A session of its own keeps the terminal's Ctrl-C from the launcher, which would kill its
+    # ranks at once.
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, preexec_fn=stop_with_parent
+    )
+    previous = [
+        (number, signal.signal(number, lambda *_: _stop(process, folder)))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    ]
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in previous:
+            signal.signal(number, handler)
+    run_folder.clear_stop(folder)
+    if code == STOPPED_EXIT_CODE:
+        print(
+            "Stopped after a checkpoint. To resume, run the same command again, or: "
+            f"megatron-fastmix search --config {folder}/config.yaml"
+        )
+    known = {FastMixError.exit_code, *(e.exit_code for e in FastMixError.__subclasses__())}
+    if code in known | {0, STOPPED_EXIT_CODE}:
+        return code
+    # DeepSpeed's launcher ended the other ranks when one died, before they could say anything.
+    steps = complete_steps(folder)
+    resumed = f"resumes from the checkpoint of step {steps[-1]}" if steps else "starts again"
+    died = f"signal {-(code - 256 if code > 128 else code)}" if code < 0 or code > 128 else code
+    print(
+        f"megatron-fastmix: a rank died ({died}); the same command {resumed}",
+        file=sys.stderr,
+    )
+    return CommunicationError.exit_code
+
+
+def _show_finished(folder: Path) -> bool:
+    """Shows the result of a search that is complete; False where it is not."""
+    if not (folder / "mixture.json").exists():
+        return False
+    mixture = read_mixture(folder)
+    if mixture.complete:
+        files = write_run_artifacts(folder, mixture)
+        print(f"{folder}: this search is complete; choose another run_dir for a new one.\n")
+        print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
+    return mixture.complete
+
+
+def visible_accelerators() -> list[str]:
+    """The GPUs that a process started here would see, as CUDA_VISIBLE_DEVICES names them; none
+    under DS_ACCELERATOR=cpu.
+
+    Asks the driver's own tool, since importing torch takes seconds.
+    """
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not shutil.which("nvidia-smi"):
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [entry.strip() for entry in visible.split(",") if entry.strip()]
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    count = sum(line.startswith("GPU") for line in listing.stdout.splitlines())
+    return [str(index) for index in range(count)]
+
+
+def _world_info(devices: list[str]) -> str:
+    """The ranks of this machine, one per device, as DeepSpeed's launcher takes them."""
+    return base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
+
+
+def _stop(process: subprocess.Popen[bytes], folder: Path) -> None:
+    if run_folder.stop_requested(folder):
+        print("Killed; the last checkpoint stays.", file=sys.stderr)
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        run_folder.request_stop(folder)
+        print("Stopping after this step; Ctrl-C again kills the ranks.", file=sys.stderr)
+
+
+def free_port() -> int:
+    """A port for rank 0 to listen on. It is below those that Linux gives to whoever asks for any,
+    so that nobody is given it in the seconds until the rank takes it."""
+    for port in random.sample(range(20_000, 32_768), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise CommunicationError("found no free port among 100 between 20000 and 32767")

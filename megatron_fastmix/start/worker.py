@@ -1,0 +1,162 @@
+"""One rank of a search, from process start to exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import sys
+import traceback
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import numpy as np
+
+from megatron_fastmix.checkpoint.store import complete_steps
+from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.errors import CheckpointError, CommunicationError, ConfigError, FastMixError
+from megatron_fastmix.processes import stop_with_parent
+from megatron_fastmix.run import folder as run_folder
+from megatron_fastmix.run.lock import RunLock
+
+STOPPED_EXIT_CODE = 75
+"""Exit code of a search that was stopped and can be resumed (EX_TEMPFAIL of sysexits.h)."""
+
+_FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+def run_worker(config: SearchConfig, *, accept_changes: bool = False) -> int:
+    """Runs this rank; rank 0 prints the result. Returns the exit code.
+
+    Where a collective failed it does not return: the process ends, since its peers are gone and
+    orderly ends would wait for them.
+    """
+    # Neither is about anything that a user of the search could change.
+    warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    stop_with_parent()
+    try:
+        return _search(config, accept_changes)
+    except FastMixError as error:
+        # All ranks meet such an error together; once for each host is enough.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            _say(str(error))
+        return error.exit_code
+    except OSError as error:
+        if error.errno not in _FULL_OR_BROKEN:
+            raise
+        _say(f"rank {_rank()}: {error}; make room, and {_last_checkpoint(config)}")
+        _exit(CheckpointError.exit_code)
+    except RuntimeError as error:
+        collective = failed_collective(error)
+        if collective is None:
+            raise
+        _say(
+            f"rank {_rank()} on {socket.gethostname()}: {collective} failed: "
+            f"{_first_line(error)}; another rank, its host or the link to it is gone, or slower "
+            f"than engine.distributed_timeout_minutes; {_last_checkpoint(config)}"
+        )
+        _exit(CommunicationError.exit_code)
+
+
+def failed_collective(error: BaseException) -> str | None:
+    """The collective in whose call `error` arose, and from where; None where it arose elsewhere."""
+    found, ours = None, ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        if "megatron_fastmix" in path.parts and path.name != "groups.py":
+            ours = f" in {path.name}:{frame.lineno} ({frame.name})"
+        elif path.name == "distributed_c10d.py" and not frame.name.startswith("wrapper"):
+            found = frame.name
+    text = str(error)
+    gone = ("gloo", "NCCL", "Connection closed by peer", "Connection reset", "Timed out")
+    if found is None and any(word in text for word in gone):
+        found = "a collective"
+    return None if found is None else f"collective {found}{ours}"
+
+
+def _search(config: SearchConfig, accept_changes: bool) -> int:
+    import torch
+    from deepspeed.accelerator import get_accelerator
+
+    from megatron_fastmix.deepspeed_engine.distributed import init_distributed
+    from megatron_fastmix.parallel.groups import DataParallelGroup, limit_waiting
+    from megatron_fastmix.report.summary import final_table
+    from megatron_fastmix.search.loop import Search
+    from megatron_fastmix.start.artifacts import write_run_artifacts
+
+    accelerator = get_accelerator()
+    on_cpu = accelerator.device_name() == "cpu"
+    if not on_cpu:
+        accelerator.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    timeout = timedelta(minutes=config.engine.distributed_timeout_minutes)
+    init_distributed(timeout=timeout)
+    device = "cpu" if on_cpu else accelerator.current_device_name()
+    world = DataParallelGroup(device=device)
+    lock = _take_run_folder(config, world, accept_changes)
+    search = Search(config, device, accept_changes=accept_changes)
+    limit_waiting(timeout)
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        search.stop_signalled = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask_to_stop)
+    complete = search.run()
+    if world.rank == 0:
+        mixture = search.result()
+        files = write_run_artifacts(config.run_dir, mixture)
+        print()
+        print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
+        run_folder.clear_stop(Path(config.run_dir))
+        lock.release()
+    world.barrier()
+    torch.distributed.destroy_process_group()
+    return 0 if complete else STOPPED_EXIT_CODE
+
+
+def _take_run_folder(config: SearchConfig, world: Any, accept_changes: bool) -> RunLock:
+    """Rank 0 locks the folder and writes the configuration. Every rank must call.
+
+    Raises `ConfigError` on all ranks where rank 0 cannot.
+    """
+    lock = RunLock(Path(config.run_dir))
+    refused: FastMixError | None = None
+    if world.rank == 0:
+        try:
+            lock.acquire(_say)
+            run_folder.claim(config, accept_changes=accept_changes)
+        except FastMixError as error:
+            refused = error
+    if world.sum(np.array([float(refused is not None)]))[0]:
+        raise refused or ConfigError(f"{config.run_dir}: rank 0 was refused it, as it says")
+    return lock
+
+
+def _last_checkpoint(config: SearchConfig) -> str:
+    steps = complete_steps(Path(config.run_dir))
+    if not steps:
+        return "there is no checkpoint yet: the same command starts again"
+    return f"the same command resumes from the checkpoint of step {steps[-1]}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+def _rank() -> str:
+    return os.environ.get("RANK", "0")
+
+
+def _say(text: str) -> None:
+    print(f"megatron-fastmix: {text}", file=sys.stderr, flush=True)
+
+
+def _exit(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
