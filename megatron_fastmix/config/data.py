@@ -1,0 +1,80 @@
+"""What a search reads: sources, targets, tokenizer, and how samples are cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_fastmix.config.require import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One training source."""
+
+    name: str
+    """Name of the source in every artefact."""
+    path: str
+    """Prefix of the indexed dataset PATH.bin and PATH.idx, as in Megatron's --data-path."""
+    min_weight: float = 0.0
+    """The source's share α_k never falls below this."""
+    max_weight: float = 1.0
+    """The source's share α_k never rises above this."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.min_weight <= self.max_weight <= 1 and self.max_weight > 0,
+            f"source {self.name}: min_weight and max_weight",
+            [self.min_weight, self.max_weight],
+            "use shares with 0 ≤ min_weight ≤ max_weight ≤ 1 and max_weight > 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig:
+    """One held-out target: data whose loss the mixture is to lower."""
+
+    name: str
+    """Name of the target in every artefact."""
+    path: str
+    """Prefix of the indexed dataset, without .bin and .idx. Must not be a source."""
+    weight: float = 1.0
+    """ω_v, the target's weight in ℓ; weights are normalised to sum 1. `least_gain` chooses its
+    own, and admits no unequal ones."""
+    reference_loss: float = 0.0
+    """Nats per token that count as good on this target, such as those of a model trained on it
+    alone; `worst_case` compares what each target's loss has above it. Under `least_gain`, where
+    other methods are compared, the proxy's loss under the initial mixture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """The tokenizer that wrote every dataset of the run."""
+
+    tokenizer_type: str
+    """Megatron's --tokenizer-type; `corpus.tokenizers` lists the ones that it loads."""
+    tokenizer_model: str | None = None
+    """Megatron's --tokenizer-model: the tokenizer's file; none for bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How samples are cut from the sources."""
+
+    seq_length: int = 256
+    """Tokens per sample (Megatron's --seq-length)."""
+    packing: bool = True
+    """Whether rows of answer-only data share a row of seq_length tokens, each attending to itself
+    alone; otherwise each has a row of its own, padded to the longest of the micro-batch."""
+    max_cut_share: float = 0.05
+    """Largest share of a dataset's rows whose answer seq_length may cut."""
+    data_cache_path: str | None = None
+    """Where Megatron caches dataset indices; default: `cache` in the run folder."""
+
+    def __post_init__(self) -> None:
+        require(self.seq_length >= 2, "data.seq_length", self.seq_length, "use at least 2")
+        require(
+            0 <= self.max_cut_share <= 1,
+            "data.max_cut_share",
+            self.max_cut_share,
+            "use a share from 0 to 1",
+        )

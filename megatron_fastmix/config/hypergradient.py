@@ -1,0 +1,52 @@
+"""How ⟨v, ∇L_k⟩ is estimated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_fastmix.config.require import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class HypergradientConfig:
+    """How ⟨v, ∇L_k⟩ is estimated."""
+
+    estimator: Literal["finite_difference", "per_source", "last_layer"] = "finite_difference"
+    """A name in `hypergradient.ESTIMATORS`."""
+    target_samples: int = 64
+    """Target samples per outer step over all ranks, from which v is computed."""
+    probe_samples_per_source: int = 8
+    """Probe samples of each source per outer step over all ranks, on average."""
+    probe_allocation: Literal["even", "weighted"] = "even"
+    """`weighted` gives every source 2 and the rest by its weight."""
+    relative_step: float = 1e-4
+    """r in ε = r·‖θ‖/‖v‖ of the finite difference; 1e-4 gave a relative error of 2e-4 in fp32."""
+    per_target: bool = False
+    """Whether the products of each target are estimated and logged apart: a probe for each target
+    instead of one for all. `least_gain` implies it."""
+    preconditioner: Literal["none", "adam"] = "none"
+    """`adam` divides v by √(second moment) + eps, as the inner AdamW step divides the gradient:
+    the derivative of the step that is taken, at another scale (λ must follow it)."""
+
+    def __post_init__(self) -> None:
+        for name in ("target_samples", "probe_samples_per_source"):
+            require(
+                getattr(self, name) >= 1,
+                f"hypergradient.{name}",
+                getattr(self, name),
+                "use at least 1",
+            )
+        require(
+            self.probe_allocation == "even" or self.probe_samples_per_source > 2,
+            "hypergradient.probe_samples_per_source",
+            self.probe_samples_per_source,
+            "probe_allocation weighted gives 2 to each source and shares out the others: use 3 or "
+            "more, or probe_allocation even",
+        )
+        require(
+            self.relative_step > 0,
+            "hypergradient.relative_step",
+            self.relative_step,
+            "use a positive step",
+        )

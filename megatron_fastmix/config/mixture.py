@@ -1,0 +1,58 @@
+"""The outer loop: how the mixture logits move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_fastmix.config.require import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureConfig:
+    """The outer loop: how the mixture logits move."""
+
+    initial_weights: tuple[float, ...] | None = None
+    """Starting mixture in the order of `sources`; default uniform."""
+    inner_steps: int = 20
+    """n1, optimizer steps between two outer steps (the paper's best value)."""
+    weighting: Literal["loss", "sampling"] = "loss"
+    """How α acts on the proxy's training: `loss` draws the sources evenly and weighs a sample's
+    loss by K·α, `sampling` draws them by α. Both have the same expectation."""
+    optimizer: Literal["adam", "sgd", "mirror_descent", "scaled_mirror_descent"] = "adam"
+    """Outer optimizer: Adam or SGD on the logits z, or exponentiated gradient on α; of the latter
+    `scaled_mirror_descent` is free of the hypergradient's scale, as Adam is, and the surest where
+    outer steps are few and noisy."""
+    lr: float = 0.1
+    """Outer learning rate; 0 freezes the mixture. Adam's is the change of a logit per outer step,
+    `scaled_mirror_descent`'s its root mean square over the sources; `sgd` and `mirror_descent`
+    multiply the hypergradient, about 1e-5 to 1e-3, and so need 1e2 and more."""
+    min_lr: float = 0.0
+    """Outer learning rate at the end of the decay."""
+    lr_warmup_steps: int = 0
+    """Outer steps of linear warm-up."""
+    lr_decay_style: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the decay from lr to min_lr over the outer steps of the run."""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.99
+    """Of Adam, and of the scale in `scaled_mirror_descent`, for which 0.9 suits few outer steps."""
+    adam_eps: float = 1e-12
+    """Products are about 1e-4, so Adam's usual 1e-8 would be felt."""
+    averaging_fraction: float = 0.5
+    """The reported mixture averages the iterates of this last part of the run."""
+
+    def __post_init__(self) -> None:
+        require(self.inner_steps >= 1, "mixture.inner_steps", self.inner_steps, "use at least 1")
+        require(self.lr >= 0, "mixture.lr", self.lr, "use 0 or more")
+        require(
+            self.lr_decay_style == "constant" or 0 <= self.min_lr <= self.lr,
+            "mixture.min_lr",
+            self.min_lr,
+            f"choose it between 0 and lr {self.lr}",
+        )
+        require(
+            0 < self.averaging_fraction <= 1,
+            "mixture.averaging_fraction",
+            self.averaging_fraction,
+            "use a fraction in (0, 1]",
+        )

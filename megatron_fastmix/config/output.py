@@ -1,0 +1,31 @@
+"""What a run writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_fastmix.config.require import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """What the run leaves behind, and how often."""
+
+    log_interval: int = 10
+    """Steps between two lines of progress where there is no terminal."""
+    save_interval: int = 100
+    """Steps between two checkpoints."""
+    keep_checkpoints: int = 2
+    """How many checkpoints stay on disk."""
+    token_budget: int | None = None
+    """Tokens of the final run, for the epochs implied; default: all tokens of the sources."""
+    tensorboard_dir: str | None = None
+    """Folder of TensorBoard's event files (Megatron's --tensorboard-dir); default: none."""
+    wandb_project: str | None = None
+    """Project of Weights & Biases (Megatron's --wandb-project); default: none."""
+
+    def __post_init__(self) -> None:
+        for name in ("log_interval", "save_interval", "keep_checkpoints"):
+            require(
+                getattr(self, name) >= 1, f"output.{name}", getattr(self, name), "use at least 1"
+            )
