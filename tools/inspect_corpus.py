@@ -2,7 +2,7 @@
 
 import sys
 
-from megatron_fastmix.cli.corpus import main
+from megatron_fastmix.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main("inspect"))
+    sys.exit(main(["inspect", *sys.argv[1:]]))

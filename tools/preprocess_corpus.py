@@ -2,7 +2,7 @@
 
 import sys
 
-from megatron_fastmix.cli.corpus import main
+from megatron_fastmix.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main("preprocess"))
+    sys.exit(main(["preprocess", *sys.argv[1:]]))

@@ -13,6 +13,8 @@ from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.start.artifacts import write_run_artifacts
 
+HELP = "find a mixture by another published method"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `baseline`; other --key=value override the configuration."""
@@ -44,8 +46,3 @@ def run(args: argparse.Namespace) -> int:
     files = write_run_artifacts(folder, mixture)
     print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
     return 0
-
-
-COMMANDS = {
-    "baseline": ("find a mixture by another published method", add_arguments, run),
-}

@@ -10,6 +10,8 @@ from megatron_fastmix.result.mixture_file import MixtureFile, read_mixture
 
 DIFFERENT = 1
 
+HELP = "tell whether two mixtures differ beyond their spread"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `compare`."""
@@ -68,7 +70,3 @@ def _kind(mixture: MixtureFile) -> str:
     if mixture.seeds:
         return f"the standard error over {len(mixture.seeds)} seeds"
     return "the standard deviation over the averaged part of its run"
-
-
-COMMANDS = {"compare": ("tell whether two mixtures differ beyond their spread", add_arguments, run)}
-"""Help, `add_arguments` and `run` by the command's name."""

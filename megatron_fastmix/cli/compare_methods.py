@@ -28,6 +28,8 @@ _OWN = ("mixture", "hypergradient", "engine")
 """Sections that concern FastMix alone."""
 _ANYWHERE = ("run_dir", "output")
 
+HELP = "find mixtures by every published method and compare them on a target model"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `compare-methods`."""
@@ -214,12 +216,3 @@ def _candidate(method: str, mixture: MixtureFile) -> Candidate:
         weights={source: share for source, share in rounded.items() if float(share) > 0},
         search_flops=mixture.cost["training_flops"],
     )
-
-
-COMMANDS = {
-    "compare-methods": (
-        "find mixtures by every published method and compare them on a target model",
-        add_arguments,
-        run,
-    ),
-}

@@ -22,6 +22,8 @@ from megatron_fastmix.lab.comparison.rows import Row, Task, claim_folder, read_r
 from megatron_fastmix.lab.comparison.statistics import figures
 from megatron_fastmix.lab.jobs import worker_count
 
+HELP = "train a target model under learned and other mixtures and compare its loss"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `compare-mixtures`; other --key=value override the configuration."""
@@ -142,12 +144,3 @@ def _print(args: argparse.Namespace, rows: list[Row], search_flops: dict[str, fl
         from megatron_fastmix.lab.comparison.plot import plot_comparison
 
         plot_comparison(rows, search_flops, Path(args.plot))
-
-
-COMMANDS = {
-    "compare-mixtures": (
-        "train a target model under learned and other mixtures and compare its loss",
-        add_arguments,
-        run,
-    ),
-}

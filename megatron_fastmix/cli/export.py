@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 
 from megatron_fastmix.atomic_file import write_atomically
-from megatron_fastmix.cli import import_blend as import_command
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.export.adjustment import Adjustment
 from megatron_fastmix.export.blend import DEFAULT_DECIMALS, make_blend
@@ -144,14 +142,3 @@ def _assignment(flag: str, text: str, form: str) -> tuple[str, str]:
     if not separator or not name or not value:
         raise ConfigError(f"{flag} {text}: expected {form}")
     return name, value
-
-
-COMMANDS: dict[
-    str,
-    tuple[
-        str,
-        Callable[[argparse.ArgumentParser], None],
-        Callable[[argparse.Namespace], int],
-    ],
-] = {"export": (HELP, add_arguments, run), **import_command.COMMANDS}
-"""Help, `add_arguments` and `run` by the command's name; the console command mounts them."""

@@ -18,6 +18,8 @@ SECTIONS = {
 }
 SUM_DECIMALS = 10
 
+HELP = "read a Megatron blend as the start of a search"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
@@ -100,7 +102,3 @@ def _names(paths: list[str]) -> list[str]:
             name, number = f"{stem}_{number}", number + 1
         names.append(name)
     return names
-
-
-COMMANDS = {"import": ("read a Megatron blend as the start of a search", add_arguments, run)}
-"""Help, `add_arguments` and `run` by the command's name."""

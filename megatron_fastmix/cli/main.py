@@ -1,4 +1,4 @@
-"""The console command `megatron-fastmix`; each verb's work is in its own package."""
+"""The console command `megatron-fastmix`; a file per verb."""
 
 from __future__ import annotations
 
@@ -6,25 +6,41 @@ import argparse
 from collections.abc import Sequence
 
 from megatron_fastmix import __version__
-from megatron_fastmix.cli.baseline import COMMANDS as BASELINE_COMMANDS
-from megatron_fastmix.cli.compare_methods import COMMANDS as METHOD_COMMANDS
-from megatron_fastmix.cli.compare_mixtures import COMMANDS as EVIDENCE_COMMANDS
-from megatron_fastmix.cli.corpus import COMMANDS as CORPUS_COMMANDS
-from megatron_fastmix.cli.export import COMMANDS as EXPORT_COMMANDS
-from megatron_fastmix.cli.report import COMMANDS as REPORT_COMMANDS
-from megatron_fastmix.cli.search import COMMANDS as SEARCH_COMMANDS
+from megatron_fastmix.cli import (
+    baseline,
+    check_hosts,
+    compare,
+    compare_methods,
+    compare_mixtures,
+    demo,
+    export,
+    import_blend,
+    inspect,
+    plan,
+    preprocess,
+    report,
+    search,
+    train_tokenizer,
+)
 from megatron_fastmix.program import run_program
 
-COMMANDS = {
-    **CORPUS_COMMANDS,
-    **SEARCH_COMMANDS,
-    **REPORT_COMMANDS,
-    **EXPORT_COMMANDS,
-    **EVIDENCE_COMMANDS,
-    **BASELINE_COMMANDS,
-    **METHOD_COMMANDS,
+VERBS = {
+    "demo": demo,
+    "train-tokenizer": train_tokenizer,
+    "preprocess": preprocess,
+    "inspect": inspect,
+    "plan": plan,
+    "check-hosts": check_hosts,
+    "search": search,
+    "report": report,
+    "compare": compare,
+    "export": export,
+    "import": import_blend,
+    "compare-mixtures": compare_mixtures,
+    "baseline": baseline,
+    "compare-methods": compare_methods,
 }
-"""Verb to (help, add_arguments, run)."""
+"""The verbs; each module has `HELP`, `add_arguments(parser)` and `run(args)`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,15 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
-    for verb, (text, add_arguments, _) in COMMANDS.items():
+    for name, verb in VERBS.items():
+        text = verb.HELP
         # An abbreviation would take `--seed=1`, an override, for `--seeds`.
-        add_arguments(verbs.add_parser(verb, help=text, description=text, allow_abbrev=False))
+        verb.add_arguments(verbs.add_parser(name, help=text, description=text, allow_abbrev=False))
     args, rest = parser.parse_known_args(arguments)
     if rest and hasattr(args, "overrides"):
         args.overrides = join_flags(rest)
     elif rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    return run_program(lambda: COMMANDS[args.verb][2](args), "megatron-fastmix")
+    return run_program(lambda: VERBS[args.verb].run(args), "megatron-fastmix")
 
 
 def join_flags(arguments: Sequence[str]) -> list[str]:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_fastmix.atomic_file import write_atomically
-from megatron_fastmix.cli import compare as compare_command
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.report.charts import Chart, build_charts
 from megatron_fastmix.report.page import render_page
@@ -17,6 +16,8 @@ from megatron_fastmix.report.run_record import RunRecord, find_runs, read_run
 from megatron_fastmix.report.verdict import Verdict, are_repeats, judge, learned
 
 WATCH_SECONDS = 10
+
+HELP = "write a page and pictures that show what searches did"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,10 +116,3 @@ def _largest(runs: Sequence[RunRecord]) -> dict[str, float]:
         for name, weight in learned(run)[0].items():
             largest[name] = max(largest.get(name, 0.0), weight)
     return largest
-
-
-COMMANDS = {
-    "report": ("write a page and pictures that show what searches did", add_arguments, run),
-    **compare_command.COMMANDS,
-}
-"""Help, `add_arguments` and `run` by the command's name."""

@@ -1,0 +1,64 @@
+"""The verb `check-hosts`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+from megatron_fastmix.config import load_config
+from megatron_fastmix.run.folder import CONFIG_FILE
+from megatron_fastmix.search.inputs import check_inputs
+from megatron_fastmix.start.check_hosts import (
+    ask_nobody,
+    ask_over_ssh,
+    ask_with_srun,
+    check_hosts,
+    print_report,
+    read_hostfile,
+)
+
+HELP = "check the hosts of a search before it starts"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `check-hosts`; other --key=value arguments override the
+    configuration."""
+    parser.add_argument("--config", required=True, help="YAML file of the search")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--hostfile", help="lines HOST slots=RANKS (default: this host alone)")
+    where.add_argument("--srun", action="store_true", help="the nodes of this SLURM job")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="as for search, which is to follow"
+    )
+    parser.add_argument("--token", help=argparse.SUPPRESS)
+    parser.set_defaults(overrides=[])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks the hosts of a search; prints the path of the configuration to start it with."""
+    if args.token:
+        print_report(args.config, args.token)
+        return 0
+    config = load_config(args.config, args.overrides)
+    ranks, ask = config.engine.tensor_model_parallel_size, ask_nobody
+    if args.hostfile:
+        hosts = read_hostfile(args.hostfile)
+        ranks, ask = sum(hosts.values()), partial(ask_over_ssh, hosts=list(hosts))
+    elif args.srun:
+        ranks, ask = int(os.environ["SLURM_NTASKS"]), ask_with_srun
+    check_inputs(config, ranks)
+    # The hosts see the configuration that the ranks will be given.
+    folder = Path(config.run_dir)
+    command = [sys.executable, "-m", "megatron_fastmix.cli", "check-hosts"]
+    command += ["--config", str(folder.absolute() / CONFIG_FILE)]
+    path = check_hosts(
+        config,
+        partial(ask, command),
+        accept_changes=args.accept_changes,
+        say=lambda text: print(text, file=sys.stderr),
+    )
+    print(path.absolute())
+    return 0

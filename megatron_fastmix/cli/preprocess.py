@@ -1,0 +1,105 @@
+"""The verb `preprocess`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import get_args
+
+from megatron_fastmix.config import TokenizerConfig, strict_yaml
+from megatron_fastmix.corpus.inputs import InputFormat
+from megatron_fastmix.corpus.preprocess import preprocess
+from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
+from megatron_fastmix.corpus.records import RecordType
+from megatron_fastmix.corpus.tokenizers import TOKENIZER_TYPES
+from megatron_fastmix.errors import ConfigError
+
+HELP = "turn text into Megatron's indexed datasets"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", help="YAML file that names many datasets")
+    parser.add_argument("--input", nargs="+", help="files, folders and globs of one dataset")
+    parser.add_argument(
+        "--output-prefix", help="writes OUTPUT_PREFIX_KEY_document.bin, .idx and .json"
+    )
+    parser.add_argument(
+        "--json-keys", nargs="+", default=["text"], help="keys of the text, a dataset for each"
+    )
+    parser.add_argument(
+        "--input-format",
+        choices=get_args(InputFormat),
+        default="auto",
+        help="text: a document per file, lines: per line (default: by the file's name)",
+    )
+    parser.add_argument(
+        "--record-type",
+        choices=get_args(RecordType),
+        default="text",
+        help="all but text also write the loss mask of the answers",
+    )
+    parser.add_argument(
+        "--chat-template",
+        help="model folder, tokenizer_config.json or .jinja file, for --record-type messages",
+    )
+    parser.add_argument(
+        "--split", help="shares of train, valid and test by content, such as 969,30,1"
+    )
+    parser.add_argument(
+        "--skip-bad-lines", type=int, default=0, help="malformed records to skip (default 0)"
+    )
+    parser.add_argument("--licence", help="licence of the text, for the manifest")
+    parser.add_argument("--origin", help="where the text is from, for the manifest")
+    parser.add_argument("--tokenizer-type", help=f"one of {', '.join(TOKENIZER_TYPES)}")
+    parser.add_argument("--tokenizer-model", help="file of the tokenizer")
+    parser.add_argument(
+        "--append-eod", action="store_true", help="end each document with the end token"
+    )
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+
+
+def run(args: argparse.Namespace) -> None:
+    preprocess(preprocess_config(args))
+
+
+def preprocess_config(args: argparse.Namespace) -> PreprocessConfig:
+    """The configuration that parsed arguments mean. Raises `ConfigError`."""
+    single = {
+        "--input": args.input,
+        "--output-prefix": args.output_prefix,
+        "--tokenizer-type": args.tokenizer_type,
+    }
+    if args.config:
+        given = [flag for flag, value in single.items() if value]
+        given += ["--append-eod"] if args.append_eod else []
+        if given:
+            raise ConfigError(f"--config sets everything; leave out {', '.join(given)}")
+        values = strict_yaml.load_yaml(args.config)
+        if args.workers is not None:
+            values["workers"] = args.workers
+        return strict_yaml.from_dict(PreprocessConfig, values)
+    missing = [flag for flag, value in single.items() if not value]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)}: missing; give these flags or --config")
+    return PreprocessConfig(
+        tokenizer=TokenizerConfig(
+            tokenizer_type=args.tokenizer_type, tokenizer_model=args.tokenizer_model
+        ),
+        datasets=tuple(
+            DatasetConfig(
+                # Megatron's script names its outputs so.
+                prefix=f"{args.output_prefix}_{key}_document",
+                input=tuple(args.input),
+                json_key=key,
+                input_format=args.input_format,
+                record_type=args.record_type,
+                chat_template=args.chat_template,
+                split=args.split,
+                skip_bad_lines=args.skip_bad_lines,
+                licence=args.licence,
+                origin=args.origin,
+            )
+            for key in args.json_keys
+        ),
+        append_eod=args.append_eod,
+        workers=args.workers,
+    )
