@@ -8,21 +8,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from megatron_fastmix.batch.batch import Batch, Role
 from megatron_fastmix.batch.packing import collate
 from megatron_fastmix.batch.probe_allocation import allocate
 from megatron_fastmix.batch.targets import ValidationTarget
 from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.hypergradient import Batch
 from megatron_fastmix.parallel.groups import DataParallelGroup
 
-Sample = tuple[dict[str, Any], int, float]
-"""A sample, the index of its source or target, and its weight."""
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One sample of a batch to be."""
+
+    content: dict[str, Any]
+    """What its dataset gives."""
+    index: int
+    """Its source or target."""
+    role: Role = Role.SOURCE
+    weight: float = 1.0
+    """Its factor in a weighted sum of losses."""
 
 
 class Batches:
@@ -48,8 +59,9 @@ class Batches:
         first = step * self.config.training.global_batch_size
         first += (micro_step * self.group.size + self.group.rank) * self.size
         began = time.monotonic()
-        samples = [self.blend[i] for i in range(first, first + self.size)]
-        batch = self._collate([(s, int(s["dataset_id"]), 1.0) for s in samples])[0]
+        drawn = [self.blend[i] for i in range(first, first + self.size)]
+        samples = [Sample(content=sample, index=int(sample["dataset_id"])) for sample in drawn]
+        batch = self._collate(samples)[0]
         self._seconds += time.monotonic() - began
         return batch
 
@@ -66,15 +78,23 @@ class Batches:
         `weights` is α (K,), `target_weights` is ω (V,).
         Target v takes `target_samples` of its walk, each weighing ω_v over their number. With
         β > 0, `probe_samples_per_source` training samples of each source, others than the probe's,
-        follow with weights β·α_k over their number; their group is −1 − k. All of it together, or
-        where products are estimated per target, each target apart with 1 for ω_v, the β term last.
+        follow with weights β·α_k over their number. All of it together, or where products are
+        estimated per target, each target apart with 1 for ω_v, the β term last.
         """
         config = self.config.hypergradient
         n = config.target_samples
         if self.config.estimates_per_target:
             target_weights = np.ones(len(target_weights))
         terms: list[list[Sample]] = [
-            [(target.sample(outer_step * n + j), v, omega / n) for j in range(n)]
+            [
+                Sample(
+                    content=target.sample(outer_step * n + j),
+                    index=v,
+                    role=Role.TARGET,
+                    weight=omega / n,
+                )
+                for j in range(n)
+            ]
             for v, (target, omega) in enumerate(zip(self.targets, target_weights, strict=True))
         ]
         beta = self.config.objective.train_loss_weight
@@ -82,10 +102,10 @@ class Batches:
             m = config.probe_samples_per_source
             terms.append(
                 [
-                    (
-                        self.blend.sample("objective", k, outer_step * m + j),
-                        -1 - k,
-                        beta * alpha / m,
+                    Sample(
+                        content=self.blend.sample("objective", k, outer_step * m + j),
+                        index=k,
+                        weight=beta * alpha / m,
                     )
                     for k, alpha in enumerate(weights)
                     for j in range(m)
@@ -103,8 +123,8 @@ class Batches:
         counts = allocate(weights, m, config.probe_allocation)
         # Ordinals must not depend on what earlier steps allocated.
         stride = m if config.probe_allocation == "even" else m * len(counts)
-        samples: list[Sample] = [
-            (self.blend.sample("probe", k, outer_step * stride + j), k, 1.0)
+        samples = [
+            Sample(content=self.blend.sample("probe", k, outer_step * stride + j), index=k)
             for j in range(counts.max())
             for k in np.flatnonzero(counts > j).tolist()
         ]
@@ -115,22 +135,18 @@ class Batches:
         mine = list(samples[self.group.rank :: self.group.size])
         longest = -(-len(samples) // self.group.size)
         # A rank that is short repeats a sample with no weight: passes are collective in ZeRO-3.
-        mine += [(samples[0][0], _PADDING, 0.0)] * (longest - len(mine))
+        mine += [replace(samples[0], role=Role.PADDING, weight=0.0)] * (longest - len(mine))
         return [
             self._collate(mine[first : first + self.size]) for first in range(0, longest, self.size)
         ]
 
     def _collate(self, samples: Sequence[Sample]) -> tuple[Batch, torch.Tensor]:
         data = self.config.data
-        contents = [sample for sample, _, _ in samples]
-        tensors = collate(contents, data.seq_length, data.packing)
+        tensors = collate([s.content for s in samples], data.seq_length, data.packing)
         batch = Batch(
-            group=np.array([index for _, index, _ in samples]),
+            index=np.array([sample.index for sample in samples]),
+            role=np.array([sample.role for sample in samples]),
             **{key: tensor.to(self.group.device) for key, tensor in tensors.items()},
         )
-        weights = torch.tensor([weight for _, _, weight in samples], device=self.group.device)
+        weights = torch.tensor([sample.weight for sample in samples], device=self.group.device)
         return batch, weights
-
-
-_PADDING = -(1 << 30)
-"""The group of padding: no source, no target, and no source of the β term."""

@@ -32,3 +32,13 @@ class ObjectiveConfig:
             require(
                 getattr(self, name) >= 0, f"objective.{name}", getattr(self, name), "use 0 or more"
             )
+
+    @property
+    def needs_products_by_target(self) -> bool:
+        """Whether ω follows from the products of each target apart."""
+        return self.target_aggregation == "least_gain"
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether ω stays as configured, so that ℓ is a mean of the targets' losses."""
+        return self.target_aggregation == "mean"

@@ -76,7 +76,7 @@ class SearchConfig:
         self._check_proxy()
         shares = sorted({target.weight for target in self.targets})
         require(
-            self.objective.target_aggregation != "least_gain" or len(shares) == 1,
+            not self.objective.needs_products_by_target or len(shares) == 1,
             "targets: weight",
             shares,
             "target_aggregation least_gain chooses the weights of targets itself: leave them out",
@@ -150,8 +150,7 @@ class SearchConfig:
     @property
     def estimates_per_target(self) -> bool:
         """Whether each target has a probe and products of its own."""
-        least_gain = self.objective.target_aggregation == "least_gain"
-        return self.hypergradient.per_target or least_gain
+        return self.hypergradient.per_target or self.objective.needs_products_by_target
 
     @property
     def target_weights(self) -> list[float]:

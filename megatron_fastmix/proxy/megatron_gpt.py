@@ -11,9 +11,9 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.batch.packing import attention_mask
 from megatron_fastmix.config import ProxyConfig
-from megatron_fastmix.hypergradient.problem import Batch
 from megatron_fastmix.proxy.attention import RotaryEmbeddingAnywhere, ScaledDotProductAttention
 
 
@@ -128,7 +128,7 @@ def mean_by_sample(batch: Batch, values: torch.Tensor) -> torch.Tensor:
         return values.sum(dim=1) / batch.loss_mask.sum(dim=1).clamp_min(1)
     assert batch.tokens_per_sample is not None
     # Padding, of segment −1, has no loss: whichever sample it is added to stays the same.
-    sums = values.new_zeros(len(batch.group)).index_add(
+    sums = values.new_zeros(batch.num_samples).index_add(
         0, batch.segment.clamp_min(0).flatten(), values.flatten()
     )
     return sums / batch.tokens_per_sample

@@ -26,9 +26,9 @@ def inner_step(
     for micro_step in range(batches.accumulation_steps):
         batch = batches.training(step, micro_step)
         losses = batch_losses(engine, batch)
-        weights = torch.as_tensor(loss_weights[batch.group], device=losses.device)
+        weights = torch.as_tensor(loss_weights[batch.index], device=losses.device)
         engine.backward((losses * weights).mean().float())
         engine.step()
-        np.add.at(sums, batch.group, losses.detach().cpu().numpy())
-        np.add.at(counts, batch.group, batch.sample_weights())
+        np.add.at(sums, batch.index, losses.detach().cpu().numpy())
+        np.add.at(counts, batch.index, batch.sample_weights())
     return sums, counts

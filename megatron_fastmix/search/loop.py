@@ -27,7 +27,7 @@ from megatron_fastmix.deepspeed_engine.engine import (
 from megatron_fastmix.deepspeed_engine.state import StoredParameters, restore, snapshot
 from megatron_fastmix.errors import NonFiniteError
 from megatron_fastmix.mixture.mixture import Mixture
-from megatron_fastmix.mixture.objective.target_weights import TargetWeights
+from megatron_fastmix.mixture.objective import AGGREGATIONS
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.proxy.build import flops_per_token
 from megatron_fastmix.proxy.megatron_gpt import initialize_parallel_state
@@ -70,7 +70,7 @@ class Search:
             bounds=config.bounds,
             total_steps=config.outer_steps,
         )
-        self.targets = TargetWeights(
+        self.targets = AGGREGATIONS[config.objective.target_aggregation](
             config.target_weights, [t.reference_loss for t in config.targets], config.objective
         )
         blend = build_source_blend(config, self.mixture, tokenizer, cache)
@@ -170,7 +170,7 @@ class Search:
             tokens=self.step * self.tokens_per_step,
             seconds=self._seconds_before + time.monotonic() - self._began,
             mixture=self.mixture.state(),
-            target_weights=self.targets.values.tolist(),
+            target_weights=self.targets.weights.tolist(),
             initial_target_losses=self.first_target_losses,
             final_target_losses=self.last_target_losses,
             data_parallel_size=self.group.size,
@@ -235,8 +235,7 @@ class Search:
         stored.close()
         self.checkpoints.resumed(state.step)
         self.mixture.load_state(state.mixture)
-        if self.config.objective.target_aggregation == "worst_case":
-            self.targets.values = np.array(state.target_weights)
+        self.targets.load_state(state.target_weights)
         self.step = state.step
         self._seconds_before = state.seconds
         self.first_target_losses = state.initial_target_losses

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from megatron_fastmix.batch.batch import Batch, Role
 from megatron_fastmix.batch.batches import Batches
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.deepspeed_engine.preconditioner import AdamPreconditioner
 from megatron_fastmix.errors import NonFiniteError
 from megatron_fastmix.hypergradient import (
     ESTIMATORS,
-    Batch,
-    OuterProblem,
+    Probe,
     Products,
     noise_to_signal,
+    target_gradient,
 )
-from megatron_fastmix.mixture.mixture import Mixture, regularizer_gradient
-from megatron_fastmix.mixture.objective.least_gain import least_gain_weights
-from megatron_fastmix.mixture.objective.target_weights import TargetWeights
+from megatron_fastmix.mixture.mixture import Mixture
+from megatron_fastmix.mixture.objective import TargetAggregation, regularizer_gradient
 from megatron_fastmix.parallel.groups import DataParallelGroup
-from megatron_fastmix.parallel.parameters import Parameters
+from megatron_fastmix.parallel.parameters import Parameters, Vector
 from megatron_fastmix.proxy.megatron_gpt import batch_losses
 
 
@@ -60,7 +60,7 @@ class OuterLoop:
         parameters: Parameters,
         batches: Batches,
         mixture: Mixture,
-        targets: TargetWeights,
+        targets: TargetAggregation,
         world: DataParallelGroup,
         precondition: AdamPreconditioner | None,
     ) -> None:
@@ -81,56 +81,32 @@ class OuterLoop:
         the logits move, and `RankDivergenceError` where the logits of ranks differ afterwards.
         """
         began = time.monotonic()
-        config, mixture, batches = self.config, self.mixture, self.batches
-        number, omega = mixture.outer_steps, self.targets.values
-        losses = np.zeros((2, len(config.targets)))
+        config, mixture, number = self.config, self.mixture, self.mixture.outer_steps
+        alpha, lr = mixture.weights, mixture.lr
 
-        def keep_losses(batch: Batch, values: torch.Tensor) -> None:
-            of_target = batch.group >= 0
-            np.add.at(losses[0], batch.group[of_target], values.double().cpu().numpy()[of_target])
-            np.add.at(losses[1], batch.group[of_target], batch.sample_weights()[of_target])
+        target_losses = TargetLosses(len(config.targets), self.batches.group)
+        terms = self._products(self._target_gradients(number, alpha, target_losses), number, alpha)
+        losses = target_losses.mean()
+        self._check_finite(losses, terms, number)
 
-        probe = batches.probe(number, mixture.weights)
-
-        def estimate(objective: Sequence[tuple[Batch, torch.Tensor]]) -> Products:
-            problem = OuterProblem(
-                losses=self._losses,
-                parameters=self.parameters,
-                objective=objective,
-                probe=probe,
-                num_sources=len(mixture.names),
-                group=batches.group,
-                relative_step=config.hypergradient.relative_step,
-                precondition=self.precondition,
-            )
-            return ESTIMATORS[config.hypergradient.estimator](problem, keep_losses)
-
-        terms = [estimate(term) for term in batches.objective(number, mixture.weights, omega)]
-        sums, counts = batches.group.sum(losses)
-        target_losses = sums / counts
-        _check_finite(target_losses, [f"target {t.name}: loss" for t in config.targets], number)
-        for term in terms:
-            _check_finite(term.values, [f"source {n}: ⟨v, ∇L⟩" for n in mixture.names], number)
-        target_products = None
+        target_products, omega = None, self.targets.weights
         if config.estimates_per_target:
             target_products = np.stack([term.values for term in terms[: len(omega)]])
-            if config.objective.target_aggregation == "least_gain":
-                omega = least_gain_weights(target_products, mixture.weights, mixture.history[0])
+            omega = self.targets.choose(target_products, alpha, mixture.history[0])
             # The β term follows those of the targets and has its factor already.
             factors = [*omega, *[1.0] * (len(terms) - len(omega))]
             terms = [term.scaled(factor) for term, factor in zip(terms, factors, strict=True)]
         products = Products.total(terms)
 
-        lr = mixture.lr
         # FastMix, horizon n2 = 1: ∂ℓ/∂α_k = −η·⟨v, ∇L_k⟩, and the term on α itself.
-        gradient = -inner_lr * products.values + regularizer_gradient(
-            mixture.weights, config.objective.entropy_weight, config.objective.prior_weights
+        hypergradient = -inner_lr * products.values + regularizer_gradient(
+            alpha, config.objective.entropy_weight, config.objective.prior_weights
         )
-        slope = mixture.update(gradient, products.seen)
-        self.targets.update(target_losses)
+        slope = mixture.update(hypergradient, products.seen)
+        self.targets.update(losses)
         self.world.check_equal(mixture.logits, mixture.names, "the logits")
         return OuterResult(
-            target_losses=target_losses,
+            target_losses=losses,
             target_weights=omega,
             products=products,
             target_products=target_products,
@@ -140,8 +116,61 @@ class OuterLoop:
             seconds=time.monotonic() - began,
         )
 
+    def _target_gradients(
+        self, number: int, alpha: np.ndarray, target_losses: TargetLosses
+    ) -> Iterator[Vector]:
+        """v of each term of the objective, one at a time."""
+        for term in self.batches.objective(number, alpha, self.targets.weights):
+            yield target_gradient(
+                self._losses,
+                self.parameters,
+                term,
+                on_losses=target_losses.add,
+                precondition=self.precondition,
+            )
+
+    def _products(
+        self, vectors: Iterable[Vector], number: int, alpha: np.ndarray
+    ) -> list[Products]:
+        """⟨v, ∇L_k⟩ of each v."""
+        probe = Probe(
+            batches=self.batches.probe(number, alpha),
+            losses=self._losses,
+            parameters=self.parameters,
+            num_sources=len(alpha),
+            relative_step=self.config.hypergradient.relative_step,
+        )
+        found = ESTIMATORS[self.config.hypergradient.estimator](probe, vectors)
+        group = self.batches.group
+        return [Products.mean_by_source(each, len(alpha), group) for each in found]
+
+    def _check_finite(self, losses: np.ndarray, terms: Sequence[Products], number: int) -> None:
+        _check_finite(losses, [f"target {t.name}: loss" for t in self.config.targets], number)
+        for term in terms:
+            names = [f"source {name}: ⟨v, ∇L⟩" for name in self.mixture.names]
+            _check_finite(term.values, names, number)
+
     def _losses(self, batch: Batch) -> torch.Tensor:
         return batch_losses(self.model, batch)
+
+
+class TargetLosses:
+    """The mean loss of each target over the batches of all ranks."""
+
+    def __init__(self, num_targets: int, group: DataParallelGroup) -> None:
+        self.group = group
+        self._sums = np.zeros((2, num_targets))
+
+    def add(self, batch: Batch, losses: torch.Tensor) -> None:
+        """Takes the per-sample losses (B,) of a batch; samples of sources are passed over."""
+        mine = batch.of(Role.TARGET)
+        np.add.at(self._sums[0], batch.index[mine], losses.double().cpu().numpy()[mine])
+        np.add.at(self._sums[1], batch.index[mine], batch.sample_weights()[mine])
+
+    def mean(self) -> np.ndarray:
+        """Nats per token, (V,). Every rank of the group must call."""
+        sums, counts = self.group.sum(self._sums)
+        return sums / counts
 
 
 def _check_finite(values: np.ndarray, names: list[str], number: int) -> None:

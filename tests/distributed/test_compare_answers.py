@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.batch.packing import collate_rows
 from megatron_fastmix.cli import compare_mixtures as command
 from megatron_fastmix.config import ProxyConfig
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.hypergradient import Batch
 from megatron_fastmix.lab.comparison.candidates import Candidate
 from megatron_fastmix.lab.comparison.config import Setting, load_compare_config
 from megatron_fastmix.lab.comparison.inputs import make_setting, read_learned
@@ -92,7 +92,9 @@ def exact_matches() -> tuple[float | None, float, list[float], list[float]]:
         mask = torch.tensor([0.0] * (len(prompt) - 1) + [1.0] * len(answer))
         samples.append({"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": mask})
     batches = [
-        Batch(group=np.zeros(4), **collate_rows(samples[i : i + 4], 32, packing=False))
+        Batch.of_sources(
+            np.zeros(4, dtype=int), **collate_rows(samples[i : i + 4], 32, packing=False)
+        )
         for i in (0, 4, 8)
     ]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_fastmix.batch.batch import Role
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.mixture.objective.least_gain import least_gain_weights
@@ -103,7 +104,7 @@ def preconditioned_products(config: SearchConfig) -> np.ndarray:
     def losses(batch: Any) -> torch.Tensor:
         return batch_losses(search.engine.module, batch)
 
-    (objective,) = search.batches.objective(0, search.mixture.weights, search.targets.values)
+    (objective,) = search.batches.objective(0, search.mixture.weights, search.targets.weights)
     total = sum((losses(batch) * weights).sum() for batch, weights in objective)
     v = torch.autograd.grad(total, parameters)
     state = search.engine.optimizer.state
@@ -113,7 +114,7 @@ def preconditioned_products(config: SearchConfig) -> np.ndarray:
         for p in parameters
     ]
     probe = search.batches.probe(0, search.mixture.weights)
-    group = np.concatenate([batch.group for batch in probe])
+    group = np.concatenate([batch.index for batch in probe])
     products = []
     for source in range(len(config.sources)):
         chosen = torch.cat([losses(batch) for batch in probe])[torch.from_numpy(group == source)]
@@ -203,15 +204,15 @@ def test_bf16_products_agree_with_exact_ones_and_leave_training_alone(
     assert searched["parameters"].tobytes() == plain["parameters"].tobytes()
 
 
-def objective_weights(config: SearchConfig) -> list[tuple[int, float]]:
-    """(group, weight) of every sample of an objective, without padding."""
+def objective_weights(config: SearchConfig) -> list[tuple[tuple[Role, int], float]]:
+    """((role, index), weight) of every sample of an objective, without padding."""
     search = Search(config)
-    (parts,) = search.batches.objective(0, np.array([0.5, 0.3, 0.2]), search.targets.values)
+    (parts,) = search.batches.objective(0, np.array([0.5, 0.3, 0.2]), search.targets.weights)
     return [
-        (int(group), float(weight))
+        ((Role(role), int(index)), float(weight))
         for batch, weights in parts
-        for group, weight in zip(batch.group, weights, strict=True)
-        if weight
+        for role, index, weight in zip(batch.role, batch.index, weights, strict=True)
+        if role != Role.PADDING
     ]
 
 
@@ -223,11 +224,17 @@ def test_the_objective_weighs_targets_by_omega_and_training_by_beta(
         {"name": "two", "path": str(corpora / "target"), "weight": 1.0},
     ]
     config = load(search_values, **{"objective.train_loss_weight": 0.2})
-    totals: dict[int, float] = {}
+    totals: dict[tuple[Role, int], float] = {}
     for rank in run_ranks(2, objective_weights, config):
-        for group, weight in rank:
-            totals[group] = totals.get(group, 0) + weight
-    expected = {0: 0.75, 1: 0.25, -1: 0.2 * 0.5, -2: 0.2 * 0.3, -3: 0.2 * 0.2}
+        for sample, weight in rank:
+            totals[sample] = totals.get(sample, 0) + weight
+    expected = {
+        (Role.TARGET, 0): 0.75,
+        (Role.TARGET, 1): 0.25,
+        (Role.SOURCE, 0): 0.2 * 0.5,
+        (Role.SOURCE, 1): 0.2 * 0.3,
+        (Role.SOURCE, 2): 0.2 * 0.2,
+    }
     assert totals == pytest.approx(expected, rel=1e-6)
 
 
@@ -312,8 +319,8 @@ def weighted_probes(config: SearchConfig) -> list[tuple[int, int, bytes]]:
         (step, int(source), row.numpy().tobytes())
         for step in range(2)
         for batch in search.batches.probe(step, np.array([0.7, 0.2, 0.1]))
-        for source, row in zip(batch.group, batch.tokens, strict=True)
-        if source >= 0
+        for role, source, row in zip(batch.role, batch.index, batch.tokens, strict=True)
+        if role == Role.SOURCE
     ]
 
 

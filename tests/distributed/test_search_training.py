@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.deepspeed_engine.engine import learning_rate
-from megatron_fastmix.hypergradient import Batch
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.proxy.megatron_gpt import batch_losses, build_proxy
 from megatron_fastmix.search.inner_step import inner_step
@@ -79,7 +79,9 @@ def weighted_torch_steps(config: SearchConfig, weights: np.ndarray) -> np.ndarra
         }
         factors = torch.tensor([weights[s["dataset_id"]] for s in samples])
         optimizer.zero_grad()
-        (batch_losses(model, Batch(group=np.zeros(12), **tensors)) * factors).mean().backward()
+        (
+            batch_losses(model, Batch.of_sources(np.zeros(12, dtype=int), **tensors)) * factors
+        ).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_grad)
         optimizer.step()
     return np.concatenate([p.detach().double().flatten().numpy() for p in model.parameters()])
@@ -91,7 +93,7 @@ def sources_trained_on(config: SearchConfig) -> dict[str, Any]:
 
     def note(step: int, micro_step: int) -> Batch:
         batch = training(step, micro_step)
-        seen.append((step, batch.group))
+        seen.append((step, batch.index))
         return batch
 
     search.batches.training = note  # type: ignore[method-assign]

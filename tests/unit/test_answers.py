@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.batch.packing import attention_mask, collate_rows, place
 from megatron_fastmix.config import ProxyConfig
 from megatron_fastmix.corpus.answer_rows import is_answer_only, read_answer_rows
 from megatron_fastmix.errors import DataError
-from megatron_fastmix.hypergradient import Batch
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from tests.conftest import write_dataset, write_rows
 
@@ -79,7 +79,9 @@ def _packing_changes_no_samples_loss():
 
     def losses(packing):
         rows = collate_rows(samples, 64, packing)
-        batch = Batch(group=np.zeros(len(samples)), tokens_per_sample=divisors, **rows)
+        batch = Batch.of_sources(
+            np.zeros(len(samples), dtype=int), tokens_per_sample=divisors, **rows
+        )
         return rows["tokens"].shape[0], batch_losses(proxy, batch)
 
     (packed_rows, packed), (padded_rows, padded) = losses(True), losses(False)
@@ -87,11 +89,11 @@ def _packing_changes_no_samples_loss():
     torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-6)
     for sample, loss in zip(samples, packed, strict=True):
         tensors = {k: sample[k][None] for k in ("tokens", "labels", "loss_mask")}
-        alone = batch_losses(proxy, Batch(group=np.zeros(1), **tensors))
+        alone = batch_losses(proxy, Batch.of_sources(np.zeros(1, dtype=int), **tensors))
         assert float(loss) == pytest.approx(float(alone * sample["loss_mask"].sum() / 4), rel=1e-5)
     # Without the mask, samples of a row would see each other.
     rows = collate_rows(samples, 64, True)
-    joined = Batch(group=np.zeros(7), tokens_per_sample=divisors, **rows)
+    joined = Batch.of_sources(np.zeros(7, dtype=int), tokens_per_sample=divisors, **rows)
     blind = dataclasses.replace(joined, segment=torch.zeros_like(rows["segment"]))
     assert attention_mask(blind.segment) is None
     assert float(batch_losses(proxy, blind)[0]) != pytest.approx(float(packed.sum()), rel=1e-5)

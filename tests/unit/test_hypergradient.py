@@ -1,13 +1,21 @@
 """Each estimator against autograd through one unrolled SGD step, and a known optimum."""
 
+import dataclasses
 import typing
 
 import numpy as np
 import pytest
 import torch
 
+from megatron_fastmix.batch.batch import Batch, Role
 from megatron_fastmix.config import HypergradientConfig, MixtureConfig
-from megatron_fastmix.hypergradient import ESTIMATORS, Batch, OuterProblem, noise_to_signal
+from megatron_fastmix.hypergradient import (
+    ESTIMATORS,
+    Probe,
+    Products,
+    noise_to_signal,
+    target_gradient,
+)
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.parameters import Parameters
@@ -32,19 +40,50 @@ def batch(generator, group):
     """Inputs in `tokens`, the regression's values in `labels`."""
     x = torch.tensor(generator.normal(size=(len(group), 4)), dtype=torch.float32)
     y = torch.tensor(generator.normal(size=len(group)) + np.asarray(group), dtype=torch.float32)
-    return Batch(tokens=x, labels=y, loss_mask=torch.ones(len(group)), group=np.asarray(group))
-
-
-def problem_of(model, objective, probe, sources):
-    return OuterProblem(
-        losses=lambda b: (model(b.tokens) - b.labels).square().double(),
-        parameters=Parameters(list(model.parameters()), DataParallelGroup()),
-        objective=objective,
-        probe=probe,
-        num_sources=sources,
-        group=DataParallelGroup(),
-        relative_step=1e-4,
+    group = np.asarray(group)
+    return Batch(
+        tokens=x,
+        labels=y,
+        loss_mask=torch.ones(len(group)),
+        index=np.maximum(group, 0),
+        role=np.where(group >= 0, Role.SOURCE, Role.PADDING),
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A target and the probe that its gradient is multiplied with."""
+
+    objective: list
+    probe: Probe
+
+    @property
+    def parameters(self):
+        return self.probe.parameters
+
+    def v(self):
+        return target_gradient(self.probe.losses, self.probe.parameters, self.objective)
+
+    def products(self, name):
+        (found,) = ESTIMATORS[name](self.probe, [self.v()])
+        return Products.mean_by_source(found, self.probe.num_sources, DataParallelGroup())
+
+
+def problem_of(model, losses, objective, probe, *, relative_step=1e-4):
+    return Problem(
+        objective=objective,
+        probe=Probe(
+            batches=probe,
+            losses=losses,
+            parameters=Parameters(list(model.parameters()), DataParallelGroup()),
+            num_sources=3,
+            relative_step=relative_step,
+        ),
+    )
+
+
+def squared(model):
+    return lambda batch: (model(batch.tokens) - batch.labels).square().double()
 
 
 @pytest.fixture
@@ -52,15 +91,18 @@ def problem():
     generator = np.random.default_rng(1)
     target = batch(generator, [0] * 6)
     probe = [batch(generator, [0, 1, 2, 0, 1, 2]), batch(generator, [2, 1, 0, 2, -1, -1])]
-    return problem_of(Regression(), [(target, torch.full((6,), 1 / 6))], probe, 3)
+    model = Regression()
+    return problem_of(model, squared(model), [(target, torch.full((6,), 1 / 6))], probe)
 
 
 def unrolled_gradient(problem, inner_lr):
     """∂/∂α of the target loss after one SGD step on Σ α_k L_k, by autograd through the step."""
     parameters = problem.parameters.parameters
     alpha = torch.full((3,), 1 / 3, dtype=torch.float64, requires_grad=True)
-    losses = [problem.losses(b) for b in problem.probe]
-    source = np.concatenate([b.group for b in problem.probe])
+    losses = [problem.probe.losses(b) for b in problem.probe.batches]
+    source = np.concatenate(
+        [np.where(b.of(Role.SOURCE), b.index, -1) for b in problem.probe.batches]
+    )
     flat = torch.cat(losses)
     per_source = torch.stack([flat[torch.from_numpy(source == k)].mean() for k in range(3)])
     step = torch.autograd.grad((alpha * per_source).sum(), parameters, create_graph=True)
@@ -76,25 +118,27 @@ def unrolled_gradient(problem, inner_lr):
 def test_products_give_the_derivative_of_one_unrolled_step(problem, name, tolerance):
     inner_lr = 1e-5  # one step short enough for the linearisation at θ to be the derivative
     expected = unrolled_gradient(problem, inner_lr)
-    products = ESTIMATORS[name](problem, None)
+    products = problem.products(name)
     np.testing.assert_allclose(-inner_lr * products.values, expected, rtol=tolerance)
     assert products.counts.tolist() == [3, 3, 4]
 
 
 def test_finite_difference_agrees_with_exact_products(problem):
-    exact = ESTIMATORS["per_source"](problem, None).values
-    estimate = ESTIMATORS["finite_difference"](problem, None)
+    exact = problem.products("per_source").values
+    estimate = problem.products("finite_difference")
     np.testing.assert_allclose(estimate.values, exact, rtol=2e-3)
     assert np.all(estimate.standard_error > 0)
 
 
 def test_last_layer_sees_the_output_layer_alone(problem):
-    products = ESTIMATORS["last_layer"](problem, None)
+    products = problem.products("last_layer")
     output = [p for p in problem.parameters.parameters if hasattr(p, "is_output_layer")]
     ((target, weights),) = problem.objective
-    v = torch.autograd.grad((problem.losses(target) * weights).sum(), output)
-    flat = torch.cat([problem.losses(b) for b in problem.probe])
-    source = np.concatenate([b.group for b in problem.probe])
+    v = torch.autograd.grad((problem.probe.losses(target) * weights).sum(), output)
+    flat = torch.cat([problem.probe.losses(b) for b in problem.probe.batches])
+    source = np.concatenate(
+        [np.where(b.of(Role.SOURCE), b.index, -1) for b in problem.probe.batches]
+    )
     for k in range(3):
         loss = flat[torch.from_numpy(source == k)].mean()
         gradient = torch.autograd.grad(loss, output, retain_graph=True)
@@ -108,7 +152,7 @@ def test_parameters_and_gradients_are_left_bitwise_as_they_were(problem, name):
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 0.5)
     before = [p.detach().clone() for p in parameters]
-    ESTIMATORS[name](problem, None)
+    problem.products(name)
     for parameter, old in zip(parameters, before, strict=True):
         assert torch.equal(parameter, old)
         assert torch.all(parameter.grad == 0.5)
@@ -116,7 +160,7 @@ def test_parameters_and_gradients_are_left_bitwise_as_they_were(problem, name):
 
 def test_parameters_are_restored_when_the_probe_fails(problem):
     before = [p.detach().clone() for p in problem.parameters.parameters]
-    v = problem.objective_gradient(problem.parameters)
+    v = problem.v()
     with (
         pytest.raises(RuntimeError, match="out of memory"),
         problem.parameters.perturbed_both_ways(v, 1e-3) as mirror,
@@ -130,7 +174,7 @@ def test_parameters_are_restored_when_the_probe_fails(problem):
 def test_both_perturbations_are_equally_long_after_rounding(problem):
     parameters = problem.parameters
     before = [p.detach().clone() for p in parameters.parameters]
-    v = problem.objective_gradient(parameters)
+    v = problem.v()
     with parameters.perturbed_both_ways(v, 1e-3) as mirror:
         ahead = [p.detach().clone() for p in parameters.parameters]
         mirror()
@@ -142,10 +186,9 @@ def test_both_perturbations_are_equally_long_after_rounding(problem):
 @pytest.mark.parametrize("name", sorted(ESTIMATORS))
 def test_a_source_without_a_sample_is_reported_and_not_moved(problem, name):
     generator = np.random.default_rng(2)
-    partial = problem_of(
-        Regression(), problem.objective, [batch(generator, [0, 2, 0, 2])], sources=3
-    )
-    products = ESTIMATORS[name](partial, None)
+    model = Regression()
+    partial = problem_of(model, squared(model), problem.objective, [batch(generator, [0, 2, 0, 2])])
+    products = partial.products(name)
     assert products.seen.tolist() == [True, False, True]
     mixture = Mixture(["a", "b", "c"], MixtureConfig())
     mixture.update(-1e-2 * products.values, products.seen)
@@ -166,11 +209,11 @@ class Point(torch.nn.Module):
 
 
 def at(points, group):
-    return Batch(
+    return Batch.of_sources(
+        np.asarray(group),
         tokens=torch.tensor(points),
         labels=torch.zeros(len(group)),
         loss_mask=torch.ones(len(group)),
-        group=np.asarray(group),
     )
 
 
@@ -185,13 +228,11 @@ def test_a_quadratic_is_searched_to_its_known_optimum(name, optimizer, lr):
     corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=np.float32)
     best = np.array([0.2, 0.5, 0.3])
     model, inner_lr = Point(), 0.1
-    problem = OuterProblem(
-        losses=model.losses,
-        parameters=Parameters(list(model.parameters()), DataParallelGroup()),
-        objective=[(at((best @ corners)[None].astype(np.float32), [0]), torch.ones(1))],
-        probe=[at(corners, [0, 1, 2])],
-        num_sources=3,
-        group=DataParallelGroup(),
+    problem = problem_of(
+        model,
+        model.losses,
+        [(at((best @ corners)[None].astype(np.float32), [0]), torch.ones(1))],
+        [at(corners, [0, 1, 2])],
         relative_step=1e-3,
     )
     config = MixtureConfig(
@@ -202,7 +243,7 @@ def test_a_quadratic_is_searched_to_its_known_optimum(name, optimizer, lr):
         for _ in range(10):
             pull = model.theta.detach().numpy() - mixture.weights @ corners
             model.theta.data -= inner_lr * 2 * torch.from_numpy(pull).float()
-        products = ESTIMATORS[name](problem, None)
+        products = problem.products(name)
         mixture.update(-inner_lr * products.values)
     np.testing.assert_allclose(mixture.averaged()[0], best, atol=0.02)
 
@@ -219,16 +260,10 @@ def test_the_standard_error_tells_noise_from_signal(name):
             at((means[groups] + scatter * generator.normal(size=(24, 2))).tolist(), groups)
             for _ in range(2)
         ]
-        problem = OuterProblem(
-            losses=model.losses,
-            parameters=Parameters(list(model.parameters()), DataParallelGroup()),
-            objective=[(at([[0.9, 0.3]], [0]), torch.ones(1))],
-            probe=probe,
-            num_sources=3,
-            group=DataParallelGroup(),
-            relative_step=1e-3,
+        problem = problem_of(
+            model, model.losses, [(at([[0.9, 0.3]], [0]), torch.ones(1))], probe, relative_step=1e-3
         )
-        return noise_to_signal([ESTIMATORS[name](problem, None)])
+        return noise_to_signal([problem.products(name)])
 
     assert noise(0.05) < 0.1
     assert noise(20.0) > 0.5

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from megatron_fastmix.config import MixtureConfig
 from megatron_fastmix.errors import CheckpointError
-from megatron_fastmix.mixture.mixture import Mixture, regularizer_gradient
+from megatron_fastmix.mixture.mixture import Mixture
+from megatron_fastmix.mixture.objective import regularizer_gradient
 from megatron_fastmix.mixture.outer_optimizer import OUTER_OPTIMIZERS, logit_gradient
 from megatron_fastmix.mixture.simplex import project_onto_bounds, softmax
 

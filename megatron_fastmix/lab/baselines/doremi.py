@@ -21,8 +21,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.hypergradient import Batch
 from megatron_fastmix.lab.baselines.proxy_run import ProxyRun
 from megatron_fastmix.lab.baselines.result import BaselineResult
 from megatron_fastmix.proxy.megatron_gpt import batch_token_losses, mean_by_sample
@@ -63,10 +63,10 @@ def doremi(config: SearchConfig, settings: DoReMiSettings, cache_path: str) -> B
         for batch, _ in batches:
             token_losses = batch_token_losses(run.model, batch)
             excess_losses = _excess(frozen, batch, token_losses.detach())
-            run.count_passes(len(batch.group), backward=True)
-            run.count_passes(len(batch.group), backward=False)
-            np.add.at(excess, batch.group, excess_losses.cpu().numpy())
-            np.add.at(samples, batch.group, batch.sample_weights())
+            run.count_passes(batch.num_samples, backward=True)
+            run.count_passes(batch.num_samples, backward=False)
+            np.add.at(excess, batch.index, excess_losses.cpu().numpy())
+            np.add.at(samples, batch.index, batch.sample_weights())
             tokens.append((batch, mean_by_sample(batch, token_losses)))
         latest = latest_excess(latest, excess, samples)
         weights = update(weights, latest, settings)
@@ -74,7 +74,7 @@ def doremi(config: SearchConfig, settings: DoReMiSettings, cache_path: str) -> B
         # Σ_k α_k · (mean loss of source k); a source that the minibatch lacks has no part in it.
         factors = np.divide(weights, samples, where=samples > 0, out=np.zeros(count))
         for batch, losses in tokens:
-            scale = torch.as_tensor(factors[batch.group], device=losses.device)
+            scale = torch.as_tensor(factors[batch.index], device=losses.device)
             (losses * scale).sum().float().backward()
         run.apply_gradients()
     return BaselineResult(

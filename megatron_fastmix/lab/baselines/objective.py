@@ -13,7 +13,7 @@ from megatron_fastmix.errors import ConfigError
 def target_loss(config: SearchConfig, losses: np.ndarray) -> np.ndarray:
     """From losses (..., V) to what is to be lowered (...): Σ ω_v·ℓ_v, or under `worst_case` and
     `least_gain` the largest ℓ_v − reference_v."""
-    if config.objective.target_aggregation != "mean":
+    if not config.objective.is_mean:
         references = [target.reference_loss for target in config.targets]
         return (losses - references).max(axis=-1)
     return losses @ np.asarray(config.target_weights)
@@ -27,7 +27,7 @@ def check_references(
     `where` is the place of `targets` in the configuration, `what` compares their losses and `model`
     has them.
     """
-    if config.objective.target_aggregation == "least_gain":
+    if config.objective.needs_products_by_target:
         for target in targets:
             if not target.reference_loss:
                 raise ConfigError(

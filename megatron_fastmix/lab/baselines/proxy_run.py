@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from megatron_fastmix.batch.batches import Batches
+from megatron_fastmix.batch.batch import Batch, Role
+from megatron_fastmix.batch.batches import Batches, Sample
 from megatron_fastmix.batch.sources import build_source_blend, build_targets
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.deepspeed_engine.engine import build_optimizer, learning_rate
 from megatron_fastmix.errors import NonFiniteError
-from megatron_fastmix.hypergradient import Batch
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.proxy.build import build_model, flops_per_token
@@ -25,7 +25,7 @@ from megatron_fastmix.proxy.megatron_gpt import batch_losses, initialize_world_o
 from megatron_fastmix.search.inputs import check_inputs
 
 WeightedBatch = tuple[Batch, torch.Tensor]
-"""A micro-batch of samples and their weights (B,); `Batch.group` is the source of each."""
+"""A micro-batch of samples and their weights (B,); `Batch.index` is the source of each."""
 
 
 class ProxyRun:
@@ -95,13 +95,16 @@ class ProxyRun:
             ordinal = self._read[stream, source]
             self._read[stream, source] += 1
             sample = self._batches.blend.sample(stream, source, ordinal)
-            samples.append((sample, source, weight))
+            samples.append(Sample(content=sample, index=source, weight=weight))
         return self._batches.split(samples)
 
     def read_target(self, target: int, first: int, count: int) -> list[WeightedBatch]:
-        """Samples `first` … of a target's walk, weighing 1/count each; their group is `target`."""
+        """Samples `first` … of a target's walk, weighing 1/count each."""
         walk = self._batches.targets[target]
-        samples = [(walk.sample(first + j), target, 1 / count) for j in range(count)]
+        samples = [
+            Sample(content=walk.sample(first + j), index=target, role=Role.TARGET, weight=1 / count)
+            for j in range(count)
+        ]
         return self._batches.split(samples)
 
     def train(
@@ -119,9 +122,9 @@ class ProxyRun:
         for batch, weights in batches:
             found = losses(self.model, batch)
             (found * weights).sum().float().backward()
-            np.add.at(sums, batch.group, found.detach().cpu().numpy())
-            np.add.at(counts, batch.group, batch.sample_weights())
-            self.count_passes(len(batch.group), backward=True)
+            np.add.at(sums, batch.index, found.detach().cpu().numpy())
+            np.add.at(counts, batch.index, batch.sample_weights())
+            self.count_passes(batch.num_samples, backward=True)
         if not np.isfinite(sums).all():
             raise NonFiniteError(f"step {self.step + 1}: the loss is not finite; lower training.lr")
         self.apply_gradients()
@@ -148,7 +151,7 @@ class ProxyRun:
             found = torch.autograd.grad(value.float(), self.parameters)
             total += torch.cat([g.flatten() for g in found]).to(total.device)
             loss += float(value)
-            self.count_passes(len(batch.group), backward=True)
+            self.count_passes(batch.num_samples, backward=True)
         return total, loss
 
     @torch.no_grad()
@@ -160,7 +163,7 @@ class ProxyRun:
             for batch, _ in self.read_target(target, 0, samples):
                 total += float(batch_losses(self.model, batch).sum())
                 count += float(batch.sample_weights().sum())
-                self.count_passes(len(batch.group), backward=False)
+                self.count_passes(batch.num_samples, backward=False)
             found.append(total / count)
         return np.array(found)
 

@@ -49,7 +49,7 @@ class MethodLine:
 def aggregated(scenario: Scenario, row: Row) -> float:
     """The row's target loss, by the objective of the search: the weighted mean of the tests, or
     the largest excess over a test's `reference_loss`."""
-    if scenario.search.objective.target_aggregation != "mean":
+    if not scenario.search.objective.is_mean:
         references = {test.name: test.reference_loss for test in scenario.compare.tests}
         return max(loss - references[name] for name, loss in row.losses.items())
     return row.loss

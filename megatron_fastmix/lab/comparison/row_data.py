@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.batch.packing import collate
 from megatron_fastmix.corpus.answer_rows import is_answer_only
 from megatron_fastmix.corpus.tokenizers import Tokenizer
-from megatron_fastmix.hypergradient import Batch
 from megatron_fastmix.lab.comparison.config import Setting
 from megatron_fastmix.lab.comparison.rows import Task
 
@@ -73,8 +73,8 @@ class RowData:
         for first in range(0, len(indices), size):
             samples = [dataset[i] for i in indices[first : first + size]]
             tensors = collate(samples, self.setting.seq_length, packing=False)
-            yield Batch(
-                group=np.zeros(len(samples)),
+            yield Batch.of_sources(
+                np.zeros(len(samples), dtype=int),
                 **{key: tensor.to(self.device) for key, tensor in tensors.items()},
             )
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_fastmix.hypergradient import Batch
+from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.proxy.megatron_gpt import token_losses
 
 

@@ -1,15 +1,23 @@
-"""ω under `least_gain`: what each target counts for so that none is sacrificed."""
+"""`least_gain`: what each target counts for so that none is sacrificed."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from megatron_fastmix.mixture.objective.aggregation import TargetAggregation
 from megatron_fastmix.mixture.simplex import safe_log, softmax
 
 _STEP = 0.5
 """τ, how far ahead α is looked at: by about this much in log α, whatever the outer optimizer."""
 _ROUNDS = 1000
 _TOLERANCE = 1e-9
+
+
+class LeastGain(TargetAggregation):
+    """Chooses ω anew at every outer step, so that it has no state."""
+
+    def choose(self, products: np.ndarray, alpha: np.ndarray, initial: np.ndarray) -> np.ndarray:
+        return least_gain_weights(products, alpha, initial)
 
 
 def least_gain_weights(

@@ -1,0 +1,115 @@
+"""What estimators return, and the estimate of ⟨v, ∇L_k⟩ that it is reduced to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_fastmix.batch.batch import Batch, Role
+from megatron_fastmix.parallel.groups import DataParallelGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleProducts:
+    """⟨v, ∇Σℓ_b⟩ over the samples b of each of N entries on this rank, for one v."""
+
+    values: np.ndarray
+    """(N,) float64: a sample's own product, or the sum over those of a source in a batch."""
+    source: np.ndarray
+    """(N,) int."""
+    samples: np.ndarray
+    """(N,) float: samples of each entry."""
+
+    @classmethod
+    def of_batches(cls, batches: Sequence[Batch], values: Sequence[np.ndarray]) -> SampleProducts:
+        """From the product of every sample (B,) of each batch; padding is left out."""
+        real = [batch.of(Role.SOURCE) for batch in batches]
+        kept = [found[mine] for found, mine in zip(values, real, strict=True)]
+        source = [batch.index[mine] for batch, mine in zip(batches, real, strict=True)]
+        return cls(
+            values=np.concatenate(kept),
+            source=np.concatenate(source),
+            samples=np.ones(sum(map(len, kept))),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Products:
+    """The estimate of ⟨v, ∇L_k⟩, equal on all ranks; every array has shape (K,)."""
+
+    values: np.ndarray
+    """⟨v, ∇L_k⟩; 0 where the probe had no sample of the source."""
+    counts: np.ndarray
+    """Probe samples per source over all ranks."""
+    standard_error: np.ndarray
+    """Standard error of each value over its probe samples; NaN where it cannot be known."""
+
+    @classmethod
+    def mean_by_source(
+        cls, found: SampleProducts, num_sources: int, group: DataParallelGroup
+    ) -> Products:
+        """Means over the samples of all ranks. Every rank of `group` must call.
+
+        The standard error is that of independent entries: with entry i the sum s_i over n_i of N
+        samples, its square is [Σ s_i²/n_i / N − (Σ s_i / N)²] / (entries − 1).
+        """
+        sums = np.zeros((4, num_sources))
+        entries = (
+            found.values,
+            found.values**2 / np.maximum(found.samples, 1),
+            found.samples,
+            (found.samples > 0).astype(float),
+        )
+        for row, values in zip(sums, entries, strict=True):
+            np.add.at(row, found.source, values)
+        total, squares, counts, parts = group.sum(sums)
+        samples = np.maximum(counts, 1)
+        mean = total / samples
+        variance = np.maximum(squares / samples - mean**2, 0) / np.maximum(parts - 1, 1)
+        error = np.where(parts > 1, np.sqrt(variance), np.nan)
+        return cls(values=mean, counts=counts, standard_error=error)
+
+    @classmethod
+    def total(cls, terms: Sequence[Products]) -> Products:
+        """Of a sum of objectives, whose gradients v add up. Their errors are taken as independent,
+        though they share a probe."""
+        first, *others = terms
+        if not others:
+            return first
+        return cls(
+            values=np.sum([term.values for term in terms], axis=0),
+            counts=first.counts,
+            standard_error=np.sqrt(np.sum([term.standard_error**2 for term in terms], axis=0)),
+        )
+
+    def scaled(self, factor: float) -> Products:
+        """Of an objective `factor` times as large."""
+        return Products(
+            values=factor * self.values,
+            counts=self.counts,
+            standard_error=factor * self.standard_error,
+        )
+
+    @property
+    def seen(self) -> np.ndarray:
+        """Sources with evidence, bool (K,)."""
+        return self.counts > 0
+
+
+def noise_to_signal(terms: Sequence[Products]) -> float | None:
+    """Root mean square of the standard errors of a sum of `terms` over the spread of their values
+    across sources: 0 is a sure estimate, 1 or more is noise. None where fewer than 2 sources have
+    both.
+
+    Spreads are added up term by term: targets that pull against each other leave a flat sum, which
+    is no noise.
+    """
+    total = Products.total(terms)
+    known = np.isfinite(total.standard_error) & total.seen
+    if known.sum() < 2:
+        return None
+    spread = float(sum(term.values[known].std() for term in terms))
+    error = float(np.sqrt(np.mean(total.standard_error[known] ** 2)))
+    return error / spread if spread else float("inf")

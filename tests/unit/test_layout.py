@@ -1,0 +1,96 @@
+"""The rooms of the package: imports go downwards, and nothing but the command line needs lab/."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import megatron_fastmix
+
+PACKAGE = Path(megatron_fastmix.__file__).parent
+
+ROOMS = (
+    "cli",
+    "lab",
+    "start",
+    "search",
+    "report",
+    "export",
+    "deepspeed_engine",
+    "hypergradient",
+    "proxy",
+    "batch",
+    "blend",
+    "corpus",
+    "checkpoint",
+    "result",
+    "mixture",
+    "parallel",
+    "run",
+    "config",
+)
+"""From the top down: a room imports those below it, and the plain modules beside the rooms."""
+
+LONGEST = 400
+"""Lines of a file that has one subject."""
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Dotted names below the package that a module imports, also inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    prefix = f"{megatron_fastmix.__name__}."
+    return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def test_every_folder_is_a_room():
+    assert {room_of(path) for path in modules()} == {*ROOMS, ""}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_go_downwards(room: str):
+    above = set(ROOMS[: ROOMS.index(room)])
+    upwards = [
+        f"{path.relative_to(PACKAGE)} imports {name}"
+        for path in modules()
+        if room_of(path) == room
+        for name in imported(ast.parse(path.read_text()))
+        if name.split(".")[0] in above
+    ]
+    assert upwards == []
+
+
+def test_plain_modules_import_no_room():
+    """Except the package's own front door."""
+    found = [
+        f"{path.name} imports {name}"
+        for path in modules()
+        if room_of(path) == "" and path.name != "__init__.py"
+        for name in imported(ast.parse(path.read_text()))
+        if name.split(".")[0] in ROOMS
+    ]
+    assert found == []
+
+
+def test_files_are_short():
+    long = {
+        str(path.relative_to(PACKAGE)): count
+        for path in modules()
+        if (count := len(path.read_text().splitlines())) > LONGEST
+    }
+    assert long == {}
