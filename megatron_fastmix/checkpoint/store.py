@@ -24,6 +24,7 @@ import numpy as np
 
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.errors import CheckpointError
+from megatron_fastmix.run.folder import RunFolder
 
 if TYPE_CHECKING:  # importing torch takes seconds, and the command line reads states alone
     from megatron_fastmix.parallel.groups import DataParallelGroup
@@ -60,7 +61,7 @@ class CheckpointWriter:
 
     def __init__(
         self,
-        run_dir: Path,
+        folder: RunFolder,
         world: DataParallelGroup,
         group: DataParallelGroup,
         tensor_group: DataParallelGroup,
@@ -68,7 +69,7 @@ class CheckpointWriter:
     ) -> None:
         """The newest `keep` checkpoints stay. `world` are all ranks, `group` the data-parallel and
         `tensor_group` the tensor-parallel ones."""
-        self.run_dir = run_dir
+        self.folder = folder
         self.world = world
         self.file = _rank_file(tensor_group.rank, group.rank)
         self.files = [
@@ -84,7 +85,7 @@ class CheckpointWriter:
 
     def resumed(self, step: int) -> None:
         """This run goes on from `step`: what is newer was refused, and goes with the next save."""
-        self._steps = [known for known in complete_steps(self.run_dir) if known <= step]
+        self._steps = [known for known in complete_steps(self.folder) if known <= step]
 
     @property
     def progress(self) -> tuple[float, float]:
@@ -99,7 +100,7 @@ class CheckpointWriter:
         Raises what `finish` raises of the checkpoint before.
         """
         self.finish()
-        folder = step_folder(self.run_dir, state.step)
+        folder = self.folder.checkpoint(state.step)
         if self.world.rank == 0:
             _remove(folder)  # a write that was interrupted, perhaps of more ranks
         self.world.barrier()
@@ -124,7 +125,7 @@ class CheckpointWriter:
     def _close(self, failed: float) -> None:
         assert self._state is not None
         state, self._thread = self._state, None
-        folder = step_folder(self.run_dir, state.step)
+        folder = self.folder.checkpoint(state.step)
         error: OSError | None = self._error
         if self.world.rank == 0 and not failed:
             try:
@@ -135,7 +136,7 @@ class CheckpointWriter:
         if self.world.sum(np.array([float(error is not None)]))[0]:
             if error is not None:
                 _say(f"rank {self.world.rank}: cannot write {folder / self.file}: {error.strerror}")
-            complete = complete_steps(self.run_dir)
+            complete = complete_steps(self.folder)
             last = f"that of step {complete[-1]} stays" if complete else "there is none before it"
             raise CheckpointError(
                 f"{folder}: the checkpoint could not be written; {last}; make room and run the "
@@ -166,18 +167,18 @@ class CheckpointWriter:
             for name in self.files
         }
         content = {"state": asdict(state), "files": files}
-        metrics = self.run_dir / "metrics.jsonl"
+        metrics = self.folder.metrics
         if metrics.exists():
             with open(metrics, "rb") as file:
                 os.fsync(file.fileno())  # a resumed run does not write these lines again
         write_atomically(folder / STATE_FILE, json.dumps({**content, "sha256": _seal(content)}))
         self._steps = [*self._steps, state.step][-self.keep :]
         for old in folder.parent.glob("step-*"):
-            if old not in [step_folder(self.run_dir, step) for step in self._steps]:
+            if old not in [self.folder.checkpoint(step) for step in self._steps]:
                 _remove(old)
 
 
-def latest(run_dir: Path, world: DataParallelGroup | None = None) -> SearchState | None:
+def latest(run: RunFolder, world: DataParallelGroup | None = None) -> SearchState | None:
     """The state of the newest checkpoint whose files are whole; None where there is none.
 
     Says on stderr which one it refuses and why. Every rank of `world` must call; they share the
@@ -189,10 +190,10 @@ def latest(run_dir: Path, world: DataParallelGroup | None = None) -> SearchState
         return values if world is None else world.sum(np.array(values)).tolist()
 
     # Rank 0 lists them: a shared folder may show other hosts an older state.
-    steps = complete_steps(run_dir) if rank == 0 else []
+    steps = complete_steps(run) if rank == 0 else []
     count = int(total([len(steps)])[0])
     for step in reversed(total([float(step) for step in steps] or [0.0] * count)):
-        folder = step_folder(run_dir, int(step))
+        folder = run.checkpoint(int(step))
         state, refused = None, 0
         try:
             state, files = _read_state(folder)
@@ -207,30 +208,25 @@ def latest(run_dir: Path, world: DataParallelGroup | None = None) -> SearchState
             _say(f"{folder} is damaged: looking for the checkpoint before it")
     if count:
         raise CheckpointError(
-            f"{run_dir / 'checkpoints'}: none of the {count} checkpoints is whole; restore one, or "
+            f"{run.checkpoints}: none of the {count} checkpoints is whole; restore one, or "
             "remove that folder to start again"
         )
     return None
 
 
-def rank_files(run_dir: Path, step: int, tensor_rank: int = 0) -> list[Path]:
+def rank_files(run: RunFolder, step: int, tensor_rank: int = 0) -> list[Path]:
     """The files of one tensor-parallel rank in the checkpoint of `step`."""
-    folder = step_folder(run_dir, step)
+    folder = run.checkpoint(step)
     _, files = _read_state(folder)
     return [
         folder / name for name in sorted(files) if name.startswith(f"tensor-{tensor_rank:02d}-")
     ]
 
 
-def complete_steps(run_dir: Path) -> list[int]:
+def complete_steps(run: RunFolder) -> list[int]:
     """Steps of the checkpoints that were written to the end, ascending."""
-    found = (run_dir / "checkpoints").glob(f"step-*/{STATE_FILE}")
+    found = run.checkpoints.glob(f"step-*/{STATE_FILE}")
     return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
-
-
-def step_folder(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint of `step` is."""
-    return run_dir / "checkpoints" / f"step-{step:08d}"
 
 
 def _rank_file(tensor_rank: int, data_rank: int) -> str:

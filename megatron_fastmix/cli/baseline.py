@@ -11,6 +11,7 @@ from megatron_fastmix.lab.baselines.registry import BASELINES, find_mixtures
 from megatron_fastmix.lab.jobs import worker_count
 from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.result.mixture_file import read_mixture
+from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.start.artifacts import write_run_artifacts
 
 HELP = "find a mixture by another published method"
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     config = dataclasses.replace(load_config(args.config, args.overrides), run_dir=str(folder))
     try:
         find_mixtures(
-            [(args.method, config, folder / "mixture.json")],
+            [(args.method, config, RunFolder(folder).mixture)],
             folder / "proxies",
             workers=workers,
         )

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from megatron_fastmix.config import load_config
-from megatron_fastmix.run.folder import CONFIG_FILE
+from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.start.check_hosts import (
     ask_nobody,
@@ -51,9 +51,8 @@ def run(args: argparse.Namespace) -> int:
         ranks, ask = int(os.environ["SLURM_NTASKS"]), ask_with_srun
     check_inputs(config, ranks)
     # The hosts see the configuration that the ranks will be given.
-    folder = Path(config.run_dir)
     command = [sys.executable, "-m", "megatron_fastmix.cli", "check-hosts"]
-    command += ["--config", str(folder.absolute() / CONFIG_FILE)]
+    command += ["--config", str(RunFolder(Path(config.run_dir).absolute()).config)]
     path = check_hosts(
         config,
         partial(ask, command),

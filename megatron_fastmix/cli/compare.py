@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from megatron_fastmix.report.comparison import Comparison, compare
-from megatron_fastmix.report.summary import align
 from megatron_fastmix.result.mixture_file import MixtureFile, read_mixture
+from megatron_fastmix.text_table import align
 
 DIFFERENT = 1
 

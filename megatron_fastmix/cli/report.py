@@ -5,15 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.report.charts import Chart, build_charts
-from megatron_fastmix.report.page import render_page
-from megatron_fastmix.report.run_record import RunRecord, find_runs, read_run
-from megatron_fastmix.report.verdict import Verdict, are_repeats, judge, learned
+from megatron_fastmix.report.write import read_runs, write_report
+from megatron_fastmix.run.folder import RunFolder
 
 WATCH_SECONDS = 10
 
@@ -48,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--watch: found {args.watch}; use 1 second or more")
     first = Path(args.runs[0])
     folder = Path(args.output) if args.output else (first.parent if first.is_file() else first)
-    folder = folder if args.output else folder / "report"
+    folder = folder if args.output else RunFolder(folder).report
     pictures = not args.no_png
     while True:
         try:
@@ -57,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
             # A search takes a while to write its first line.
             if args.watch is None or not first.is_dir():
                 raise
-            print(f"waiting for {first / 'metrics.jsonl'}", file=sys.stderr)
+            print(f"waiting for {RunFolder(first).metrics}", file=sys.stderr)
             time.sleep(args.watch)
             continue
         ended = all(run.ended for run in runs)
@@ -71,48 +67,3 @@ def run(args: argparse.Namespace) -> int:
             return 0
         print(f"wrote {page}, at step {runs[0].step}", file=sys.stderr)
         time.sleep(live)
-
-
-def read_runs(paths: Sequence[str | Path]) -> list[RunRecord]:
-    """The runs at `paths`, with names that tell them apart."""
-    found = find_runs(paths)
-    names = [path.resolve().parent.name for path in found]
-    if len(set(names)) < len(names):
-        names = [str(path.parent) for path in found]
-    return [read_run(path, name) for path, name in zip(found, names, strict=True)]
-
-
-def write_report(
-    runs: Sequence[RunRecord],
-    folder: str | Path,
-    *,
-    pictures: bool = True,
-    reload_seconds: int | None = None,
-) -> Path:
-    """Writes report.html, and a PNG for each chart, into `folder`; returns the page's path.
-
-    Runs that differ in nothing but the seed are averaged; others are shown side by side.
-    """
-    verdict: Verdict | None = judge(runs) if are_repeats(runs) else None
-    weights = verdict.weights if verdict else _largest(runs)
-    sections = build_charts(runs, sorted(weights, key=lambda name: -weights[name]))
-    page = Path(folder) / "report.html"
-    write_atomically(page, render_page(runs, verdict, sections, reload_seconds=reload_seconds))
-    if pictures:
-        _write_pictures([chart for charts in sections.values() for chart in charts], folder)
-    return page
-
-
-def _write_pictures(charts: Sequence[Chart], folder: str | Path) -> None:
-    from megatron_fastmix.report.png import write_png  # matplotlib takes a second
-
-    for chart in charts:
-        write_png(chart, folder)
-
-
-def _largest(runs: Sequence[RunRecord]) -> dict[str, float]:
-    largest: dict[str, float] = {}
-    for run in runs:
-        for name, weight in learned(run)[0].items():
-            largest[name] = max(largest.get(name, 0.0), weight)
-    return largest

@@ -8,19 +8,15 @@ writes its share alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from megatron_fastmix.errors import CheckpointError
+from megatron_fastmix.checkpoint.stored_parameters import MASTER, MOMENTS, StoredParameters
 from megatron_fastmix.parallel.groups import DataParallelGroup
-
-MASTER = "master"
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,60 +87,6 @@ def restore(engine: Any, group: DataParallelGroup, stored: StoredParameters, ste
             values = stored.read(MASTER, name, 0, parameter.numel())
             parameter.data.copy_(torch.from_numpy(values).view_as(parameter))
     _restore_counters(engine, step)
-
-
-class StoredParameters:
-    """The fragments of a checkpoint's files, read as they are asked for."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        """`files` are those of one tensor-parallel rank."""
-        self._files = [np.load(file, allow_pickle=False) for file in files]
-        self._fragments: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
-        self.adam_steps = 0.0
-        """Adam's own count of steps."""
-        for file in self._files:
-            for key in file.files:
-                if key == "adam_steps":
-                    self.adam_steps = float(file[key][0])
-                    continue
-                kind, start, numel, name = key.split(":", 3)
-                place = (int(start), int(numel), file, key)
-                self._fragments.setdefault((kind, name), []).append(place)
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the parameters."""
-        return sorted(name for kind, name in self._fragments if kind == MASTER)
-
-    def numel(self, name: str) -> int:
-        """Elements of a parameter; 0 where there is none of that name."""
-        return sum(length for _, length, *_ in self._fragments.get((MASTER, name), []))
-
-    def check_names(self, expected: dict[str, int]) -> None:
-        """Raises `CheckpointError` unless the parameters are `expected` (name to elements)."""
-        differing = [f"{name}: only there" for name in self.names if name not in expected]
-        for name, numel in expected.items():
-            found = self.numel(name)
-            if found != numel:
-                differing.append(f"{name}: {found} elements there, {numel} here")
-        if differing:
-            raise CheckpointError(
-                f"the checkpoint is of another model ({'; '.join(differing[:5])}); use the proxy "
-                "that wrote it, or another run_dir"
-            )
-
-    def read(self, kind: str, name: str, start: int, numel: int) -> np.ndarray:
-        """Elements `start` to `start + numel` of a flattened parameter or moment, fp32."""
-        values = np.empty(numel, dtype=np.float32)
-        for first, length, file, key in self._fragments[kind, name]:
-            low, high = max(first, start), min(first + length, start + numel)
-            if low < high:
-                values[low - start : high - start] = file[key][low - first : high - first]
-        return values
-
-    def close(self) -> None:
-        for file in self._files:
-            file.close()
 
 
 def _fragments(engine: Any, group: DataParallelGroup) -> Iterator[Fragment]:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from megatron_fastmix.export.blend import Blend
-from megatron_fastmix.report.summary import align
 from megatron_fastmix.result.mixture_file import MixtureFile, SourceWeight, epochs_implied
+from megatron_fastmix.text_table import align
 
 
 def notes(mixture: MixtureFile, blend: Blend, *, decimals: int) -> list[str]:

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
+from megatron_fastmix.checkpoint import store
+from megatron_fastmix.checkpoint.stored_parameters import MASTER, StoredParameters
 from megatron_fastmix.config import ProxyConfig
 from megatron_fastmix.errors import CheckpointError
-from megatron_fastmix.proxy.huggingface import build_huggingface_proxy, huggingface_flops_per_token
-from megatron_fastmix.proxy.megatron_gpt import build_proxy, training_flops_per_token
+from megatron_fastmix.proxy.huggingface import build_huggingface_proxy
+from megatron_fastmix.proxy.megatron_gpt import build_proxy
+from megatron_fastmix.run.folder import RunFolder
 
 
 def build_model(
@@ -45,32 +48,24 @@ def build_model(
     return model
 
 
-def flops_per_token(config: ProxyConfig, vocab_size: int, seq_length: int) -> float:
-    """Floating-point operations of one token's forward and backward pass."""
-    if config.kind == "huggingface":
-        return huggingface_flops_per_token(config, seq_length)
-    return training_flops_per_token(config, vocab_size, seq_length)
-
-
 def load_trained(model: torch.nn.Module, run_dir: Path) -> None:
     """Puts the weights of a search's newest checkpoint into `model`.
 
     Raises `CheckpointError` where there is none, or where its shapes differ.
     """
-    from megatron_fastmix.checkpoint import store as checkpoint
-    from megatron_fastmix.deepspeed_engine.state import MASTER, StoredParameters
 
-    state = checkpoint.latest(run_dir)
+    run = RunFolder(run_dir)
+    state = store.latest(run)
     if state is None:
         raise CheckpointError(f"proxy.checkpoint: {run_dir} holds no checkpoint of a search")
-    folder = checkpoint.step_folder(run_dir, state.step)
-    stored = StoredParameters(checkpoint.rank_files(run_dir, state.step))
+    folder = run.checkpoint(state.step)
+    stored = StoredParameters(store.rank_files(run, state.step))
     parameters = dict(model.named_parameters())
     try:
         stored.check_names({name: p.numel() for name, p in parameters.items()})
     except CheckpointError as error:
         raise CheckpointError(
-            f"proxy.checkpoint: {folder}: {error}; set proxy.* to those of {run_dir}/config.yaml"
+            f"proxy.checkpoint: {folder}: {error}; set proxy.* to those of {run.config}"
         ) from None
     for name, parameter in parameters.items():
         values = stored.read(MASTER, name, 0, parameter.numel())

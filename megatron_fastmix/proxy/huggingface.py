@@ -90,7 +90,7 @@ def import_extra(name: str) -> Any:
 def count_parameters(config: ProxyConfig) -> tuple[int, int]:
     """All parameters of the model at `proxy.path`, and those that are trained: with LoRA, those of
     the adapters."""
-    _, empty = _on_paper(config)
+    _, empty = on_paper(config)
     if config.lora_rank:
         with torch.device("meta"):
             empty = _with_adapters(empty, config)
@@ -98,23 +98,9 @@ def count_parameters(config: ProxyConfig) -> tuple[int, int]:
     return sum(n for n, _ in counts), sum(n for n, trained in counts if trained)
 
 
-def _on_paper(config: ProxyConfig) -> tuple[Any, Any]:
+def on_paper(config: ProxyConfig) -> tuple[Any, Any]:
     """The model's configuration, and the model without memory for its weights."""
     transformers = import_extra("transformers")
     model = transformers.AutoConfig.from_pretrained(config.path)
     with torch.device("meta"):
         return model, transformers.AutoModelForCausalLM.from_config(model)
-
-
-def huggingface_flops_per_token(config: ProxyConfig, seq_length: int) -> float:
-    """Floating-point operations of one token's forward and backward pass, about.
-
-    3 × forward; forward = 2 × parameters but the input embedding, + 2·S·hidden per layer for causal
-    attention's two products. With LoRA this is an upper bound: frozen weights take no gradient.
-    """
-    model, empty = _on_paper(config)
-    weights = sum(parameter.numel() for parameter in empty.parameters())
-    if not model.tie_word_embeddings:
-        weights -= empty.get_input_embeddings().weight.numel()
-    attention = model.num_hidden_layers * 2 * seq_length * model.hidden_size
-    return 3.0 * (2 * weights + attention)

@@ -137,16 +137,3 @@ def mean_by_sample(batch: Batch, values: torch.Tensor) -> torch.Tensor:
 def batch_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Per-sample losses of a batch, (B,) float64, in whichever rows its samples lie."""
     return mean_by_sample(batch, batch_token_losses(model, batch))
-
-
-def training_flops_per_token(config: ProxyConfig, vocab_size: int, seq_length: int) -> float:
-    """Floating-point operations of one token's forward and backward pass.
-
-    3 × forward; forward = 2 × weights of the matrix products + 2·S·hidden per layer for causal
-    attention's two products (half of 4·S·hidden). The embedding look-up costs nothing.
-    """
-    hidden = config.hidden_size
-    layer = 4 * hidden**2 + 3 * hidden * config.feed_forward_size
-    output = hidden * padded_vocab_size(config, vocab_size)
-    forward = 2 * (config.num_layers * layer + output) + config.num_layers * 2 * seq_length * hidden
-    return 3.0 * forward

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_fastmix.config import ProxyConfig, TokenizerConfig, load_config
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.run.folder import RunFolder
 
 
 def check_starting_point(proxy: ProxyConfig, tokenizer: TokenizerConfig, vocab_size: int) -> None:
@@ -20,9 +21,9 @@ def check_starting_point(proxy: ProxyConfig, tokenizer: TokenizerConfig, vocab_s
 
 def check_earlier_search(proxy: ProxyConfig, tokenizer: TokenizerConfig, run_dir: Path) -> None:
     """The run must exist, and have trained a proxy of these sizes with this tokenizer."""
-    if not (run_dir / "config.yaml").exists():
+    if not RunFolder(run_dir).config.exists():
         raise ConfigError(f"proxy.checkpoint: {run_dir} is no run folder of a search")
-    earlier = load_config(run_dir / "config.yaml")
+    earlier = load_config(RunFolder(run_dir).config)
     sizes = dataclasses.replace(earlier.proxy, checkpoint=proxy.checkpoint)
     differing = [
         f"proxy.{f.name}: {getattr(sizes, f.name)!r} there, {getattr(proxy, f.name)!r} here"

@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any, TypeGuard
 
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.metrics import read_metrics
 
 KNOWN_OUTER_FIGURES = {"step", "time", "outer_step", "lr", "seconds", "noise_to_signal"}
@@ -103,10 +104,10 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         if path.is_file():
             found.append(path)
-        elif (path / "metrics.jsonl").exists():
-            found.append(path / "metrics.jsonl")
+        elif RunFolder(path).metrics.exists():
+            found.append(RunFolder(path).metrics)
         else:
-            seeds = sorted(path.glob("seed-*/metrics.jsonl"))
+            seeds = [run.metrics for run in RunFolder(path).seeds() if run.metrics.exists()]
             if not seeds:
                 raise DataError(
                     f"{path}: no metrics.jsonl in it, nor in folders seed-*; give a run folder"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_fastmix.result.mixture_file import ANSWER_UNIT, MixtureFile
+from megatron_fastmix.text_table import align
 
 MANY_EPOCHS = 4
 """Up to so many, repeated text is about as good as fresh (Muennighoff et al., NeurIPS 2023)."""
@@ -83,17 +83,3 @@ def megatron_flags(
             shared += ["--" + key.replace("_", "-"), str(tokenizer[key])]
     blends = (("--data-args-path", blend_txt), ("--per-split-data-args-path", blend_json))
     return [shlex.join([flag, str(path), *shared]) for flag, path in blends if path is not None]
-
-
-def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as text: the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *others = cells
-        texts = [first.ljust(widths[0])]
-        texts += [c.rjust(width) for c, width in zip(others, widths[1:], strict=True)]
-        return "  ".join(texts).rstrip()
-
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([line(header), rule, *map(line, rows)])

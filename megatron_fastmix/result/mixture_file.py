@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.run.folder import RunFolder
 
 FORMAT = "megatron_fastmix.mixture"
 VERSION = 1
@@ -144,7 +145,7 @@ def read_mixture(path: str | Path) -> MixtureFile:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "mixture.json"
+        path = RunFolder(path).mixture
     values = _load(path)
     if values.get("format") != FORMAT:
         raise DataError(

@@ -1,114 +1,104 @@
-"""The run folder: one search, its configuration, and who may write to it."""
+"""The run folder: where each file of a search lies. Nothing else spells these names."""
 
 from __future__ import annotations
 
-import json
-import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from megatron_fastmix.atomic_file import write_atomically
-from megatron_fastmix.checkpoint.store import complete_steps
-from megatron_fastmix.config import SearchConfig, dump_config, load_config, strict_yaml
-from megatron_fastmix.corpus.manifest import read_manifest
-from megatron_fastmix.errors import ConfigError
-
-CONFIG_FILE = "config.yaml"
-STOP_FILE = "stop"
-SOURCES_FILE = "sources.json"
-"""Licence, origin, size and checksums of every dataset, from its manifest."""
-
-_MAY_DIFFER = re.compile(
-    r"run_dir|output\..*|engine\.(zero_stage|distributed_timeout_minutes)|data\.data_cache_path"
-    # A checkpoint knows its data by content, and reads every sharding.
-    r"|training\.micro_batch_size|(sources|targets)\.\d+\.path|tokenizer\.tokenizer_model"
-)
-"""Keys that may change between the parts of one search: they move no result, but for rounding."""
-
-_MUST_NOT_DIFFER = re.compile(
-    r"(sources|targets)\.\d+\.name|tokenizer\..*|proxy\..*|engine\.(dtype|tensor_model_parallel_size)"
-    r"|mixture\.optimizer|data\.seq_length"
-)
-"""Keys of what a checkpoint's numbers mean."""
+SEED_PREFIX = "seed-"
 
 
-def claim(config: SearchConfig, *, write: bool = True, accept_changes: bool = False) -> Path:
-    """Checks that the run folder is new or of this very search, and writes what identifies it.
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one search, or of several with different seeds."""
 
-    `write` False only checks, as the ranks other than 0 do. With `accept_changes`, everything may
-    differ that leaves a checkpoint its meaning. Raises `ConfigError` that names each key that
-    differs and may not, and for checkpoints without a configuration.
-    """
-    folder = Path(config.run_dir)
-    kept = folder / CONFIG_FILE
-    if kept.exists():
-        before = _flat(strict_yaml.to_dict(load_config(kept)))
-        now = _flat(strict_yaml.to_dict(config))
-        changed = [
-            key
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not _MAY_DIFFER.fullmatch(key)
-        ]
-        fatal = [key for key in changed if _MUST_NOT_DIFFER.fullmatch(key)]
-        if config.mixture.weighting == "sampling" and "mixture.inner_steps" in changed:
-            fatal.append("mixture.inner_steps")  # it says at which draw each past α held
-        if fatal or (changed and not accept_changes):
-            listed = "; ".join(
-                f"{key}: was {before.get(key)!r}, now {now.get(key)!r}"
-                for key in (fatal if accept_changes else changed)
-            )
-            override = "" if fatal else ", or go on with the new values by --accept-changes"
-            raise ConfigError(
-                f"{folder}: holds a search with another configuration ({listed}); "
-                f"set these back to resume it, choose another run_dir{override}"
-            )
-    elif complete_steps(folder):
-        raise ConfigError(
-            f"{folder}: holds checkpoints but no {CONFIG_FILE}, so nothing tells what they were "
-            "searched with; put the file back, or choose another run_dir"
-        )
-    if write:
-        try:
-            write_atomically(kept, dump_config(config))
-            write_atomically(folder / SOURCES_FILE, _provenance(config))
-        except OSError as error:
-            raise ConfigError(f"run_dir: cannot write to {folder}: {error.strerror}") from None
-    return folder
+    path: Path
 
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
 
-def request_stop(folder: Path) -> None:
-    """Asks the ranks of a running search, on whichever host, to write a checkpoint and end."""
-    (folder / STOP_FILE).touch()
+    @property
+    def sources(self) -> Path:
+        """Licence, origin, size and checksums of every dataset, from its manifest."""
+        return self.path / "sources.json"
 
+    @property
+    def lock(self) -> Path:
+        """Locked while rank 0 of a search lives."""
+        return self.path / "lock"
 
-def stop_requested(folder: Path) -> bool:
-    """Whether `request_stop` was called."""
-    return (folder / STOP_FILE).exists()
+    @property
+    def metrics(self) -> Path:
+        """What happened, one JSON object a line."""
+        return self.path / "metrics.jsonl"
 
+    @property
+    def checkpoints(self) -> Path:
+        """A folder for each checkpoint."""
+        return self.path / "checkpoints"
 
-def clear_stop(folder: Path) -> None:
-    """Takes a request to stop back."""
-    (folder / STOP_FILE).unlink(missing_ok=True)
+    @property
+    def index_cache(self) -> Path:
+        """Megatron's dataset indices, where the configuration names no other place."""
+        return self.path / "cache"
 
+    @property
+    def mixture(self) -> Path:
+        """The result."""
+        return self.path / "mixture.json"
 
-def _provenance(config: SearchConfig) -> str:
-    """The manifests of sources and targets, as JSON: whose text a mixture rests on."""
-    entries = []
-    for kind, datasets in (("source", config.sources), ("target", config.targets)):
-        for dataset in datasets:
-            manifest = read_manifest(dataset.path)
-            known = {} if manifest is None else strict_yaml.to_dict(manifest)
-            entries.append(known | {"name": dataset.name, "path": dataset.path, "kind": kind})
-    return json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+    @property
+    def blend_txt(self) -> Path:
+        """For Megatron's --data-args-path."""
+        return self.path / "blend.txt"
 
+    @property
+    def blend_json(self) -> Path:
+        """For Megatron's --per-split-data-args-path."""
+        return self.path / "blend.json"
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys to plain values."""
-    items = values.items() if isinstance(values, dict) else enumerate(values)
-    flat: dict[str, Any] = {}
-    for key, value in items:
-        if isinstance(value, dict | list):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    @property
+    def picture(self) -> Path:
+        """The weights over the run."""
+        return self.path / "weights.png"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the page and its pictures."""
+        return self.path / "report"
+
+    @property
+    def page(self) -> Path:
+        """The report."""
+        return self.report / "report.html"
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint after `step` optimizer steps."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    def seed(self, seed: int) -> RunFolder:
+        """The search with this seed, where several are averaged."""
+        return RunFolder(self.path / f"{SEED_PREFIX}{seed}")
+
+    def seeds(self) -> list[RunFolder]:
+        """The searches of other seeds in this folder, by name."""
+        return [RunFolder(path) for path in sorted(self.path.glob(f"{SEED_PREFIX}*"))]
+
+    def request_stop(self) -> None:
+        """Asks the ranks of a running search, on whichever host, to write a checkpoint and end."""
+        self.stop.touch()
+
+    def stop_requested(self) -> bool:
+        """Whether `request_stop` was called."""
+        return self.stop.exists()
+
+    def clear_stop(self) -> None:
+        """Takes a request to stop back."""
+        self.stop.unlink(missing_ok=True)
+
+    @property
+    def stop(self) -> Path:
+        """Its presence asks for a stop."""
+        return self.path / "stop"

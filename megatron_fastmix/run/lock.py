@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.run.folder import RunFolder
 
-LOCK_FILE = "lock"
 HEARTBEAT_SECONDS = 5.0
 
 
 class RunLock:
     """Held from `acquire` to `release` or the end of the process."""
 
-    def __init__(self, folder: Path, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
-        self.path = folder / LOCK_FILE
+    def __init__(self, folder: RunFolder, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
+        self.path = folder.lock
         self.heartbeat_seconds = heartbeat_seconds
         self._descriptor: int | None = None
         self._released = threading.Event()

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_fastmix.config import OutputConfig
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.run.events import InnerStep, OuterStep
 
 
 class Tracker(Protocol):
@@ -98,46 +100,31 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-def inner_figures(
-    *,
-    loss: float,
-    source_loss: Mapping[str, float],
-    lr: float,
-    grad_norm: float | None,
-    batch_size: int,
-    seconds: float,
-) -> dict[str, float]:
+def inner_figures(event: InnerStep, batch_size: int) -> dict[str, float]:
     """The tags of one optimizer step; sources without a sample in it are left out."""
     figures = {
-        "lm loss": loss,
-        "learning-rate": lr,
+        "lm loss": event.loss,
+        "learning-rate": event.lr,
         "batch-size": float(batch_size),
-        "iteration-time": seconds,
+        "iteration-time": event.seconds,
     }
-    if grad_norm is not None:
-        figures["grad-norm"] = grad_norm
-    for name, value in source_loss.items():
-        if value == value:  # not NaN
+    if event.grad_norm is not None:
+        figures["grad-norm"] = event.grad_norm
+    for name, value in event.source_loss.items():
+        if not math.isnan(value):
             figures[f"fastmix/source loss/{name}"] = value
     return figures
 
 
-def outer_figures(
-    *,
-    target_loss: Mapping[str, float],
-    mean_target_loss: float,
-    weights: Mapping[str, float],
-    products: Mapping[str, float],
-    noise_to_signal: float | None,
-) -> dict[str, float]:
+def outer_figures(event: OuterStep, mean_target_loss: float) -> dict[str, float]:
     """The tags of one outer step."""
     figures = {"lm loss validation": mean_target_loss}
     for kind, values in (
-        ("target loss", target_loss),
-        ("weight", weights),
-        ("product", products),
+        ("target loss", event.target_loss),
+        ("weight", event.weights),
+        ("product", event.products),
     ):
         figures |= {f"fastmix/{kind}/{name}": value for name, value in values.items()}
-    if noise_to_signal is not None:
-        figures["fastmix/noise to signal"] = noise_to_signal
+    if event.noise_to_signal is not None:
+        figures["fastmix/noise to signal"] = event.noise_to_signal
     return figures

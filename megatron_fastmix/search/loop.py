@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import numpy as np
-from megatron.core import parallel_state
 
-from megatron_fastmix.batch.batches import Batches
-from megatron_fastmix.batch.sources import build_source_blend, build_targets
-from megatron_fastmix.checkpoint import store as checkpoint
-from megatron_fastmix.checkpoint.identity import (
-    check_identity,
-    check_same_on_all_ranks,
-    identity_of,
-)
-from megatron_fastmix.checkpoint.store import CheckpointWriter, SearchState
+from megatron_fastmix.checkpoint import store
+from megatron_fastmix.checkpoint.identity import check_identity
+from megatron_fastmix.checkpoint.store import SearchState
+from megatron_fastmix.checkpoint.stored_parameters import StoredParameters
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.deepspeed_engine.engine import (
-    build_engine,
-    engine_parameters,
-    engine_preconditioner,
-    learning_rate,
-)
-from megatron_fastmix.deepspeed_engine.state import StoredParameters, restore, snapshot
+from megatron_fastmix.deepspeed_engine.engine import learning_rate
+from megatron_fastmix.deepspeed_engine.state import restore, snapshot
 from megatron_fastmix.errors import NonFiniteError
-from megatron_fastmix.mixture.mixture import Mixture
-from megatron_fastmix.mixture.objective import AGGREGATIONS
-from megatron_fastmix.parallel.groups import DataParallelGroup
-from megatron_fastmix.proxy.build import flops_per_token
-from megatron_fastmix.proxy.megatron_gpt import initialize_parallel_state
+from megatron_fastmix.proxy.cost import training_flops
 from megatron_fastmix.result.mixture_file import MixtureFile
-from megatron_fastmix.run import folder as run_folder
-from megatron_fastmix.run.reporter import Reporter
+from megatron_fastmix.run.sinks import open_sinks
+from megatron_fastmix.search.assembly import assemble
 from megatron_fastmix.search.inner_step import inner_step
-from megatron_fastmix.search.inputs import check_inputs
-from megatron_fastmix.search.outcome import outer_step_forward_passes, search_outcome
-from megatron_fastmix.search.outer_step import OuterLoop
+from megatron_fastmix.search.outcome import search_outcome
+from megatron_fastmix.search.reporter import Reporter
 
 
 class Search:
@@ -49,44 +32,16 @@ class Search:
         """Builds the search, or resumes it from the newest checkpoint in its run folder.
 
         With `accept_changes`, datasets may have other content than the checkpoint was trained on.
-        Every rank must call, with torch.distributed initialised. Raises what `check_inputs`
-        raises, `CheckpointError`, and `RankDivergenceError` where ranks read different data.
+        Every rank must call, with torch.distributed initialised. Raises what `assemble` raises,
+        and `CheckpointError`.
         """
-        initialize_parallel_state(config.engine.tensor_model_parallel_size)
         self.config = config
-        self.folder = Path(config.run_dir)
-        self.world = DataParallelGroup(device=device)
-        self.group = DataParallelGroup(parallel_state.get_data_parallel_group(), device)
-        self.tensor = DataParallelGroup(parallel_state.get_tensor_model_parallel_group(), device)
-        self.inputs = check_inputs(config, self.world.size)
-        tokenizer = self.inputs.tokenizer
-        self.identity = identity_of(config, tokenizer.sha256)
-        check_same_on_all_ranks(self.identity, self.world)
-        cache = config.data.data_cache_path or str(self.folder / "cache")
-
-        self.mixture = Mixture(
-            config.source_names,
-            config.mixture,
-            bounds=config.bounds,
-            total_steps=config.outer_steps,
-        )
-        self.targets = AGGREGATIONS[config.objective.target_aggregation](
-            config.target_weights, [t.reference_loss for t in config.targets], config.objective
-        )
-        blend = build_source_blend(config, self.mixture, tokenizer, cache)
-        targets = build_targets(config, tokenizer, cache)
-        self.batches = Batches(config, blend, targets, self.group)
-        self.engine = build_engine(config, tokenizer.vocab_size, self.group.size)
-        self.outer_loop = OuterLoop(
-            config,
-            self.engine.module,
-            engine_parameters(self.engine, self.group, self.tensor),
-            self.batches,
-            self.mixture,
-            self.targets,
-            self.world,
-            engine_preconditioner(self.engine, config),
-        )
+        parts = assemble(config, device)
+        self.folder, self.inputs, self.identity = parts.folder, parts.inputs, parts.identity
+        self.world, self.group, self.tensor = parts.world, parts.group, parts.tensor
+        self.mixture, self.targets, self.batches = parts.mixture, parts.targets, parts.batches
+        self.engine, self.outer_loop = parts.engine, parts.outer_loop
+        self.checkpoints = parts.checkpoints
 
         self.step = 0
         self.first_target_losses: list[float] | None = None
@@ -94,48 +49,41 @@ class Search:
         self.stop_signalled = False
         self._seconds_before = 0.0
         self._began = time.monotonic()
-        self.checkpoints = CheckpointWriter(
-            self.folder, self.world, self.group, self.tensor, config.output.keep_checkpoints
-        )
-        state = checkpoint.latest(self.folder, self.world)
+        state = store.latest(self.folder, self.world)
         if state is not None:
             check_identity(state.identity, self.identity, accept_changes=accept_changes)
             self._restore(state)
 
     def run(self) -> bool:
-        """Trains to the last step or until a stop is asked for; returns whether it was the last.
+        """Trains until the last step, or until a stop is requested; returns whether the search is
+        complete.
 
         Every rank must call. Raises `NonFiniteError`, `RankDivergenceError`, and `CheckpointError`
         where one cannot be written; the checkpoints written before stay.
         """
-        training, output = self.config.training, self.config.output
-        if self.step == training.train_iters:
+        total, n1 = self.config.training.train_iters, self.config.mixture.inner_steps
+        if self.step == total:
             return True
-        active = self.world.rank == 0
-        with Reporter(
-            self.config,
-            self.mixture,
-            self.folder,
-            self.step,
-            tokens_per_step=self.tokens_per_step,
-            active=active,
-        ) as report:
+        with self.open_report() as report:
             stop = False
-            while self.step < training.train_iters and not stop:
-                stop = self.advance(report)
-                last = self.step == training.train_iters
-                if last or stop or self.step % output.save_interval == 0:
-                    self._save(report)
+            while self.step < total and not stop:
+                # Inner loop: n1 optimizer steps of the proxy with α fixed.
+                while True:
+                    stop = self.inner_step(report)
+                    if stop or self.step == total or self.step % n1 == 0:
+                        break
+                    self._save_where_due(report)
+                # Outer loop: one step of the mixture.
+                if self.step % n1 == 0:
+                    self.outer_step(report)
+                self._save_where_due(report, last=stop or self.step == total)
             self.checkpoints.finish()
-            report.end(
-                self.step,
-                complete=self.step == training.train_iters,
-                training_flops=self.training_flops,
-            )
-        return self.step == training.train_iters
+            complete = self.step == total
+            report.end(self.step, complete=complete, training_flops=self.training_flops)
+        return complete
 
-    def advance(self, report: Reporter) -> bool:
-        """One optimizer step, and the outer step where one is due; returns whether to stop.
+    def inner_step(self, report: Reporter) -> bool:
+        """One optimizer step of the proxy; returns whether a stop was requested.
 
         Every rank must call. Raises what `run` raises.
         """
@@ -153,15 +101,45 @@ class Search:
             None if grad_norm is None else float(grad_norm),
             self.batches.take_seconds(),
         )
-        if self.step % self.config.mixture.inner_steps == 0:
-            self._outer_step(report)
         return stop
+
+    def outer_step(self, report: Reporter) -> None:
+        """One step of the mixture. Every rank must call. Raises what `run` raises."""
+        # η of the step to come: the one whose effect on the target the hypergradient predicts.
+        inner_lr = learning_rate(self.config.training, self.step)
+        result = self.outer_loop.step(inner_lr)
+        self.last_target_losses = result.target_losses.tolist()
+        self.first_target_losses = self.first_target_losses or self.last_target_losses
+        report.outer(self.step, result)
+
+    def open_report(self) -> Reporter:
+        """Where this rank tells its steps; nowhere but on rank 0."""
+        leader = self.world.rank == 0
+        return Reporter(
+            self.config,
+            self.mixture,
+            open_sinks(self.config, self.folder, self.step) if leader else [],
+            self.step,
+            tokens_per_step=self.tokens_per_step,
+        )
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens of a global batch; for answer-only rows their mean."""
         each = self.inputs.tokens_per_sample(self.config.data.seq_length)
         return round(self.config.training.global_batch_size * each)
+
+    @property
+    def training_flops(self) -> float:
+        """Floating-point operations of the inner and outer steps so far."""
+        tokens = self.inputs.tokens_per_sample(self.config.data.seq_length)
+        return training_flops(
+            self.config,
+            steps=self.step,
+            outer_steps=self.mixture.outer_steps,
+            tokens_per_sample=tokens,
+            vocab_size=self.inputs.tokenizer.vocab_size,
+        )
 
     def state(self) -> SearchState:
         """Everything of this search that DeepSpeed does not keep."""
@@ -177,29 +155,10 @@ class Search:
             identity=self.identity,
         )
 
-    @property
-    def training_flops(self) -> float:
-        """Floating-point operations of the inner and outer steps so far."""
-        config = self.config
-        # A training step is a forward and a backward pass, which costs as much as two forward ones.
-        passes = 3.0 * self.step * config.training.global_batch_size
-        passes += self.mixture.outer_steps * outer_step_forward_passes(config)
-        seq_length = config.data.seq_length
-        per_token = flops_per_token(config.proxy, self.inputs.tokenizer.vocab_size, seq_length)
-        return passes / 3.0 * self.inputs.tokens_per_sample(seq_length) * per_token
-
     def result(self) -> MixtureFile:
         """The mixture learned so far, with what it cost."""
         found = search_outcome(self.config, self.mixture, self.state(), self.training_flops)
         return found.mixture_file(self.config, self.inputs)
-
-    def _outer_step(self, report: Reporter) -> None:
-        # η of the step to come: the one whose effect on the target the hypergradient predicts.
-        inner_lr = learning_rate(self.config.training, self.step)
-        result = self.outer_loop.step(inner_lr)
-        self.last_target_losses = result.target_losses.tolist()
-        self.first_target_losses = self.first_target_losses or self.last_target_losses
-        report.outer(self.step, result)
 
     def _reduce(self, sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
         """Sums losses and counts by source over the ranks; also whether any was asked to stop.
@@ -207,7 +166,7 @@ class Search:
         The same collective tells whether all have written their part of a checkpoint.
         """
         asked = self.stop_signalled
-        asked |= self.world.rank == 0 and run_folder.stop_requested(self.folder)
+        asked |= self.world.rank == 0 and self.folder.stop_requested()
         # Tensor-parallel ranks count the same samples again, in sums and counts alike.
         parts = (sums, counts, [float(asked)], self.checkpoints.progress)
         reduced = self.world.sum(np.concatenate(parts))
@@ -217,20 +176,22 @@ class Search:
                 raise NonFiniteError(
                     f"step {self.step}: the loss of source {name} is {value}; lower training.lr "
                     "or raise training.lr_warmup_iters; the last good checkpoint stays in "
-                    f"{self.folder / 'checkpoints'}"
+                    f"{self.folder.checkpoints}"
                 )
         self.checkpoints.advance(*reduced[-2:])
         return sums, counts, bool(reduced[-3])
 
-    def _save(self, report: Reporter) -> None:
+    def _save_where_due(self, report: Reporter, *, last: bool = False) -> None:
+        if not (last or self.step % self.config.output.save_interval == 0):
+            return
         began = time.monotonic()
-        arrays = snapshot(self.engine, self.group)
-        self.checkpoints.begin(self.state(), arrays)
-        folder = checkpoint.step_folder(self.folder, self.step)
-        report.checkpoint(self.step, folder, time.monotonic() - began)
+        self.checkpoints.begin(self.state(), snapshot(self.engine, self.group))
+        name = self.folder.checkpoint(self.step).name
+        report.checkpoint(self.step, name, time.monotonic() - began)
 
     def _restore(self, state: SearchState) -> None:
-        stored = StoredParameters(checkpoint.rank_files(self.folder, state.step, self.tensor.rank))
+        files = store.rank_files(self.folder, state.step, self.tensor.rank)
+        stored = StoredParameters(files)
         restore(self.engine, self.group, stored, state.step)
         stored.close()
         self.checkpoints.resumed(state.step)

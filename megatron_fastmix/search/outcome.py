@@ -152,21 +152,3 @@ def _with_rows(
         )
         for source, rows, share in zip(sources, answer_rows, shares, strict=True)
     )
-
-
-def objective_samples(config: SearchConfig) -> list[int]:
-    """Samples of each gradient v of an outer step, every one of which has a probe of its own."""
-    samples = [config.hypergradient.target_samples] * len(config.targets)
-    if config.objective.train_loss_weight:
-        samples.append(config.hypergradient.probe_samples_per_source * len(config.sources))
-    return samples if config.estimates_per_target else [sum(samples)]
-
-
-def outer_step_forward_passes(config: SearchConfig) -> float:
-    """Cost of one outer step in forward passes of one sample; a backward pass counts as two."""
-    hypergradient, count = config.hypergradient, len(config.sources)
-    objective = objective_samples(config)
-    probe = hypergradient.probe_samples_per_source * count * len(objective)
-    if hypergradient.estimator == "finite_difference":
-        return 3.0 * sum(objective) + 2.0 * probe
-    return 3.0 * sum(objective) + 3.0 * probe * count

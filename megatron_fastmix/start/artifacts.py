@@ -10,7 +10,9 @@ from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.export import megatron
 from megatron_fastmix.export.blend import Blend, make_blend
+from megatron_fastmix.report.write import read_runs, write_report
 from megatron_fastmix.result.mixture_file import MixtureFile
+from megatron_fastmix.run.folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +37,16 @@ def write_run_artifacts(run_dir: str | Path, mixture: MixtureFile) -> RunArtifac
     folder, or in its folders of seeds. What cannot be written is
     removed: a file of an earlier part of the run must not pass for this result's.
     """
-    run_dir = Path(run_dir)
+    run = RunFolder(Path(run_dir))
     # The result first: nothing that follows can be worth more than it.
-    mixture.write(run_dir / "mixture.json")
+    mixture.write(run.mixture)
     blend = make_blend(mixture)
     return RunArtifacts(
-        mixture=run_dir / "mixture.json",
-        blend_txt=_write_blend(run_dir / "blend.txt", megatron.data_args, blend),
-        blend_json=_write_blend(run_dir / "blend.json", megatron.per_split, blend),
-        picture=_draw(run_dir / "weights.png", run_dir / "metrics.jsonl", mixture),
-        report=_report(run_dir),
+        mixture=run.mixture,
+        blend_txt=_write_blend(run.blend_txt, megatron.data_args, blend),
+        blend_json=_write_blend(run.blend_json, megatron.per_split, blend),
+        picture=_draw(run.picture, run.metrics, mixture),
+        report=_report(run),
     )
 
 
@@ -68,11 +70,9 @@ def _draw(path: Path, metrics: Path, mixture: MixtureFile) -> Path | None:
     return path
 
 
-def _report(run_dir: Path) -> Path | None:
-    from megatron_fastmix.cli.report import read_runs, write_report
-
+def _report(run: RunFolder) -> Path | None:
     try:
-        return write_report(read_runs([run_dir]), run_dir / "report", pictures=False)
+        return write_report(read_runs([run.path]), run.report, pictures=False)
     except DataError:
-        (run_dir / "report" / "report.html").unlink(missing_ok=True)
+        run.page.unlink(missing_ok=True)
         return None

@@ -25,8 +25,9 @@ from typing import Any
 from megatron_fastmix.checkpoint.identity import fingerprint
 from megatron_fastmix.config import SearchConfig, dump_config, load_config
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.run import folder as run_folder
+from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
+from megatron_fastmix.start.claim import claim
 
 PACKAGES = ("megatron-fastmix", "megatron-core", "deepspeed", "torch", "numpy", "sentencepiece")
 PROBE_FOLDER = ".hosts"
@@ -100,9 +101,10 @@ def check_hosts(
     Claims the run folder, takes back an earlier request to stop, and returns the configuration in
     it. Raises `ConfigError` that names each host that differs and in what.
     """
-    RunLock(Path(config.run_dir)).check_free()
-    folder = run_folder.claim(config, accept_changes=accept_changes)
-    run_folder.clear_stop(folder)
+    RunLock(RunFolder(Path(config.run_dir))).check_free()
+    run = claim(config, accept_changes=accept_changes)
+    run.clear_stop()
+    folder = run.path
     token = uuid.uuid4().hex
     probes = folder / PROBE_FOLDER
     probes.mkdir(exist_ok=True)
@@ -125,7 +127,7 @@ def check_hosts(
         raise ConfigError("hosts are not fit for this run:\n  " + "\n  ".join(problems))
     count = max(1, len(theirs))
     say(f"{count} hosts: same packages, configuration and data; {folder} can be written to")
-    return folder / run_folder.CONFIG_FILE
+    return run.config
 
 
 def compare(ours: Report, theirs: dict[str, Report]) -> list[str]:

@@ -20,10 +20,11 @@ from megatron_fastmix.errors import CommunicationError, ConfigError, FastMixErro
 from megatron_fastmix.processes import available_cores, stop_with_parent
 from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.result.mixture_file import read_mixture
-from megatron_fastmix.run import folder as run_folder
+from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
 from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.start.artifacts import write_run_artifacts
+from megatron_fastmix.start.claim import claim
 from megatron_fastmix.start.worker import STOPPED_EXIT_CODE
 
 CPU_RANKS = 2
@@ -36,7 +37,7 @@ def launch(config: SearchConfig, ranks: int | None = None, *, accept_changes: bo
 
     The first Ctrl-C asks the ranks for a checkpoint and an orderly end; the second kills them.
     Raises `ConfigError` and `DataError` before anything is started. `accept_changes`: see
-    `run_folder.claim`.
+    `claim`.
     """
     devices = visible_accelerators()
     ranks = ranks or len(devices) or CPU_RANKS
@@ -46,11 +47,11 @@ def launch(config: SearchConfig, ranks: int | None = None, *, accept_changes: bo
             "needs its own (DS_ACCELERATOR=cpu runs on the CPU)"
         )
     check_inputs(config, ranks)
-    RunLock(Path(config.run_dir)).check_free()
-    folder = run_folder.claim(config, accept_changes=accept_changes)
+    RunLock(RunFolder(Path(config.run_dir))).check_free()
+    folder = claim(config, accept_changes=accept_changes)
     if _show_finished(folder):
         return 0
-    run_folder.clear_stop(folder)
+    folder.clear_stop()
     environment = dict(os.environ)
     if not devices:
         environment.setdefault("DS_ACCELERATOR", "cpu")
@@ -66,7 +67,7 @@ def launch(config: SearchConfig, ranks: int | None = None, *, accept_changes: bo
         *("--world_info", _world_info(devices[:ranks] or [str(rank) for rank in range(ranks)])),
         *("--master_port", str(free_port()), "--no_local_rank"),
         *("--module", "megatron_fastmix.cli", "search"),
-        *("--config", str(folder / run_folder.CONFIG_FILE)),
+        *("--config", str(folder.config)),
         *(["--accept-changes"] if accept_changes else []),
     ]
     # A session of its own keeps the terminal's Ctrl-C from the launcher, which would kill its
@@ -83,11 +84,11 @@ def launch(config: SearchConfig, ranks: int | None = None, *, accept_changes: bo
     finally:
         for number, handler in previous:
             signal.signal(number, handler)
-    run_folder.clear_stop(folder)
+    folder.clear_stop()
     if code == STOPPED_EXIT_CODE:
         print(
             "Stopped after a checkpoint. To resume, run the same command again, or: "
-            f"megatron-fastmix search --config {folder}/config.yaml"
+            f"megatron-fastmix search --config {folder.config}"
         )
     known = {FastMixError.exit_code, *(e.exit_code for e in FastMixError.__subclasses__())}
     if code in known | {0, STOPPED_EXIT_CODE}:
@@ -103,14 +104,14 @@ def launch(config: SearchConfig, ranks: int | None = None, *, accept_changes: bo
     return CommunicationError.exit_code
 
 
-def _show_finished(folder: Path) -> bool:
+def _show_finished(folder: RunFolder) -> bool:
     """Shows the result of a search that is complete; False where it is not."""
-    if not (folder / "mixture.json").exists():
+    if not folder.mixture.exists():
         return False
-    mixture = read_mixture(folder)
+    mixture = read_mixture(folder.path)
     if mixture.complete:
-        files = write_run_artifacts(folder, mixture)
-        print(f"{folder}: this search is complete; choose another run_dir for a new one.\n")
+        files = write_run_artifacts(folder.path, mixture)
+        print(f"{folder.path}: this search is complete; choose another run_dir for a new one.\n")
         print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
     return mixture.complete
 
@@ -136,12 +137,12 @@ def _world_info(devices: list[str]) -> str:
     return base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
 
 
-def _stop(process: subprocess.Popen[bytes], folder: Path) -> None:
-    if run_folder.stop_requested(folder):
+def _stop(process: subprocess.Popen[bytes], folder: RunFolder) -> None:
+    if folder.stop_requested():
         print("Killed; the last checkpoint stays.", file=sys.stderr)
         os.killpg(process.pid, signal.SIGKILL)
     else:
-        run_folder.request_stop(folder)
+        folder.request_stop()
         print("Stopping after this step; Ctrl-C again kills the ranks.", file=sys.stderr)
 
 

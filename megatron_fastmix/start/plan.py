@@ -6,12 +6,15 @@ import math
 from dataclasses import dataclass
 
 from megatron_fastmix.config import ProxyConfig, SearchConfig
-from megatron_fastmix.proxy.build import flops_per_token
+from megatron_fastmix.proxy.cost import (
+    flops_per_token,
+    objective_samples,
+    outer_step_forward_passes,
+)
 from megatron_fastmix.proxy.huggingface import count_parameters
 from megatron_fastmix.proxy.megatron_gpt import padded_vocab_size
-from megatron_fastmix.report.summary import align
 from megatron_fastmix.search.inputs import Inputs
-from megatron_fastmix.search.outcome import objective_samples, outer_step_forward_passes
+from megatron_fastmix.text_table import align
 
 PEAK_TFLOPS = {"fp32": 67.0, "bf16": 989.0}
 """Dense peak of one H100 SXM (NVIDIA's data sheet)."""

@@ -16,6 +16,7 @@ from megatron_fastmix.result.mixture_file import (
     epochs_implied,
     read_mixture,
 )
+from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.start.artifacts import write_run_artifacts
 from megatron_fastmix.start.launch import launch
 
@@ -29,7 +30,7 @@ def launch_seeds(config: SearchConfig, count: int, ranks: int | None = None) -> 
     folder = Path(config.run_dir)
     mixtures = []
     for seed in range(config.seed, config.seed + count):
-        run_dir = folder / f"seed-{seed}"
+        run_dir = RunFolder(folder).seed(seed).path
         code = launch(dataclasses.replace(config, seed=seed, run_dir=str(run_dir)), ranks)
         if code:
             return code

@@ -20,8 +20,9 @@ from megatron_fastmix.checkpoint.store import complete_steps
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import CheckpointError, CommunicationError, ConfigError, FastMixError
 from megatron_fastmix.processes import stop_with_parent
-from megatron_fastmix.run import folder as run_folder
+from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
+from megatron_fastmix.start.claim import claim
 
 STOPPED_EXIT_CODE = 75
 """Exit code of a search that was stopped and can be resumed (EX_TEMPFAIL of sysexits.h)."""
@@ -112,7 +113,7 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
         files = write_run_artifacts(config.run_dir, mixture)
         print()
         print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
-        run_folder.clear_stop(Path(config.run_dir))
+        search.folder.clear_stop()
         lock.release()
     world.barrier()
     torch.distributed.destroy_process_group()
@@ -124,12 +125,12 @@ def _take_run_folder(config: SearchConfig, world: Any, accept_changes: bool) -> 
 
     Raises `ConfigError` on all ranks where rank 0 cannot.
     """
-    lock = RunLock(Path(config.run_dir))
+    lock = RunLock(RunFolder(Path(config.run_dir)))
     refused: FastMixError | None = None
     if world.rank == 0:
         try:
             lock.acquire(_say)
-            run_folder.claim(config, accept_changes=accept_changes)
+            claim(config, accept_changes=accept_changes)
         except FastMixError as error:
             refused = error
     if world.sum(np.array([float(refused is not None)]))[0]:
@@ -138,7 +139,7 @@ def _take_run_folder(config: SearchConfig, world: Any, accept_changes: bool) -> 
 
 
 def _last_checkpoint(config: SearchConfig) -> str:
-    steps = complete_steps(Path(config.run_dir))
+    steps = complete_steps(RunFolder(Path(config.run_dir)))
     if not steps:
         return "there is no checkpoint yet: the same command starts again"
     return f"the same command resumes from the checkpoint of step {steps[-1]}"

@@ -12,11 +12,11 @@ import pytest
 
 from megatron_fastmix.config import SearchConfig, strict_yaml
 from megatron_fastmix.deepspeed_engine.engine import build_engine
-from megatron_fastmix.run import folder as run_folder
 from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.loop import Search
 from megatron_fastmix.start.artifacts import write_run_artifacts
+from megatron_fastmix.start.claim import claim
 
 SAMPLING = {
     "mixture.weighting": "sampling",
@@ -51,7 +51,7 @@ def parameters_of(search: Search) -> np.ndarray:
 
 def run_search(config: SearchConfig, stop_at: int | None = None) -> dict[str, Any]:
     """Runs a search to its end, or as if stopped by a signal after `stop_at` steps."""
-    run_folder.claim(config)
+    claim(config)
     search = Search(config)
     if stop_at is not None:
         original = search.batches.training
@@ -70,9 +70,7 @@ def run_search(config: SearchConfig, stop_at: int | None = None) -> dict[str, An
         "history": np.stack(search.mixture.history),
         "parameters": parameters_of(search),
         "losses": [
-            line["loss"]
-            for line in read_metrics(search.folder / "metrics.jsonl")
-            if line["kind"] == "inner"
+            line["loss"] for line in read_metrics(search.folder.metrics) if line["kind"] == "inner"
         ],
     }
 

@@ -14,19 +14,20 @@ import numpy as np
 import pytest
 
 from megatron_fastmix.checkpoint import store as checkpoint
-from megatron_fastmix.deepspeed_engine.state import MASTER, MOMENTS, StoredParameters
+from megatron_fastmix.checkpoint.stored_parameters import MASTER, MOMENTS, StoredParameters
 from megatron_fastmix.errors import CheckpointError, FastMixError
 from megatron_fastmix.lab.forked_ranks import run_ranks
-from megatron_fastmix.run import folder as run_folder
+from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.search.loop import Search
+from megatron_fastmix.start.claim import claim
 from tests.conftest import synthetic_documents, write_dataset
 from tests.distributed.searches import load, run_search, slow, without_times
 
 
 def search_to(config: Any, stop_at: int | None = None) -> None:
     """Runs a search to its end, or as if stopped by a signal after `stop_at` steps."""
-    run_folder.claim(config)
+    claim(config)
     search = Search(config)
     original = search.batches.training
 
@@ -41,8 +42,8 @@ def search_to(config: Any, stop_at: int | None = None) -> None:
 def kept(config: Any, tensor_rank: int) -> dict[tuple[str, str], np.ndarray]:
     """The parameters and moments in the last checkpoint, whole."""
     run_dir = Path(config.run_dir)
-    step = checkpoint.complete_steps(run_dir)[-1]
-    stored = StoredParameters(checkpoint.rank_files(run_dir, step, tensor_rank))
+    step = checkpoint.complete_steps(RunFolder(run_dir))[-1]
+    stored = StoredParameters(checkpoint.rank_files(RunFolder(run_dir), step, tensor_rank))
     return {
         (kind, name): stored.read(kind, name, 0, stored.numel(name))
         for name in stored.names
@@ -115,7 +116,7 @@ def stopped(search_values: dict) -> Any:
     """The configuration of a search of 6 steps with checkpoints after 3 and 5."""
     config = load(search_values)
     run_ranks(2, run_search, config, 5)
-    assert checkpoint.complete_steps(Path(config.run_dir)) == [3, 5]
+    assert checkpoint.complete_steps(RunFolder(Path(config.run_dir))) == [3, 5]
     return config
 
 
@@ -170,12 +171,12 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_taken(
         tmp_path / "straight/metrics.jsonl"
     )
     # The refused one is gone, and the last is whole.
-    assert checkpoint.complete_steps(tmp_path / "run") == [3, 6]
+    assert checkpoint.complete_steps(RunFolder(tmp_path / "run")) == [3, 6]
 
 
 def test_without_a_whole_checkpoint_the_search_does_not_start_over(stopped: Any) -> None:
     for step in (3, 5):
-        truncate(checkpoint.step_folder(Path(stopped.run_dir), step))
+        truncate(RunFolder(Path(stopped.run_dir)).checkpoint(step))
     for message in run_ranks(2, refused, stopped):
         assert "none of the 2 checkpoints is whole" in message
 
@@ -226,7 +227,7 @@ def test_a_checkpoint_of_another_search_is_refused(
 
 
 def test_another_tokenizer_is_refused(stopped: Any) -> None:
-    folder = checkpoint.step_folder(Path(stopped.run_dir), 5)
+    folder = RunFolder(Path(stopped.run_dir)).checkpoint(5)
     content = json.loads((folder / "search.json").read_text())
     content.pop("sha256")
     content["state"]["identity"]["tokenizer"] = "0" * 64
@@ -238,7 +239,7 @@ def test_another_tokenizer_is_refused(stopped: Any) -> None:
 
 def run_with_little_room(config: Any, folder: str | None) -> str:
     """After step 4, files may not grow beyond 20 KB, or nothing more fits on the file system."""
-    run_folder.claim(config)
+    claim(config)
     search = Search(config)
     original = search.batches.training
 
@@ -286,7 +287,7 @@ def test_a_full_file_system_leaves_the_checkpoint_before(
         for message in run_ranks(2, run_with_little_room, config, str(run)):
             assert "the checkpoint could not be written; that of step 3 stays" in message
         assert "No space left on device" in capfd.readouterr().err
-        assert checkpoint.latest(run) is not None
+        assert checkpoint.latest(RunFolder(run)) is not None
         subprocess.run(["mount", "-o", "remount,size=8m", str(run)], check=True)
         assert run_ranks(2, run_search, config)[0]["complete"]
     finally:
@@ -304,7 +305,7 @@ class Trap:
 
 
 def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path) -> None:
-    folder = checkpoint.step_folder(tmp_path, 1)
+    folder = RunFolder(tmp_path).checkpoint(1)
     folder.mkdir(parents=True)
     file, sprung = folder / "tensor-00-data-00000.npz", tmp_path / "sprung"
     np.savez(file, **{"master:0:1:x": np.array([Trap(sprung)], dtype=object)})
@@ -320,4 +321,4 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path) -> None:
     content["sha256"] = checkpoint._seal(content)
     (folder / "search.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints is whole"):
-        checkpoint.latest(tmp_path)
+        checkpoint.latest(RunFolder(tmp_path))

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from megatron_fastmix.errors import CommunicationError, ConfigError
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.parallel.groups import DataParallelGroup, limit_waiting
+from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
 from megatron_fastmix.start.launch import free_port
 from megatron_fastmix.start.worker import STOPPED_EXIT_CODE, failed_collective
@@ -199,23 +200,23 @@ def test_the_time_limit_holds_in_every_group(tmp_path: Path) -> None:
     assert "Timed out waiting 1000ms" in said
 
 
-HOLD = "import sys, time; from pathlib import Path; from megatron_fastmix.run.lock import \
-RunLock; RunLock(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(60)"
+HOLD = "import sys, time; from pathlib import Path; from megatron_fastmix.run.folder import \
+RunFolder; from megatron_fastmix.run.lock import RunLock; RunLock(RunFolder(Path(sys.argv[1]))).acquire(); print('held', flush=True); time.sleep(60)"
 
 
 def test_a_lock_lasts_as_long_as_its_process(tmp_path: Path) -> None:
-    RunLock(tmp_path).check_free()
+    RunLock(RunFolder(tmp_path)).check_free()
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    for attempt in (RunLock(tmp_path).acquire, RunLock(tmp_path).check_free):
+    for attempt in (RunLock(RunFolder(tmp_path)).acquire, RunLock(RunFolder(tmp_path)).check_free):
         with pytest.raises(ConfigError, match=f"process {holder.pid} on {socket.gethostname()}"):
             attempt()
     holder.kill()
     holder.communicate()
-    lock = RunLock(tmp_path)
+    lock = RunLock(RunFolder(tmp_path))
     lock.acquire()
     lock.release()
     assert (tmp_path / "lock").read_bytes() == b""
@@ -226,7 +227,7 @@ def test_a_lock_of_another_host_is_taken_over_when_it_no_longer_moves(tmp_path: 
     file.write_text('{"host": "elsewhere", "pid": 7}')
     said: list[str] = []
     began = time.monotonic()
-    lock = RunLock(tmp_path, heartbeat_seconds=0.2)
+    lock = RunLock(RunFolder(tmp_path), heartbeat_seconds=0.2)
     lock.acquire(said.append)
     assert time.monotonic() - began >= 0.6
     assert "left by process 7 on elsewhere" in said[0]
@@ -249,7 +250,7 @@ def test_a_lock_that_moves_on_another_host_is_respected(tmp_path: Path) -> None:
     touching = subprocess.Popen(["bash", "-c", f"while touch {file}; do sleep 0.05; done"])
     wait_for_touch(file)
     with pytest.raises(ConfigError, match="a search is running here, process 7 on elsewhere"):
-        RunLock(tmp_path, heartbeat_seconds=1).acquire()
+        RunLock(RunFolder(tmp_path), heartbeat_seconds=1).acquire()
     touching.kill()
     touching.wait()
 

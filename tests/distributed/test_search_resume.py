@@ -11,8 +11,8 @@ import pytest
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import NonFiniteError
 from megatron_fastmix.lab.forked_ranks import run_ranks
-from megatron_fastmix.run import folder as run_folder
 from megatron_fastmix.search.loop import Search
+from megatron_fastmix.start.claim import claim
 from tests.distributed.searches import (
     SAMPLING,
     load,
@@ -103,7 +103,7 @@ def test_lines_and_steps_after_the_last_checkpoint_are_done_again(
 
 
 def blow_up(config: SearchConfig) -> str:
-    run_folder.claim(config)
+    claim(config)
     search = Search(config)
     original = search.batches.training
 

@@ -12,12 +12,12 @@ import matplotlib.image
 import pytest
 
 from megatron_fastmix.cli.main import main
-from megatron_fastmix.cli.report import read_runs, write_report
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.report.charts import build_charts
 from megatron_fastmix.report.run_record import find_runs, read_run
 from megatron_fastmix.report.svg import number, ticks
 from megatron_fastmix.report.verdict import are_repeats, judge, learned
+from megatron_fastmix.report.write import read_runs, write_report
 from megatron_fastmix.run.metrics import MetricsLog
 
 SOURCES = ("code & <b>", "prose", "noise")

@@ -17,8 +17,11 @@ import yaml
 from megatron_fastmix.config import OutputConfig, load_config
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.mixture.mixture import Mixture
+from megatron_fastmix.run.events import InnerStep, OuterStep
+from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.run.progress import Progress
+from megatron_fastmix.run.sinks import open_sinks
 from megatron_fastmix.run.trackers import (
     TensorBoard,
     check_trackers,
@@ -52,21 +55,41 @@ def test_plain_lines_are_megatrons():
     assert re.match(megatron, stream.getvalue())
 
 
-def figures() -> dict[str, float]:
-    return inner_figures(
+def inner_event(step: int = 1) -> InnerStep:
+    return InnerStep(
+        step=step,
         loss=4.0,
         source_loss={"a": 3.0, "b": math.nan},
         lr=1e-3,
         grad_norm=2.0,
-        batch_size=8,
+        tokens=80,
+        tokens_per_second=160.0,
         seconds=0.5,
-    ) | outer_figures(
-        target_loss={"t": 5.0},
-        mean_target_loss=5.0,
-        weights={"a": 0.75, "b": 0.25},
-        products={"a": 0.1, "b": 0.2},
-        noise_to_signal=None,
     )
+
+
+def outer_event() -> OuterStep:
+    each = {"a": 0.75, "b": 0.25}
+    return OuterStep(
+        step=1,
+        outer_step=1,
+        weights=each,
+        logits=each,
+        products=each,
+        products_standard_error=each,
+        noise_to_signal=None,
+        hypergradient=each,
+        probe_samples=each,
+        lr=0.1,
+        target_products=None,
+        target_loss={"t": 5.0},
+        target_weight={"t": 1.0},
+        seconds=0.1,
+    )
+
+
+def figures() -> dict[str, float]:
+    return inner_figures(inner_event(), 8) | outer_figures(outer_event(), 5.0)
 
 
 def test_tensorboard_gets_megatrons_tags(tmp_path):
@@ -126,8 +149,8 @@ def test_a_tracker_whose_package_is_missing_is_refused(monkeypatch, tmp_path):
 def test_the_reporter_feeds_metrics_and_trackers(config_file, search_values, tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     from megatron_fastmix.hypergradient import Products
-    from megatron_fastmix.run.reporter import Reporter
     from megatron_fastmix.search.outer_step import OuterResult
+    from megatron_fastmix.search.reporter import Reporter
 
     search_values["output"]["tensorboard_dir"] = str(tmp_path / "events")
     config_file.write_text(yaml.safe_dump(search_values))
@@ -145,7 +168,8 @@ def test_the_reporter_feeds_metrics_and_trackers(config_file, search_values, tmp
         lr=0.1,
         seconds=0.0,
     )
-    with Reporter(config, mixture, tmp_path, 0, tokens_per_step=320, active=True) as report:
+    sinks = open_sinks(config, RunFolder(tmp_path), 0)
+    with Reporter(config, mixture, sinks, 0, tokens_per_step=320) as report:
         report.inner(1, 4.0, np.array([4.0, 4.0, np.nan]), 1e-3, None, data_seconds=0.25)
         report.outer(1, result)
         report.end(1, complete=False, training_flops=1e9)

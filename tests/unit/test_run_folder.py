@@ -7,37 +7,38 @@ import pytest
 from megatron_fastmix.checkpoint.store import STATE_FILE
 from megatron_fastmix.config import load_config
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.run import folder as run_folder
+from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.start.claim import claim
 
 
 @pytest.mark.parametrize("key", ["mixture.lr", "mixture.inner_steps"])
 def test_a_change_must_be_accepted(config_file: Path, key: str) -> None:
-    run_folder.claim(load_config(config_file))
+    claim(load_config(config_file))
     changed = load_config(config_file, [f"--{key}=3"])
     with pytest.raises(ConfigError, match=rf"{key}: was .*--accept-changes"):
-        run_folder.claim(changed)
-    run_folder.claim(changed, accept_changes=True)
-    assert load_config(Path(changed.run_dir) / run_folder.CONFIG_FILE) == changed
+        claim(changed)
+    claim(changed, accept_changes=True)
+    assert load_config(RunFolder(Path(changed.run_dir)).config) == changed
 
 
 def test_under_sampling_inner_steps_must_stay(config_file: Path) -> None:
     """They say at which draw each past mixture held."""
     sampling = "--mixture.weighting=sampling"
-    run_folder.claim(load_config(config_file, [sampling]))
+    claim(load_config(config_file, [sampling]))
     changed = load_config(config_file, [sampling, "--mixture.inner_steps=3"])
     with pytest.raises(ConfigError, match=r"inner_steps: was 2, now 3.*set these back") as caught:
-        run_folder.claim(changed, accept_changes=True)
+        claim(changed, accept_changes=True)
     assert "--accept-changes" not in str(caught.value)
 
 
 def test_checkpoints_without_their_configuration_are_refused(config_file: Path) -> None:
     config = load_config(config_file)
-    folder = run_folder.claim(config)
+    folder = claim(config)
     step = folder / "checkpoints/step-00000003"
     step.mkdir(parents=True)
     (step / STATE_FILE).touch()
-    run_folder.claim(config)
-    (folder / run_folder.CONFIG_FILE).unlink()
+    claim(config)
+    folder.config.unlink()
     with pytest.raises(ConfigError, match=r"run: holds checkpoints but no config\.yaml"):
-        run_folder.claim(config)
-    assert not (folder / run_folder.CONFIG_FILE).exists()
+        claim(config)
+    assert not folder.config.exists()

@@ -20,7 +20,8 @@ from megatron_fastmix.deepspeed_engine.engine import build_optimizer, learning_r
 from megatron_fastmix.errors import NonFiniteError
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.parallel.groups import DataParallelGroup
-from megatron_fastmix.proxy.build import build_model, flops_per_token
+from megatron_fastmix.proxy.build import build_model
+from megatron_fastmix.proxy.cost import flops_per_token
 from megatron_fastmix.proxy.megatron_gpt import batch_losses, initialize_world_of_one
 from megatron_fastmix.search.inputs import check_inputs
 

@@ -124,10 +124,10 @@ def _fastmix(method: str, config: SearchConfig, file: Path) -> None:
     """The search itself on one rank, in its run folder, from which it resumes."""
     from megatron_fastmix.deepspeed_engine.distributed import init_distributed
     from megatron_fastmix.proxy.megatron_gpt import initialize_world_of_one
-    from megatron_fastmix.run import folder as run_folder
     from megatron_fastmix.search.loop import Search
+    from megatron_fastmix.start.claim import claim
 
-    run_folder.claim(config)
+    claim(config)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
     initialize_world_of_one()
     init_distributed(auto_mpi_discovery=False)

@@ -29,7 +29,6 @@ from megatron_fastmix.deepspeed_engine.engine import build_engine, learning_rate
 from megatron_fastmix.deepspeed_engine.state import snapshot
 from megatron_fastmix.lab.benchmarks.table import Row
 from megatron_fastmix.lab.forked_ranks import run_ranks
-from megatron_fastmix.run.reporter import Reporter
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.loop import Search
 
@@ -284,14 +283,7 @@ def _search_over_training(config: SearchConfig, settings: Settings) -> float:
     plain = build_engine(config, search.inputs.tokenizer.vocab_size, search.group.size)
     ones = np.ones(len(config.sources))
     ratios = []
-    with Reporter(
-        config,
-        search.mixture,
-        search.folder,
-        0,
-        tokens_per_step=search.tokens_per_step,
-        active=search.world.rank == 0,
-    ) as report:
+    with search.open_report() as report:
         for repetition in range(settings.repetitions + 1):
             seconds = [0.0, 0.0]
             # In turns, step by step, so that whatever else the machine does meets both alike.
@@ -301,7 +293,9 @@ def _search_over_training(config: SearchConfig, settings: Settings) -> float:
                 inner_step(plain, search.batches, repetition * settings.inner_steps + step, ones)
                 search.world.barrier()
                 between = time.perf_counter()
-                search.advance(report)
+                search.inner_step(report)
+                if search.step % settings.inner_steps == 0:
+                    search.outer_step(report)
                 search.world.barrier()
                 seconds[0] += between - began
                 seconds[1] += time.perf_counter() - between

@@ -12,8 +12,8 @@ from megatron_fastmix.lab.benchmarks import table as benchmark
 from megatron_fastmix.lab.comparison.rows import Row
 from megatron_fastmix.lab.comparison.scenario import Scenario
 from megatron_fastmix.lab.comparison.statistics import mean, standard_deviation
-from megatron_fastmix.report.summary import align
 from megatron_fastmix.result.mixture_file import MixtureFile
+from megatron_fastmix.text_table import align
 
 UNIFORM = "uniform"
 GAP_REACH = 0.9

@@ -19,7 +19,7 @@ from megatron_fastmix.lab.comparison.statistics import (
     standard_deviation,
 )
 from megatron_fastmix.processes import available_cores
-from megatron_fastmix.report.summary import align
+from megatron_fastmix.text_table import align
 
 
 def loss_table(rows: Sequence[Row]) -> str:

@@ -25,7 +25,8 @@ with warnings.catch_warnings():
     from megatron_fastmix.deepspeed_engine.engine import build_optimizer, learning_rate
     from megatron_fastmix.lab.comparison.row_data import RowData
     from megatron_fastmix.lab.comparison.row_evaluation import evaluate
-    from megatron_fastmix.proxy.build import build_model, flops_per_token
+    from megatron_fastmix.proxy.build import build_model
+    from megatron_fastmix.proxy.cost import flops_per_token
     from megatron_fastmix.proxy.megatron_gpt import initialize_world_of_one, token_losses
 
 PACKAGES = ("megatron-fastmix", "megatron-core", "torch", "numpy")

@@ -1,0 +1,78 @@
+"""What a search costs: every floating-point operation is counted here.
+
+A backward pass counts as two forward passes.
+"""
+
+from __future__ import annotations
+
+from megatron_fastmix.config import ProxyConfig, SearchConfig
+from megatron_fastmix.proxy.huggingface import on_paper
+from megatron_fastmix.proxy.megatron_gpt import padded_vocab_size
+
+
+def training_flops(
+    config: SearchConfig,
+    *,
+    steps: int,
+    outer_steps: int,
+    tokens_per_sample: float,
+    vocab_size: int,
+) -> float:
+    """Floating-point operations of `steps` optimizer steps and `outer_steps` steps of the
+    mixture."""
+    passes = 3.0 * steps * config.training.global_batch_size
+    passes += outer_steps * outer_step_forward_passes(config)
+    per_token = flops_per_token(config.proxy, vocab_size, config.data.seq_length)
+    return passes / 3.0 * tokens_per_sample * per_token
+
+
+def objective_samples(config: SearchConfig) -> list[int]:
+    """Samples of each gradient v of an outer step, every one of which has a probe of its own."""
+    samples = [config.hypergradient.target_samples] * len(config.targets)
+    if config.objective.train_loss_weight:
+        samples.append(config.hypergradient.probe_samples_per_source * len(config.sources))
+    return samples if config.estimates_per_target else [sum(samples)]
+
+
+def outer_step_forward_passes(config: SearchConfig) -> float:
+    """Cost of one outer step in forward passes of one sample; a backward pass counts as two."""
+    hypergradient, count = config.hypergradient, len(config.sources)
+    objective = objective_samples(config)
+    probe = hypergradient.probe_samples_per_source * count * len(objective)
+    if hypergradient.estimator == "finite_difference":
+        return 3.0 * sum(objective) + 2.0 * probe
+    return 3.0 * sum(objective) + 3.0 * probe * count
+
+
+def flops_per_token(config: ProxyConfig, vocab_size: int, seq_length: int) -> float:
+    """Floating-point operations of one token's forward and backward pass."""
+    if config.kind == "huggingface":
+        return _huggingface_flops_per_token(config, seq_length)
+    return _megatron_flops_per_token(config, vocab_size, seq_length)
+
+
+def _megatron_flops_per_token(config: ProxyConfig, vocab_size: int, seq_length: int) -> float:
+    """Floating-point operations of one token's forward and backward pass.
+
+    3 × forward; forward = 2 × weights of the matrix products + 2·S·hidden per layer for causal
+    attention's two products (half of 4·S·hidden). The embedding look-up costs nothing.
+    """
+    hidden = config.hidden_size
+    layer = 4 * hidden**2 + 3 * hidden * config.feed_forward_size
+    output = hidden * padded_vocab_size(config, vocab_size)
+    forward = 2 * (config.num_layers * layer + output) + config.num_layers * 2 * seq_length * hidden
+    return 3.0 * forward
+
+
+def _huggingface_flops_per_token(config: ProxyConfig, seq_length: int) -> float:
+    """Floating-point operations of one token's forward and backward pass, about.
+
+    3 × forward; forward = 2 × parameters but the input embedding, + 2·S·hidden per layer for causal
+    attention's two products. With LoRA this is an upper bound: frozen weights take no gradient.
+    """
+    model, empty = on_paper(config)
+    weights = sum(parameter.numel() for parameter in empty.parameters())
+    if not model.tie_word_embeddings:
+        weights -= empty.get_input_embeddings().weight.numel()
+    attention = model.num_hidden_layers * 2 * seq_length * model.hidden_size
+    return 3.0 * (2 * weights + attention)

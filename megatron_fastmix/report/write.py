@@ -1,0 +1,57 @@
+"""Writing the report of one or more runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_fastmix.atomic_file import write_atomically
+from megatron_fastmix.report.charts import Chart, build_charts
+from megatron_fastmix.report.page import render_page
+from megatron_fastmix.report.run_record import RunRecord, find_runs, read_run
+from megatron_fastmix.report.verdict import Verdict, are_repeats, judge, learned
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[RunRecord]:
+    """The runs at `paths`, with names that tell them apart."""
+    found = find_runs(paths)
+    names = [path.resolve().parent.name for path in found]
+    if len(set(names)) < len(names):
+        names = [str(path.parent) for path in found]
+    return [read_run(path, name) for path, name in zip(found, names, strict=True)]
+
+
+def write_report(
+    runs: Sequence[RunRecord],
+    folder: str | Path,
+    *,
+    pictures: bool = True,
+    reload_seconds: int | None = None,
+) -> Path:
+    """Writes report.html, and a PNG for each chart, into `folder`; returns the page's path.
+
+    Runs that differ in nothing but the seed are averaged; others are shown side by side.
+    """
+    verdict: Verdict | None = judge(runs) if are_repeats(runs) else None
+    weights = verdict.weights if verdict else _largest(runs)
+    sections = build_charts(runs, sorted(weights, key=lambda name: -weights[name]))
+    page = Path(folder) / "report.html"
+    write_atomically(page, render_page(runs, verdict, sections, reload_seconds=reload_seconds))
+    if pictures:
+        _write_pictures([chart for charts in sections.values() for chart in charts], folder)
+    return page
+
+
+def _write_pictures(charts: Sequence[Chart], folder: str | Path) -> None:
+    from megatron_fastmix.report.png import write_png  # matplotlib takes a second
+
+    for chart in charts:
+        write_png(chart, folder)
+
+
+def _largest(runs: Sequence[RunRecord]) -> dict[str, float]:
+    largest: dict[str, float] = {}
+    for run in runs:
+        for name, weight in learned(run)[0].items():
+            largest[name] = max(largest.get(name, 0.0), weight)
+    return largest

@@ -1,0 +1,124 @@
+"""What happens during a search, as events that every sink receives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened after `step` optimizer steps."""
+
+    kind: ClassVar[str]
+    """Its name in the metrics; empty for what is shown and not kept."""
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStart(Event):
+    """A search begins at step 0."""
+
+    kind = "run"
+    sources: list[str]
+    targets: list[str]
+    initial_weights: Mapping[str, float]
+    source_tokens: Mapping[str, int]
+    token_budget: int
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening(Event):
+    """This process takes the search up, at whichever step."""
+
+    kind = ""
+    weights: Mapping[str, float]
+    """α."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerStep(Event):
+    """One optimizer step of the proxy."""
+
+    kind = "inner"
+    loss: float
+    """Mean over the batch, nats per token."""
+    source_loss: Mapping[str, float]
+    """Unweighted, nats per token; NaN where the batch had no sample."""
+    lr: float
+    grad_norm: float | None
+    """Before clipping; None where DeepSpeed has none."""
+    tokens: int
+    """Tokens trained on so far."""
+    tokens_per_second: float
+    seconds: float
+    """Wall time."""
+    data_seconds: float | None = None
+    """Of the step that went into waiting for batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OuterStep(Event):
+    """One step of the mixture; mappings are by source, or by target."""
+
+    kind = "outer"
+    outer_step: int
+    weights: Mapping[str, float]
+    """α after the step."""
+    logits: Mapping[str, float]
+    products: Mapping[str, float]
+    """⟨v, ∇L_k⟩."""
+    products_standard_error: Mapping[str, float]
+    noise_to_signal: float | None
+    hypergradient: Mapping[str, float]
+    """∂ℓ/∂z before the step."""
+    probe_samples: Mapping[str, float]
+    lr: float
+    target_products: Mapping[str, Mapping[str, float]] | None
+    """By target and source, where estimated apart."""
+    target_loss: Mapping[str, float]
+    """Nats per token, before the step."""
+    target_weight: Mapping[str, float]
+    """ω."""
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointBegun(Event):
+    """A checkpoint's arrays are copied; it is written behind the training."""
+
+    kind = "checkpoint"
+    path: str
+    """Name of its folder."""
+    seconds: float
+    """For which the training stood still."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEnd(Event):
+    """The search, or this part of it, ends."""
+
+    kind = "end"
+    complete: bool
+    training_flops: float | None
+    """Of all its parts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note(Event):
+    """A line for whoever watches."""
+
+    kind = ""
+    text: str
+
+
+class Sink(Protocol):
+    """Receives every event of a search, on rank 0."""
+
+    def receive(self, event: Event) -> None:
+        """Takes one event; others than it knows are passed over."""
+
+    def close(self) -> None:
+        """Writes what is left."""

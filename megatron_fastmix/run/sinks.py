@@ -1,0 +1,107 @@
+"""Where the events of a search go: metrics, terminal, trackers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from megatron_fastmix.config import SearchConfig, strict_yaml
+from megatron_fastmix.run.events import Event, InnerStep, Note, Opening, OuterStep, Sink
+from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.run.metrics import MetricsLog
+from megatron_fastmix.run.progress import Progress
+from megatron_fastmix.run.trackers import Tracker, inner_figures, open_trackers, outer_figures
+
+
+def open_sinks(config: SearchConfig, folder: RunFolder, step: int) -> list[Sink]:
+    """The sinks of a search that has done `step` steps; lines of later steps, left by a run that
+    died, are dropped."""
+    metrics = MetricsSink(folder, step)
+    terminal = TerminalSink(config, step)
+    values = strict_yaml.to_dict(config)
+    trackers = open_trackers(config.output, folder.path, step, values)
+    return [metrics, terminal, *(TrackerSink(each, config) for each in trackers)]
+
+
+class MetricsSink:
+    """`metrics.jsonl`: every event that has a kind."""
+
+    def __init__(self, folder: RunFolder, step: int) -> None:
+        self._log = MetricsLog(folder.metrics)
+        self._log.truncate_after(step if step else -1)
+
+    def receive(self, event: Event) -> None:
+        if event.kind:
+            fields = {f.name: getattr(event, f.name) for f in dataclasses.fields(event)}
+            if fields.get("data_seconds", 0.0) is None:
+                del fields["data_seconds"]
+            self._log.write(event.kind, fields.pop("step"), **fields)
+
+    def close(self) -> None:
+        self._log.close()
+
+
+class TerminalSink:
+    """A bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, config: SearchConfig, step: int) -> None:
+        self._progress = Progress(
+            config.training.train_iters,
+            initial=step,
+            log_interval=config.output.log_interval,
+            global_batch_size=config.training.global_batch_size,
+        )
+        self._target_weights = config.target_weights
+        self._weights: Mapping[str, float] = {}
+        self._target_loss: float | None = None
+
+    def receive(self, event: Event) -> None:
+        if isinstance(event, Opening):
+            self._weights = event.weights
+        elif isinstance(event, InnerStep):
+            self._progress.update(
+                event.step,
+                loss=event.loss,
+                target_loss=self._target_loss,
+                weights=self._weights,
+                tokens_per_second=event.tokens_per_second,
+                lr=event.lr,
+                grad_norm=event.grad_norm,
+            )
+        elif isinstance(event, OuterStep):
+            self._weights = event.weights
+            self._target_loss = mean_target_loss(self._target_weights, event)
+        elif isinstance(event, Note):
+            self._progress.line(event.text)
+
+    def close(self) -> None:
+        self._progress.close()
+
+
+class TrackerSink:
+    """TensorBoard or Weights & Biases."""
+
+    def __init__(self, tracker: Tracker, config: SearchConfig) -> None:
+        self._tracker = tracker
+        self._batch_size = config.training.global_batch_size
+        self._target_weights = config.target_weights
+
+    def receive(self, event: Event) -> None:
+        if isinstance(event, InnerStep):
+            figures = inner_figures(event, self._batch_size)
+        elif isinstance(event, OuterStep):
+            figures = outer_figures(event, mean_target_loss(self._target_weights, event))
+        else:
+            return
+        self._tracker.log(figures, event.step, event.step * self._batch_size)
+
+    def close(self) -> None:
+        self._tracker.close()
+
+
+def mean_target_loss(target_weights: Sequence[float], event: OuterStep) -> float:
+    """Nats per token, by the weights of the configuration: with moving ω the curve would jump with
+    them."""
+    return float(np.dot(target_weights, list(event.target_loss.values())))

@@ -1,0 +1,103 @@
+"""The parts of a search on one rank, put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.core import parallel_state
+
+from megatron_fastmix.batch.batches import Batches
+from megatron_fastmix.batch.sources import build_source_blend, build_targets
+from megatron_fastmix.checkpoint.identity import Identity, check_same_on_all_ranks, identity_of
+from megatron_fastmix.checkpoint.store import CheckpointWriter
+from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.deepspeed_engine.engine import (
+    build_engine,
+    engine_parameters,
+    engine_preconditioner,
+)
+from megatron_fastmix.mixture.mixture import Mixture
+from megatron_fastmix.mixture.objective import AGGREGATIONS, TargetAggregation
+from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.proxy.megatron_gpt import initialize_parallel_state
+from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.search.inputs import Inputs, check_inputs
+from megatron_fastmix.search.outer_step import OuterLoop
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchParts:
+    """Everything that a search works with."""
+
+    folder: RunFolder
+    world: DataParallelGroup
+    """All ranks."""
+    group: DataParallelGroup
+    """The data-parallel ranks of this one."""
+    tensor: DataParallelGroup
+    """The tensor-parallel ranks of this one."""
+    inputs: Inputs
+    identity: Identity
+    mixture: Mixture
+    targets: TargetAggregation
+    batches: Batches
+    engine: Any
+    """DeepSpeed's, around the proxy."""
+    outer_loop: OuterLoop
+    checkpoints: CheckpointWriter
+
+
+def assemble(config: SearchConfig, device: str) -> SearchParts:
+    """Checks the inputs and builds everything at its start. Every rank must call.
+
+    Raises what `check_inputs` raises, and `RankDivergenceError` where ranks read different data.
+    """
+    initialize_parallel_state(config.engine.tensor_model_parallel_size)
+    folder = RunFolder(Path(config.run_dir))
+    world = DataParallelGroup(device=device)
+    group = DataParallelGroup(parallel_state.get_data_parallel_group(), device)
+    tensor = DataParallelGroup(parallel_state.get_tensor_model_parallel_group(), device)
+    inputs = check_inputs(config, world.size)
+    tokenizer = inputs.tokenizer
+    identity = identity_of(config, tokenizer.sha256)
+    check_same_on_all_ranks(identity, world)
+
+    mixture = Mixture(
+        config.source_names, config.mixture, bounds=config.bounds, total_steps=config.outer_steps
+    )
+    targets = AGGREGATIONS[config.objective.target_aggregation](
+        config.target_weights, [t.reference_loss for t in config.targets], config.objective
+    )
+    cache = config.data.data_cache_path or str(folder.index_cache)
+    batches = Batches(
+        config,
+        build_source_blend(config, mixture, tokenizer, cache),
+        build_targets(config, tokenizer, cache),
+        group,
+    )
+    engine = build_engine(config, tokenizer.vocab_size, group.size)
+    return SearchParts(
+        folder=folder,
+        world=world,
+        group=group,
+        tensor=tensor,
+        inputs=inputs,
+        identity=identity,
+        mixture=mixture,
+        targets=targets,
+        batches=batches,
+        engine=engine,
+        outer_loop=OuterLoop(
+            config,
+            engine.module,
+            engine_parameters(engine, group, tensor),
+            batches,
+            mixture,
+            targets,
+            world,
+            engine_preconditioner(engine, config),
+        ),
+        checkpoints=CheckpointWriter(folder, world, group, tensor, config.output.keep_checkpoints),
+    )

@@ -1,0 +1,175 @@
+"""What a search tells: its steps as events, handed to every sink."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from megatron_fastmix.config import SearchConfig, strict_yaml
+from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.mixture.mixture import Mixture
+from megatron_fastmix.run.events import (
+    CheckpointBegun,
+    Event,
+    InnerStep,
+    Note,
+    Opening,
+    OuterStep,
+    RunEnd,
+    RunStart,
+    Sink,
+)
+from megatron_fastmix.search.outer_step import OuterResult
+
+NOISE_WARNING = 1.0
+"""Estimates whose standard error exceeds this many spreads between sources are called noise."""
+
+
+class Reporter:
+    """Turns what happens into events; ranks other than 0 have no sinks."""
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        mixture: Mixture,
+        sinks: Sequence[Sink],
+        step: int,
+        *,
+        tokens_per_step: int,
+    ) -> None:
+        """`step` steps are done."""
+        self.tokens_per_step = tokens_per_step
+        self.config = config
+        self.mixture = mixture
+        self.sinks = sinks
+        self._stack = contextlib.ExitStack()
+        for sink in sinks:
+            self._stack.callback(sink.close)
+        self._noisy = 0
+        self._last = time.monotonic()
+        if sinks and step == 0:
+            self._send(self._start())
+        self._send(Opening(step=step, weights=self._by_source(mixture.weights)))
+
+    def inner(
+        self,
+        step: int,
+        loss: float,
+        source_losses: np.ndarray,
+        lr: float,
+        grad_norm: float | None,
+        data_seconds: float | None = None,
+    ) -> None:
+        """Step `step` is done; `source_losses` (K,) are unweighted, NaN where none was drawn;
+        `data_seconds` of it went into waiting for batches."""
+        now = time.monotonic()
+        seconds = max(now - self._last, 1e-9)
+        self._last = now
+        self._send(
+            InnerStep(
+                step=step,
+                loss=loss,
+                source_loss=self._by_source(source_losses),
+                lr=lr,
+                grad_norm=grad_norm,
+                tokens=step * self.tokens_per_step,
+                tokens_per_second=self.tokens_per_step / seconds,
+                seconds=seconds,
+                data_seconds=data_seconds,
+            )
+        )
+
+    def outer(self, step: int, result: OuterResult) -> None:
+        """An outer step was taken after `step` optimizer steps."""
+        self._last += result.seconds  # the throughput is that of the inner steps
+        products, mixture = result.products, self.mixture
+        each = result.target_products
+        self._send(
+            OuterStep(
+                step=step,
+                outer_step=mixture.outer_steps,
+                weights=self._by_source(mixture.weights),
+                logits=self._by_source(mixture.logits),
+                products=self._by_source(products.values),
+                products_standard_error=self._by_source(products.standard_error),
+                noise_to_signal=result.noise_to_signal,
+                hypergradient=self._by_source(result.gradient),
+                probe_samples=self._by_source(products.counts),
+                lr=result.lr,
+                target_products=None
+                if each is None
+                else {
+                    target.name: self._by_source(values)
+                    for target, values in zip(self.config.targets, each, strict=True)
+                },
+                target_loss=self._by_target(result.target_losses),
+                target_weight=self._by_target(result.target_weights),
+                seconds=result.seconds,
+            )
+        )
+        for name, seen in zip(mixture.names, products.seen, strict=True):
+            if not seen:
+                self._note(step, f"the probe held no sample of {name}; its logit stays")
+        self._warn_of_noise(step, result.noise_to_signal)
+
+    def checkpoint(self, step: int, name: str, seconds: float) -> None:
+        """The checkpoint `name` is on its way to disk; training stood still for `seconds`."""
+        self._send(CheckpointBegun(step=step, path=name, seconds=seconds))
+        self._last += seconds
+
+    def end(self, step: int, *, complete: bool, training_flops: float | None = None) -> None:
+        """The run ends here; `training_flops` are those of all its parts."""
+        self._send(RunEnd(step=step, complete=complete, training_flops=training_flops))
+
+    def _start(self) -> RunStart:
+        names = self.mixture.names
+        sizes = [inspect_indexed_dataset(source.path).tokens for source in self.config.sources]
+        return RunStart(
+            step=0,
+            sources=names,
+            targets=[target.name for target in self.config.targets],
+            initial_weights=self._by_source(self.mixture.weights),
+            source_tokens=dict(zip(names, sizes, strict=True)),
+            token_budget=self.config.output.token_budget or sum(sizes),
+            config=strict_yaml.to_dict(self.config),
+        )
+
+    def _warn_of_noise(self, step: int, noise: float | None) -> None:
+        self._noisy = self._noisy + 1 if noise is not None and noise > NOISE_WARNING else 0
+        if self._noisy == 3:
+            self._note(
+                step,
+                f"the last 3 estimates were noise (standard error {noise:.1f} times the spread "
+                "between sources); raise hypergradient.probe_samples_per_source or "
+                "hypergradient.target_samples",
+            )
+
+    def _note(self, step: int, text: str) -> None:
+        self._send(Note(step=step, text=f"step {step}: {text}"))
+
+    def _send(self, event: Event) -> None:
+        for sink in self.sinks:
+            sink.receive(event)
+
+    def _by_source(self, values: Any) -> dict[str, float]:
+        return dict(zip(self.mixture.names, map(float, values), strict=True))
+
+    def _by_target(self, values: np.ndarray) -> dict[str, float]:
+        names = [target.name for target in self.config.targets]
+        return dict(zip(names, map(float, values), strict=True))
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()

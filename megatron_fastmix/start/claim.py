@@ -1,0 +1,95 @@
+"""Claiming a run folder: it is new, or of this very search."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from megatron_fastmix.atomic_file import write_atomically
+from megatron_fastmix.checkpoint.store import complete_steps
+from megatron_fastmix.config import SearchConfig, dump_config, load_config, strict_yaml
+from megatron_fastmix.corpus.manifest import read_manifest
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.run.folder import RunFolder
+
+_MAY_DIFFER = re.compile(
+    r"run_dir|output\..*|engine\.(zero_stage|distributed_timeout_minutes)|data\.data_cache_path"
+    # A checkpoint knows its data by content, and reads every sharding.
+    r"|training\.micro_batch_size|(sources|targets)\.\d+\.path|tokenizer\.tokenizer_model"
+)
+"""Keys that may change between the parts of one search: they move no result, but for rounding."""
+
+_MUST_NOT_DIFFER = re.compile(
+    r"(sources|targets)\.\d+\.name|tokenizer\..*|proxy\..*|engine\.(dtype|tensor_model_parallel_size)"
+    r"|mixture\.optimizer|data\.seq_length"
+)
+"""Keys of what a checkpoint's numbers mean."""
+
+
+def claim(config: SearchConfig, *, write: bool = True, accept_changes: bool = False) -> RunFolder:
+    """Checks that the run folder is new or of this very search, and writes what identifies it.
+
+    `write` False only checks, as the ranks other than 0 do. With `accept_changes`, everything may
+    differ that leaves a checkpoint its meaning. Raises `ConfigError` that names each key that
+    differs and may not, and for checkpoints without a configuration.
+    """
+    run = RunFolder(Path(config.run_dir))
+    folder, kept = run.path, run.config
+    if kept.exists():
+        before = _flat(strict_yaml.to_dict(load_config(kept)))
+        now = _flat(strict_yaml.to_dict(config))
+        changed = [
+            key
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and not _MAY_DIFFER.fullmatch(key)
+        ]
+        fatal = [key for key in changed if _MUST_NOT_DIFFER.fullmatch(key)]
+        if config.mixture.weighting == "sampling" and "mixture.inner_steps" in changed:
+            fatal.append("mixture.inner_steps")  # it says at which draw each past α held
+        if fatal or (changed and not accept_changes):
+            listed = "; ".join(
+                f"{key}: was {before.get(key)!r}, now {now.get(key)!r}"
+                for key in (fatal if accept_changes else changed)
+            )
+            override = "" if fatal else ", or go on with the new values by --accept-changes"
+            raise ConfigError(
+                f"{folder}: holds a search with another configuration ({listed}); "
+                f"set these back to resume it, choose another run_dir{override}"
+            )
+    elif complete_steps(run):
+        raise ConfigError(
+            f"{folder}: holds checkpoints but no {kept.name}, so nothing tells what they were "
+            "searched with; put the file back, or choose another run_dir"
+        )
+    if write:
+        try:
+            write_atomically(kept, dump_config(config))
+            write_atomically(run.sources, _provenance(config))
+        except OSError as error:
+            raise ConfigError(f"run_dir: cannot write to {folder}: {error.strerror}") from None
+    return run
+
+
+def _provenance(config: SearchConfig) -> str:
+    """The manifests of sources and targets, as JSON: whose text a mixture rests on."""
+    entries = []
+    for kind, datasets in (("source", config.sources), ("target", config.targets)):
+        for dataset in datasets:
+            manifest = read_manifest(dataset.path)
+            known = {} if manifest is None else strict_yaml.to_dict(manifest)
+            entries.append(known | {"name": dataset.name, "path": dataset.path, "kind": kind})
+    return json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to plain values."""
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        if isinstance(value, dict | list):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
