@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.utils.data import get_worker_info
 
 from megatron_fastmix.blend.shares import normalized
 from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule, read_schedule
 from megatron_fastmix.errors import CheckpointError, ConfigError, RankDivergenceError
+from megatron_fastmix.parallel.device import collective_device
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.result.mixture_file import read_mixture
 
@@ -174,7 +174,7 @@ class LiveMixture:
         except ConfigError as error:
             # Raised after the collectives, in which the others wait for this rank.
             problem = error
-        group = DataParallelGroup(device=_collective_device())
+        group = DataParallelGroup(device=collective_device())
         asked = -1 if at_sample is None else at_sample
         try:
             group.check_equal(
@@ -313,9 +313,3 @@ class LiveMixture:
         mine[group.rank] = self.drawn, self._state_array[2:].any()
         furthest, workers = group.sum(mine).max(axis=0)
         return int(furthest), bool(workers)
-
-
-def _collective_device() -> str:
-    if dist.is_initialized() and dist.get_backend() == "nccl":
-        return f"cuda:{torch.cuda.current_device()}"
-    return "cpu"

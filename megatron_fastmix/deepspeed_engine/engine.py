@@ -8,10 +8,11 @@ import torch
 
 from megatron_fastmix.config import SearchConfig, TrainingConfig
 from megatron_fastmix.deepspeed_engine.preconditioner import AdamPreconditioner
+from megatron_fastmix.deepspeed_engine.sharded_parameters import ShardedParameters
 from megatron_fastmix.mixture.schedule import scheduled_rate
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.mpu import MegatronMPU
-from megatron_fastmix.parallel.parameters import Parameters, ShardedParameters
+from megatron_fastmix.parallel.parameters import Parameters
 from megatron_fastmix.proxy.build import build_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -25,7 +25,11 @@ def limit_waiting(limit: timedelta) -> None:
 class DataParallelGroup:
     """The ranks that hold the same parameters and read different data."""
 
-    def __init__(self, group: dist.ProcessGroup | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         """`group` None is the default group, or one process alone where there is none."""
         self.group = group
         self.device = device

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core import parallel_state
 
 from megatron_fastmix.batch.batches import Batches
@@ -49,7 +50,7 @@ class SearchParts:
     checkpoints: CheckpointWriter
 
 
-def assemble(config: SearchConfig, device: str) -> SearchParts:
+def assemble(config: SearchConfig, device: torch.device) -> SearchParts:
     """Checks the inputs and builds everything at its start. Every rank must call.
 
     Raises what `check_inputs` raises, and `RankDivergenceError` where ranks read different data.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import torch
 
 from megatron_fastmix.checkpoint import store
 from megatron_fastmix.checkpoint.identity import check_identity
@@ -14,6 +15,7 @@ from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.deepspeed_engine.engine import learning_rate
 from megatron_fastmix.deepspeed_engine.state import restore, snapshot
 from megatron_fastmix.errors import NonFiniteError
+from megatron_fastmix.parallel.device import local_device
 from megatron_fastmix.proxy.cost import training_flops
 from megatron_fastmix.result.mixture_file import MixtureFile
 from megatron_fastmix.run.sinks import open_sinks
@@ -27,16 +29,21 @@ class Search:
     """One rank's part of a search."""
 
     def __init__(
-        self, config: SearchConfig, device: str = "cpu", *, accept_changes: bool = False
+        self,
+        config: SearchConfig,
+        device: torch.device | None = None,
+        *,
+        accept_changes: bool = False,
     ) -> None:
         """Builds the search, or resumes it from the newest checkpoint in its run folder.
 
-        With `accept_changes`, datasets may have other content than the checkpoint was trained on.
+        `device` is by default this rank's. With `accept_changes`, datasets may have other content
+        than the checkpoint was trained on.
         Every rank must call, with torch.distributed initialised. Raises what `assemble` raises,
         and `CheckpointError`.
         """
         self.config = config
-        parts = assemble(config, device)
+        parts = assemble(config, device or local_device())
         self.folder, self.inputs, self.identity = parts.folder, parts.inputs, parts.identity
         self.world, self.group, self.tensor = parts.world, parts.group, parts.tensor
         self.mixture, self.targets, self.batches = parts.mixture, parts.targets, parts.batches

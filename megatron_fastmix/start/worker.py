@@ -82,21 +82,19 @@ def failed_collective(error: BaseException) -> str | None:
 
 def _search(config: SearchConfig, accept_changes: bool) -> int:
     import torch
-    from deepspeed.accelerator import get_accelerator
 
     from megatron_fastmix.deepspeed_engine.distributed import init_distributed
+    from megatron_fastmix.parallel.device import local_device
     from megatron_fastmix.parallel.groups import DataParallelGroup, limit_waiting
     from megatron_fastmix.report.summary import final_table
     from megatron_fastmix.search.loop import Search
     from megatron_fastmix.start.artifacts import write_run_artifacts
 
-    accelerator = get_accelerator()
-    on_cpu = accelerator.device_name() == "cpu"
-    if not on_cpu:
-        accelerator.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    device = local_device()
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(device.index)
     timeout = timedelta(minutes=config.engine.distributed_timeout_minutes)
     init_distributed(timeout=timeout)
-    device = "cpu" if on_cpu else accelerator.current_device_name()
     world = DataParallelGroup(device=device)
     lock = _take_run_folder(config, world, accept_changes)
     search = Search(config, device, accept_changes=accept_changes)

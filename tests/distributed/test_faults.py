@@ -200,8 +200,15 @@ def test_the_time_limit_holds_in_every_group(tmp_path: Path) -> None:
     assert "Timed out waiting 1000ms" in said
 
 
-HOLD = "import sys, time; from pathlib import Path; from megatron_fastmix.run.folder import \
-RunFolder; from megatron_fastmix.run.lock import RunLock; RunLock(RunFolder(Path(sys.argv[1]))).acquire(); print('held', flush=True); time.sleep(60)"
+HOLD = """
+import sys, time
+from pathlib import Path
+from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.run.lock import RunLock
+RunLock(RunFolder(Path(sys.argv[1]))).acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
 
 
 def test_a_lock_lasts_as_long_as_its_process(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_under_sampling_inner_steps_must_stay(config_file: Path) -> None:
 def test_checkpoints_without_their_configuration_are_refused(config_file: Path) -> None:
     config = load_config(config_file)
     folder = claim(config)
-    step = folder / "checkpoints/step-00000003"
+    step = folder.checkpoint(3)
     step.mkdir(parents=True)
     (step / STATE_FILE).touch()
     claim(config)

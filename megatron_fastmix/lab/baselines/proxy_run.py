@@ -19,6 +19,7 @@ from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.deepspeed_engine.engine import build_optimizer, learning_rate
 from megatron_fastmix.errors import NonFiniteError
 from megatron_fastmix.mixture.mixture import Mixture
+from megatron_fastmix.parallel.device import local_device
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.proxy.build import build_model
 from megatron_fastmix.proxy.cost import flops_per_token
@@ -40,7 +41,7 @@ class ProxyRun:
         self.num_sources = len(config.sources)
         tokenizer = self.inputs.tokenizer
         mixture = Mixture(config.source_names, config.mixture)
-        group = DataParallelGroup(device="cuda" if torch.cuda.is_available() else "cpu")
+        group = DataParallelGroup(device=local_device())
         self._batches = Batches(
             config,
             build_source_blend(config, mixture, tokenizer, cache_path),

@@ -6,7 +6,6 @@ Nothing of the search is in here but the model's architecture, AdamW and the lea
 from __future__ import annotations
 
 import math
-import os
 import time
 import warnings
 from importlib.metadata import version
@@ -25,6 +24,7 @@ with warnings.catch_warnings():
     from megatron_fastmix.deepspeed_engine.engine import build_optimizer, learning_rate
     from megatron_fastmix.lab.comparison.row_data import RowData
     from megatron_fastmix.lab.comparison.row_evaluation import evaluate
+    from megatron_fastmix.parallel.device import local_device
     from megatron_fastmix.proxy.build import build_model
     from megatron_fastmix.proxy.cost import flops_per_token
     from megatron_fastmix.proxy.megatron_gpt import initialize_world_of_one, token_losses
@@ -39,8 +39,7 @@ def train_row(setting: Setting, task: Task, cache: Path) -> Row:
     """
     began = time.monotonic()
     initialize_world_of_one()
-    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-    device = torch.device("cuda" if on_gpu else "cpu")
+    device = local_device()
     training = setting.training
     tokenizer = load_tokenizer(setting.tokenizer.tokenizer_type, setting.tokenizer.tokenizer_model)
     data = RowData(setting, task, tokenizer, cache, device)

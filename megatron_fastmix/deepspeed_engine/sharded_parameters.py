@@ -1,0 +1,65 @@
+"""A model's parameters as one vector under ZeRO-3, where DeepSpeed keeps a shard on each rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.parallel.parameters import Parameters, Vector
+
+
+class ShardedParameters(Parameters):
+    """ZeRO-3: rank r holds the r-th of equal shards of each flattened parameter, zero-padded.
+
+    v has the same shards and is never whole.
+    """
+
+    def __init__(
+        self,
+        parameters: list[torch.nn.Parameter],
+        group: DataParallelGroup,
+        release: Callable[[], None],
+        tensor_group: DataParallelGroup | None = None,
+    ) -> None:
+        """`release` drops every gathered parameter (DeepSpeed: `empty_partition_cache`).
+
+        ZeRO-3 keeps small parameters gathered, and those of modules whose inputs need no gradient,
+        so the next forward pass would not see a shard that was replaced; and after a backward pass
+        that fires none of its hooks it takes them for in use.
+        """
+        super().__init__(parameters, group, tensor_group)
+        self._release = release
+
+    def release(self) -> None:
+        self._release()
+
+    def local(self) -> Vector:
+        return [parameter.ds_tensor.data for parameter in self.parameters]
+
+    def finish_gradient(self, vector: Vector) -> None:
+        """Nothing is left to do: the shards were reduced as they came."""
+
+    def subset(self, keep: Callable[[torch.nn.Parameter], bool]) -> Parameters:
+        kept = [p for p in self.parameters if keep(p)]
+        return ShardedParameters(kept, self.group, self._release, self.tensor_group)
+
+    def _point_at(self, storage: Vector) -> None:
+        for parameter, part in zip(self.parameters, storage, strict=True):
+            parameter.ds_tensor.data = part
+        self._release()
+
+    def _sum_of_shards(self, value: torch.Tensor) -> torch.Tensor:
+        return super()._sum_of_shards(self.group.sum_tensor_(value))
+
+    def _local_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
+        size = self.group.size
+        length = -(-gradient.numel() // size)
+        padded = gradient.reshape(-1).float()
+        if padded.numel() < length * size:
+            padded = torch.nn.functional.pad(padded, (0, length * size - padded.numel()))
+        shard = padded.new_empty(length)
+        dist.reduce_scatter_tensor(shard, padded, group=self.group.group)
+        return shard
