@@ -14,6 +14,7 @@ from megatron_fastmix.config.output import OutputConfig
 from megatron_fastmix.config.proxy import ProxyConfig
 from megatron_fastmix.config.require import require
 from megatron_fastmix.config.training import TrainingConfig
+from megatron_fastmix.same_file import same_dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,12 @@ class SearchConfig:
         for where, found in (("sources", names), ("targets", [t.name for t in self.targets])):
             twice = [name for name, count in Counter(found).items() if count > 1]
             require(not twice, where, twice, "each name may occur once; rename one of them")
-        shared = {s.path for s in self.sources} & {t.path for t in self.targets}
-        require(not shared, "targets", sorted(shared), "a target must not be a source")
+        shared = [
+            target.path
+            for target in self.targets
+            if any(same_dataset(source.path, target.path) for source in self.sources)
+        ]
+        require(not shared, "targets", shared, "a target must not be a source, by whatever path")
         total = sum(target.weight for target in self.targets)
         require(
             all(t.weight >= 0 for t in self.targets) and total > 0,

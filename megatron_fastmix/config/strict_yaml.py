@@ -1,4 +1,5 @@
-"""YAML to nested dataclasses, strictly: an unknown key or a wrong type is an error that helps.
+"""YAML to nested dataclasses, strictly: an unknown key, one that stands twice or a wrong type is an
+error that helps. The one reader of YAML.
 
 Supported field types: int, float, str, bool, `Literal`, `X | None`, nested dataclasses and
 `tuple[X, ...]`. Nothing else is needed, and nothing else is accepted.
@@ -10,33 +11,93 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.text_files import read_text
+
+_LARGEST = 2**63
+"""No number of a configuration is as large; beyond it arithmetic on them would fail."""
+_MOST_VALUES = 1_000_000
+"""What anchors may multiply a file to."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader takes the last of two equal keys in silence; this one refuses them."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        lines: dict[Any, int] = {}
+        # Before `<<` is merged in, whose keys may be overridden.
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
+                continue  # refused below
+            if key in lines:
+                raise _TwiceError(
+                    f"the key {key!r} is on line {lines[key]} and again on line {line}"
+                )
+            lines[key] = line
+        return super().construct_mapping(node, deep=deep)
+
+
+class _TwiceError(yaml.YAMLError):
+    """A key that stands twice in one mapping."""
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """Reads a YAML mapping with the safe loader.
 
-    Raises `ConfigError` for a missing file, a syntax error (with its line) or a top level that is
-    not a mapping.
+    Raises `ConfigError` for a missing file, a syntax error (with its line), a key that stands twice
+    in a mapping (with both lines) or a top level that is not a mapping.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read the configuration: {error}") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    text = read_text(path, "the configuration", fix="give a YAML file", error=ConfigError)
+    values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         found = "nothing" if values is None else type(values).__name__
         raise ConfigError(f"{path}: expected a mapping of keys at the top level, found {found}")
     return values
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text. Raises `ConfigError` for what is none, with `where` it is from."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        _count_values(node)
+        return None if node is None else loader.construct_document(node)
+    except _TwiceError as error:
+        raise ConfigError(f"{where}: {error}; a mapping has each key once: keep one") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: not valid YAML: nested too deeply") from None
+    # ValueError and OverflowError: dates that no calendar has, numbers of thousands of digits.
+    except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:
+        raise ConfigError(f"{where}: not valid YAML: {error}") from None
+
+
+def _count_values(root: yaml.Node | None) -> None:
+    """Raises `ValueError` where anchors within anchors make more values than memory may hold."""
+    sizes: dict[int, int] = {}
+
+    def count(node: Any) -> int:
+        known = sizes.get(id(node))
+        if known == 0:
+            raise ValueError("an anchor holds itself")
+        if known is None:
+            sizes[id(node)] = 0
+            parts = getattr(node, "value", "")
+            items: list[Any] = [] if isinstance(parts, str) else list(parts)
+            nodes = [n for item in items for n in (item if isinstance(item, tuple) else (item,))]
+            known = sizes[id(node)] = 1 + sum(map(count, nodes))
+        return known
+
+    if root is not None and count(root) > _MOST_VALUES:
+        raise ValueError(f"its anchors make more than {_MOST_VALUES:,} values")
 
 
 def from_dict(cls: type, values: Any, where: str = "") -> Any:
@@ -98,10 +159,7 @@ def apply_overrides(
 
 def parse_scalar(text: str, where: str) -> Any:
     """One YAML value; unlike YAML 1.1, `1e-4` is a number, as it is on Megatron's command line."""
-    try:
-        return float(text) if _is_exponent(text) else yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not a valid value: {error}") from None
+    return float(text) if _is_exponent(text) else parse_yaml(text, where)
 
 
 def to_dict(config: Any) -> Any:
@@ -116,7 +174,13 @@ def to_dict(config: Any) -> Any:
 def _is_exponent(text: str) -> bool:
     mantissa, separator, exponent = text.lower().partition("e")
     digits = mantissa.replace(".", "", 1).lstrip("+-") + exponent.lstrip("+-")
-    return bool(separator and mantissa and exponent) and digits.isdigit()
+    if not (separator and mantissa and exponent and digits.isdecimal()):
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _leaves(cls: type, prefix: str = "") -> list[str]:
@@ -155,8 +219,24 @@ def _convert(hint: Any, value: Any, at: str) -> Any:
         return value
     if hint is float and isinstance(value, str) and _is_exponent(value):
         return float(value)  # YAML 1.1 reads 1e-4, without a point, as text
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if isinstance(value, int) and not isinstance(value, bool) and hint in (int, float):
+        if abs(value) >= _LARGEST:
+            raise ConfigError(
+                f"{at}: found a number of {value.bit_length()} bits; use a smaller one"
+            )
+        return hint(value)
     if type(value) is not hint:
         raise ConfigError(f"{at}: expected {hint.__name__}, found {value!r}")
+    if isinstance(value, str):
+        _check_text(value, at)
     return value
+
+
+def _check_text(value: str, at: str) -> None:
+    """Refuses what no file name can hold and no output can show."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ConfigError(f"{at}: found {value!r}, which holds half a surrogate pair") from None
+    if "\0" in value:
+        raise ConfigError(f"{at}: found {value!r}, which holds a NUL character; leave it out")

@@ -16,6 +16,7 @@ from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.lab.comparison.config import CompareConfig, Dataset, Setting
 from megatron_fastmix.proxy.starting_point import check_starting_point
 from megatron_fastmix.result.mixture_file import MixtureFile, read_mixture
+from megatron_fastmix.same_file import same_dataset
 
 
 def read_learned(paths: Sequence[str]) -> dict[str, MixtureFile]:
@@ -112,7 +113,7 @@ def make_setting(config: CompareConfig, mixture: MixtureFile, where: str) -> Set
 
 
 def _same_data(prefix: str, other: str) -> bool:
-    a, b = f"{prefix}.bin", f"{other}.bin"
-    if os.path.realpath(a) == os.path.realpath(b):
+    if same_dataset(prefix, other):
         return True
+    a, b = f"{prefix}.bin", f"{other}.bin"
     return os.path.exists(b) and filecmp.cmp(a, b, shallow=False)
