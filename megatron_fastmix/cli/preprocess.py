@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    preprocess(preprocess_config(args))
+    preprocess(preprocess_config(args), also_read=[args.config] if args.config else ())
 
 
 def preprocess_config(args: argparse.Namespace) -> PreprocessConfig:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from megatron_fastmix.corpus.own_files import is_ours
 from megatron_fastmix.errors import ConfigError, DataError
 
 InputFormat = Literal["auto", "jsonl", "parquet", "text", "lines"]
@@ -36,6 +37,7 @@ def expand_inputs(inputs: Sequence[str], input_format: InputFormat = "auto") -> 
 
     A folder means all files in it and below whose names tell a format (all files where
     `input_format` is given); hidden ones are left out, and links to folders are followed once.
+    What this package wrote there itself, such as manifests, is left out of folders and globs.
     Raises `DataError` for an input that means no file, `ConfigError` for a file whose name tells
     no format.
     """
@@ -43,12 +45,20 @@ def expand_inputs(inputs: Sequence[str], input_format: InputFormat = "auto") -> 
     for name in inputs:
         if os.path.isdir(name):
             found = sorted(
-                path for path in _walk(name) if input_format != "auto" or file_format(path)
+                path
+                for path in _walk(name)
+                if (input_format != "auto" or file_format(path)) and not is_ours(path)
             )
         elif os.path.exists(name):
+            if is_ours(name):
+                raise DataError(f"{name}: no text, but a file that an earlier run wrote beside it")
             found = [name]
         elif glob.has_magic(name):
-            found = sorted(path for path in glob.glob(name, recursive=True) if os.path.isfile(path))
+            found = sorted(
+                path
+                for path in glob.glob(name, recursive=True)
+                if os.path.isfile(path) and not is_ours(path)
+            )
         else:
             raise DataError(f"{name}: cannot read the input: no such file, folder or match")
         if not found:

@@ -7,9 +7,8 @@ import errno
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 
 from megatron_fastmix.corpus.chat_template import read_chat_template
 from megatron_fastmix.corpus.dataset_output import DatasetOutput, read_digests
@@ -23,12 +22,18 @@ from megatron_fastmix.corpus.manifest import (
     input_records,
     read_manifest,
 )
+from megatron_fastmix.corpus.own_files import check_outputs
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
 from megatron_fastmix.corpus.progress import Progress
 from megatron_fastmix.corpus.readers import Chunk, iter_chunks
 from megatron_fastmix.corpus.records import RecordParser
 from megatron_fastmix.corpus.splits import Splitter
-from megatron_fastmix.corpus.tokenizers import Tokenizer, load_tokenizer
+from megatron_fastmix.corpus.tokenizers import (
+    Tokenizer,
+    load_tokenizer,
+    tokenizer_file,
+    tokenizer_files,
+)
 from megatron_fastmix.corpus.workers import map_chunks
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.processes import available_cores
@@ -39,24 +44,28 @@ JOURNAL_SECONDS = 5.0
 Report = Callable[[str], None]
 
 
-def preprocess(config: PreprocessConfig, report: Report = print) -> list[Manifest]:
+def preprocess(
+    config: PreprocessConfig, report: Report = print, *, also_read: Sequence[str] = ()
+) -> list[Manifest]:
     """Writes every dataset of `config` that is not there already; returns all manifests.
 
     Held-out datasets come first, since training data leaves their documents out. A dataset is
     there already if its manifest has the same recipe (inputs by path, size and time of change;
     tokenizer; options; held-out documents) and its files have the recorded sizes. Interrupted
-    work is continued. Raises `ConfigError` and `DataError`; what was finished before stays.
+    work is continued. `also_read` are files that must not be overwritten either, such as the one
+    that `config` is from. Raises `ConfigError` and `DataError`; what was finished before stays.
     """
+    # All inputs are looked at before any work.
+    files = {d.prefix: expand_inputs(d.input, d.input_format) for d in config.datasets}
+    _check_outputs(config, files, also_read)
     tokenizer = load_tokenizer(config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model)
     model = config.tokenizer.tokenizer_model
     record = TokenizerRecord(
         tokenizer_type=tokenizer.tokenizer_type,
-        tokenizer_model=Path(model).name if model else None,
+        tokenizer_model=tokenizer_file(tokenizer.tokenizer_type, model).name if model else None,
         sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
     )
-    # All inputs are looked at before any work.
-    files = {d.prefix: expand_inputs(d.input, d.input_format) for d in config.datasets}
     inputs = {prefix: input_records(paths) for prefix, paths in files.items()}
     excluded: set[bytes] = set()
     manifests = []
@@ -67,6 +76,20 @@ def preprocess(config: PreprocessConfig, report: Report = print) -> list[Manifes
             if held_out:
                 excluded |= read_digests(prefix)
     return manifests
+
+
+def _check_outputs(
+    config: PreprocessConfig, files: dict[str, list[str]], also_read: Sequence[str]
+) -> None:
+    """Raises `ConfigError` where an output of any dataset is an input of any."""
+    model = config.tokenizer.tokenizer_model
+    read: dict[str, Sequence[str]] = {f"dataset {prefix}": paths for prefix, paths in files.items()}
+    read["the command"] = also_read
+    read["the tokenizer"] = tokenizer_files(model) if model else ()
+    for dataset in config.datasets:
+        if dataset.chat_template:
+            read[f"the chat template of {dataset.prefix}"] = tokenizer_files(dataset.chat_template)
+    check_outputs([output for dataset in config.datasets for output in dataset.files], read)
 
 
 class _WrongInputError(DataError):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_fastmix.config import TokenizerConfig
 from megatron_fastmix.corpus.inputs import InputFormat
+from megatron_fastmix.corpus.own_files import Output, dataset_files
 from megatron_fastmix.corpus.records import RecordType
 from megatron_fastmix.corpus.splits import Splitter
 from megatron_fastmix.errors import ConfigError
@@ -76,6 +77,15 @@ class DatasetConfig:
             (f"{self.prefix}_{split}", f"{name}_{split}", split != "train")
             for split in Splitter.parse(self.split).names
         ]
+
+    @property
+    def files(self) -> list[Output]:
+        """Every file that writing the dataset makes."""
+        masked, of = self.record_type != "text", f"dataset {self.prefix}"
+        names = [f"{self.prefix}.journal.json"] if self.split else []
+        for prefix, _, held_out in self.outputs:
+            names += dataset_files(prefix, masked=masked, held_out=held_out)
+        return [Output(path=name, of=of) for name in names]
 
 
 @dataclass(frozen=True, kw_only=True)

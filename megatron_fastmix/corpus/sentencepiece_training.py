@@ -15,6 +15,7 @@ from typing import Literal
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.corpus.inputs import expand_inputs
 from megatron_fastmix.corpus.manifest import input_records
+from megatron_fastmix.corpus.own_files import Output, check_outputs
 from megatron_fastmix.corpus.records import read_documents
 from megatron_fastmix.errors import ConfigError, DataError
 
@@ -86,6 +87,11 @@ def train_sentencepiece(
             "each input, not all 0"
         )
     files = [file for name in inputs for file in expand_inputs([str(name)])]
+    written = (str(output), str(_record_path(Path(output))))
+    check_outputs(
+        [Output(path=path, of="the training") for path in written],
+        {"the training": files},
+    )
     record: dict[str, object] = {
         "settings": dataclasses.asdict(config),
         "weights": [share / sum(shares) for share in shares],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -271,11 +272,36 @@ class ByteLevelTokenizer(Tokenizer):
 TOKENIZER_TYPES = ("SentencePieceTokenizer", "HuggingFaceTokenizer", "ByteLevelTokenizer")
 
 
+_FILES_OF_FOLDER = {
+    "SentencePieceTokenizer": ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    "HuggingFaceTokenizer": ("tokenizer.json",),
+}
+"""Names under which a model's folder keeps its tokenizer, the usual one first."""
+
+
+def tokenizer_file(tokenizer_type: str, tokenizer_model: str) -> Path:
+    """The file that a tokenizer is read from: `tokenizer_model`, or the one in that folder."""
+    path = Path(tokenizer_model)
+    names = _FILES_OF_FOLDER.get(tokenizer_type, ())
+    if not names or not path.is_dir():
+        return path
+    return next((path / name for name in names if (path / name).exists()), path / names[0])
+
+
+def tokenizer_files(path: str) -> list[str]:
+    """Every file that may be read of a tokenizer or a chat template at `path`."""
+    folder = Path(path) if os.path.isdir(path) else Path(path).parent
+    beside = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+    names = [name for names in _FILES_OF_FOLDER.values() for name in names] + list(beside)
+    found = [str(folder / name) for name in names if (folder / name).is_file()]
+    return found if os.path.isdir(path) else [path, *found]
+
+
 def load_tokenizer(tokenizer_type: str, tokenizer_model: str | None = None) -> Tokenizer:
     """Loads a tokenizer by Megatron's `--tokenizer-type` and `--tokenizer-model`.
 
-    `tokenizer_model` is the `.model` file of SentencePiece, a `tokenizer.json` or the folder that
-    holds it for Hugging Face, and nothing for bytes. Raises `ConfigError` for an unknown type or
+    `tokenizer_model` is the `.model` file of SentencePiece, a `tokenizer.json` for Hugging Face, or
+    the folder that holds either, and nothing for bytes. Raises `ConfigError` for an unknown type or
     a missing model argument, `DataError` for a file that cannot be read as one.
     """
     if tokenizer_type not in TOKENIZER_TYPES:
@@ -286,11 +312,9 @@ def load_tokenizer(tokenizer_type: str, tokenizer_model: str | None = None) -> T
         return ByteLevelTokenizer()
     if not tokenizer_model:
         raise ConfigError(f"tokenizer_model: {tokenizer_type} needs the path of its file")
-    path = Path(tokenizer_model)
+    path = tokenizer_file(tokenizer_type, tokenizer_model)
     if tokenizer_type == SentencePieceTokenizer.tokenizer_type:
         return SentencePieceTokenizer(_read_bytes(path), str(path))
-    if path.is_dir():
-        path = path / "tokenizer.json"
     try:
         content = _read_bytes(path).decode("utf-8")
         settings = _read_settings(path.with_name("tokenizer_config.json"))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from megatron_fastmix.config import ProxyConfig, TokenizerConfig, load_config
+from megatron_fastmix.corpus.tokenizers import tokenizer_file
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.text_files import read_bytes, read_json_object
 
 
 def check_starting_point(proxy: ProxyConfig, tokenizer: TokenizerConfig, vocab_size: int) -> None:
     """Raises `ConfigError` where the proxy cannot start from what its configuration names."""
     if proxy.kind == "huggingface":
-        check_model_folder(proxy, vocab_size, tokenizer.tokenizer_model)
+        check_model_folder(proxy, vocab_size, tokenizer)
     elif proxy.checkpoint is not None:
         check_earlier_search(proxy, tokenizer, Path(proxy.checkpoint))
 
@@ -44,7 +45,7 @@ def check_earlier_search(proxy: ProxyConfig, tokenizer: TokenizerConfig, run_dir
         )
 
 
-def check_model_folder(config: ProxyConfig, vocab_size: int, tokenizer_model: str | None) -> None:
+def check_model_folder(config: ProxyConfig, vocab_size: int, tokenizer: TokenizerConfig) -> None:
     """What can be known to be wrong of a local model directory without loading it.
 
     Raises `ConfigError` for a folder without config.json, a model without a causal head, one with
@@ -60,21 +61,36 @@ def check_model_folder(config: ProxyConfig, vocab_size: int, tokenizer_model: st
     file = folder / "config.json"
     if not file.exists():
         raise ConfigError(f"proxy.path: {folder} has no config.json; give a model directory")
-    model = json.loads(file.read_text(encoding="utf-8"))
-    architectures = model.get("architectures") or []
-    if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
+    settings = read_json_object(
+        file,
+        "the model's configuration",
+        fix="copy the model again",
+        error=ConfigError,
+        constants=True,
+    )
+    architectures = settings.get("architectures") or []
+    causal = ("ForCausalLM", "LMHeadModel")
+    if not isinstance(architectures, list) or not any(
+        isinstance(name, str) and name.endswith(causal) for name in architectures
+    ):
         raise ConfigError(
             f"proxy.path: {file} names {architectures}, no causal language model; give a "
             "decoder-only model saved with its head"
         )
-    if model.get("vocab_size", vocab_size) < vocab_size:
+    rows = settings.get("vocab_size", vocab_size)
+    if type(rows) is not int:
+        raise ConfigError(f"proxy.path: {file}: vocab_size is {rows!r}; copy the model again")
+    if rows < vocab_size:
         raise ConfigError(
-            f"proxy.path: {folder} embeds {model['vocab_size']} ids, the tokenizer has "
+            f"proxy.path: {folder} embeds {rows} ids, the tokenizer has "
             f"{vocab_size}; preprocess the data with the model's own tokenizer"
         )
-    own = folder / "tokenizer.json"
-    if own.exists() and tokenizer_model and Path(tokenizer_model).read_bytes() != own.read_bytes():
+    own, model = folder / "tokenizer.json", tokenizer.tokenizer_model
+    if not own.exists() or not model:
+        return
+    file = tokenizer_file(tokenizer.tokenizer_type, model)
+    if read_bytes(file, "the tokenizer") != read_bytes(own, "the model's tokenizer"):
         raise ConfigError(
-            f"tokenizer.tokenizer_model: {tokenizer_model} is not the tokenizer of the model; "
+            f"tokenizer.tokenizer_model: {model} is not the tokenizer of the model; "
             f"preprocess the data with {own}"
         )

@@ -24,7 +24,8 @@ from typing import Any
 
 from megatron_fastmix.checkpoint.identity import fingerprint
 from megatron_fastmix.config import SearchConfig, dump_config, load_config
-from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.corpus.tokenizers import load_tokenizer
+from megatron_fastmix.errors import ConfigError, FastMixError
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
 from megatron_fastmix.start.claim import claim
@@ -79,12 +80,12 @@ def report(config: SearchConfig, token: str) -> Report:
                 facts[f"{kind} {dataset.name}"] = fingerprint(dataset.path, _SAMPLE_BYTES)
             except OSError as error:
                 problems.append(f"{kind} {dataset.name}: {error.filename}: {error.strerror}")
-    model = config.tokenizer.tokenizer_model
-    if model is not None:
-        try:
-            facts["tokenizer"] = hashlib.sha256(Path(model).read_bytes()).hexdigest()
-        except OSError as error:
-            problems.append(f"tokenizer: {model}: {error.strerror}")
+    try:
+        facts["tokenizer"] = load_tokenizer(
+            config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model
+        ).sha256
+    except FastMixError as error:
+        problems.append(f"tokenizer: {error}")
     problems += _check_folder(config, token) + _check_interfaces()
     return {"host": socket.gethostname(), "facts": facts, "problems": problems}
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_fastmix.config import TokenizerConfig
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.proxy.starting_point import check_model_folder
@@ -137,16 +138,22 @@ def test_what_is_no_model_is_refused_before_training(tmp_path: Path, answer_valu
     folder = tmp_path / "none"
     folder.mkdir()
     with pytest.raises(ConfigError, match=r"no config\.json"):
-        check_model_folder(config.proxy, 300, None)
+        check_model_folder(config.proxy, 300, config.tokenizer)
     (folder / "config.json").write_text('{"architectures": ["BertModel"]}')
     with pytest.raises(ConfigError, match="no causal language model"):
-        check_model_folder(config.proxy, 300, None)
+        check_model_folder(config.proxy, 300, config.tokenizer)
     (folder / "config.json").write_text(
         '{"architectures": ["LlamaForCausalLM"], "vocab_size": 100}'
     )
     with pytest.raises(ConfigError, match="embeds 100 ids, the tokenizer has 300"):
-        check_model_folder(config.proxy, 300, None)
+        check_model_folder(config.proxy, 300, config.tokenizer)
     (folder / "tokenizer.json").write_text("{}")
     (tmp_path / "other.json").write_text('{"a": 1}')
     with pytest.raises(ConfigError, match="is not the tokenizer of the model"):
-        check_model_folder(config.proxy, 100, str(tmp_path / "other.json"))
+        check_model_folder(
+            config.proxy,
+            100,
+            TokenizerConfig(
+                tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(tmp_path / "other.json")
+            ),
+        )

@@ -1,0 +1,110 @@
+"""Which files this package writes beside text, so that it neither reads nor overwrites them as
+text: the files of each dataset, and what earlier runs left in a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_fastmix.corpus.writer import INDEX_MAGIC
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.same_file import file_keys
+
+_PARTIAL = (".bin.partial", ".lengths.partial", ".documents.partial", ".idx.partial")
+_DIGESTS = (".digests", ".digests.partial")
+_LOSS_MASK = "_loss_mask"
+_TAIL_BYTES = 200
+_MANIFEST_TAIL = b'"format": "megatron_fastmix.manifest"'
+# How `json.dumps` begins our other files; a text's first key has to be another for it to be read.
+_JOURNAL_HEAD = b'{\n "recipe": "'
+_TOKENIZER_HEAD = b'{\n  "settings": {'
+_PROVENANCE_HEAD = b'{\n  "recipe": {'
+_PROVENANCE_NAME = "SOURCES.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """A file that is to be written."""
+
+    path: str
+    of: str
+    """What writes it, for messages: `dataset out/web`."""
+
+
+def dataset_files(prefix: str, *, masked: bool, held_out: bool) -> list[str]:
+    """Every file that the writing of one dataset makes, those under way among them."""
+    names = [f"{prefix}{end}" for end in (".bin", ".idx", ".json", ".journal.json", *_PARTIAL)]
+    if masked:
+        names += [f"{prefix}{_LOSS_MASK}{end}" for end in (".bin", ".idx", *_PARTIAL)]
+    if held_out:
+        names += [f"{prefix}{end}" for end in _DIGESTS]
+    return names
+
+
+def check_outputs(outputs: Iterable[Output], inputs: dict[str, Sequence[str]]) -> None:
+    """Raises `ConfigError` for an output that is an input or another's output, by whatever path.
+
+    `inputs` are files by what reads them. Nothing may have been written yet.
+    """
+    read: dict[object, tuple[str, str]] = {}
+    for reader, paths in inputs.items():
+        for path in paths:
+            read |= dict.fromkeys(file_keys(path), (path, reader))
+    written: dict[object, Output] = {}
+    for output in outputs:
+        keys = file_keys(output.path)
+        for key in keys & read.keys():
+            path, reader = read[key]
+            raise ConfigError(
+                f"{path}: is both input and output: {reader} reads it, and {output.of} would write "
+                f"{output.path} over it; choose another place for what is written"
+            )
+        for key in keys & written.keys():
+            other = written[key]
+            raise ConfigError(
+                f"{output.path}: written twice, by {other.of} and by {output.of}; choose another "
+                "place for one of them"
+            )
+        written |= dict.fromkeys(keys, output)
+
+
+def is_ours(path: str) -> bool:
+    """Whether the file is one that `preprocess`, `train-tokenizer`, `demo` or Megatron wrote, by its
+    content: no text to train on, though a folder or a pattern may match it."""
+    if path.endswith((*_PARTIAL, ".digests.partial")):
+        return True
+    stem, end = os.path.splitext(path)
+    if end == ".idx":
+        return _begins(path, INDEX_MAGIC)
+    if end == ".bin":
+        return _begins(f"{stem}.idx", INDEX_MAGIC)
+    if end == ".digests":
+        return _is_manifest(f"{stem}.json")
+    if _begins(f"{path}.json", _TOKENIZER_HEAD):
+        return True  # a tokenizer, beside the record of its training
+    if end != ".json":
+        return False
+    if os.path.basename(path) == _PROVENANCE_NAME:
+        return _begins(path, _PROVENANCE_HEAD)
+    if path.endswith(".journal.json"):
+        return _begins(path, _JOURNAL_HEAD)
+    return _is_manifest(path) or (os.path.exists(stem) and _begins(path, _TOKENIZER_HEAD))
+
+
+def _is_manifest(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            return _MANIFEST_TAIL in file.read()
+    except OSError:
+        return False
+
+
+def _begins(path: str | Path, head: bytes) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(head)) == head
+    except OSError:
+        return False
