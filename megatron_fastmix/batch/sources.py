@@ -11,6 +11,7 @@ from megatron.core.datasets.utils import Split
 
 from megatron_fastmix import blend
 from megatron_fastmix.batch.answer_dataset import AnswerOnlyDataset
+from megatron_fastmix.batch.index_cache import index_cache
 from megatron_fastmix.batch.targets import ValidationTarget
 from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
 from megatron_fastmix.config import SearchConfig
@@ -63,21 +64,23 @@ def build_datasets(
     """The datasets or blends of the train, validation and test split, by Megatron-core's builder.
 
     `blends` are prefixes and their weights, or None, by split, all text or all answer-only; `sizes`
-    samples, where None builds exactly one epoch. Every rank must call.
+    samples, where None builds exactly one epoch. Indices are cached in a folder of `cache_path`
+    that is named after the datasets' content, as Megatron knows them by their paths alone. Every
+    rank must call.
     """
+    prefixes = [prefix for blend in blends if blend for prefix in blend[0]]
     config = GPTDatasetConfig(
         random_seed=seed,
         sequence_length=seq_length,
         blend_per_split=blends,
-        path_to_cache=cache_path,
+        path_to_cache=str(index_cache(cache_path, prefixes)),
         tokenizer=tokenizer,
         reset_position_ids=False,
         reset_attention_mask=False,
         eod_mask_loss=False,
         create_attention_mask=False,
     )
-    (first, *_), _ = next(blend for blend in blends if blend)
-    dataset_class = AnswerOnlyDataset if is_answer_only(first) else GPTDataset
+    dataset_class = AnswerOnlyDataset if is_answer_only(prefixes[0]) else GPTDataset
     return BlendedMegatronDatasetBuilder(dataset_class, sizes, lambda: True, config).build()
 
 

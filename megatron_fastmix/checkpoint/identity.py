@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,19 +31,30 @@ def identity_of(config: SearchConfig, tokenizer_sha256: str) -> Identity:
 
 
 def fingerprint(prefix: str, sample_bytes: int = 64 << 20) -> str:
-    """sha256 over the sizes of PREFIX.idx and PREFIX.bin and their content: whole up to
-    `sample_bytes`, else evenly spaced blocks, the first and the last among them."""
+    """sha256 over the sizes of PREFIX.idx and PREFIX.bin and their content, and over those of the
+    loss mask where there is one: whole up to `sample_bytes` a file, else evenly spaced blocks, the
+    first and the last among them. Raises `OSError`."""
     digest = hashlib.sha256()
-    for path in (f"{prefix}.idx", f"{prefix}.bin"):
-        size = os.stat(path).st_size
-        digest.update(f"{size} ".encode())
-        blocks, wanted = -(-size // _BLOCK_BYTES), max(2, sample_bytes // _BLOCK_BYTES)
-        chosen = np.unique(np.linspace(0, max(blocks - 1, 0), min(blocks, wanted)).astype(int))
-        with open(path, "rb") as file:
-            for block in chosen.tolist():
-                file.seek(block * _BLOCK_BYTES)
-                digest.update(file.read(_BLOCK_BYTES))
+    mask = f"{prefix}_loss_mask"  # `corpus.dataset_output.loss_mask_prefix`
+    prefixes = [prefix, mask] if os.path.exists(f"{mask}.idx") else [prefix]
+    for path in (f"{each}{end}" for each in prefixes for end in (".idx", ".bin")):
+        status = os.stat(path)
+        state = (status.st_size, status.st_mtime_ns, status.st_ino)
+        digest.update(f"{status.st_size} ".encode() + _sample(path, state, sample_bytes))
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _sample(path: str, state: tuple[int, int, int], sample_bytes: int) -> bytes:
+    """The state, with size, time of change and inode, has a changed file read again."""
+    digest = hashlib.sha256()
+    blocks, wanted = -(-state[0] // _BLOCK_BYTES), max(2, sample_bytes // _BLOCK_BYTES)
+    chosen = np.unique(np.linspace(0, max(blocks - 1, 0), min(blocks, wanted)).astype(int))
+    with open(path, "rb") as file:
+        for block in chosen.tolist():
+            file.seek(block * _BLOCK_BYTES)
+            digest.update(file.read(_BLOCK_BYTES))
+    return digest.digest()
 
 
 def check_same_on_all_ranks(identity: Identity, world: DataParallelGroup) -> None:

@@ -1,0 +1,48 @@
+"""Where Megatron-core caches the indices of datasets: by their content, and never damaged.
+
+Megatron names a cached index after the dataset's path and the options. So an index of what was at
+that path before would be read for what is there now: samples would be missing, or lie outside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megatron_fastmix.checkpoint.identity import fingerprint
+from megatron_fastmix.errors import DataError
+
+
+def index_cache(cache_path: str | Path, prefixes: Sequence[str]) -> Path:
+    """The folder in `cache_path` for the indices of these datasets as they are now.
+
+    Removes indices in it that are damaged, as a kill leaves them in the middle of their writing.
+    Every rank must call, and sees the same content. Raises `DataError` for a dataset that cannot be
+    read.
+    """
+    try:
+        digest = hashlib.sha256("".join(map(fingerprint, prefixes)).encode()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot read the dataset: {error.strerror}") from None
+    folder = Path(cache_path) / digest[:32]
+    distributed = torch.distributed.is_initialized()
+    if not distributed or torch.distributed.get_rank() == 0:
+        for file in folder.glob("*.npy"):
+            if not _is_whole(file):
+                file.unlink(missing_ok=True)
+    if distributed:
+        torch.distributed.barrier()
+    return folder
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether all of the array is there that the file's head announces."""
+    try:
+        np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError):
+        return False
+    return True

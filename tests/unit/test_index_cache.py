@@ -1,0 +1,81 @@
+"""Megatron's cached indices are of the data that is there now, and whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_fastmix.corpus.tokenizers import load_tokenizer
+from megatron_fastmix.batch.sources import build_datasets
+from megatron_fastmix.checkpoint.identity import fingerprint
+from tests.conftest import (
+    SEQ_LENGTH,
+    synthetic_documents,
+    synthetic_rows,
+    write_dataset,
+    write_rows,
+)
+
+VOCABULARY = 258
+
+
+def one_epoch(prefix: Path, cache: Path) -> Any:
+    (train, _, _) = build_datasets(
+        [([str(prefix)], None), None, None],
+        [None, None, None],
+        seq_length=SEQ_LENGTH,
+        seed=1,
+        tokenizer=load_tokenizer("ByteLevelTokenizer"),
+        cache_path=str(cache),
+    )
+    return train
+
+
+def tokens_of(dataset: Any) -> int:
+    return sum(len(dataset[i]["tokens"]) for i in range(len(dataset)))
+
+
+@pytest.mark.parametrize("documents", [10, 40, 200])
+def test_a_source_that_was_made_anew_is_read_whole(tmp_path: Path, documents: int) -> None:
+    prefix, cache = tmp_path / "source", tmp_path / "cache"
+    write_dataset(prefix, synthetic_documents("forward", 40, 1), VOCABULARY)
+    one_epoch(prefix, cache)
+    write_dataset(prefix, synthetic_documents("noise", documents, 2), VOCABULARY)
+    fresh = one_epoch(prefix, tmp_path / "fresh")
+    again = one_epoch(prefix, cache)
+    assert tokens_of(again) == tokens_of(fresh)
+    for i in range(len(fresh)):
+        assert np.array_equal(again[i]["tokens"], fresh[i]["tokens"])
+
+
+def test_what_did_not_change_is_not_indexed_again(tmp_path: Path) -> None:
+    prefix, cache = tmp_path / "source", tmp_path / "cache"
+    write_dataset(prefix, synthetic_documents("forward", 40, 1), VOCABULARY)
+    one_epoch(prefix, cache)
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
+    one_epoch(prefix, cache)
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")} == before
+    assert len(before) == 3
+
+
+@pytest.mark.parametrize("size", [0, 20, -8])
+def test_a_damaged_index_is_made_again(tmp_path: Path, size: int) -> None:
+    prefix, cache = tmp_path / "source", tmp_path / "cache"
+    write_dataset(prefix, synthetic_documents("forward", 40, 1), VOCABULARY)
+    count = tokens_of(one_epoch(prefix, cache))
+    for path in cache.rglob("*.npy"):
+        path.write_bytes(path.read_bytes()[:size])
+    assert tokens_of(one_epoch(prefix, cache)) == count
+
+
+def test_another_loss_mask_is_other_content(tmp_path: Path) -> None:
+    rows = synthetic_rows("forward", 20, 1)
+    prefix = tmp_path / "rows"
+    write_rows(prefix, rows, VOCABULARY)
+    before = fingerprint(str(prefix))
+    assert fingerprint(str(prefix)) == before
+    write_rows(prefix, [(p[:-1], [*p[-1:], *a]) for p, a in rows], VOCABULARY)
+    assert fingerprint(str(prefix)) != before
