@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 
+from megatron_fastmix.corpus.dataset_output import loss_mask_prefix
 from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.corpus.inspection import length_statistics, overlap, sample_texts
 from megatron_fastmix.corpus.manifest import check_same_tokenizer, read_manifest
@@ -50,6 +52,9 @@ def run(args: argparse.Namespace) -> None:
 def _print_dataset(prefix: str) -> None:
     summary, lengths = inspect_indexed_dataset(prefix), length_statistics(prefix)
     manifest = read_manifest(prefix)
+    mask = loss_mask_prefix(prefix)
+    if os.path.exists(f"{mask}.idx"):
+        inspect_indexed_dataset(mask)
     print(
         f"{prefix}: {summary.documents:,} documents, {summary.tokens:,} tokens of {summary.dtype}"
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,11 @@ from megatron_fastmix.errors import DataError
 
 _HEADER = struct.Struct("<9sQBQQ")
 _BLOCK_TOKENS = 1 << 20
+_BLOCK_ENTRIES = 1 << 20
+_MADE_WRONG = "the index was made or merged wrongly: make the dataset again"
+
+FileState = tuple[int, int, int]
+"""Size in bytes, time of last change in nanoseconds, inode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +39,27 @@ class IndexedSummary:
 def inspect_indexed_dataset(prefix: str | Path) -> IndexedSummary:
     """Reads the index at `prefix` and checks that both files are complete and belong together.
 
-    Raises `DataError` for files that are missing, empty, truncated or not Megatron's.
+    Every length, offset and document index is checked, as Megatron asserts some of it in the middle
+    of a start and believes the rest. Raises `DataError` for files that are missing, empty,
+    truncated, contradict themselves or are not Megatron's.
     """
     index_path, data_path = f"{prefix}.idx", f"{prefix}.bin"
-    sizes = {path: _size(path) for path in (index_path, data_path)}
+    return _inspect(index_path, data_path, *(_state(path) for path in (index_path, data_path)))
+
+
+@lru_cache(maxsize=4096)
+def _inspect(
+    index_path: str, data_path: str, index_state: FileState, data_state: FileState
+) -> IndexedSummary:
+    """The states are there to have changed files read again."""
+    sizes = {index_path: index_state[0], data_path: data_state[0]}
+    try:
+        return _read_index(index_path, data_path, sizes)
+    except OSError as error:
+        raise DataError(f"{index_path}: cannot read the dataset: {error.strerror}") from None
+
+
+def _read_index(index_path: str, data_path: str, sizes: dict[str, int]) -> IndexedSummary:
     with open(index_path, "rb") as file:
         header = file.read(_HEADER.size)
     if not header.startswith(INDEX_MAGIC[: len(header)]):
@@ -57,10 +81,16 @@ def inspect_indexed_dataset(prefix: str | Path) -> IndexedSummary:
     if sizes[index_path] not in {expected, expected + sequences}:
         raise DataError(_truncated(index_path, sizes[index_path], expected))
     dtype = np.dtype(DTYPE_CODES[code])
-    tokens = longest = 0
-    if sequences:
-        lengths = np.memmap(index_path, np.int32, "r", offset=_HEADER.size, shape=(sequences,))
-        tokens, longest = int(lengths.sum(dtype=np.int64)), int(lengths.max())
+    if dtype.kind == "f":
+        raise DataError(f"{index_path}: its ids are {dtype.name}; expected whole numbers")
+    content = np.memmap(index_path, np.uint8, "r")
+    tokens, longest = _check_sequences(index_path, content, sequences, dtype.itemsize)
+    _check_documents(index_path, content, sequences, indices)
+    if content[expected:].any():
+        raise DataError(
+            f"{index_path}: has sequences of another mode than text, such as images; give a "
+            "dataset of text alone"
+        )
     if sizes[data_path] != tokens * dtype.itemsize:
         raise DataError(_truncated(data_path, sizes[data_path], tokens * dtype.itemsize))
     return IndexedSummary(
@@ -70,6 +100,55 @@ def inspect_indexed_dataset(prefix: str | Path) -> IndexedSummary:
         dtype=dtype.name,
         longest_sequence=longest,
     )
+
+
+def _check_sequences(
+    path: str, content: np.ndarray, sequences: int, itemsize: int
+) -> tuple[int, int]:
+    """Tokens of all sequences and of the longest. Raises `DataError` for a negative length, and for
+    an offset that is not the end of the sequence before."""
+    lengths = content[_HEADER.size :][: 4 * sequences].view("<i4")
+    offsets = content[_HEADER.size + 4 * sequences :][: 8 * sequences].view("<i8")
+    tokens = longest = 0
+    for first in range(0, sequences, _BLOCK_ENTRIES):
+        block = lengths[first : first + _BLOCK_ENTRIES].astype(np.int64)
+        if block.min() < 0:
+            at = int(np.argmax(block < 0))
+            raise DataError(f"{path}: sequence {first + at} has {block[at]} tokens; {_MADE_WRONG}")
+        ends = np.cumsum(block) + tokens
+        wrong = np.flatnonzero(offsets[first : first + _BLOCK_ENTRIES] != (ends - block) * itemsize)
+        if len(wrong):
+            at = int(wrong[0])
+            raise DataError(
+                f"{path}: sequence {first + at} begins at byte {offsets[first + at]}, but the "
+                f"sequences before it end at byte {(ends[at] - block[at]) * itemsize}; "
+                f"{_MADE_WRONG}"
+            )
+        tokens, longest = int(ends[-1]), max(longest, int(block.max()))
+    return tokens, longest
+
+
+def _check_documents(path: str, content: np.ndarray, sequences: int, indices: int) -> None:
+    """Raises `DataError` unless the document indices go from 0 up to the number of sequences."""
+    documents = content[_HEADER.size + 12 * sequences :][: 8 * indices].view("<i8")
+    if documents[0] != 0:
+        raise DataError(
+            f"{path}: the first document index is {documents[0]}, expected 0; {_MADE_WRONG}"
+        )
+    if documents[-1] != sequences:
+        raise DataError(
+            f"{path}: the last document index is {documents[-1]}, but the dataset has {sequences} "
+            f"sequences; {_MADE_WRONG}"
+        )
+    for first in range(0, indices, _BLOCK_ENTRIES):
+        block = documents[first : first + _BLOCK_ENTRIES + 1]
+        down = np.flatnonzero(block[1:] < block[:-1])
+        if len(down):
+            at = int(down[0])
+            raise DataError(
+                f"{path}: document index {first + at + 1} is {block[at + 1]}, smaller than the "
+                f"{block[at]} before it; {_MADE_WRONG}"
+            )
 
 
 def sequence_lengths(prefix: str | Path) -> np.ndarray:
@@ -108,17 +187,20 @@ def check_vocabulary(prefix: str | Path, vocab_size: int, *, max_tokens: int = 5
             )
 
 
-def _size(path: str) -> int:
+def _state(path: str) -> FileState:
     try:
-        size = os.stat(path).st_size
-    except OSError as error:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(
-            f"{path}: cannot read the dataset: {error.strerror}; give the prefix of an indexed "
+            f"{path}: cannot read the dataset: {reason}; give the prefix of an indexed "
             "dataset, without .bin and .idx"
         ) from None
-    if size == 0:
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path}: no file; give the prefix of an indexed dataset")
+    if status.st_size == 0:
         raise DataError(f"{path}: the file is empty; preprocess the corpus again")
-    return size
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _truncated(path: str, found: int, expected: int) -> str:

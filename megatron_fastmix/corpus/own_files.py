@@ -71,8 +71,10 @@ def check_outputs(outputs: Iterable[Output], inputs: dict[str, Sequence[str]]) -
 
 
 def is_ours(path: str) -> bool:
-    """Whether the file is one that `preprocess`, `train-tokenizer`, `demo` or Megatron wrote, by its
-    content: no text to train on, though a folder or a pattern may match it."""
+    """Whether `preprocess`, `train-tokenizer`, `demo` or Megatron wrote the file, by its content.
+
+    It is no text to train on, though a folder or a pattern may match it.
+    """
     if path.endswith((*_PARTIAL, ".digests.partial")):
         return True
     stem, end = os.path.splitext(path)

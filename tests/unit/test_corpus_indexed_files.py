@@ -1,8 +1,11 @@
 """Indexed datasets are judged without Megatron: whole, damaged, or of another vocabulary."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from megatron_fastmix.cli.main import main
 from megatron_fastmix.corpus.indexed_files import check_vocabulary, inspect_indexed_dataset
 from megatron_fastmix.corpus.manifest import check_same_tokenizer
 from megatron_fastmix.corpus.writer import IndexedDatasetWriter
@@ -52,6 +55,72 @@ def test_another_format_is_named(prefix, tmp_path, head):
     (tmp_path / "source.v1.idx").write_bytes(head)
     with pytest.raises(DataError, match=r"not a Megatron index|found version"):
         inspect_indexed_dataset(prefix)
+
+
+def damage_index(path, place, values, dtype="<i8"):
+    content = bytearray(path.read_bytes())
+    data = np.array(values, dtype).tobytes()
+    content[place : place + len(data)] = data
+    path.write_bytes(content)
+
+
+LENGTHS, OFFSETS, DOCUMENTS = 34, 34 + 3 * 4, 34 + 3 * 12
+"""Places in the index of `prefix`, which has three sequences."""
+
+
+@pytest.mark.parametrize(
+    ("place", "values", "dtype", "said"),
+    [
+        (LENGTHS + 4, [-1], "<i4", "sequence 1 has -1 tokens"),
+        (LENGTHS, [2, 2, 2], "<i4", "sequence 1 begins at byte 6, but .* end at byte 4"),
+        (LENGTHS, [2**31 - 1], "<i4", "sequence 1 begins at byte 6, but"),
+        (OFFSETS, [2, 6, 8], "<i8", "sequence 0 begins at byte 2, but .* end at byte 0"),
+        (OFFSETS + 16, [-8], "<i8", "sequence 2 begins at byte -8, but .* end at byte 8"),
+        (OFFSETS + 16, [2**62], "<i8", "sequence 2 begins at byte"),
+        (DOCUMENTS, [1], "<i8", "the first document index is 1, expected 0"),
+        (DOCUMENTS + 24, [2], "<i8", "last document index is 2, but the dataset has 3 sequences"),
+        (DOCUMENTS + 24, [4], "<i8", "last document index is 4, but the dataset has 3 sequences"),
+        (DOCUMENTS + 8, [3, 1], "<i8", "document index 2 is 1, smaller than the 3 before it"),
+        (DOCUMENTS + 8, [-1], "<i8", "document index 1 is -1, smaller than the 0 before it"),
+        (9 + 8, [7], "u1", "its ids are float32"),
+        (9 + 8, [2], "u1", "sequence 1 begins at byte 6, but"),
+    ],
+)
+def test_an_index_that_contradicts_itself_is_named(prefix, place, values, dtype, said):
+    damage_index(Path(f"{prefix}.idx"), place, values, dtype)
+    with pytest.raises(DataError, match=rf"source\.v1\.idx: .*{said}"):
+        inspect_indexed_dataset(prefix)
+
+
+def test_document_indices_that_do_not_cover_the_sequences_are_named(prefix, capsys):
+    """As tools write that count documents and merge sequences."""
+    index = Path(f"{prefix}.idx")
+    content = bytearray(index.read_bytes())
+    content[26:34] = np.array([3], "<u8").tobytes()
+    index.write_bytes(content[:-8])
+    assert main(["inspect", prefix]) == 2
+    assert (
+        "the last document index is 2, but the dataset has 3 sequences" in capsys.readouterr().err
+    )
+
+
+def test_modes(prefix):
+    """Megatron's multimodal datasets have a byte for each sequence behind the rest."""
+    index = Path(f"{prefix}.idx")
+    content = index.read_bytes()
+    index.write_bytes(content + bytes(3))
+    assert inspect_indexed_dataset(prefix).sequences == 3
+    index.write_bytes(content + bytes([0, 1, 0]))
+    with pytest.raises(DataError, match="of another mode than text"):
+        inspect_indexed_dataset(prefix)
+
+
+def test_the_loss_mask_is_inspected_too(prefix, capsys):
+    write_dataset(f"{prefix}_loss_mask", [[1, 1, 1], [1], [1, 1]], np.uint8)
+    assert main(["inspect", prefix]) == 0
+    damage_index(Path(f"{prefix}_loss_mask.idx"), DOCUMENTS, [1])
+    assert main(["inspect", prefix]) == 2
+    assert "_loss_mask.idx: the first document index is 1" in capsys.readouterr().err
 
 
 def test_vocabulary(prefix):
