@@ -51,8 +51,11 @@ flags=()
 for argument in "$@"; do
   [ "$argument" = --accept-changes ] && flags+=("$argument")
 done
-first_host=$(sed -e 's/#.*//' -e '/^[[:space:]]*$/d' "$hostfile" | head -n 1 | awk '{print $1}')
+# The name alone: USER@ is for ssh, and no rank could resolve it; nor a carriage return from Windows.
+first_host=$(awk '{ sub(/#.*/, ""); gsub(/\r/, "") }
+  NF { sub(/^.*@/, "", $1); print $1; exit }' "$hostfile")
 master_addr=${MASTER_ADDR:-$first_host}
+master_addr=${master_addr##*@}
 # The launcher itself must notice when the link to a host is gone.
 export PDSH_SSH_ARGS_APPEND="-o ServerAliveInterval=15 -o ServerAliveCountMax=4 ${PDSH_SSH_ARGS_APPEND:-}"
 launcher_args=

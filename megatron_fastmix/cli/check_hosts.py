@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from megatron_fastmix.start.check_hosts import (
     check_hosts,
     print_report,
     read_hostfile,
+    slurm_count,
 )
 
 HELP = "check the hosts of a search before it starts"
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         hosts = read_hostfile(args.hostfile)
         ranks, ask = sum(hosts.values()), partial(ask_over_ssh, hosts=list(hosts))
     elif args.srun:
-        ranks, ask = int(os.environ["SLURM_NTASKS"]), ask_with_srun
+        ranks, ask = slurm_count("SLURM_NTASKS"), ask_with_srun
     check_inputs(config, ranks)
     # The hosts see the configuration that the ranks will be given.
     command = [sys.executable, "-m", "megatron_fastmix.cli", "check-hosts"]

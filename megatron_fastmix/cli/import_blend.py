@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "blend",
         metavar="FILE",
-        help="a file of --data-args-path or --per-split-data-args-path, or a command line with "
-        "--data-path",
+        help="a file of --data-args-path or --per-split-data-args-path, a command line with "
+        "--data-path, or a configuration of NeMo with data_prefix",
     )
     parser.add_argument(
         "--as",
@@ -53,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints YAML for a search's configuration. Raises `ConfigError` and `DataError`."""
     shares = read_blend(args.blend)
+    open_paths = [path for path in shares if "${" in path]
+    if open_paths:
+        print(f"note: {open_paths[0]} names a variable; write its value instead", file=sys.stderr)
     section, key = SECTIONS[args.use]
     values: dict[str, Any] = {}
     if args.config is None:

@@ -1,14 +1,17 @@
-"""Megatron's three forms of a blend, read back. The rules are `get_blend_from_list`'s."""
+"""Megatron's forms of a blend, and NeMo's, read back. The rules are `get_blend_from_list`'s."""
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from megatron_fastmix.errors import DataError
+from megatron_fastmix.config.strict_yaml import parse_yaml
+from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.text_files import parse_json, read_text
 
 TRAIN_FLAGS = ("--data-path", "--train-data-path")
 
@@ -16,32 +19,29 @@ TRAIN_FLAGS = ("--data-path", "--train-data-path")
 def read_blend(path: str | Path) -> dict[str, float]:
     """Shares by prefix, summing to 1, in the order of the file.
 
-    The file holds what `--data-args-path` or `--per-split-data-args-path` (its `train`) reads, or
-    a command line with `--data-path` or `--train-data-path`. Raises `DataError` for anything else,
-    for a blend without weights, and for weights that are not positive or prefixes that recur.
+    The file holds what `--data-args-path` or `--per-split-data-args-path` (its `train`) reads, a
+    command line with `--data-path` or `--train-data-path`, the list alone as JSON or YAML, or a
+    configuration of NeMo with `data_prefix`. Without weights the shares are those of the datasets'
+    tokens, as with Megatron, so that the datasets have to be there. Raises `DataError` for anything
+    else, and for weights that are not positive or prefixes that recur.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the blend: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not text; give a file that Megatron reads a blend from") from None
+    text = read_text(path, "the blend", fix="give a file that Megatron reads a blend from")
     return parse_blend(_words(text, str(path)), str(path))
 
 
-def parse_blend(words: Sequence[str], where: str) -> dict[str, float]:
-    """Shares by prefix from weights and prefixes in turn; `where` names the place in errors."""
+def parse_blend(words: Sequence[object], where: str) -> dict[str, float]:
+    """Shares by prefix from weights and prefixes in turn; `where` names the place in errors.
+
+    Weights are numbers or their text.
+    """
     if not words:
         raise DataError(f"{where}: holds no blend; expected WEIGHT PREFIX ...")
     weights = [_number(word) for word in words[::2]]
     if len(words) % 2 or all(weight is None for weight in weights):
-        raise DataError(
-            f"{where}: lists prefixes without weights, and Megatron then infers them from dataset "
-            "sizes; expected WEIGHT PREFIX ..."
-        )
+        return _by_size(words, where)
     shares: dict[str, float] = {}
-    for word, weight, prefix in zip(words[::2], weights, words[1::2], strict=True):
-        prefix = prefix.strip()
+    for word, weight, given in zip(words[::2], weights, words[1::2], strict=True):
+        prefix = _prefix(given, where)
         if weight is None or not 0 < weight < math.inf:
             raise DataError(f"{where}: weight of {prefix} is {word!r}; expected a number above 0")
         if prefix in shares:
@@ -51,9 +51,35 @@ def parse_blend(words: Sequence[str], where: str) -> dict[str, float]:
     return {prefix: weight / total for prefix, weight in shares.items()}
 
 
-def _words(text: str, where: str) -> list[str]:
-    if text.lstrip().startswith("{"):
-        return _train_split(text, where)
+def _by_size(words: Sequence[object], where: str) -> dict[str, float]:
+    """Shares of the datasets' tokens: Megatron counts their samples, which are of one length."""
+    tokens: dict[str, int] = {}
+    for word in words:
+        prefix = _prefix(word, where)
+        try:
+            found = inspect_indexed_dataset(prefix).tokens
+        except DataError as error:
+            raise DataError(
+                f"{where}: lists prefixes without weights, and Megatron then infers them from "
+                f"dataset sizes; expected WEIGHT PREFIX ..., or datasets that are here: {error}"
+            ) from None
+        if prefix in tokens:
+            raise DataError(f"{where}: {prefix} occurs twice; name it once")
+        if not found:
+            raise DataError(f"{where}: {prefix} has no tokens, so no weight; leave it out")
+        tokens[prefix] = found
+    return {prefix: count / sum(tokens.values()) for prefix, count in tokens.items()}
+
+
+def _prefix(word: object, where: str) -> str:
+    if not isinstance(word, str) or not word.strip():
+        raise DataError(f"{where}: found {word!r} in the place of a prefix; expected its path")
+    return word.strip()
+
+
+def _words(text: str, where: str) -> list[Any]:
+    if text.lstrip().startswith(("{", "[")) or where.endswith((".yaml", ".yml", ".json")):
+        return _structured(text, where)
     if any(flag in text for flag in TRAIN_FLAGS):
         try:
             return _after_flag(shlex.split(text.replace("\\\n", " ")), where)
@@ -62,16 +88,51 @@ def _words(text: str, where: str) -> list[str]:
     return text.split()
 
 
-def _train_split(text: str, where: str) -> list[str]:
+def _structured(text: str, where: str) -> list[Any]:
+    """The list in JSON or YAML: alone, by split under `train`, or as NeMo's `data_prefix`."""
+    value = _parse(text, where)
+    what = "the blend"
+    if isinstance(value, dict):
+        found = list(_data_prefixes(value))
+        if len(found) > 1:
+            raise DataError(f"{where}: has several data_prefix; give a file with the one to read")
+        if found:
+            what, value = "data_prefix", found[0]
+    if isinstance(value, dict):
+        what, value = "train", value.get("train")
+    if isinstance(value, str):
+        value = value.split()
+    if not isinstance(value, list):
+        raise DataError(f"{where}: {what} is {value!r}; expected a list of weights and prefixes")
+    for word in value:
+        if not isinstance(word, str | int | float) or isinstance(word, bool):
+            raise DataError(
+                f"{where}: {what} holds {word!r}; expected a list of weights and prefixes"
+            )
+    return value
+
+
+def _parse(text: str, where: str) -> Any:
+    if text.lstrip().startswith(("{", "[")):
+        try:
+            return parse_json(text)
+        except ValueError as error:
+            if not where.endswith((".yaml", ".yml")):
+                raise DataError(f"{where}: {error}") from None
     try:
-        train = json.loads(text).get("train")
-    except ValueError as error:
-        raise DataError(f"{where}: not valid JSON: {error}") from None
-    if isinstance(train, str):
-        train = train.split()
-    if not isinstance(train, list) or not all(isinstance(word, str) for word in train):
-        raise DataError(f"{where}: train is {train!r}; expected a list of weights and prefixes")
-    return train
+        return parse_yaml(text, where)
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+
+
+def _data_prefixes(values: Any) -> Iterator[Any]:
+    """Every value of a key `data_prefix` that is set, at any depth."""
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    for key, value in items:
+        if key == "data_prefix" and value:
+            yield value
+        elif isinstance(value, dict | list):
+            yield from _data_prefixes(value)
 
 
 def _after_flag(arguments: list[str], where: str) -> list[str]:
@@ -84,8 +145,8 @@ def _after_flag(arguments: list[str], where: str) -> list[str]:
     raise DataError(f"{where}: expected {' or '.join(TRAIN_FLAGS)} WEIGHT PREFIX ...")
 
 
-def _number(word: str) -> float | None:
+def _number(word: object) -> float | None:
     try:
-        return float(word)
-    except ValueError:
+        return float(word) if isinstance(word, str | int | float) else None
+    except (ValueError, OverflowError):
         return None

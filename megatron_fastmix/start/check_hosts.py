@@ -7,10 +7,12 @@ neither torch nor Megatron.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import socket
 import subprocess
@@ -29,6 +31,7 @@ from megatron_fastmix.errors import ConfigError, FastMixError
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
 from megatron_fastmix.start.claim import claim
+from megatron_fastmix.text_files import read_file, read_text
 
 PACKAGES = ("megatron-fastmix", "megatron-core", "deepspeed", "torch", "numpy", "sentencepiece")
 PROBE_FOLDER = ".hosts"
@@ -37,30 +40,40 @@ PROBE_FOLDER = ".hosts"
 _SAMPLE_BYTES = 1 << 30
 _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
+# Nothing that ssh or a shell would take for more than a name.
+_HOST_LINE = re.compile(
+    r"(?P<host>(?:[A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9_\[:][\w.:%\[\]-]*)\s+slots=(?P<slots>[0-9]{1,6})"
+    r"(?:\s+max[-_]slots=[0-9]+)?",
+    re.ASCII,
+)
+
 Report = dict[str, Any]
 """JSON: `host`, `facts` (what must be equal everywhere) and `problems` (this host's own)."""
 
 
 def read_hostfile(path: str | Path) -> dict[str, int]:
-    """Hosts and their ranks, of lines `HOST slots=N` as DeepSpeed reads them. Raises `ConfigError`
-    with the line."""
+    """Hosts and their ranks, of lines `HOST slots=N` or `USER@HOST slots=N` as DeepSpeed reads
+    them, which what mpirun knows besides may follow. Raises `ConfigError` with the line."""
     hosts: dict[str, int] = {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+    fix = "see launch/hostfile.example"
+    content, text = read_file(path, "the hostfile", fix=fix, error=ConfigError)
+    if content.startswith(codecs.BOM_UTF8):
         raise ConfigError(
-            f"{path}: cannot read the hostfile: {error.strerror}; see launch/hostfile.example"
-        ) from None
-    for number, line in enumerate(lines, start=1):
-        words = line.split("#")[0].split()
-        if not words:
+            f"{path}: begins with a byte-order mark, which DeepSpeed takes for a part of the first "
+            "host's name; save it as plain UTF-8"
+        )
+    # As Python's text mode, and so DeepSpeed, ends lines.
+    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
+        bare = line.split("#")[0].strip()
+        if not bare:
             continue
-        slots = words[1].removeprefix("slots=") if len(words) == 2 else ""
-        if not slots.isdigit() or int(slots) < 1 or "slots=" not in line:
+        found = _HOST_LINE.fullmatch(bare)
+        if found is None or int(found["slots"]) < 1:
             raise ConfigError(f"{path}:{number}: found {line!r}; write HOST slots=RANKS")
-        if words[0] in hosts:
-            raise ConfigError(f"{path}:{number}: {words[0]} is named twice; name it once")
-        hosts[words[0]] = int(slots)
+        host = found["host"]
+        if host.rpartition("@")[2] in {known.rpartition("@")[2] for known in hosts}:
+            raise ConfigError(f"{path}:{number}: {host} is named twice; name it once")
+        hosts[host] = int(found["slots"])
     if not hosts:
         raise ConfigError(f"{path}: names no host; see launch/hostfile.example")
     return hosts
@@ -163,7 +176,7 @@ def ask_over_ssh(command: Sequence[str], token: str, *, hosts: Sequence[str]) ->
 
 def ask_with_srun(command: Sequence[str], token: str) -> dict[str, Report]:
     """The reports of the nodes of this SLURM job; raises `ConfigError` where one gives none."""
-    nodes = os.environ["SLURM_JOB_NUM_NODES"]
+    nodes = str(slurm_count("SLURM_JOB_NUM_NODES"))
     srun = ["srun", "--nodes", nodes, "--ntasks", nodes, "--ntasks-per-node", "1"]
     done = _run([*srun, *command, "--token", token])
     reports = [answer for answer in map(_parse, done.stdout.splitlines()) if answer is not None]
@@ -173,6 +186,16 @@ def ask_with_srun(command: Sequence[str], token: str) -> dict[str, Report]:
             f"{done.stderr.strip() or 'no message'}"
         )
     return {answer["host"]: answer for answer in reports}
+
+
+def slurm_count(name: str) -> int:
+    """A number that SLURM sets for a job. Raises `ConfigError` where it is not set."""
+    text = os.environ.get(name, "")
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise ConfigError(
+            f"--srun: {name} is {text!r}; it is for jobs of SLURM: use launch/search.sbatch"
+        )
+    return int(text)
 
 
 def _ask_host(host: str, command: Sequence[str]) -> Report:
@@ -244,7 +267,8 @@ def _environment_lines() -> list[str]:
     for folder in (Path.home(), Path()):
         file = folder / name
         if file.is_file():
-            lines += [line for line in file.read_text().splitlines() if "=" in line]
+            text = read_text(file, "the variables for the ranks", error=ConfigError)
+            lines += [line for line in text.splitlines() if "=" in line]
     return lines
 
 

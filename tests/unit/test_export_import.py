@@ -4,9 +4,11 @@ import json
 
 import pytest
 import yaml
+from megatron.core.datasets.utils import get_blend_from_list
 
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.config import load_config
+from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.import_blend import read_blend
@@ -21,6 +23,63 @@ def test_every_megatron_form_comes_back(tmp_path, make_mixture, name):
     found = read_blend(tmp_path / "blend")
     assert list(found) == [f"{folder}/{source}" for source in "abc"]
     assert list(found.values()) == pytest.approx([0.7, 0.25, 0.05], abs=1e-12)
+
+
+LAUNCHER = """
+trainer: {num_nodes: 8}
+model:
+  micro_batch_size: 4
+  data:
+    data_impl: mmap
+    data_prefix: # weights and paths
+      - .25
+      - ${data_dir}/a_text_document
+      - 7.5e-1
+      - ${data_dir}/b_text_document
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("blend", '[0.25, "/d/a", 0.75, "/d/b"]'),
+        ("blend", '[1, "/d/a", "3", " /d/b "]'),
+        ("blend", '{"train": [0.25, "/d/a", 0.75, "/d/b"], "valid": null, "test": null}'),
+        ("blend.yaml", "[0.25, /d/a, 0.75, /d/b]"),
+        ("blend.yaml", "train: [25, /d/a, 75, /d/b]"),
+        ("blend.yml", "- 1\n- /d/a\n- 3\n- /d/b\n"),
+        ("nemo.yaml", LAUNCHER.replace("${data_dir}", "/d").replace("_text_document", "")),
+        ("nemo.json", '{"model": {"data": {"data_prefix": {"train": ["1", "/d/a", 3, "/d/b"]}}}}'),
+    ],
+)
+def test_weights_may_be_numbers(tmp_path, name, text):
+    """As Megatron's own reader takes them, which a list of numbers and paths passes through."""
+    (tmp_path / name).write_text(text)
+    assert read_blend(tmp_path / name) == pytest.approx({"/d/a": 0.25, "/d/b": 0.75})
+    words = json.loads(text) if name == "blend" and text[0] == "[" else [0.25, "/d/a", 0.75, "/d/b"]
+    prefixes, weights = get_blend_from_list(words)
+    assert [weight / sum(weights) for weight in weights] == pytest.approx([0.25, 0.75])
+    assert prefixes == ["/d/a", "/d/b"]
+
+
+def test_a_variable_of_the_launcher_is_named(tmp_path, capsys):
+    (tmp_path / "126m.yaml").write_text(LAUNCHER)
+    assert main(["import", str(tmp_path / "126m.yaml")]) == 0
+    out, err = capsys.readouterr()
+    assert yaml.safe_load(out)["mixture"] == {"initial_weights": [0.25, 0.75]}
+    assert "${data_dir}/a_text_document names a variable" in err
+
+
+def test_without_weights_sizes_decide(tmp_path, corpora):
+    """As with Megatron, whose reader then gives no weights."""
+    words = [f"{corpora}/forward", f"{corpora}/noise", f"{corpora}/target"]
+    assert get_blend_from_list(words) == (words, None)
+    (tmp_path / "blend.txt").write_text(" ".join(words))
+    tokens = [inspect_indexed_dataset(word).tokens for word in words]
+    shares = read_blend(tmp_path / "blend.txt")
+    assert shares == pytest.approx(
+        {word: count / sum(tokens) for word, count in zip(words, tokens, strict=True)}
+    )
 
 
 def test_weights_of_any_scale_and_the_flags_around_are_read(tmp_path):
@@ -43,7 +102,14 @@ def test_weights_of_any_scale_and_the_flags_around_are_read(tmp_path):
         ("0.3 /d/a 1 /d/a", "/d/a occurs twice"),
         ("{}", "train is None"),
         ("{", "not valid JSON"),
-        ('{"train": [0.3, "/d/a"]}', "expected a list of weights and prefixes"),
+        ('{"train": [true, "/d/a"]}', "holds True; expected a list of weights and prefixes"),
+        ('{"train": {"a": 1}}', "expected a list of weights and prefixes"),
+        ('{"train": [0.3, 5]}', "found 5 in the place of a prefix"),
+        ('{"train": ["x"], "train": []}', "'train' occurs twice"),
+        ("[0.3, null]", "holds None"),
+        ('[1e999, "/d/a"]', "weight of /d/a is inf"),
+        ('[NaN, "/d/a"]', "holds NaN"),
+        (f'[{"9" * 500}, "/d/a"]', "in the place of a prefix"),
         ("--data-path=x", "expected --data-path or --train-data-path"),
         ("--data-path 'x", "not a command line"),
     ],

@@ -1,0 +1,154 @@
+"""Hostfiles as people write them, and the launch scripts that read them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from deepspeed.launcher.runner import fetch_hostfile
+
+from megatron_fastmix.cli.main import main
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.start.check_hosts import read_hostfile
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+
+
+def launch(tmp_path: Path, hostfile: Path, **environment: str) -> str:
+    """What `search_multinode.sh` gives DeepSpeed as the address of the first host."""
+    commands = tmp_path / "bin"
+    commands.mkdir(exist_ok=True)
+    (commands / "pdsh").write_text("#!/bin/sh\n")
+    (commands / "python").write_text(
+        '#!/bin/bash\nif [[ "$*" == *check-hosts* ]]; then echo /run/config.yaml; '
+        "else printf '%s\\n' \"$@\"; fi\n"
+    )
+    for command in commands.iterdir():
+        command.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(LAUNCH / "search_multinode.sh"), "--config", "my.yaml"],
+        env={
+            "PATH": f"{commands}:{os.environ['PATH']}",
+            "PYTHON": str(commands / "python"),
+            "HOSTFILE": str(hostfile),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = done.stdout.split("\n")
+    return words[words.index("--master_addr") + 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "hosts", "first"),
+    [
+        (b"node-1 slots=8\nnode-2 slots=4\n", {"node-1": 8, "node-2": 4}, "node-1"),
+        (b"amd@10.0.0.10 slots=2\nroot@h slots=1", {"amd@10.0.0.10": 2, "root@h": 1}, "10.0.0.10"),
+        (b"# all\r\n\r\na_b@h.x slots=1\r\nh2\tslots=2\r\n", {"a_b@h.x": 1, "h2": 2}, "h.x"),
+        (b"  h1   slots=2 # the first\n#h0 slots=1\n", {"h1": 2}, "h1"),
+        (b"h1 slots=2 max_slots=4\nh2 slots=2 max-slots=2\n", {"h1": 2, "h2": 2}, "h1"),
+        (b"me@fe80::1 slots=1\n", {"me@fe80::1": 1}, "fe80::1"),
+    ],
+)
+def test_hosts_as_deepspeed_reads_them(
+    tmp_path: Path, content: bytes, hosts: dict[str, int], first: str
+) -> None:
+    file = tmp_path / "hosts of mine"
+    file.write_bytes(content)
+    assert read_hostfile(file) == hosts == dict(fetch_hostfile(str(file)))
+    assert launch(tmp_path, file) == first
+    assert launch(tmp_path, file, MASTER_ADDR="me@10.1.1.1") == "10.1.1.1"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "names no host"),
+        (b"# none\n", "names no host"),
+        (b"h1\n", r":1: found 'h1'; write HOST slots=RANKS"),
+        (b"h1 slots=0\n", "write HOST slots"),
+        (b"h1 slots=-1\n", "write HOST slots"),
+        (b"h1 slots=two\n", "write HOST slots"),
+        ("h1 slots=\N{SUPERSCRIPT TWO}".encode(), "write HOST slots"),
+        (b"ok slots=1\nh1 max_slots=4 slots=2\n", ":2: found"),
+        (b"h1 slots=9999999999999999999999\n", "write HOST slots"),
+        (b"-oProxyCommand=reboot slots=1\n", "write HOST slots"),
+        (b"h;reboot slots=1\n", "write HOST slots"),
+        (b"$(reboot) slots=1\n", "write HOST slots"),
+        (b"'h' slots=1\n", "write HOST slots"),
+        (b"a@@b slots=1\n", "write HOST slots"),
+        (b"h slots=1\nh slots=1\n", ":2: h is named twice"),
+        (b"a@h slots=1\nb@h slots=1\n", ":2: b@h is named twice"),
+        (b"h\xff slots=1\n", "invalid UTF-8 at byte 2"),
+        ("h slots=1\n".encode("utf-16"), "UTF-16"),
+        (b"\xef\xbb\xbfh slots=1\n", "byte-order mark"),
+        (b"h\0 slots=1\n", "write HOST slots"),
+    ],
+)
+def test_what_is_no_hostfile(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "hostfile").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        read_hostfile(tmp_path / "hostfile")
+
+
+def batch_script(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`search.sbatch` with stubs that say what they are given."""
+    commands = tmp_path / "bin"
+    commands.mkdir(exist_ok=True)
+    (commands / "scontrol").write_text("#!/bin/sh\necho node-1\n")
+    (commands / "python").write_text(
+        '#!/bin/sh\necho "tasks $SLURM_NTASKS nodes $SLURM_JOB_NUM_NODES" >&2\necho config.yaml\n'
+    )
+    (commands / "srun").write_text('#!/bin/sh\necho "srun $MASTER_ADDR"\n')
+    for command in commands.iterdir():
+        command.chmod(0o755)
+    return subprocess.run(
+        ["bash", str(LAUNCH / "search.sbatch"), "--config", "my.yaml"],
+        env={
+            "PATH": f"{commands}:{os.environ['PATH']}",
+            "PYTHON": str(commands / "python"),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_batch_script_outside_of_a_job(tmp_path: Path) -> None:
+    done = batch_script(tmp_path)
+    assert done.returncode == 2
+    assert "start it with: sbatch launch/search.sbatch" in done.stderr
+    assert "unbound" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"SLURM_NTASKS": "16", "SLURM_JOB_NUM_NODES": "2"}, "tasks 16 nodes 2"),
+        ({"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "8"}, "tasks 16 nodes 2"),
+        ({"SLURM_JOB_NUM_NODES": "3", "SLURM_TASKS_PER_NODE": "4(x3)"}, "tasks 12 nodes 3"),
+        ({}, "tasks 1 nodes 1"),
+    ],
+)
+def test_the_batch_script_with_what_versions_of_slurm_set(
+    tmp_path: Path, environment: dict[str, str], said: str
+) -> None:
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node-[1-2]"}
+    done = batch_script(tmp_path, **job, **environment)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stderr
+    assert "srun node-1" in done.stdout
+
+
+def test_check_hosts_outside_of_a_job(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    assert main(["check-hosts", "--srun", "--config", str(config_file)]) == 2
+    assert re.search("SLURM_NTASKS is ''.*search.sbatch", capsys.readouterr().err)
