@@ -13,12 +13,13 @@ from typing import Any, NoReturn
 
 from megatron_fastmix.errors import DataError, FastMixError
 
-_WIDE_MARKS = (
+WIDE_MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
+"""How text begins that is not UTF-8, and what it is. The longer marks begin with the shorter."""
 
 
 def decode_text(content: bytes) -> str:
@@ -26,7 +27,7 @@ def decode_text(content: bytes) -> str:
 
     Raises `ValueError` with the reason; text in UTF-16 or UTF-32 is named as that.
     """
-    for mark, encoding in _WIDE_MARKS:
+    for mark, encoding in WIDE_MARKS:
         if content.startswith(mark):
             raise ValueError(
                 f"the text is in {encoding}, by its byte-order mark; convert it to UTF-8 with "

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from megatron_fastmix.corpus.first_bytes import HEAD_BYTES, check_head, without_mark
 from megatron_fastmix.corpus.inputs import InputFormat, file_format
 from megatron_fastmix.errors import ConfigError, DataError
 
@@ -55,6 +56,8 @@ class FileRange(Chunk):
         with open(self.path, "rb") as file:
             file.seek(self.start)
             data = file.read(self.stop - self.start)
+        if self.start == 0:
+            data = without_mark(data)
         return [data] if self.record_format == "text" else _split_lines(data)
 
 
@@ -70,9 +73,9 @@ class Unpacked(Chunk):
 
 @dataclass(frozen=True, kw_only=True)
 class Rows(Chunk):
-    """Rows of a Parquet file, columns by name."""
+    """Rows of a Parquet file, columns by name; bytes for a row whose text is no UTF-8."""
 
-    rows: list[dict[str, Any]]
+    rows: list[Record]
 
     def records(self) -> list[Record]:
         return list(self.rows)
@@ -86,7 +89,8 @@ def iter_chunks(
 ) -> Iterator[Chunk]:
     """Cuts a file into chunks of about `chunk_bytes`; `columns` are those to read from Parquet.
 
-    Raises `DataError` for a file that cannot be read or unpacked.
+    Raises `DataError` for a file that cannot be read or unpacked, or whose beginning tells that
+    none of its lines is a record.
     """
     name = str(path)
     record_format = (file_format(path) or "jsonl") if input_format == "auto" else input_format
@@ -107,6 +111,7 @@ def _plain_chunks(path: str, record_format: InputFormat, chunk_bytes: int) -> It
     with open(path, "rb") as file:
         size = file.seek(0, 2)
         start = 0
+        check_head(path, _read_at(file, 0, HEAD_BYTES), json_lines=record_format == "jsonl")
         while start < size:
             stop = size
             if record_format != "text":
@@ -119,6 +124,11 @@ def _plain_chunks(path: str, record_format: InputFormat, chunk_bytes: int) -> It
                 stop=stop,
             )
             start = stop
+
+
+def _read_at(file: IO[bytes], start: int, size: int) -> bytes:
+    file.seek(start)
+    return file.read(size)
 
 
 def _end_of_lines(file: IO[bytes], start: int, stop: int, size: int) -> int:
@@ -150,6 +160,9 @@ def _unpacked_chunks(path: str, record_format: InputFormat, chunk_bytes: int) ->
                     return
                 if record_format != "text" and not data.endswith(b"\n"):
                     data += _rest_of_line(stream)
+                if not done:
+                    check_head(path, data[:HEAD_BYTES], json_lines=record_format == "jsonl")
+                    data = without_mark(data)
                 at = packed.tell()
                 yield Unpacked(
                     path=path, record_format=record_format, input_bytes=at - done, data=data
@@ -236,10 +249,26 @@ def _parquet_chunks(path: str, columns: Sequence[str] | None) -> Iterator[Chunk]
                     path=path,
                     record_format="parquet",
                     input_bytes=size * batch.num_rows // rows,
-                    rows=batch.to_pylist(),
+                    rows=_rows(batch),
                 )
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from None
+
+
+def _rows(batch: Any) -> list[Record]:
+    """The rows of a record batch; the bytes of one whose text is no UTF-8, which is then refused as
+    a line would be."""
+    try:
+        rows: list[Record] = batch.to_pylist()
+        return rows
+    except UnicodeDecodeError:
+        if batch.num_rows > 1:
+            return [row for i in range(batch.num_rows) for row in _rows(batch.slice(i, 1))]
+    for column in batch.columns:
+        value = column.cast("binary")[0].as_py() if str(column.type).endswith("string") else None
+        if value is not None and value.decode("utf-8", errors="replace").encode() != value:
+            return [value]
+    return [b"\xff"]  # in a list or another nested type
 
 
 def _split_lines(data: bytes) -> list[Record]:

@@ -122,6 +122,8 @@ def _parse_json(line: bytes) -> dict[str, Any]:
         raise ValueError(f"malformed JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
         raise ValueError("malformed JSON: nested too deeply") from None
+    except ValueError:  # Python reads integers of up to 4,300 digits
+        raise ValueError("malformed JSON: holds a number that is too long to be read") from None
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, found {type(value).__name__}")
     return value

@@ -1,0 +1,124 @@
+"""Files whose every line would be wrong are refused as a whole, with the command that mends."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from megatron_fastmix.corpus import readers
+from megatron_fastmix.corpus.first_bytes import HEAD_BYTES
+from megatron_fastmix.corpus.records import read_documents
+from megatron_fastmix.errors import DataError
+
+RECORDS = [{"text": "abc"}, {"text": "d e\u00e9f"}]
+
+
+def texts(path: Path, input_format: str = "auto") -> list[str]:
+    return list(read_documents(path, input_format=input_format))  # type: ignore[arg-type]
+
+
+def follow(error: str, folder: Path) -> Path:
+    """Runs the command at the end of a message as a user would; the file that it writes."""
+    command = error.partition("convert it")[2].partition(": ")[2]
+    if command.startswith("jq") and not shutil.which("jq"):
+        pytest.skip("jq is not installed")
+    subprocess.run(["bash", "-c", command], check=True)
+    (made,) = [path for path in folder.iterdir() if ".lines." in path.name or ".utf8." in path.name]
+    return made
+
+
+@pytest.mark.parametrize("name", ["a.json", "it's $(my) data.jsonl", "a.json.gz"])
+@pytest.mark.parametrize(
+    ("text", "kind", "count"),
+    [
+        (json.dumps(RECORDS), "one JSON array", 2),
+        (json.dumps(RECORDS, indent=2), "one JSON array", 2),
+        ("[\n" + ",\n".join(map(json.dumps, RECORDS)) + "\n]\n", "one JSON array", 2),
+        ("\ufeff\n [" + ",\n".join(map(json.dumps, RECORDS)) + "]", "one JSON array", 2),
+        (json.dumps(RECORDS * 40_000, indent=1), "one JSON array", 80_000),
+        (json.dumps(RECORDS[0], indent=2), "one JSON object over several lines", 1),
+        ("\n".join(json.dumps(r, indent=4) for r in RECORDS), "objects over several lines", 2),
+        (
+            json.dumps({"text": "x" * HEAD_BYTES, "id": 1}, indent=2),
+            "one JSON object over several lines",
+            1,
+        ),
+    ],
+)
+def test_json_that_is_no_record_a_line(
+    tmp_path: Path, name: str, text: str, kind: str, count: int
+) -> None:
+    path = tmp_path / name
+    data = text.encode()
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    with pytest.raises(DataError, match=f"holds {kind}") as refused:
+        texts(path)
+    if "\ufeff" not in text:
+        assert len(texts(follow(str(refused.value), tmp_path))) == count
+
+
+def test_a_line_that_is_wrong_is_a_bad_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for first in ("[1, 2]", '{"text": ', "{", '{"text": "x"}}'):
+        path.write_text(f'{first}\n{{"text": "abc"}}\n')
+        with pytest.raises(DataError, match=r"a.jsonl:1: (malformed JSON|expected a JSON object)"):
+            texts(path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("input_format", "content", "expected"),
+    [
+        ("lines", "abc\ndef\n", ["abc", "def"]),
+        ("text", "abc\ndef\n", ["abc\ndef\n"]),
+        ("jsonl", '{"text": "abc"}\n{"text": "def"}\n', ["abc", "def"]),
+    ],
+)
+def test_a_byte_order_mark_is_no_text(
+    tmp_path: Path, packed: bool, input_format: str, content: str, expected: list[str]
+) -> None:
+    path = tmp_path / ("a.txt.gz" if packed else "a.txt")
+
+    def write(data: bytes) -> None:
+        path.write_bytes(gzip.compress(data) if packed else data)
+
+    write(content.encode("utf-8-sig"))
+    assert texts(path, input_format) == expected
+    for encoding in ("utf-16", "utf-32"):
+        write(content.encode(encoding))
+        with pytest.raises(DataError, match=f"the text is in {encoding.upper()}, by its") as error:
+            texts(path, input_format)
+        made = follow(str(error.value), tmp_path)
+        assert texts(made, input_format) == expected
+        made.unlink()
+
+
+def test_a_mark_that_is_text_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("abc\n\ufeffdef\n" * 3)
+    chunks = list(readers.iter_chunks(path, "lines", chunk_bytes=4))
+    assert b"".join(line for c in chunks for line in c.records()).decode() == "abc\ufeffdef" * 3  # type: ignore[misc]
+
+
+def test_parquet_whose_text_is_no_utf8(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    binary = pyarrow.array([b"ok", b"b\xffd", None, "é".encode()], pyarrow.binary())
+    text = pyarrow.Array.from_buffers(pyarrow.string(), 4, binary.buffers())
+    parquet.write_table(pyarrow.table({"text": text}), tmp_path / "a.parquet")
+    (chunk,) = readers.iter_chunks(tmp_path / "a.parquet")
+    assert chunk.records() == [{"text": "ok"}, b"b\xffd", {"text": None}, {"text": "é"}]
+    with pytest.raises(DataError, match=r"a.parquet:2: invalid UTF-8 at byte 2"):
+        texts(tmp_path / "a.parquet")
+
+
+def test_a_number_that_python_does_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "abc", "n": {"9" * 5000}}}\n')
+    with pytest.raises(DataError, match=r"a.jsonl:1: .*a number that is too long"):
+        texts(tmp_path / "a.jsonl")
