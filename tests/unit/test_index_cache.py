@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.batch.sources import build_datasets
 from megatron_fastmix.checkpoint.identity import fingerprint
+from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from tests.conftest import (
     SEQ_LENGTH,
     synthetic_documents,
