@@ -55,7 +55,7 @@ setup(
         "torch>=2.6",
         "deepspeed>=0.18",
         # 0.16 is the last for Python 3.11; the patch layer refuses a version it does not know.
-        "megatron-core>=0.16,<0.20",
+        "megatron-core>=0.16,<0.21",
         "sentencepiece>=0.2",
         "numpy>=1.26",
         "pyyaml>=6",

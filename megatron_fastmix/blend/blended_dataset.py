@@ -158,6 +158,27 @@ class FastMixBlendedDataset(BlendedDataset):
         within = epoch_sample(self.config.random_seed, stream, source, ordinal, self._sizes[source])
         return {"dataset_id": self._ids[source], **self.datasets[source][within]}
 
+    def source_of(self, index: int) -> int:
+        """The source of draw `index`, as `dataset_id` counts; nothing is read or noted as drawn."""
+        if self._follows:
+            self._follow()
+        source: int = self.order.locate(index)[0]
+        return source
+
+    def mask_factor(self, index: int) -> float:
+        """What the loss mask of draw `index` was multiplied by: K·α, or 1 without
+        `fold_loss_mask`."""
+        if not self._folds:
+            return 1.0
+        return float(self._history.loss_weights_at(index)[self.source_of(index)])
+
+    def draws_before(self, index: int) -> dict[str, int]:
+        """By source: the samples among the first `index` draws."""
+        if self._follows:
+            self._follow()
+        counts = self.order.counts_before(index)
+        return dict(zip(self.names, counts, strict=True))
+
     def usage(self, until: int | None = None) -> dict[str, SourceUse]:
         """By source: what the first `until` draws (default: all) take of it, under the weights of
         the history so far, and what they would take without `max_epochs`."""

@@ -46,6 +46,9 @@ class LiveMixture:
 
     counter: memoryview
     """Its first element is another number after every change of the history."""
+    blend_length: int | None = None
+    """Samples of the training blend that draws by these weights, once it is built; ranks that
+    build none do not know it."""
     _place: tuple[int, int]
     """This process and its place among those that note their draws."""
 
@@ -211,6 +214,14 @@ class LiveMixture:
                 at_sample,
                 self.block_size,
                 at,
+            )
+        if group.rank == 0 and self.blend_length is not None and at >= self.blend_length:
+            logger.warning(
+                "the weights change at sample %d, past the end of the blend (%d samples), so they "
+                "are never drawn by; with --dataloader-type cyclic the first draws reach to the "
+                "end: use single",
+                at,
+                self.blend_length,
             )
         self._append(at, shares)
         if self.drawn > at:

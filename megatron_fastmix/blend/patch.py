@@ -3,14 +3,16 @@
 Two names of `blended_megatron_dataset_builder` are replaced: the module global `BlendedDataset`,
 which names the class of every blend, and the builder's `_build_megatron_datasets_parallel`, which
 is asked for one epoch of each source: Megatron would index as many epochs as its static weights
-need, in arrays as long as the run. Nothing else of Megatron-core changes.
+need, in arrays as long as the run. Nothing else of Megatron-core changes. A blend without weights
+stays Megatron's, which reads each sample once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from megatron.core import __version__ as megatron_version
@@ -23,10 +25,14 @@ from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
 from megatron_fastmix.blend.followed_mixture import FollowedMixture
 from megatron_fastmix.blend.live_mixture import LiveMixture
 from megatron_fastmix.blend.options import BlendOptions, Order, Weighting
+from megatron_fastmix.blend.shards import gather
+from megatron_fastmix.blend.source_paths import match_sources
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.mixture.mixture import Mixture
 
-KNOWN_VERSIONS = ("0.16", "0.17", "0.18", "0.19")
+logger = logging.getLogger(__name__)
+
+KNOWN_VERSIONS = ("0.16", "0.17", "0.18", "0.19", "0.20")
 """Releases of megatron-core whose builder has the two names that we replace."""
 
 _DEFAULT_BLOCK_SIZE = 1024
@@ -59,14 +65,17 @@ def install(
     samples_per_update: int | None = None,
     splits: Sequence[str] = ("train",),
     order: Order = "spread",
+    sources: Mapping[str, Sequence[str]] | None = None,
+    on_build: Callable[[FastMixBlendedDataset], None] | None = None,
 ) -> contextlib.AbstractContextManager[None]:
     """Makes every `BlendedMegatronDatasetBuilder` build `FastMixBlendedDataset` for training.
 
     Validation and test blends stay Megatron's. Undone by `uninstall()`, or by leaving the `with`
-    block that this may head. The order of the blend's datasets is the order of `mixture.names`;
-    the weights in `--data-path` no longer matter for training (Megatron's validation blend keeps
-    them, and still wants them above 0). A run with a single dataset and no weight has no blend, so
-    nothing changes there.
+    block that this may head. The order of the blend's datasets is the order of `mixture.names`,
+    unless `sources` tells them by their paths; the weights in `--data-path` no longer matter for
+    training (Megatron's validation blend keeps them, and still wants them above 0). A blend
+    without weights stays Megatron's, "each sample once", unless `num_samples` gives it another
+    length; a log line says so. A run with a single dataset and no weight has no blend.
 
     Args:
         mixture: a `LiveMixture`, or the `Mixture` of a search.
@@ -96,6 +105,10 @@ def install(
             between its outer steps. Without it a folded weight is the one of the moment.
         splits: splits that get our blend.
         order: `shuffled` is the search's: a random order in each block, for even draws alone.
+        sources: the paths of each source, of which it may have several (shards): prefixes, folders
+            or patterns. One epoch of a source is one epoch of all its datasets, and `dataset_id`
+            is the source's. `match_sources` says how paths are told.
+        on_build: called with every blend of ours when it is built, on the ranks that build it.
 
     Raises `ConfigError` for an unknown version of megatron-core, for options that do not go
     together, or when installed already.
@@ -138,16 +151,38 @@ def install(
     if fold_loss_mask:
         _check_loss_normalisation()
     patched = {Split[name] for name in options.splits}
+    if sources is not None:
+        sources = {name: sources.get(name, ()) for name in mixture.names}
 
     class Blend(BlendedDataset, metaclass=_AnyBlend):
         def __new__(
             cls, datasets: Sequence[Any], weights: Sequence[float], size: int | None, config: Any
         ) -> BlendedDataset:
-            if datasets[0].index_split not in patched:
+            split = datasets[0].index_split
+            if split not in patched:
                 return BlendedDataset(datasets, weights, size, config)
-            return FastMixBlendedDataset(
+            if num_samples is None and _is_unweighted(config, split):
+                logger.warning(
+                    "the %s blend has no weights: Megatron reads each sample once, and the mixture "
+                    "does not apply; write a weight (any above 0) before each path to apply it",
+                    split.name,
+                )
+                return BlendedDataset(datasets, weights, size, config)
+            if fold_loss_mask:
+                # Arguments that were parsed after the mixture was installed.
+                _check_loss_normalisation()
+            if sources is not None:
+                paths = [str(dataset.dataset_path) for dataset in datasets]
+                datasets = gather(datasets, match_sources(sources, paths))
+                weights = [1.0] * len(datasets)
+            blend = FastMixBlendedDataset(
                 datasets, weights, size, config, mixture=mixture, history=history, options=options
             )
+            if isinstance(mixture, LiveMixture) and weighting == "sampling" and split is Split.train:
+                mixture.blend_length = len(blend)
+            if on_build is not None:
+                on_build(blend)
+            return blend
 
     def build(
         self: Any, prefixes: list[str], split: list[Any], sizes_per_dataset: list[list[Any]]
@@ -157,7 +192,13 @@ def install(
                 [None if Split(i) in patched else size for i, size in enumerate(sizes)]
                 for sizes in sizes_per_dataset
             ]
-        return _BUILD(self, prefixes, split, sizes_per_dataset)
+        built = _BUILD(self, prefixes, split, sizes_per_dataset)
+        if _has_asked_length(self.cls):
+            for split_datasets in built:
+                for dataset in split_datasets:
+                    if dataset is not None and dataset.num_samples is None:
+                        dataset.num_samples = len(dataset.indices)
+        return built
 
     builder.BlendedDataset = Blend
     builder.BlendedMegatronDatasetBuilder._build_megatron_datasets_parallel = build
@@ -168,6 +209,21 @@ def uninstall() -> None:
     """Gives Megatron-core its own blend back; does nothing where none of ours is installed."""
     builder.BlendedDataset = BlendedDataset
     builder.BlendedMegatronDatasetBuilder._build_megatron_datasets_parallel = _BUILD
+
+
+def _is_unweighted(config: Any, split: Split) -> bool:
+    per_split = getattr(config, "blend_per_split", None)
+    blend = per_split[split.value] if per_split else getattr(config, "blend", None)
+    return blend is not None and blend[1] is None
+
+
+def _has_asked_length(cls: type) -> bool:
+    """Whether the length of a dataset is what was asked for, as with Megatron's `SFTDataset`.
+
+    Such a class reads row i modulo the rows that it has, so one epoch of it is these rows.
+    """
+    code = getattr(getattr(cls, "__len__", None), "__code__", None)
+    return code is not None and set(code.co_names) == {"num_samples"}
 
 
 def _check_loss_normalisation() -> None:

@@ -28,12 +28,12 @@ def no_patch_stays():
     blend.uninstall()
 
 
-def build(corpora, weights=None, sizes=(None, None, None), split="80,20,0"):
+def build(corpora, weights=(1, 1, 1), sizes=(300, 9, 0), split="80,20,0"):
     paths = [str(corpora / name) for name in SOURCES]
     config = GPTDatasetConfig(
         random_seed=5,
         sequence_length=SEQ_LENGTH,
-        blend=(paths, weights),
+        blend=(paths, list(weights) if weights else None),
         split=split,
         tokenizer=load_tokenizer("ByteLevelTokenizer"),
         reset_position_ids=False,
@@ -90,8 +90,25 @@ def test_every_split_that_is_named_is_ours(corpora, mixture):
     assert len(valid) == 21  # Megatron asks for 7 of each
 
 
+def build_each_sample_once(corpora):
+    return build(corpora, None, (None, None, None))
+
+
+def test_a_blend_without_weights_stays_megatrons(corpora, mixture, caplog):
+    theirs = build_each_sample_once(corpora)[0]
+    with blend.install(mixture):
+        ours = build_each_sample_once(corpora)[0]
+        given = build(corpora, None, (12, 9, 0))[0]
+    assert type(ours) is type(given) is BlendedDataset
+    assert [len(d) for d in ours.datasets] == [len(d) for d in theirs.datasets]
+    assert len(ours) == sum(len(d) for d in ours.datasets)
+    assert "the train blend has no weights" in caplog.text
+    with blend.install(mixture, num_samples=3000):
+        assert type(build_each_sample_once(corpora)[0]) is FastMixBlendedDataset
+
+
 def test_uninstalled_megatron_sizes_its_datasets_again(corpora, mixture):
-    one_epoch = [len(dataset) for dataset in build(corpora)[0].datasets]
+    one_epoch = [len(dataset) for dataset in build_each_sample_once(corpora)[0].datasets]
     with blend.install(mixture):
         ours = build(corpora, [0.8, 0.1, 0.1], (4000, 8, 0))[0]
     theirs = build(corpora, [0.8, 0.1, 0.1], (4000, 8, 0))[0]

@@ -1,0 +1,108 @@
+"""Which datasets of a blend are which source of the mixture, told by their paths."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import os
+from collections.abc import Collection, Mapping, Sequence
+
+from megatron_fastmix.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 20
+_HOW = "write its path as the mixture has it, or say it: --fastmix-source NAME=PATH,PATH,..."
+
+
+def match_sources(
+    sources: Mapping[str, Sequence[str]],
+    prefixes: Sequence[str],
+    *,
+    optional: Collection[str] = (),
+) -> dict[str, list[int]]:
+    """The datasets of each source: indices into `prefixes`, in their order.
+
+    A path of `sources` is a prefix, a folder that holds the shards of its source, or a pattern
+    such as `/data/web_*`. What no path fits is matched by its last part (data that was moved),
+    where that fits one dataset and one source alone; a log line says so.
+
+    Args:
+        sources: the paths of each source by its name.
+        prefixes: those of the blend.
+        optional: sources that may have no dataset; they are left out of the result.
+
+    Raises `DataError` that names each dataset without a source, each source without a dataset, and
+    a dataset that is given twice or belongs to two sources.
+    """
+    places = [os.path.realpath(prefix) for prefix in prefixes]
+    twice = sorted({p for p, place in zip(prefixes, places, strict=True) if places.count(place) > 1})
+    if twice:
+        raise DataError(f"the blend has {twice[0]} more than once; give each dataset once")
+    exact = {
+        os.path.realpath(path): name
+        for name, paths in sources.items()
+        for path in paths
+    }
+    owners: dict[int, str] = {}
+    for number, place in enumerate(places):
+        if place in exact:
+            owners[number] = exact[place]
+            continue
+        fitting = [n for n, paths in sources.items() if any(_holds(p, place) for p in paths)]
+        if len(fitting) > 1:
+            raise DataError(
+                f"{prefixes[number]} belongs to the sources {', '.join(fitting)}; a dataset has "
+                "one source: narrow their paths"
+            )
+        if fitting:
+            owners[number] = fitting[0]
+    _match_last_parts(sources, prefixes, owners)
+    found = {
+        name: [number for number in range(len(prefixes)) if owners.get(number) == name]
+        for name in sources
+    }
+    strangers = [prefix for number, prefix in enumerate(prefixes) if number not in owners]
+    missing = [name for name, numbers in found.items() if not numbers and name not in optional]
+    if strangers or missing:
+        parts = []
+        if strangers:
+            parts.append(f"no source of the mixture: {_list(strangers)}")
+        if missing:
+            lost = [f"{name} ({', '.join(sources[name]) or 'no path'})" for name in missing]
+            parts.append(f"sources without a dataset in the blend: {_list(lost)}")
+        raise DataError(f"{'; '.join(parts)}. For each, {_HOW}")
+    return {name: numbers for name, numbers in found.items() if numbers}
+
+
+def _match_last_parts(
+    sources: Mapping[str, Sequence[str]], prefixes: Sequence[str], owners: dict[int, str]
+) -> None:
+    """Adds to `owners` what the last part of a path or the source's name tells without doubt."""
+    free = [name for name in sources if name not in owners.values()]
+    for number, prefix in enumerate(prefixes):
+        if number in owners:
+            continue
+        last = os.path.basename(prefix.rstrip("/"))
+        named = [
+            name
+            for name in free
+            if last in (name, *(os.path.basename(path.rstrip("/")) for path in sources[name]))
+        ]
+        alike = [p for p in prefixes if os.path.basename(p.rstrip("/")) == last]
+        if len(named) == 1 and len(alike) == 1 and named[0] not in owners.values():
+            owners[number] = named[0]
+            logger.warning("%s is taken for source %s, by the last part of its path", prefix, named[0])
+
+
+def _holds(path: str, place: str) -> bool:
+    """Whether `path` is a pattern that fits `place`, or a folder above it."""
+    real = os.path.realpath(path)
+    if any(character in path for character in "*?["):
+        return fnmatch.fnmatchcase(place, real)
+    return place.startswith(real.rstrip("/") + "/")
+
+
+def _list(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
+    return ", ".join(items[:_NAMED]) + more
