@@ -158,6 +158,11 @@ class FastMixBlendedDataset(BlendedDataset):
         within = epoch_sample(self.config.random_seed, stream, source, ordinal, self._sizes[source])
         return {"dataset_id": self._ids[source], **self.datasets[source][within]}
 
+    @property
+    def epoch_sizes(self) -> list[int]:
+        """Samples in one epoch of each source, (K,)."""
+        return list(self._sizes)
+
     def source_of(self, index: int) -> int:
         """The source of draw `index`, as `dataset_id` counts; nothing is read or noted as drawn."""
         if self._follows:

@@ -178,7 +178,11 @@ def install(
             blend = FastMixBlendedDataset(
                 datasets, weights, size, config, mixture=mixture, history=history, options=options
             )
-            if isinstance(mixture, LiveMixture) and weighting == "sampling" and split is Split.train:
+            if (
+                isinstance(mixture, LiveMixture)
+                and weighting == "sampling"
+                and split is Split.train
+            ):
                 mixture.blend_length = len(blend)
             if on_build is not None:
                 on_build(blend)

@@ -36,14 +36,12 @@ def match_sources(
     a dataset that is given twice or belongs to two sources.
     """
     places = [os.path.realpath(prefix) for prefix in prefixes]
-    twice = sorted({p for p, place in zip(prefixes, places, strict=True) if places.count(place) > 1})
+    twice = sorted(
+        {p for p, place in zip(prefixes, places, strict=True) if places.count(place) > 1}
+    )
     if twice:
         raise DataError(f"the blend has {twice[0]} more than once; give each dataset once")
-    exact = {
-        os.path.realpath(path): name
-        for name, paths in sources.items()
-        for path in paths
-    }
+    exact = {os.path.realpath(path): name for name, paths in sources.items() for path in paths}
     owners: dict[int, str] = {}
     for number, place in enumerate(places):
         if place in exact:
@@ -92,7 +90,9 @@ def _match_last_parts(
         alike = [p for p in prefixes if os.path.basename(p.rstrip("/")) == last]
         if len(named) == 1 and len(alike) == 1 and named[0] not in owners.values():
             owners[number] = named[0]
-            logger.warning("%s is taken for source %s, by the last part of its path", prefix, named[0])
+            logger.warning(
+                "%s is taken for source %s, by the last part of its path", prefix, named[0]
+            )
 
 
 def _holds(path: str, place: str) -> bool:

@@ -1,0 +1,46 @@
+"""`python -m megatron_fastmix.megatron SCRIPT ARGUMENTS --fastmix-mixture RUN`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.megatron.options import help_text, split_arguments
+from megatron_fastmix.megatron.script import enter, execute
+from megatron_fastmix.program import run_program
+
+
+def main() -> None:
+    """Runs the script. Raises `FastMixError` for what is the user's to fix, and what the script
+    raises."""
+    arguments = sys.argv[1:]
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(help_text())
+        return
+    options, command = split_arguments(arguments)
+    if int(os.environ.get("RANK", "0")):
+        # What is to be said is the same on every rank; errors are raised.
+        logging.getLogger("megatron_fastmix").setLevel(logging.ERROR)
+    enter(command)
+    # Not before: these import `megatron`, which a checkout beside the script may have.
+    from megatron_fastmix.megatron.hooks import has_megatron_training, hooked
+    from megatron_fastmix.megatron.session import Session
+
+    session = Session(options)
+    if has_megatron_training():
+        with hooked(session):
+            execute(command)
+        return
+    if options.weighting == "loss":
+        raise ConfigError(
+            "--fastmix-weighting loss: this environment has no megatron.training, whose arguments "
+            "say how losses are averaged; use sampling, or weigh the loss in your own loop"
+        )
+    session.begin_without_arguments()
+    execute(command)
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, "megatron_fastmix.megatron"))

@@ -1,0 +1,96 @@
+"""The mixture that a run asks for: weights by sample, and where each source lies."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_fastmix.blend.source_paths import match_sources
+from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule, read_schedule
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.megatron.options import RunOptions
+from megatron_fastmix.result.mixture_file import ANSWER_UNIT, MixtureFile, read_mixture
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunMixture:
+    """What the flags ask for."""
+
+    schedule: WeightSchedule
+    """Weights from sample 0 on; one entry for a mixture that does not change."""
+    paths: dict[str, tuple[str, ...]]
+    """Prefixes, folders or patterns by source."""
+
+    def matched(self, prefixes: Sequence[str]) -> RunMixture:
+        """The mixture of the blend's datasets, without sources that never have a weight and no
+        dataset. Raises `DataError` that names every other difference."""
+        names = self.schedule.names
+        idle = {n for n in names if all(c.weights[n] == 0 for c in self.schedule.changes)}
+        found = match_sources(self.paths, prefixes, optional=idle)
+        changes = tuple(
+            Change(at_sample=c.at_sample, weights={n: c.weights[n] for n in found})
+            for c in self.schedule.changes
+        )
+        return RunMixture(
+            schedule=WeightSchedule(changes=changes),
+            paths={name: tuple(prefixes[i] for i in numbers) for name, numbers in found.items()},
+        )
+
+
+def read_run_mixture(options: RunOptions, *, rows: bool = False) -> RunMixture:
+    """Reads the files that the flags name. `rows`: the run draws rows, as Megatron's `--sft` does.
+
+    Raises `DataError` for what cannot be read, and `ConfigError` for files that do not go together.
+    """
+    learned = read_mixture(options.mixture) if options.mixture is not None else None
+    if learned is not None and not learned.complete:
+        logger.warning(
+            "%s: the search stopped after %d steps; what it has learned so far is used",
+            options.mixture,
+            learned.steps,
+        )
+    paths: dict[str, tuple[str, ...]] = {}
+    if learned is not None:
+        paths = {source.name: (source.path,) for source in learned.sources}
+    if options.schedule is not None:
+        schedule = read_schedule(options.schedule)
+    else:
+        assert learned is not None
+        weights = _weights(learned, rows)
+        schedule = WeightSchedule(changes=(Change(at_sample=0, weights=weights),))
+    strangers = [name for name in options.sources if name not in schedule.names]
+    if strangers:
+        raise ConfigError(
+            f"--fastmix-source {strangers[0]}: no such source; the mixture has "
+            f"{', '.join(schedule.names)}"
+        )
+    paths.update(options.sources)
+    missing = [name for name in schedule.names if name not in paths]
+    if missing:
+        where = options.mixture or "no --fastmix-mixture"
+        raise ConfigError(
+            f"{options.schedule}: {', '.join(missing)}: no path known ({where}); give each as "
+            "--fastmix-source NAME=PATH"
+        )
+    return RunMixture(schedule=schedule, paths={name: paths[name] for name in schedule.names})
+
+
+def _weights(learned: MixtureFile, rows: bool) -> dict[str, float]:
+    if learned.unit != ANSWER_UNIT:
+        return learned.weights
+    if not rows:
+        raise ConfigError(
+            "--fastmix-mixture: its weights are shares of answer tokens, and this run draws "
+            "samples of --seq-length tokens; add --sft, or learn a mixture of text"
+        )
+    shares = {source.name: source.row_weight for source in learned.sources}
+    unknown = [name for name, share in shares.items() if share is None]
+    if unknown:
+        raise ConfigError(
+            f"--fastmix-mixture: {', '.join(unknown)}: no share of rows in the mixture; take the "
+            "mixture.json that the search wrote"
+        )
+    return {name: share for name, share in shares.items() if share is not None}

@@ -1,0 +1,195 @@
+"""What a run has of ours, from its parsed arguments to its log lines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state as mpu
+from megatron.core.datasets.utils import Split
+
+from megatron_fastmix import blend
+from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
+from megatron_fastmix.blend.live_mixture import LiveMixture
+from megatron_fastmix.megatron.argument_checks import (
+    Blend,
+    cache_note,
+    check_arguments,
+    check_blend,
+    hides_sources,
+    name_validation_sets,
+)
+from megatron_fastmix.megatron.options import RunOptions
+from megatron_fastmix.megatron.resume import ATTRIBUTE, resumed, run_state
+from megatron_fastmix.megatron.run_mixture import RunMixture, read_run_mixture
+from megatron_fastmix.megatron.source_log import SourceRow, local_values, rows_of
+from megatron_fastmix.megatron.source_losses import Layout, SourceLosses
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_BLOCK_SIZE = 1024
+
+
+class Session:
+    """One run on a mixture. Its methods are called in the order of a Megatron run."""
+
+    mixture: LiveMixture | None = None
+    """The weights that the blend follows; scripts may `update` it."""
+
+    def __init__(self, options: RunOptions) -> None:
+        self.options = options
+        self.losses: SourceLosses | None = None
+        """Of the ranks that build the blend."""
+        self._asked: RunMixture | None = None
+        self._args: Any = None
+        self._blend: FastMixBlendedDataset | None = None
+        self._noted: int | None = None
+        self._told = False
+
+    def begin_without_arguments(self) -> None:
+        """Installs the mixture for a script that is not of `megatron.training`; the blend's
+        datasets are matched when it is built. Raises `ConfigError` and `DataError`."""
+        self._asked = read_run_mixture(self.options)
+        block_size = self.options.block_size or _DEFAULT_BLOCK_SIZE
+        self._install(LiveMixture.from_schedule(self._asked.schedule, block_size=block_size))
+
+    def arguments_known(self, args: Any, blends: Sequence[Blend | None]) -> None:
+        """Checks Megatron's parsed `args` and installs the mixture of their training blend.
+
+        `blends` are prefixes and weights (None without) of the training and the validation split.
+        Raises `ConfigError` for arguments that would cancel the weights, and `DataError` for
+        datasets and sources that do not match.
+        """
+        blend.uninstall()
+        check_arguments(args, self.options)
+        training, validation = blends
+        check_blend(training)
+        assert training is not None
+        asked = read_run_mixture(self.options, rows=bool(getattr(args, "sft", False)))
+        self._asked = asked.matched(training[0])
+        self._args = args
+        if getattr(args, "multiple_validation_sets", False) and validation is not None:
+            name_validation_sets(args, validation[0])
+        note = cache_note(args)
+        if note:
+            logger.warning("%s", note)
+        hidden = hides_sources(args)
+        if hidden and self.options.loss_by_source:
+            logger.warning("no losses by source: %s", hidden)
+        self._install(self._mixture(None, 0))
+
+    def checkpoint_known(self, state: Any, consumed: int) -> None:
+        """Goes on from a checkpoint: `state` is what `args.fastmix_state` was (None without),
+        `consumed` its training samples. Raises `CheckpointError` where it does not fit."""
+        blend.uninstall()
+        self._install(self._mixture(state, consumed))
+
+    def step_begins(self) -> None:
+        """Before every training step: keeps what the next checkpoint saves up to date."""
+        assert self.mixture is not None
+        if self.mixture.counter[0] != self._noted:
+            self._note_state()
+
+    def pass_begins(self, first: int) -> None:
+        """Before every forward pass of a training step whose global batch begins at `first`."""
+        if self.losses is not None:
+            self.losses.begin(first)
+
+    def step_ends(self) -> None:
+        """After every training step."""
+        if self.losses is not None:
+            self.losses.end()
+
+    def rows(self, consumed: int) -> list[SourceRow] | None:
+        """The sources after `consumed` samples, on the ranks of the last pipeline stage; None
+        elsewhere, and where losses by source are not logged. Every rank must call."""
+        if not self._watches() or not mpu.is_pipeline_last_stage():
+            return None
+        assert self.mixture is not None
+        draws = sizes = sums = None
+        if self.losses is not None:
+            sums = self.losses.take()
+            if self.losses.problem and not self._told:
+                logger.warning("no losses by source: %s", self.losses.problem)
+                self._told = True
+        if self._blend is not None and _is_first_of_stage():
+            draws = list(self._blend.draws_before(consumed).values())
+            sizes = self._blend.epoch_sizes
+        device = sums.device if sums is not None else _collective_device()
+        values = local_values(sums, draws, sizes, len(self.mixture.names), device)
+        # Ranks that have built no blend (tensor-parallel ranks but the first) add zeros; the one
+        # that logs is among them.
+        dist.all_reduce(values, group=mpu.get_data_parallel_group(with_context_parallel=True))
+        if mpu.get_tensor_model_parallel_world_size() > 1:
+            dist.all_reduce(values, group=mpu.get_tensor_model_parallel_group())
+        weights = self.mixture.weights_at(consumed).tolist()
+        return rows_of(self.mixture.names, values, weights, self._args.seq_length)
+
+    def _watches(self) -> bool:
+        return (
+            self.options.loss_by_source
+            and self._args is not None
+            and hides_sources(self._args) is None
+        )
+
+    def _mixture(self, state: Any, consumed: int) -> LiveMixture:
+        assert self._asked is not None
+        return resumed(
+            state,
+            self._asked.schedule,
+            self.options,
+            seed=self._args.seed,
+            consumed=consumed,
+            block_size=self.options.block_size or self._args.global_batch_size,
+        )
+
+    def _install(self, mixture: LiveMixture) -> None:
+        assert self._asked is not None
+        self.mixture = mixture
+        blend.install(
+            mixture,
+            weighting=self.options.weighting,
+            fold_loss_mask=self.options.weighting == "loss",
+            max_epochs=self.options.max_epochs,
+            sources=self._asked.paths,
+            on_build=self._built,
+        )
+        self._note_state()
+
+    def _built(self, built: FastMixBlendedDataset) -> None:
+        if built.split is not Split.train:
+            return
+        self._blend = built
+        if not self._watches() or not dist.is_initialized() or not mpu.is_pipeline_last_stage():
+            return
+        layout = Layout(
+            micro_batch_size=self._args.micro_batch_size,
+            rank=mpu.get_data_parallel_rank(),
+            size=mpu.get_data_parallel_world_size(),
+        )
+        self.losses = SourceLosses(built, layout)
+
+    def _note_state(self) -> None:
+        assert self.mixture is not None
+        assert self._asked is not None
+        self._noted = self.mixture.counter[0]
+        if self._args is not None:
+            state = run_state(self.mixture, self._asked.schedule, self.options, self._args.seed)
+            setattr(self._args, ATTRIBUTE, state)
+
+
+def _is_first_of_stage() -> bool:
+    return (
+        mpu.get_data_parallel_rank() == 0
+        and mpu.get_context_parallel_rank() == 0
+        and mpu.get_tensor_model_parallel_rank() == 0
+    )
+
+
+def _collective_device() -> torch.device:
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
