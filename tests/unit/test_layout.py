@@ -14,6 +14,7 @@ PACKAGE = Path(megatron_fastmix.__file__).parent
 ROOMS = (
     "cli",
     "lab",
+    "megatron",
     "start",
     "search",
     "report",
