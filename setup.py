@@ -1,5 +1,6 @@
 """Packaging of megatron_fastmix; every dependency of the package and of its tests is named here."""
 
+import re
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -24,12 +25,30 @@ TEST = [
     "types-tqdm",
 ]
 
+HERE = Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"', (HERE / "megatron_fastmix/__init__.py").read_text(encoding="utf-8")
+)
+assert VERSION is not None
+
 setup(
     name="megatron-fastmix",
-    version="0.1.0",
+    version=VERSION[1],
     description="Learn the blend weights of a Megatron data pipeline by gradient descent",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    keywords=["data mixture", "pretraining", "fine-tuning", "megatron", "deepspeed"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_fastmix", "megatron_fastmix.*"]),
     package_data={
