@@ -47,12 +47,27 @@ def launch(config: SearchConfig, ranks: int | None = None, *, accept_changes: bo
             "needs its own (DS_ACCELERATOR=cpu runs on the CPU)"
         )
     check_inputs(config, ranks)
-    RunLock(RunFolder(Path(config.run_dir))).check_free()
+    lock = RunLock(RunFolder(Path(config.run_dir)))
+    lock.acquire(lambda text: print(f"megatron-fastmix: {text}", file=sys.stderr))
+    try:
+        return _launch(config, ranks, devices, lock, accept_changes=accept_changes)
+    finally:
+        lock.release()
+
+
+def _launch(
+    config: SearchConfig,
+    ranks: int,
+    devices: list[str],
+    lock: RunLock,
+    *,
+    accept_changes: bool,
+) -> int:
     folder = claim(config, accept_changes=accept_changes)
     if _show_finished(folder):
         return 0
     folder.clear_stop()
-    environment = dict(os.environ)
+    environment = os.environ | lock.environment
     if not devices:
         environment.setdefault("DS_ACCELERATOR", "cpu")
         # The proxy uses none of the functions that Megatron compiles, and importing the compiler

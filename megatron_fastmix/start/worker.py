@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import socket
 import sys
@@ -30,6 +31,10 @@ STOPPED_EXIT_CODE = 75
 _FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
+_FROM_A_BACKEND = re.compile(r"/gloo/transport/|NCCL error in:|ProcessGroupNCCL|ncclRemoteError")
+"""What the backends write into their own errors, which autograd's threads raise without a trace."""
+
+
 def run_worker(config: SearchConfig, *, accept_changes: bool = False) -> int:
     """Runs this rank; rank 0 prints the result. Returns the exit code.
 
@@ -40,7 +45,10 @@ def run_worker(config: SearchConfig, *, accept_changes: bool = False) -> int:
     warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     stop_with_parent()
+    lock = RunLock(RunFolder(Path(config.run_dir)))
     try:
+        if _rank() == "0":
+            lock.acquire(_say)  # before the imports, which take up to a minute
         return _search(config, accept_changes)
     except FastMixError as error:
         # All ranks meet such an error together; once for each host is enough.
@@ -58,10 +66,11 @@ def run_worker(config: SearchConfig, *, accept_changes: bool = False) -> int:
             raise
         _say(
             f"rank {_rank()} on {socket.gethostname()}: {collective} failed: "
-            f"{_first_line(error)}; another rank, its host or the link to it is gone, or slower "
-            f"than engine.distributed_timeout_minutes; {_last_checkpoint(config)}"
+            f"{_first_line(error)}; {_who_is_missing()}; {_last_checkpoint(config)}"
         )
         _exit(CommunicationError.exit_code)
+    finally:
+        lock.release()
 
 
 def failed_collective(error: BaseException) -> str | None:
@@ -73,9 +82,7 @@ def failed_collective(error: BaseException) -> str | None:
             ours = f" in {path.name}:{frame.lineno} ({frame.name})"
         elif path.name == "distributed_c10d.py" and not frame.name.startswith("wrapper"):
             found = frame.name
-    text = str(error)
-    gone = ("gloo", "NCCL", "Connection closed by peer", "Connection reset", "Timed out")
-    if found is None and any(word in text for word in gone):
+    if found is None and _FROM_A_BACKEND.search(str(error)):
         found = "a collective"
     return None if found is None else f"collective {found}{ours}"
 
@@ -86,6 +93,7 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
     from megatron_fastmix.deepspeed_engine.distributed import init_distributed
     from megatron_fastmix.parallel.device import local_device
     from megatron_fastmix.parallel.groups import DataParallelGroup, limit_waiting
+    from megatron_fastmix.parallel.roll_call import register
     from megatron_fastmix.report.summary import final_table
     from megatron_fastmix.search.loop import Search
     from megatron_fastmix.start.artifacts import write_run_artifacts
@@ -96,7 +104,8 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
     timeout = timedelta(minutes=config.engine.distributed_timeout_minutes)
     init_distributed(timeout=timeout)
     world = DataParallelGroup(device=device)
-    lock = _take_run_folder(config, world, accept_changes)
+    register()
+    _take_run_folder(config, world, accept_changes)
     search = Search(config, device, accept_changes=accept_changes)
     limit_waiting(timeout)
 
@@ -112,28 +121,35 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
         print()
         print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
         search.folder.clear_stop()
-        lock.release()
     world.barrier()
     torch.distributed.destroy_process_group()
     return 0 if complete else STOPPED_EXIT_CODE
 
 
-def _take_run_folder(config: SearchConfig, world: Any, accept_changes: bool) -> RunLock:
-    """Rank 0 locks the folder and writes the configuration. Every rank must call.
+def _take_run_folder(config: SearchConfig, world: Any, accept_changes: bool) -> None:
+    """Rank 0 writes the configuration, if the folder is this search's. Every rank must call.
 
     Raises `ConfigError` on all ranks where rank 0 cannot.
     """
-    lock = RunLock(RunFolder(Path(config.run_dir)))
     refused: FastMixError | None = None
     if world.rank == 0:
         try:
-            lock.acquire(_say)
             claim(config, accept_changes=accept_changes)
         except FastMixError as error:
             refused = error
     if world.sum(np.array([float(refused is not None)]))[0]:
         raise refused or ConfigError(f"{config.run_dir}: rank 0 was refused it, as it says")
-    return lock
+
+
+def _who_is_missing() -> str:
+    from megatron_fastmix.parallel.roll_call import missing_ranks
+
+    missing = missing_ranks()
+    if missing:
+        return f"no answer from {', '.join(missing)}: gone, hung, or cut off"
+    return (
+        "all ranks live: a link failed, or one was slower than engine.distributed_timeout_minutes"
+    )
 
 
 def _last_checkpoint(config: SearchConfig) -> str:

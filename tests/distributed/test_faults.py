@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from megatron_fastmix.errors import CommunicationError, ConfigError
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.parallel.groups import DataParallelGroup, limit_waiting
+from megatron_fastmix.parallel.roll_call import missing_ranks, register
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
 from megatron_fastmix.start.launch import free_port
@@ -157,6 +159,36 @@ def test_a_search_loses_nothing_to_a_killed_rank_a_killed_launcher_and_sigterm(
     assert lines(run_dir) == lines(tmp_path / "straight")
 
 
+@pytest.mark.slow
+def test_a_hung_rank_ends_the_run_and_a_second_start_is_refused_at_once(
+    config_file: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "hung"
+    flags = (
+        "--train-iters=100000",
+        "--save-interval=100000",
+        f"--run_dir={run_dir}",
+        "--engine.distributed_timeout_minutes=1",
+    )
+    first = start(config_file, *flags)
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not (RunFolder(run_dir).lock.exists() and RunFolder(run_dir).lock.read_bytes()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    code, output = finish(start(config_file, *flags))
+    assert code == ConfigError.exit_code, output
+    assert f"a search is running here, process {first.pid} on" in output
+    assert not RunFolder(run_dir).metrics.exists()  # its ranks were still importing
+
+    wait_for_step(run_dir, 3, first)
+    ranks = ranks_of(first)
+    ranks[1].suspend()
+    code, output = finish(first)
+    assert code == CommunicationError.exit_code, output
+    assert f"no answer from rank 1 (process {ranks[1].pid} on {socket.gethostname()})" in output
+    wait_until_gone(list(ranks.values()))
+
+
 def lose_a_rank(said: Path) -> None:
     group = DataParallelGroup()
     group.sum(np.ones(1))
@@ -176,6 +208,33 @@ def test_a_failed_collective_is_named(tmp_path: Path) -> None:
         raise ValueError("of another kind")
     except ValueError as error:
         assert failed_collective(error) is None
+
+
+def test_only_a_backends_own_words_make_an_error_of_a_collective() -> None:
+    for text, expected in (
+        ("this PyTorch has no NCCL; install one that has", None),
+        ("Timed out reading data.json", None),
+        ("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed", "a collective"),
+        ("NCCL error in: ProcessGroupNCCL.cpp:1970, unhandled system error", "a collective"),
+    ):
+        found = failed_collective(RuntimeError(text))
+        assert found == (None if expected is None else f"collective {expected}")
+
+
+def name_who_is_missing(said: Path) -> None:
+    register()
+    DataParallelGroup().barrier()
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    said.write_text(", ".join(missing_ranks(wait_seconds=1)))
+
+
+def test_a_rank_that_hangs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"stuck: \[1\]"):
+        run_ranks(2, name_who_is_missing, tmp_path / "said", limit=8)
+    assert re.fullmatch(
+        rf"rank 1 \(process \d+ on {socket.gethostname()}\)", (tmp_path / "said").read_text()
+    )
 
 
 def wait_for_a_rank_that_is_stuck(said: Path) -> None:

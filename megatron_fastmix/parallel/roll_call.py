@@ -1,0 +1,56 @@
+"""Which ranks are still there, once a collective has failed.
+
+A collective says that a peer is missing, not which. Every rank leaves its host and process in the
+rendezvous store at the start; where a collective fails, those that live sign there again, and who
+does not is named. Costs nothing while all goes well.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+WAIT_SECONDS = 10.0
+"""Ranks notice a failure about together: those of one collective have the same time limit."""
+
+
+def register() -> None:
+    """Says in the store where this rank runs. Every rank must call; no collective."""
+    if dist.is_initialized():
+        _store().set(f"fastmix/home/{dist.get_rank()}", f"{socket.gethostname()} {os.getpid()}")
+
+
+def missing_ranks(wait_seconds: float = WAIT_SECONDS) -> list[str]:
+    """The ranks that do not sign within `wait_seconds`, such as `rank 3 (process 71 on node-1)`.
+
+    Every rank that lives must call.
+    """
+    if not dist.is_initialized():
+        return []
+    rank, size = dist.get_rank(), dist.get_world_size()
+    store = _store()
+    store.set_timeout(timedelta(seconds=wait_seconds))
+    try:
+        store.set(f"fastmix/alive/{rank}", "1")
+        deadline = time.monotonic() + wait_seconds
+        waiting = set(range(size))
+        while waiting and time.monotonic() < deadline:
+            waiting = {other for other in waiting if not store.check([f"fastmix/alive/{other}"])}
+            time.sleep(0.1)
+        return [_named(store, other) for other in sorted(waiting)]
+    except RuntimeError:  # the store is kept by rank 0, or by a launcher's agent
+        return [f"the rendezvous store, which rank 0 keeps, on {os.environ.get('MASTER_ADDR')}"]
+
+
+def _named(store: dist.Store, rank: int) -> str:
+    host, process = store.get(f"fastmix/home/{rank}").decode().rsplit(" ", 1)
+    return f"rank {rank} (process {process} on {host})"
+
+
+def _store() -> dist.Store:
+    return distributed_c10d._get_default_store()
