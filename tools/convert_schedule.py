@@ -5,10 +5,10 @@ import argparse
 import sys
 
 from megatron_fastmix.blend.weight_schedule import read_schedule
-from megatron_fastmix.export.blend import DEFAULT_DECIMALS
 from megatron_fastmix.export.megatron_phases import NOTE, phases
 from megatron_fastmix.program import run_program
 from megatron_fastmix.result.mixture_file import read_mixture
+from megatron_fastmix.result.rounding import DEFAULT_DECIMALS
 
 
 def main() -> int:

@@ -1,16 +1,17 @@
-"""The command `compare`: whether two learned mixtures differ beyond their spread."""
+"""The command `compare`: whether two learned mixtures differ beyond what seeds move them by."""
 
 from __future__ import annotations
 
 import argparse
 
-from megatron_fastmix.report.comparison import Comparison, compare
-from megatron_fastmix.result.mixture_file import MixtureFile, read_mixture
+from megatron_fastmix.report.comparison import Comparison, Difference, compare
+from megatron_fastmix.result.learned_mixture import LearnedMixture
+from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.text_table import align
 
-DIFFERENT = 1
+EXIT_CODES = {"agree": 0, "differ": 1, "cannot tell": 7}
 
-HELP = "tell whether two mixtures differ beyond their spread"
+HELP = "tell whether two mixtures differ beyond the spread over seeds"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,55 +19,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("run_a", "run_b"):
         parser.add_argument(name, metavar=name.upper(), help="run folder, or mixture.json")
     parser.epilog = (
-        "Exit code: 0 where the mixtures do not differ beyond their spread, 1 where they do, "
-        "2 for input that cannot be compared."
+        "Exit code: 0 where the mixtures do not differ beyond the spread over seeds, 1 where they "
+        "do, 7 where nobody can tell, because one of them is of a single search (search with "
+        "--seeds 3), 2 for input that cannot be compared."
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the comparison; 0 where the mixtures agree, 1 where they differ."""
+    """Prints the comparison; returns the exit code of its verdict."""
     mixtures = [read_mixture(args.run_a), read_mixture(args.run_b)]
     comparison = compare(*mixtures)
     for name, mixture in zip((args.run_a, args.run_b), mixtures, strict=True):
         if not mixture.complete:
             print(f"note: {name} is not finished: {mixture.steps} optimizer steps are done")
     print(describe(comparison, *mixtures))
-    return DIFFERENT if comparison.differ else 0
+    return EXIT_CODES[comparison.verdict]
 
 
-def describe(comparison: Comparison, first: MixtureFile, second: MixtureFile) -> str:
+def describe(comparison: Comparison, first: LearnedMixture, second: LearnedMixture) -> str:
     """The table of sources and the verdict."""
-    rows = [
-        (
-            source.name,
-            f"{source.first:.4f}",
-            f"{source.second:.4f}",
-            f"{source.change:+.4f}",
-            f"{source.uncertainty:.4f}",
-            f"{source.z:+.1f}" + ("*" if abs(source.z) > comparison.threshold else " "),
-        )
-        for source in comparison.sources
-    ]
-    table = align(("source", "A", "B", "B - A", "uncertainty", "z"), rows)
-    verdict = "differ beyond" if comparison.differ else "do not differ beyond"
+    header = ["source", "A", "B", "B - A", "± of A", "± of B"]
+    header += ["z"] if comparison.threshold is not None else []
+    rows = [_row(source, comparison.threshold) for source in comparison.sources]
     lines = [
-        table,
+        align(header, rows),
         "",
-        f"The mixtures {verdict} their spread: they lie {comparison.ratio:.2f} times as far apart "
-        f"as their uncertainties lead one to expect (R; beyond {comparison.threshold:.2f} they "
-        f"differ). {comparison.distance:.1%} of the samples would come from another source.",
-        "* |z| beyond the same bound. Uncertainty is the root sum of squares of both sides: A "
-        f"{_kind(first)}, B {_kind(second)}.",
+        _verdict(comparison, first, second),
+        f"{comparison.distance:.1%} of the {first.loss_tokens_are} would come from another source.",
+        f"A and B are {first.weights_are}. ± of A is {first.spread_is}; ± of B is "
+        f"{second.spread_is}.",
     ]
-    if not (first.seeds and second.seeds):
-        lines.append(
-            "One run's spread is that of its last iterates; other seeds may differ by more: "
-            "search with --seeds 3 to know."
-        )
+    if comparison.threshold is not None:
+        lines.append("z is B - A over its standard error; * marks those beyond the same bound.")
     return "\n".join(lines)
 
 
-def _kind(mixture: MixtureFile) -> str:
-    if mixture.seeds:
-        return f"the standard error over {len(mixture.seeds)} seeds"
-    return "the standard deviation over the averaged part of its run"
+def _row(source: Difference, threshold: float | None) -> list[str]:
+    row = [source.name, f"{source.first:.4f}", f"{source.second:.4f}", f"{source.change:+.4f}"]
+    row += [f"{spread:.4f}" for spread in source.spreads]
+    if source.z is not None and threshold is not None:
+        row.append(f"{source.z:+.1f}" + ("*" if abs(source.z) > threshold else " "))
+    return row
+
+
+def _verdict(comparison: Comparison, first: LearnedMixture, second: LearnedMixture) -> str:
+    if comparison.ratio is None or comparison.threshold is None:
+        single = [name for name, mixture in (("A", first), ("B", second)) if len(mixture.seeds) < 2]
+        return (
+            f"Cannot tell whether the mixtures differ: {' and '.join(single)} "
+            f"{'is' if len(single) == 1 else 'are each'} of a single search, and another seed may "
+            "end elsewhere; search with --seeds 3 to know."
+        )
+    differ = "differ beyond" if comparison.verdict == "differ" else "do not differ beyond"
+    return (
+        f"The mixtures {differ} the spread over seeds: they lie {comparison.ratio:.2f} times as "
+        f"far apart as their standard errors lead one to expect (R; beyond "
+        f"{comparison.threshold:.2f} they differ)."
+    )

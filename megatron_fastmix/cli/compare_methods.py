@@ -10,7 +10,6 @@ from pathlib import Path
 
 from megatron_fastmix.config import SearchConfig, strict_yaml
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.export.blend import round_weights
 from megatron_fastmix.lab.baselines.registry import METHODS, find_mixtures
 from megatron_fastmix.lab.benchmarks.table import write_json
 from megatron_fastmix.lab.comparison.candidates import Candidate
@@ -21,7 +20,8 @@ from megatron_fastmix.lab.comparison.row_workers import train_rows
 from megatron_fastmix.lab.comparison.rows import Row, Task, borrow_rows, claim_folder, read_rows
 from megatron_fastmix.lab.comparison.scenario import Scenario, load_scenario
 from megatron_fastmix.lab.jobs import worker_count
-from megatron_fastmix.result.mixture_file import MixtureFile, read_mixture
+from megatron_fastmix.result.learned_mixture import LearnedMixture
+from megatron_fastmix.result.mixture_file import read_mixture
 
 ROWS = "tools/method_rows"
 _OWN = ("mixture", "hypergradient", "engine")
@@ -161,7 +161,7 @@ class _Comparison:
             return []
         tasks = self._tasks()
         rows = self._rows(list(tasks.values()))
-        mixtures: dict[str, list[MixtureFile]] = {}
+        mixtures: dict[str, list[LearnedMixture]] = {}
         found: dict[str, list[Row]] = {}
         for (method, seed), task in tasks.items():
             if task.file_name in rows:
@@ -190,7 +190,7 @@ class _Comparison:
             borrow_rows(folder, others, self.setting, tasks)
         return read_rows(folder, self.setting, tasks)
 
-    def _read(self, method: str, seed: int) -> MixtureFile:
+    def _read(self, method: str, seed: int) -> LearnedMixture:
         """A finished search. Raises `ConfigError` where it was of another configuration."""
         file = self.files[method, seed]
         mixture = read_mixture(file)
@@ -208,8 +208,8 @@ class _Comparison:
         return mixture
 
 
-def _candidate(method: str, mixture: MixtureFile) -> Candidate:
-    rounded = round_weights(mixture.weights)
+def _candidate(method: str, mixture: LearnedMixture) -> Candidate:
+    rounded = mixture.rounded("loss_tokens")
     return Candidate(
         name=method,
         kind=method,

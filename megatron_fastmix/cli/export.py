@@ -1,4 +1,4 @@
-"""The commands `export` and `import`: a learned mixture as a blend, and a blend as a start."""
+"""The verb `export`: a learned mixture in the format of a training tool."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import sys
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.export.adjustment import Adjustment
-from megatron_fastmix.export.blend import DEFAULT_DECIMALS, make_blend
+from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.notes import change_table, notes
 from megatron_fastmix.export.registry import FORMATS, find_format
 from megatron_fastmix.result.mixture_file import read_mixture
+from megatron_fastmix.result.rounding import DEFAULT_DECIMALS
 
 HELP = "write a learned mixture in the format of a training tool"
 
@@ -53,7 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of a source or group; the others keep their ratios",
     )
     change.add_argument(
-        "--token-budget", type=int, metavar="TOKENS", help="tokens of the run to come"
+        "--token-budget",
+        type=int,
+        metavar="TOKENS",
+        help="tokens of the run to come that count in the loss (answer tokens of answer-only rows)",
     )
     change.add_argument(
         "--max-epochs",
@@ -87,7 +91,9 @@ def run(args: argparse.Namespace) -> int:
             "complete; resume it, or add --allow-partial to export what it has learned so far"
         )
     adjustment = read_adjustment(args)
-    blend = make_blend(mixture, decimals=args.decimals, adjustment=adjustment, rows=args.rows)
+    blend = make_blend(
+        mixture, chosen.unit(args.rows), decimals=args.decimals, adjustment=adjustment
+    )
     text = chosen.render(blend)
     said = notes(mixture, blend, decimals=args.decimals)
     if any((args.set, args.group, args.token_budget, args.max_epochs, args.min_weight)):

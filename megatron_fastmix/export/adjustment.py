@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.result.mixture_file import MixtureFile
+from megatron_fastmix.result.learned_mixture import LearnedMixture
 
 SLACK = 1e-9
 """Room for rounding in sums of shares."""
@@ -24,7 +24,7 @@ class Adjustment:
     """Sources, or patterns such as `web_*`, by group (`--group`). A group has the sum of its
     learned weights, and its sources share it in proportion to their tokens."""
     token_budget: int | None = None
-    """Tokens of the run to come; None takes that of the mixture."""
+    """Loss tokens of the run to come; None takes that of the mixture."""
     max_epochs: float | None = None
     """No source is seen more often than this in the token budget."""
     min_weight: float = 0.0
@@ -50,32 +50,31 @@ NO_ADJUSTMENT = Adjustment(fixed={}, groups={})
 
 @dataclass(frozen=True, kw_only=True)
 class Adjusted:
-    """Weights after the corrections."""
+    """What comes of the corrections."""
 
-    weights: dict[str, float]
-    """Shares that sum to 1, in the order of the mixture."""
-    ceilings: dict[str, float]
-    """The share that `max_epochs` allows each source; inf without a cap."""
-    token_budget: int
+    mixture: LearnedMixture
+    """With the corrected weights and the budget that they are for."""
+    max_epochs: float
+    """inf without a cap."""
     dropped: tuple[str, ...] = ()
     """Sources below `min_weight`."""
     capped: tuple[str, ...] = ()
     """Sources held at `max_epochs`."""
 
 
-def adjust(mixture: MixtureFile, adjustment: Adjustment) -> Adjusted:
+def adjust(mixture: LearnedMixture, adjustment: Adjustment) -> Adjusted:
     """Applies groups, fixed shares, the cap on epochs and the least weight, in this order.
 
-    Raises `ConfigError` for names that are not there and for corrections that cannot all hold.
+    All are shares of loss tokens. Raises `ConfigError` for names that are not there and for
+    corrections that cannot all hold.
     """
-    budget = adjustment.token_budget or mixture.token_budget
-    # Shares of answer tokens are used up by answers.
-    tokens = {source.name: source.answer_tokens or source.tokens for source in mixture.sources}
+    mixture = mixture.for_budget(adjustment.token_budget)
+    tokens = {name: size.loss_tokens for name, size in mixture.sizes.items()}
     groups = _members(adjustment.groups, list(tokens))
     weights = _share_groups(mixture.weights, groups, tokens)
     weights, pinned = _fix(weights, adjustment.fixed, groups)
     limit = math.inf if adjustment.max_epochs is None else adjustment.max_epochs
-    ceilings = {name: limit * count / budget for name, count in tokens.items()}
+    ceilings = mixture.ceilings("loss_tokens", limit)
     dropped: list[str] = []
     while True:
         weights = _cap(weights, ceilings, pinned, limit)
@@ -86,9 +85,8 @@ def adjust(mixture: MixtureFile, adjustment: Adjustment) -> Adjusted:
         dropped += low
         weights = _rescale(weights | dict.fromkeys(low, 0.0), pinned)
     return Adjusted(
-        weights=weights,
-        ceilings=ceilings,
-        token_budget=budget,
+        mixture=mixture.corrected(weights),
+        max_epochs=limit,
         dropped=tuple(dropped),
         capped=tuple(n for n, w in weights.items() if w > 0 and w >= ceilings[n] * (1 - SLACK)),
     )

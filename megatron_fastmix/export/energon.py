@@ -6,22 +6,20 @@ from typing import Any
 
 import yaml
 
-from megatron_fastmix.export.blend import Blend
-from megatron_fastmix.export.rows import repetitions, row_shares
+from megatron_fastmix.export.blend import EPOCH_DECIMALS, Blend
 
 
 def metadataset(blend: Blend) -> str:
-    """The YAML of a metadataset that blends the sources for training; weights count rows."""
-    shares = row_shares(blend, "documents")
+    """The YAML of a metadataset that blends the sources for training."""
     return _file(
-        "blend", [{"weight": shares[entry.name], "path": entry.path} for entry in blend.sources]
+        "blend", [{"weight": float(entry.weight), "path": entry.path} for entry in blend.sources]
     )
 
 
 def epochized_metadataset(blend: Blend) -> str:
     """The same by repetitions: one pass over the metadataset is the token budget."""
     entries = [
-        {"repetitions": repetitions(entry, blend.token_budget), "path": entry.path}
+        {"repetitions": round(float(blend.epochs(entry)), EPOCH_DECIMALS), "path": entry.path}
         for entry in blend.sources
     ]
     return _file("blend_epochized", entries)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 from megatron_fastmix.export.blend import Blend
-from megatron_fastmix.export.rows import row_shares
 
 _FUNCTION = '''
 
@@ -22,10 +21,9 @@ def blend(datasets, seed=1234, stopping_strategy="all_exhausted"):
 
 def interleave(blend: Blend) -> str:
     """A Python file: the sources with their probabilities, and the call that interleaves them."""
-    shares = row_shares(blend, "documents")
     lines = ["from datasets import interleave_datasets", "", "SOURCES = {"]
     for entry in blend.sources:
-        values = {"path": entry.path, "probability": shares[entry.name]}
+        values = {"path": entry.path, "probability": float(entry.weight)}
         name = json.dumps(entry.name, ensure_ascii=False)
         lines.append(f"    {name}: {json.dumps(values, ensure_ascii=False)},")
     lines.append("}")

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from megatron_fastmix.blend.weight_schedule import WeightSchedule
 from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.export.blend import DEFAULT_DECIMALS, round_weights
+from megatron_fastmix.result.rounding import DEFAULT_DECIMALS, round_weights
 
 NOTE = (
     "Megatron begins each phase at the start of its sources, in an order that --seed decides, so a "

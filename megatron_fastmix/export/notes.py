@@ -6,11 +6,19 @@ import math
 from collections.abc import Sequence
 
 from megatron_fastmix.export.blend import Blend
-from megatron_fastmix.result.mixture_file import MixtureFile, SourceWeight, epochs_implied
+from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource
 from megatron_fastmix.text_table import align
 
+SHARES_OF = {
+    "loss_tokens": "answer tokens",
+    "tokens": "all tokens, questions' and answers'",
+    "rows": "rows",
+    "samples": "rows",
+}
+"""What a blend of answer-only rows counts, by its unit."""
 
-def notes(mixture: MixtureFile, blend: Blend, *, decimals: int) -> list[str]:
+
+def notes(mixture: LearnedMixture, blend: Blend, *, decimals: int) -> list[str]:
     """One text for each thing that the user must know about this export."""
     found = []
     warning = indistinct_from_uniform(mixture.sources)
@@ -31,25 +39,32 @@ def notes(mixture: MixtureFile, blend: Blend, *, decimals: int) -> list[str]:
     return found
 
 
-def change_table(mixture: MixtureFile, blend: Blend) -> str:
-    """Learned and exported weight, their difference, and epochs in the budget, heaviest first."""
-    weights = blend.weights
+def change_table(mixture: LearnedMixture, blend: Blend) -> str:
+    """Learned and exported share of what the blend counts, their difference, and the epochs of the
+    exported ones in the budget, heaviest first."""
+    learned, exported = mixture.shares(blend.unit), blend.shares
+    epochs = blend.mixture.epochs_at(blend.unit, exported)
     rows = [
         (
-            source.name,
-            f"{source.weight:.4f}",
-            f"{weights[source.name]:.4f}",
-            f"{weights[source.name] - source.weight:+.4f}",
-            f"{source.tokens:,}",
-            f"{epochs_implied(weights[source.name], source.tokens, blend.token_budget):.2f}",
+            name,
+            f"{learned[name]:.4f}",
+            f"{exported[name]:.4f}",
+            f"{exported[name] - learned[name]:+.4f}",
+            f"{size.loss_tokens:,}",
+            f"{epochs[name]:.2f}",
         )
-        for source in sorted(mixture.sources, key=lambda source: -weights[source.name])
+        for name, size in sorted(mixture.sizes.items(), key=lambda item: -exported[item[0]])
     ]
-    table = align(("source", "learned", "exported", "change", "tokens", "epochs"), rows)
-    return f"{table}\n\nEpochs are those in {blend.token_budget:,} tokens."
+    tokens = mixture.loss_tokens_are
+    table = align(("source", "learned", "exported", "change", tokens, "epochs"), rows)
+    counted = SHARES_OF[blend.unit] if mixture.answer_only or blend.unit == "rows" else "tokens"
+    return (
+        f"{table}\n\nLearned and exported are shares of {counted}. "
+        f"Epochs are those in {blend.mixture.token_budget:,} {tokens}."
+    )
 
 
-def indistinct_from_uniform(sources: Sequence[SourceWeight]) -> str | None:
+def indistinct_from_uniform(sources: Sequence[LearnedSource]) -> str | None:
     """A warning where the weights' spread is as large as their distances from uniform.
 
     Compares root mean squares over the sources; None where the distances are larger, and for a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.export import (
@@ -18,6 +19,10 @@ from megatron_fastmix.export import (
     streaming,
 )
 from megatron_fastmix.export.blend import Blend
+from megatron_fastmix.result.sizes import Unit
+
+Rows = Literal["documents", "sequences"]
+"""What one row of the tool's dataset holds: a whole document, or tokens cut to one length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +33,18 @@ class Format:
     """The whole text of the export."""
     tool: str
     """Who reads it, and how."""
+    counts: Unit = "samples"
+    """What the tool's weights are shares of."""
+    any_rows: bool = False
+    """Whether the tool draws rows, which may be documents or sequences (`--rows`)."""
     note: str = ""
     """What the user still has to do; printed with the export."""
+
+    def unit(self, rows: Rows | None) -> Unit:
+        """What the weights are to be shares of; `rows` is the user's `--rows`."""
+        if rows is None or not self.any_rows:
+            return self.counts
+        return "rows" if rows == "documents" else "tokens"
 
 
 _NOT_INDEXED = "this tool reads no .bin/.idx; put in each path's place the dataset in its own form"
@@ -61,49 +76,65 @@ FORMATS: dict[str, Format] = {
     ),
     "gpt-neox": Format(
         render=gpt_neox.data_paths,
+        counts="tokens",
+        any_rows=True,
         tool="GPT-NeoX: a configuration file; valid and test are the search's targets",
+        note="weights count tokens, as samples do that are packed, GPT-NeoX's default; --rows "
+        "documents where pack_impl is unpacked",
     ),
     "olmo-core": Format(
         render=olmo_core.source_mixture,
+        counts="tokens",
         tool="OLMo-core: the YAML of a SourceMixtureList over the .bin files",
         note="OLMo-core must be told the type of the .bin files (uint16, or uint32 where the "
         "vocabulary has 65,500 or more) and the end-of-document token",
     ),
     "nanotron": Format(
         render=nanotron.nanoset,
+        counts="tokens",
         tool="nanotron: `dataset` of a data stage (Nanoset)",
         note=f"{_NOT_INDEXED}: a folder of datatrove's tokenized files",
     ),
     "energon": Format(
         render=energon.metadataset,
+        counts="rows",
+        any_rows=True,
         tool="Megatron-Energon: a MetadatasetV2",
         note=f"{_NOT_INDEXED}: a folder prepared by `energon prepare`, relative to this YAML file; "
         "weights count its samples, taken to be documents (--rows sequences where they are packed)",
     ),
     "energon-epochized": Format(
         render=energon.epochized_metadataset,
+        counts="loss_tokens",
         tool="Megatron-Energon: a MetadatasetV2 by repetitions, for --token-budget",
         note=f"{_NOT_INDEXED}: a folder prepared by `energon prepare`, relative to this YAML file",
     ),
     "mosaicml-streaming": Format(
         render=streaming.streams,
+        any_rows=True,
         tool="MosaicML streaming and LLM Foundry: `streams` of a dataset",
         note=f"{_NOT_INDEXED}: a folder of MDS shards; weights count its samples, taken to be "
-        "of one length (--concat_tokens; --rows documents where they are whole documents)",
+        "of one length where they are text (--concat_tokens; --rows documents where they are whole "
+        "documents)",
     ),
     "mosaicml-streaming-repeat": Format(
         render=streaming.repeated_streams,
+        counts="loss_tokens",
         tool="MosaicML streaming: `streams` by `repeat`, for --token-budget",
         note=f"{_NOT_INDEXED}: a folder of MDS shards; one epoch is the token budget",
     ),
     "hf-datasets": Format(
         render=hf_datasets.interleave,
+        counts="rows",
+        any_rows=True,
         tool="Hugging Face datasets: a Python file that calls interleave_datasets",
         note="give its function `blend` the datasets by name; probabilities count rows, taken to "
         "be documents (--rows sequences where they are packed)",
     ),
     "llama-factory": Format(
         render=llama_factory.interleaved,
+        counts="rows",
+        any_rows=True,
         tool="LLaMA-Factory: the data section of a training YAML, by rows",
         note="register each dataset under its source's name in dataset_info.json",
     ),

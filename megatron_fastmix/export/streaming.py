@@ -6,21 +6,21 @@ from typing import Any
 
 import yaml
 
-from megatron_fastmix.export.blend import Blend
-from megatron_fastmix.export.rows import repetitions, row_shares
+from megatron_fastmix.export.blend import EPOCH_DECIMALS, Blend
 
 
 def streams(blend: Blend) -> str:
     """The YAML `streams` of a dataset; each has a proportion, as either all or none must."""
-    shares = row_shares(blend, "sequences")
-    return _file({e.name: {"local": e.path, "proportion": shares[e.name]} for e in blend.sources})
+    return _file({e.name: {"local": e.path, "proportion": float(e.weight)} for e in blend.sources})
 
 
 def repeated_streams(blend: Blend) -> str:
     """The same by `repeat`: one epoch of the dataset is the token budget."""
-    budget = blend.token_budget
     return _file(
-        {e.name: {"local": e.path, "repeat": repetitions(e, budget)} for e in blend.sources}
+        {
+            e.name: {"local": e.path, "repeat": round(float(blend.epochs(e)), EPOCH_DECIMALS)}
+            for e in blend.sources
+        }
     )
 
 

@@ -10,7 +10,8 @@ from megatron_fastmix.blend.source_paths import match_sources
 from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule, read_schedule
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.megatron.options import RunOptions
-from megatron_fastmix.result.mixture_file import ANSWER_UNIT, MixtureFile, read_mixture
+from megatron_fastmix.result.learned_mixture import LearnedMixture
+from megatron_fastmix.result.mixture_file import read_mixture
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def read_run_mixture(options: RunOptions, *, rows: bool = False) -> RunMixture:
         )
     paths: dict[str, tuple[str, ...]] = {}
     if learned is not None:
-        paths = {source.name: (source.path,) for source in learned.sources}
+        paths = {s.name: tuple(shard.path for shard in s.shards) for s in learned.sources}
     if options.schedule is not None:
         schedule = read_schedule(options.schedule)
     else:
@@ -78,19 +79,10 @@ def read_run_mixture(options: RunOptions, *, rows: bool = False) -> RunMixture:
     return RunMixture(schedule=schedule, paths={name: paths[name] for name in schedule.names})
 
 
-def _weights(learned: MixtureFile, rows: bool) -> dict[str, float]:
-    if learned.unit != ANSWER_UNIT:
-        return learned.weights
-    if not rows:
+def _weights(learned: LearnedMixture, rows: bool) -> dict[str, float]:
+    if learned.answer_only and not rows:
         raise ConfigError(
             "--fastmix-mixture: its weights are shares of answer tokens, and this run draws "
             "samples of --seq-length tokens; add --sft, or learn a mixture of text"
         )
-    shares = {source.name: source.row_weight for source in learned.sources}
-    unknown = [name for name, share in shares.items() if share is None]
-    if unknown:
-        raise ConfigError(
-            f"--fastmix-mixture: {', '.join(unknown)}: no share of rows in the mixture; take the "
-            "mixture.json that the search wrote"
-        )
-    return {name: share for name, share in shares.items() if share is not None}
+    return learned.shares("samples")

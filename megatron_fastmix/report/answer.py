@@ -7,11 +7,14 @@ import shlex
 from collections.abc import Sequence
 from html import escape
 
-from megatron_fastmix.export.blend import round_weights
+from megatron_fastmix.errors import DataError
+from megatron_fastmix.export.blend import make_blend
+from megatron_fastmix.export.megatron import command_line
 from megatron_fastmix.report.durations import duration
 from megatron_fastmix.report.run_record import RunRecord
-from megatron_fastmix.report.verdict import Verdict, learned
-from megatron_fastmix.result.mixture_file import epochs_implied
+from megatron_fastmix.report.verdict import Verdict
+from megatron_fastmix.result.learned_mixture import LearnedMixture
+from megatron_fastmix.run.folder import SEED_PREFIX
 
 LEVELS = {
     "good": "Sure, as far as one can tell from the run.",
@@ -31,20 +34,29 @@ def answer(runs: Sequence[RunRecord], verdict: Verdict | None) -> str:
             f"{_side_by_side(runs)}</div>"
         )
         return f'<section class="answer">{left}{_cost(runs)}{_targets(runs)}</section>'
-    average = f", the average of {verdict.repeats} seeds" if verdict.repeats > 1 else ""
-    what = "to use" if all(run.complete for run in runs) else "so far"
+    found = verdict.mixture
+    if found is None:
+        left = (
+            "<h2>No result yet</h2><p>mixture.json is written with the first checkpoint; "
+            "the curves below are what is logged so far.</p>"
+        )
+        lead = ""
+    else:
+        what = "to use" if found.complete else f"so far, at step {found.steps:,}"
+        seeds = f", the average of {len(found.seeds)} seeds" if found.seeds else ""
+        left = f"<h2>The mixture {what}{seeds}</h2>{_mixture(found)}{_how_to_use(runs, found)}"
+        lead = _lead(runs, verdict, found)
     return (
-        f'{_lead(runs, verdict)}<section class="answer"><div class="panel">'
-        f"<h2>The mixture {what}{average}</h2>"
-        f"{_mixture(runs[0], verdict)}{_how_to_use(runs, verdict)}</div>"
+        f'{lead}<section class="answer"><div class="panel">{left}</div>'
         f'<div class="side">{_sureness(verdict)}{_targets(runs)}{_cost(runs)}</div></section>'
     )
 
 
-def _lead(runs: Sequence[RunRecord], verdict: Verdict) -> str:
+def _lead(runs: Sequence[RunRecord], verdict: Verdict, found: LearnedMixture) -> str:
     """The whole answer in three sentences."""
-    order = sorted(verdict.weights, key=lambda name: -verdict.weights[name])
-    named = [f"{name} {verdict.weights[name]:.2f}" for name in order[:3]]
+    weights = found.weights
+    order = sorted(weights, key=lambda name: -weights[name])
+    named = [f"{name} {weights[name]:.2f}" for name in order[:3]]
     if len(order) > 3:
         named.append(f"{len(order) - 3} more")
     mixture = f"{', '.join(named[:-1])} and {named[-1]}" if len(named) > 1 else named[0]
@@ -57,15 +69,15 @@ def _lead(runs: Sequence[RunRecord], verdict: Verdict) -> str:
     )
 
 
-def _mixture(run: RunRecord, verdict: Verdict) -> str:
-    budget = run.token_budget
-    ends = [weight + verdict.spread[name] for name, weight in verdict.weights.items()]
-    top = min(1.0, max(*ends, *verdict.initial.values()))
-    known = bool(run.tokens) and budget is not None
+def _mixture(found: LearnedMixture) -> str:
+    sources = sorted(found.sources, key=lambda source: -source.weight)
+    ends = [max(s.weight + s.weight_std, s.initial_weight) for s in sources]
+    top = min(1.0, max(ends))
+    epochs, tokens = found.epochs, found.loss_tokens_are
+    row_shares = found.rounded("rows")
     rows = []
-    for name in sorted(verdict.weights, key=lambda name: -verdict.weights[name]):
-        weight, spread = verdict.weights[name], verdict.spread[name]
-        start = verdict.initial[name]
+    for source in sources:
+        weight, spread, start = source.weight, source.weight_std, source.initial_weight
         low, high = max(0.0, weight - spread), min(top, weight + spread)
         bar = (
             f'<div class="bar" aria-hidden="true"><i style="width:{weight / top:.2%}"></i>'
@@ -73,39 +85,30 @@ def _mixture(run: RunRecord, verdict: Verdict) -> str:
             f'<b style="left:{start / top:.2%}"></b></div>'
         )
         cells = f"<td><b>{weight:.3f}</b> ± {spread:.3f}</td>"
-        cells += f'<td class="optional">{start:.3f}</td>'
-        if known and budget is not None:
-            tokens = run.tokens[name]
-            cells += (
-                f'<td class="optional">{_tokens(weight * budget)}</td>'
-                f'<td class="optional">{_tokens(tokens)}</td>'
-                f"<td>{epochs_implied(weight, tokens, budget):.2f}</td>"
-            )
-        rows.append(f'<tr><th scope="row">{escape(name)}{bar}</th>{cells}</tr>')
-    more = (
-        '<th scope="col" class="optional">tokens<br>to train on</th>'
-        '<th scope="col" class="optional">tokens<br>there are</th><th scope="col">epochs</th>'
-        if known
-        else ""
-    )
+        if found.answer_only:
+            cells += f"<td>{row_shares[source.name]}</td>"
+        cells += (
+            f'<td class="optional">{start:.3f}</td>'
+            f'<td class="optional">{_tokens(weight * found.token_budget)}</td>'
+            f'<td class="optional">{_tokens(source.size.loss_tokens)}</td>'
+            f"<td>{epochs[source.name]:.2f}</td>"
+        )
+        rows.append(f'<tr><th scope="row">{escape(source.name)}{bar}</th>{cells}</tr>')
+    share = '<th scope="col">share<br>of rows</th>' if found.answer_only else ""
     head = (
-        '<thead><tr><th scope="col">source</th><th scope="col">weight</th>'
-        f'<th scope="col" class="optional">started at</th>{more}</tr></thead>'
+        f'<thead><tr><th scope="col">source</th><th scope="col">weight</th>{share}'
+        f'<th scope="col" class="optional">started at</th>'
+        f'<th scope="col" class="optional">{tokens}<br>to train on</th>'
+        f'<th scope="col" class="optional">{tokens}<br>there are</th>'
+        '<th scope="col">epochs</th></tr></thead>'
     )
-    spread_of = (
-        f"the standard deviation over {verdict.repeats} seeds"
-        if verdict.repeats > 1
-        else "the standard deviation over the averaged part of the run"
-    )
-    meaning = (
-        f"A weight is a share of training tokens. Tokens and epochs are those of a run of "
-        f"{_tokens(budget)} tokens. "
-        if budget is not None and known
-        else "A weight is a share of training tokens. "
-    )
+    counted = "blends for Megatron have the shares of rows. " if found.answer_only else ""
     return (
         f"{_folded(head, rows)}"
-        f'<p class="note">{meaning}± (the thin line) is {spread_of}; '
+        f'<p class="note">Weights are {found.weights_are}; {counted}'
+        f"{tokens[0].upper()}{tokens[1:]} and epochs are those of a run of "
+        f"{_tokens(found.token_budget)} {tokens}. "
+        f"± (the thin line) is {found.spread_is}; "
         "the orange mark is the weight at the start.</p>"
     )
 
@@ -122,30 +125,19 @@ def _folded(head: str, rows: list[str]) -> str:
     return table
 
 
-def _how_to_use(runs: Sequence[RunRecord], verdict: Verdict) -> str:
+def _how_to_use(runs: Sequence[RunRecord], found: LearnedMixture) -> str:
     folders = {run.path.parent if len(runs) == 1 else run.path.parent.parent for run in runs}
-    seeds = all(run.path.parent.name.startswith("seed-") for run in runs)
+    seeds = all(run.path.parent.name.startswith(SEED_PREFIX) for run in runs)
     folder = str(folders.pop()) if len(runs) == 1 or (seeds and len(folders) == 1) else "RUN"
     command = f"megatron-fastmix export {shlex.quote(folder)} --format list"
-    paths = {
-        source["name"]: source["path"]
-        for source in runs[0].config.get("sources", [])
-        if isinstance(source, dict) and "name" in source and "path" in source
-    }
-    if paths.keys() >= verdict.weights.keys():
-        rounded = round_weights(verdict.weights)
-        pairs = [
-            word
-            for name, weight in rounded.items()
-            if float(weight) > 0
-            for word in (weight, str(paths[name]))
-        ]
-        flags = shlex.join(["--data-path", *pairs])
-        return (
-            f'<pre tabindex="0" aria-label="Megatron flags">{escape(flags)}</pre>'
-            f'<p class="note">For Megatron; other tools: <code>{escape(command)}</code></p>'
-        )
-    return f'<pre tabindex="0">{escape(command)}</pre>'
+    try:
+        flags = command_line(make_blend(found)).rstrip()
+    except DataError:  # a path that Megatron cannot be told
+        return f'<pre tabindex="0">{escape(command)}</pre>'
+    return (
+        f'<pre tabindex="0" aria-label="Megatron flags">{escape(flags)}</pre>'
+        f'<p class="note">For Megatron; other tools: <code>{escape(command)}</code></p>'
+    )
 
 
 def _sureness(verdict: Verdict) -> str:
@@ -206,16 +198,16 @@ def _cost_facts(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
 
 
 def _side_by_side(runs: Sequence[RunRecord]) -> str:
-    means = [learned(run) for run in runs]
+    found = [{s.name: s for s in run.mixture.sources} if run.mixture else {} for run in runs]
     names = list(dict.fromkeys(name for run in runs for name in run.sources))
-    names.sort(key=lambda name: -max(mean.get(name, 0.0) for mean, _ in means))
+    names.sort(key=lambda name: -max(by[name].weight if name in by else 0.0 for by in found))
     rows = []
     for name in names:
         cells = "".join(
-            f"<td><b>{mean[name]:.3f}</b> <span>±&nbsp;{spread[name]:.3f}</span></td>"
-            if name in mean
+            f"<td><b>{by[name].weight:.3f}</b> <span>±&nbsp;{by[name].weight_std:.3f}</span></td>"
+            if name in by
             else "<td>–</td>"
-            for mean, spread in means
+            for by in found
         )
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     head = "".join(f'<th scope="col">{escape(run.name)}</th>' for run in runs)

@@ -91,7 +91,7 @@ def build_charts(runs: Sequence[RunRecord], order: Sequence[str]) -> dict[str, l
             order,
             "weights",
             "Weights",
-            "share of samples",
+            "share of tokens in the loss",
             lambda run, name: [(0, run.initial[name]), *run.by_name("outer", "weights", name)],
             bands=True,
             note="The band is the mean and standard deviation of the part of the run that the "

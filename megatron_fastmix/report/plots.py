@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.errors import DataError
-from megatron_fastmix.result.mixture_file import MixtureFile
+from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.run.metrics import read_metrics
 
 # Okabe and Ito's colours, told apart by colour-blind readers too (yellow left out: too pale for
@@ -28,7 +28,7 @@ MARGINS = 1.0
 TEXT, FAINT = "#222222", "#666666"
 
 
-def plot_weights(metrics_path: str | Path, output_png: str | Path, mixture: MixtureFile) -> None:
+def plot_weights(metrics_path: str | Path, output_png: str | Path, mixture: LearnedMixture) -> None:
     """Draws the weights over optimizer steps, labelled at the line ends with the learned weight.
 
     The shaded tail is what the learned weight averages. The lettering can be read at half of the
@@ -55,7 +55,7 @@ def plot_weights(metrics_path: str | Path, output_png: str | Path, mixture: Mixt
     axes.set_xlim(0, steps[-1])
     axes.set_ylim(0, min(1.0, 1.08 * max(map(max, weights.values()))))
     axes.set_xlabel("optimizer steps of the proxy", fontsize=12, color=TEXT)
-    axes.set_ylabel("share of samples", fontsize=12, color=TEXT)
+    axes.set_ylabel(f"share of {mixture.loss_tokens_are}", fontsize=12, color=TEXT)
     axes.tick_params(labelsize=11, colors=TEXT)
     axes.yaxis.grid(True, color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -76,7 +76,7 @@ def plot_weights(metrics_path: str | Path, output_png: str | Path, mixture: Mixt
 
 
 def _history(
-    metrics_path: str | Path, mixture: MixtureFile
+    metrics_path: str | Path, mixture: LearnedMixture
 ) -> tuple[list[int], dict[str, list[float]]]:
     """Steps at which the weights were set, the start included, and the weights by source."""
     outer = [line for line in read_metrics(metrics_path) if line["kind"] == "outer"]

@@ -1,4 +1,5 @@
-"""What one search logged, read from its `metrics.jsonl` alone and ready to be drawn.
+"""What one search logged and learned: curves from its `metrics.jsonl`, ready to be drawn, and the
+result from the `mixture.json` beside it.
 
 Keys that a line lacks are left out of the record, and keys that are not known are kept as further
 figures, so that the report reads the metrics of older and newer releases.
@@ -15,6 +16,8 @@ from statistics import median
 from typing import Any, TypeGuard
 
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.result.learned_mixture import LearnedMixture
+from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.metrics import read_metrics
 
@@ -40,10 +43,8 @@ class RunRecord:
     seed: int | None
     initial: dict[str, float]
     """Weights before the first outer step."""
-    tokens: dict[str, int]
-    """Tokens of each source's dataset; empty where they were not logged."""
-    token_budget: int | None
-    """Tokens of the run to come."""
+    mixture: LearnedMixture | None
+    """The result; None before the first checkpoint."""
     training_flops: float | None
     """FLOPs of the whole search; None where they were not logged."""
     train_iters: int | None
@@ -68,7 +69,7 @@ class RunRecord:
 
     @property
     def tail(self) -> list[dict[str, float]]:
-        """The weights that the learned mixture averages."""
+        """The weights that the learned mixture averages, or would if the run ended here."""
         count = max(1, round(self.averaging_fraction * len(self.outer)))
         return [line["weights"] for line in self.outer[-count:]] or [self.initial]
 
@@ -107,13 +108,20 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
         elif RunFolder(path).metrics.exists():
             found.append(RunFolder(path).metrics)
         else:
-            seeds = [run.metrics for run in RunFolder(path).seeds() if run.metrics.exists()]
+            seeds = [run.metrics for run in _seeds(RunFolder(path)) if run.metrics.exists()]
             if not seeds:
                 raise DataError(
                     f"{path}: no metrics.jsonl in it, nor in folders seed-*; give a run folder"
                 )
             found += seeds
     return list(dict.fromkeys(found))
+
+
+def _seeds(folder: RunFolder) -> list[RunFolder]:
+    """The searches that the folder's result averages; all of them where it has none yet."""
+    if folder.mixture.exists():
+        return [folder.seed(seed) for seed in read_mixture(folder.path).seeds]
+    return folder.seeds()
 
 
 def read_run(path: str | Path, name: str | None = None) -> RunRecord:
@@ -140,7 +148,6 @@ def read_run(path: str | Path, name: str | None = None) -> RunRecord:
     # A stopped run that was resumed has lines after its end.
     ended = bool(lines) and lines[-1]["kind"] == "end"
     mixture = config.get("mixture", {})
-    tokens = start.get("source_tokens") or {}
     return RunRecord(
         name=name or path.parent.name or str(path),
         path=path,
@@ -149,8 +156,7 @@ def read_run(path: str | Path, name: str | None = None) -> RunRecord:
         config=config,
         seed=config.get("seed", start.get("seed")),
         initial=initial,
-        tokens=tokens,
-        token_budget=start.get("token_budget") or sum(tokens.values()) or None,
+        mixture=_result(path, sources),
         training_flops=next(
             (line["training_flops"] for line in ends[-1:] if is_number(line.get("training_flops"))),
             None,
@@ -163,6 +169,20 @@ def read_run(path: str | Path, name: str | None = None) -> RunRecord:
         complete=ended and bool(lines[-1].get("complete")),
         ended=ended,
     )
+
+
+def _result(metrics: Path, sources: list[str]) -> LearnedMixture | None:
+    """The mixture beside the metrics. Raises `DataError` where it is another run's."""
+    file = RunFolder(metrics.parent).mixture
+    if not file.exists():
+        return None
+    mixture = read_mixture(file)
+    if set(mixture.weights) != set(sources):
+        raise DataError(
+            f"{file}: is about {', '.join(mixture.weights)}, {metrics} about {', '.join(sources)}; "
+            "are these the files of one run?"
+        )
+    return mixture
 
 
 def is_number(value: Any) -> TypeGuard[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from megatron_fastmix.result.mixture_file import ANSWER_UNIT, MixtureFile
+from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.text_table import align
 
 MANY_EPOCHS = 4
@@ -13,34 +13,39 @@ MANY_EPOCHS = 4
 
 
 def final_table(
-    mixture: MixtureFile, *, blend_txt: str | Path | None, blend_json: str | Path | None
+    mixture: LearnedMixture, *, blend_txt: str | Path | None, blend_json: str | Path | None
 ) -> str:
     """The table of sources, heaviest first, and the Megatron flags to use next.
 
     A blend path that is None is not mentioned.
     """
-    rows = [
-        (
-            source.name,
-            f"{source.initial_weight:.4f}",
-            f"{source.weight:.4f} ± {source.weight_std:.4f}",
-            f"{source.tokens:,}",
-            f"{source.epochs:.2f}",
-        )
-        for source in sorted(mixture.sources, key=lambda source: -source.weight)
-    ]
-    table = align(("source", "initial weight", "learned weight", "tokens", "epochs"), rows)
+    epochs = mixture.epochs
+    heaviest = sorted(mixture.sources, key=lambda source: -source.weight)
+    tokens = mixture.loss_tokens_are
+    columns = {
+        "source": [source.name for source in heaviest],
+        "initial weight": [f"{source.initial_weight:.4f}" for source in heaviest],
+        "learned weight": [f"{s.weight:.4f} ± {s.weight_std:.4f}" for s in heaviest],
+        tokens: [f"{source.size.loss_tokens:,}" for source in heaviest],
+        "epochs": [f"{epochs[source.name]:.2f}" for source in heaviest],
+    }
+    if mixture.answer_only:
+        rows = mixture.rounded("rows")
+        columns["rows"] = [f"{source.size.rows:,}" for source in heaviest]
+        columns["share of rows"] = [rows[source.name] for source in heaviest]
     lines = [
-        table,
+        align(list(columns), list(zip(*columns.values(), strict=True))),
         "",
-        f"Weights are {_unit(mixture)}; ± is {_spread(mixture)}. "
-        f"Epochs are those in {mixture.token_budget:,} tokens.",
+        f"Weights are {mixture.weights_are}; ± is {mixture.spread_is}. "
+        f"Epochs are those in {mixture.token_budget:,} {tokens}.",
     ]
-    many = [source.name for source in mixture.sources if source.epochs > MANY_EPOCHS]
+    if mixture.answer_only:
+        lines.append("Blends for Megatron and tools that draw rows have the shares of rows.")
+    many = [source.name for source in mixture.sources if epochs[source.name] > MANY_EPOCHS]
     if many:
         lines.append(
             f"More than {MANY_EPOCHS} epochs: {', '.join(many)}. The search does not see what "
-            f"repetition costs; tools/convert_weights.py --max-epochs {MANY_EPOCHS} limits it."
+            f"repetition costs; megatron-fastmix export --max-epochs {MANY_EPOCHS} limits it."
         )
     if not mixture.complete:
         lines.append(f"The run is not finished: {mixture.steps} optimizer steps are done.")
@@ -56,24 +61,8 @@ def final_table(
     return "\n".join(lines)
 
 
-def _unit(mixture: MixtureFile) -> str:
-    if mixture.unit == ANSWER_UNIT:
-        rows = ", ".join(f"{s.name} {s.row_weight:.4f}" for s in mixture.sources)
-        return f"shares of answer tokens (as shares of rows: {rows})"
-    return f"shares of samples of {mixture.seq_length} tokens"
-
-
-def _spread(mixture: MixtureFile) -> str:
-    if mixture.seeds:
-        return f"the standard deviation over {len(mixture.seeds)} seeds, which the weight averages"
-    return (
-        f"the spread over the last {mixture.averaged_outer_steps} of {mixture.outer_steps} outer "
-        "steps, which the learned weight averages"
-    )
-
-
 def megatron_flags(
-    mixture: MixtureFile, *, blend_txt: str | Path | None, blend_json: str | Path | None
+    mixture: LearnedMixture, *, blend_txt: str | Path | None, blend_json: str | Path | None
 ) -> list[str]:
     """One shell-quoted flag string for each blend file that is given."""
     shared = ["--seq-length", str(mixture.seq_length)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron_fastmix.report.run_record import RunRecord
+from megatron_fastmix.result.learned_mixture import LearnedMixture, average
 
 Level = Literal["good", "fair", "poor"]
 CLEAR = 3.0
@@ -29,12 +30,8 @@ class Finding:
 class Verdict:
     """The learned mixture of one run, or of several repeats of it."""
 
-    weights: dict[str, float]
-    spread: dict[str, float]
-    """Standard deviation of each weight: over seeds where there are several, else over the
-    averaged part of the run."""
-    initial: dict[str, float]
-    repeats: int
+    mixture: LearnedMixture | None
+    """That of mixture.json, averaged where there are several; None before the first checkpoint."""
     findings: list[Finding]
 
     @property
@@ -42,15 +39,6 @@ class Verdict:
         """The worst of the findings."""
         levels = [finding.level for finding in self.findings]
         return "poor" if "poor" in levels else "fair" if "fair" in levels else "good"
-
-
-def learned(run: RunRecord) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean and standard deviation of each weight over the averaged part, as in mixture.json."""
-    tail = run.tail
-    mean = {name: statistics.fmean(w[name] for w in tail) for name in run.sources}
-    total = math.fsum(mean.values())
-    spread = {name: statistics.pstdev(w[name] for w in tail) for name in run.sources}
-    return {name: value / total for name, value in mean.items()}, spread
 
 
 def are_repeats(runs: Sequence[RunRecord]) -> bool:
@@ -66,30 +54,17 @@ def are_repeats(runs: Sequence[RunRecord]) -> bool:
 
 def judge(runs: Sequence[RunRecord]) -> Verdict:
     """The verdict on repeats of one search (or on a single run)."""
-    parts = [learned(run) for run in runs]
-    sources = runs[0].sources
-    weights = {name: statistics.fmean(mean[name] for mean, _ in parts) for name in sources}
-    if len(runs) > 1:
-        spread = {name: statistics.stdev(mean[name] for mean, _ in parts) for name in sources}
-    else:
-        spread = parts[0][1]
-    return Verdict(
-        weights=weights,
-        spread=spread,
-        initial=runs[0].initial,
-        repeats=len(runs),
-        findings=[
-            finding
-            for finding in (
-                _progress(runs),
-                _against_uniform(weights, spread, len(runs)),
-                *([] if len(runs) > 1 else [_movement(runs[0])]),
-                _noise(runs),
-                *([] if len(runs) > 1 else [_one_seed()]),
-            )
-            if finding is not None
-        ],
-    )
+    found = [run.mixture for run in runs if run.mixture is not None]
+    mixture = average(found) if found else None
+    one = len(found) < 2
+    findings = [
+        _progress(runs),
+        mixture and _against_uniform(mixture),
+        _movement(runs[0]) if one else None,
+        _noise(runs),
+        _one_seed() if one else None,
+    ]
+    return Verdict(mixture=mixture, findings=[finding for finding in findings if finding])
 
 
 def _setting(config: dict[str, Any]) -> dict[str, Any]:
@@ -108,15 +83,15 @@ def _progress(runs: Sequence[RunRecord]) -> Finding | None:
     return Finding(level="fair", text=f"The search is {state}{done}.")
 
 
-def _against_uniform(
-    weights: dict[str, float], spread: dict[str, float], repeats: int
-) -> Finding | None:
-    count = len(weights)
+def _against_uniform(mixture: LearnedMixture) -> Finding | None:
+    sources = mixture.sources
+    count = len(sources)
     if count < 2:
         return None
-    distance = math.sqrt(math.fsum((w - 1 / count) ** 2 for w in weights.values()) / count)
-    width = math.sqrt(math.fsum(s**2 for s in spread.values()) / count)
-    of_what = f"over {repeats} seeds" if repeats > 1 else "over the averaged part of the run"
+    distance = math.sqrt(math.fsum((s.weight - 1 / count) ** 2 for s in sources) / count)
+    width = math.sqrt(math.fsum(s.weight_std**2 for s in sources) / count)
+    repeats = len(mixture.seeds)
+    of_what = f"over {repeats} seeds" if repeats else "over the averaged part of the run"
     figures = f"{distance:.3f} from uniform on average, and {width:.3f} of spread {of_what}"
     if distance <= width:
         return Finding(level="poor", text=f"Not told from a uniform mixture: {figures}.")

@@ -9,7 +9,7 @@ from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.report.charts import Chart, build_charts
 from megatron_fastmix.report.page import render_page
 from megatron_fastmix.report.run_record import RunRecord, find_runs, read_run
-from megatron_fastmix.report.verdict import Verdict, are_repeats, judge, learned
+from megatron_fastmix.report.verdict import Verdict, are_repeats, judge
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[RunRecord]:
@@ -33,8 +33,7 @@ def write_report(
     Runs that differ in nothing but the seed are averaged; others are shown side by side.
     """
     verdict: Verdict | None = judge(runs) if are_repeats(runs) else None
-    weights = verdict.weights if verdict else _largest(runs)
-    sections = build_charts(runs, sorted(weights, key=lambda name: -weights[name]))
+    sections = build_charts(runs, _heaviest_first(runs))
     page = Path(folder) / "report.html"
     write_atomically(page, render_page(runs, verdict, sections, reload_seconds=reload_seconds))
     if pictures:
@@ -49,9 +48,10 @@ def _write_pictures(charts: Sequence[Chart], folder: str | Path) -> None:
         write_png(chart, folder)
 
 
-def _largest(runs: Sequence[RunRecord]) -> dict[str, float]:
+def _heaviest_first(runs: Sequence[RunRecord]) -> list[str]:
+    """The sources of all runs by their largest weight: the learned one, or the newest without."""
     largest: dict[str, float] = {}
     for run in runs:
-        for name, weight in learned(run)[0].items():
+        for name, weight in (run.mixture.weights if run.mixture else run.tail[-1]).items():
             largest[name] = max(largest.get(name, 0.0), weight)
-    return largest
+    return sorted(largest, key=lambda name: -largest[name])

@@ -1,7 +1,8 @@
-"""`mixture.json`: the result of a search, complete enough to be used without the run.
+"""`mixture.json`: the learned mixture as a file, complete enough to be used without the run.
 
-Weights are shares of samples of `seq_length` tokens, the unit of Megatron's blend weights; those of
-answer-only sources are shares of answer tokens, with the shares of rows beside them.
+What follows from other keys (`epochs`, `row_weight`, `answer_tokens`, `unit`) is there for readers
+of the file; `read_mixture` works it out again. Version 1 had no `shards`, no `loss_tokens` and no
+sizes of targets but their tokens; it is read, too.
 """
 
 from __future__ import annotations
@@ -10,138 +11,45 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource, TargetResult
+from megatron_fastmix.result.mixture_keys import (
+    ANSWER_UNIT,
+    FORMAT,
+    MAPPINGS,
+    SAME,
+    UNIT,
+    VERSION,
+    Keys,
+    SourceKeys,
+    TargetKeys,
+    values_of,
+)
+from megatron_fastmix.result.sizes import Shard, Size
 from megatron_fastmix.run.folder import RunFolder
 
-FORMAT = "megatron_fastmix.mixture"
-VERSION = 1
-UNIT = "share of samples of seq_length tokens"
-ANSWER_UNIT = "share of answer tokens"
-"""Unit of the weights of answer-only sources."""
+READABLE = (1, VERSION)
+"""Versions of the file that this program reads."""
 SUM_TOLERANCE = 1e-9
 
 
-def epochs_implied(weight: float, tokens: int, token_budget: int) -> float:
-    """How often a source of `tokens` tokens is seen when `token_budget` tokens are trained on."""
-    return weight * token_budget / tokens
+def write_mixture(path: str | Path, mixture: LearnedMixture) -> None:
+    """Writes JSON, atomically; floats read back bit for bit. `ValueError` for NaN or Inf."""
+    text = json.dumps(values_of(mixture), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, text + "\n")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SourceWeight:
-    """One source of the mixture."""
-
-    name: str
-    path: str
-    """Prefix of the indexed dataset, without .bin and .idx."""
-    tokens: int
-    """Tokens of the whole dataset."""
-    documents: int
-    """Documents of the whole dataset."""
-    initial_weight: float
-    final_weight: float
-    """Weight after the last outer step."""
-    weight: float
-    """The learned weight: the average of the iterates of the averaging tail."""
-    weight_std: float
-    """Standard deviation of the weight over the averaging tail; 0 where it has one iterate. Where
-    several seeds ran, over the seeds."""
-    logit: float
-    """z after the last outer step."""
-    epochs: float
-    """Epochs of this source in `token_budget` tokens at `weight`."""
-    rows: int | None = None
-    """Rows with an answer, of an answer-only source."""
-    answer_tokens: int | None = None
-    """Tokens of those rows that count in the loss."""
-    row_weight: float | None = None
-    """The share of rows that gives `weight` as the share of answer tokens."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetResult:
-    """One held-out target."""
-
-    name: str
-    path: str
-    tokens: int
-    weight: float
-    """ω, the target's share in the target loss."""
-    initial_loss: float | None
-    """Nats per token at the first outer step; null where none was measured."""
-    final_loss: float | None
-    """Nats per token at the last outer step; null where none was measured."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _TypedPart:
-    """The keys of the file whose types `strict_yaml` checks."""
-
-    format: str = FORMAT
-    version: int = VERSION
-    unit: str = UNIT
-    seq_length: int
-    complete: bool
-    """False where the run was stopped before its last step."""
-    steps: int
-    """Optimizer steps done."""
-    outer_steps: int
-    """Steps of the mixture done."""
-    averaging_fraction: float
-    """The learned weights average the iterates of this last part of the run."""
-    averaged_outer_steps: int
-    """How many iterates that is."""
-    token_budget: int
-    """Tokens of the run to come, for which `epochs` are given; answer tokens under that unit."""
-    seed: int
-    """Seed of the search; the first of several."""
-    seeds: tuple[int, ...] = ()
-    """Seeds of the searches that the weights average; empty for a single search."""
-    estimator: str
-    """Name of the hypergradient estimator."""
-    sources: tuple[SourceWeight, ...]
-    targets: tuple[TargetResult, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixtureFile(_TypedPart):
-    """The learned mixture and what it rests on."""
-
-    cost: dict[str, float]
-    """`training_flops`, `wall_seconds` and `tokens` of the search."""
-    versions: dict[str, str]
-    """Versions of the packages that the search ran with."""
-    config: dict[str, Any] = field(default_factory=dict)
-    """The resolved configuration."""
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The learned weights by source name."""
-        return {source.name: source.weight for source in self.sources}
-
-    def write(self, path: str | Path) -> None:
-        """Writes JSON, atomically; floats read back bit for bit. `ValueError` for NaN or Inf."""
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
-        write_atomically(path, text + "\n")
-
-
-def rows_and_answers(source: SourceWeight) -> tuple[int, int]:
-    """Rows with an answer, and their answer tokens, of an answer-only source."""
-    assert source.rows is not None
-    assert source.answer_tokens is not None
-    return source.rows, source.answer_tokens
-
-
-def read_mixture(path: str | Path) -> MixtureFile:
+def read_mixture(path: str | Path) -> LearnedMixture:
     """Reads `mixture.json`, or the one in a run folder.
 
     Raises `DataError` for a file that is missing or not JSON, of another format or version, that
-    lacks a key or has one too many, or whose weights are not shares that sum to 1.
+    lacks a key or has one too many, whose weights are not shares that sum to 1, or whose sizes
+    cannot be.
     """
     path = Path(path)
     if path.is_dir():
@@ -152,13 +60,21 @@ def read_mixture(path: str | Path) -> MixtureFile:
             f"{path}: format is {values.get('format')!r}, expected {FORMAT!r}; "
             "give the mixture.json of a run folder"
         )
-    if values.get("version") != VERSION:
+    if values.get("version") not in READABLE:
+        readable = " and ".join(map(str, READABLE))
         raise DataError(
-            f"{path}: version is {values.get('version')!r}, this program reads {VERSION}; "
+            f"{path}: version is {values.get('version')!r}, this program reads {readable}; "
             "use the release that wrote the file"
         )
-    mixture = _build(values, path)
-    _check(mixture, path)
+    keys = _check_types(values, path)
+    _check_unit_and_names(keys, path)
+    mixture = LearnedMixture(
+        sources=tuple(_source(source, keys, path) for source in keys.sources),
+        targets=tuple(_target(target, keys, path) for target in keys.targets),
+        **{key: getattr(keys, key) for key in SAME},
+        **{key: values[key] for key in MAPPINGS},
+    )
+    _check_sums(mixture, path)
     return mixture
 
 
@@ -183,40 +99,38 @@ def _load(path: Path) -> dict[str, Any]:
     return values
 
 
-def _build(values: dict[str, Any], path: Path) -> MixtureFile:
-    fields = {f.name for f in dataclasses.fields(MixtureFile)}
-    typed_fields = {f.name for f in dataclasses.fields(_TypedPart)}
-    mappings = fields - typed_fields
-    missing = sorted(fields - values.keys() - {"seeds"})
+def _check_types(values: dict[str, Any], path: Path) -> Keys:
+    needed = [f.name for f in dataclasses.fields(Keys) if f.default is dataclasses.MISSING]
+    missing = sorted(key for key in (*needed, *MAPPINGS) if key not in values)
     if missing:
         raise DataError(
             f"{path}: {', '.join(missing)} missing; the file is not whole or was edited: "
             "take the one that the run wrote"
         )
-    for name in sorted(mappings):
-        if not isinstance(values[name], dict):
-            raise DataError(f"{path}: {name}: expected an object, found {values[name]!r}")
+    for key in MAPPINGS:
+        if not isinstance(values[key], dict):
+            raise DataError(f"{path}: {key}: expected an object, found {values[key]!r}")
     try:
-        typed = strict_yaml.from_dict(
-            _TypedPart, {name: value for name, value in values.items() if name not in mappings}
+        keys: Keys = strict_yaml.from_dict(
+            Keys, {key: value for key, value in values.items() if key not in MAPPINGS}
         )
     except ConfigError as error:
         raise DataError(f"{path}: {error}") from None
-    return MixtureFile(
-        **{name: getattr(typed, name) for name in typed_fields},
-        **{name: values[name] for name in mappings},
-    )
+    return keys
 
 
-def _check(mixture: MixtureFile, path: Path) -> None:
-    if mixture.unit not in (UNIT, ANSWER_UNIT):
+def _check_unit_and_names(keys: Keys, path: Path) -> None:
+    if keys.unit not in (UNIT, ANSWER_UNIT):
         raise DataError(
-            f"{path}: unit is {mixture.unit!r}, this program reads {UNIT!r} and {ANSWER_UNIT!r}; "
+            f"{path}: unit is {keys.unit!r}, this program reads {UNIT!r} and {ANSWER_UNIT!r}; "
             "weights of another unit mean something else, so convert them first"
         )
+    for key, least in (("seq_length", 1), ("token_budget", 1), ("steps", 0)):
+        if getattr(keys, key) < least:
+            raise _impossible(path, key, getattr(keys, key), f"{least} or more")
     for where, names in (
-        ("sources", [s.name for s in mixture.sources]),
-        ("targets", [t.name for t in mixture.targets]),
+        ("sources", [s.name for s in keys.sources]),
+        ("targets", [t.name for t in keys.targets]),
     ):
         if not names:
             raise DataError(f"{path}: {where} is empty; a run has at least one")
@@ -226,18 +140,93 @@ def _check(mixture: MixtureFile, path: Path) -> None:
                 f"{path}: {where}: {twice} occur more than once; names are unique; "
                 "take the file that the run wrote"
             )
-    for source in mixture.sources:
-        if mixture.unit == ANSWER_UNIT and not (source.rows and source.answer_tokens):
-            raise DataError(
-                f"{path}: source {source.name}: rows is {source.rows}, answer_tokens is "
-                f"{source.answer_tokens}, but the unit is {ANSWER_UNIT!r}; take the file that the "
-                "run wrote"
-            )
-        if source.tokens < 1:
-            raise DataError(
-                f"{path}: source {source.name}: tokens is {source.tokens}, expected 1 or more; "
-                "take the file that the run wrote"
-            )
+
+
+def _source(source: SourceKeys, keys: Keys, path: Path) -> LearnedSource:
+    shards = source.shards
+    if keys.version == 1:
+        shards = (_only_shard(source, keys, path),)
+    where = f"source {source.name}"
+    if not shards:
+        raise _impossible(path, f"{where}: shards", "none", "one or more")
+    for shard in shards:
+        _check_size(shard, path, f"{where}: {shard.path}")
+    learned = LearnedSource(
+        name=source.name,
+        shards=shards,
+        documents=source.documents,
+        initial_weight=source.initial_weight,
+        final_weight=source.final_weight,
+        weight=source.weight,
+        weight_std=source.weight_std,
+        logit=source.logit,
+    )
+    size = learned.size
+    if size.answer_only != (keys.unit == ANSWER_UNIT):
+        raise _impossible(
+            path, f"{where}: loss_tokens", f"{size.loss_tokens} of {size.tokens}", repr(keys.unit)
+        )
+    if keys.version > 1:
+        for key in ("tokens", "loss_tokens", "rows"):
+            found, total = getattr(source, key), getattr(size, key)
+            if found != total:
+                raise _impossible(path, f"{where}: {key}", found, f"{total}, as its shards have")
+    return learned
+
+
+def _only_shard(source: SourceKeys, keys: Keys, path: Path) -> Shard:
+    """That of a source of version 1."""
+    if keys.unit == UNIT:
+        return Shard(
+            path=source.path,
+            tokens=source.tokens,
+            loss_tokens=source.tokens,
+            rows=source.documents,
+        )
+    if not (source.rows and source.answer_tokens):
+        raise DataError(
+            f"{path}: source {source.name}: rows is {source.rows}, answer_tokens is "
+            f"{source.answer_tokens}, but the unit is {ANSWER_UNIT!r}; take the file that the "
+            "run wrote"
+        )
+    return Shard(
+        path=source.path,
+        tokens=source.tokens,
+        loss_tokens=source.answer_tokens,
+        rows=source.rows,
+    )
+
+
+def _target(target: TargetKeys, keys: Keys, path: Path) -> TargetResult:
+    size = None
+    if target.loss_tokens is not None and target.rows is not None:
+        size = Size(tokens=target.tokens, loss_tokens=target.loss_tokens, rows=target.rows)
+        _check_size(size, path, f"target {target.name}")
+    elif keys.version > 1 and (target.loss_tokens, target.rows) != (None, None):
+        raise _impossible(path, f"target {target.name}: rows", target.rows, "loss_tokens and rows")
+    return TargetResult(
+        name=target.name,
+        path=target.path,
+        tokens=target.tokens,
+        size=size,
+        weight=target.weight,
+        initial_loss=target.initial_loss,
+        final_loss=target.final_loss,
+    )
+
+
+def _check_size(size: Size, path: Path, where: str) -> None:
+    for key, value, least, most in (
+        ("tokens", size.tokens, 1, math.inf),
+        ("loss_tokens", size.loss_tokens, 1, size.tokens),
+        ("rows", size.rows, int(size.answer_only), math.inf),
+    ):
+        if not least <= value <= most:
+            limit = f" and at most {most} tokens" if most < math.inf else ""
+            raise _impossible(path, f"{where}: {key}", value, f"{least} or more{limit}")
+
+
+def _check_sums(mixture: LearnedMixture, path: Path) -> None:
     shares = {
         f"{key} of sources": {source.name: getattr(source, key) for source in mixture.sources}
         for key in ("initial_weight", "final_weight", "weight")
@@ -252,3 +241,9 @@ def _check(mixture: MixtureFile, path: Path) -> None:
                 f"{path}: {what}: found {found}; expected shares of 0 or more that sum to 1; "
                 "take the file that the run wrote"
             )
+
+
+def _impossible(path: Path, what: str, found: object, expected: str) -> DataError:
+    return DataError(
+        f"{path}: {what} is {found}, expected {expected}; take the file that the run wrote"
+    )

@@ -24,8 +24,6 @@ class RunStart(Event):
     sources: list[str]
     targets: list[str]
     initial_weights: Mapping[str, float]
-    source_tokens: Mapping[str, int]
-    token_budget: int
     config: Mapping[str, Any]
 
 

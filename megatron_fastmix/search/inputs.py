@@ -13,6 +13,7 @@ from megatron_fastmix.corpus.manifest import check_same_tokenizer
 from megatron_fastmix.corpus.tokenizers import Tokenizer, load_tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.proxy.starting_point import check_starting_point
+from megatron_fastmix.result.sizes import Size
 from megatron_fastmix.run.trackers import check_trackers
 
 
@@ -26,10 +27,16 @@ class DatasetSize:
     """Rows and their answer tokens where the dataset is answer-only."""
 
     @property
-    def learnable(self) -> int:
-        """Tokens that carry loss."""
+    def size(self) -> Size:
+        """In every unit."""
         rows = self.answer_rows
-        return self.tokens if rows is None else int(rows.answer_tokens.sum())
+        if rows is None:
+            return Size(tokens=self.tokens, loss_tokens=self.tokens, rows=self.documents)
+        return Size(
+            tokens=self.tokens,
+            loss_tokens=int(rows.answer_tokens.sum()),
+            rows=len(rows.kept),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

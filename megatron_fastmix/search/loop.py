@@ -15,9 +15,10 @@ from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.deepspeed_engine.engine import learning_rate
 from megatron_fastmix.deepspeed_engine.state import restore, snapshot
 from megatron_fastmix.errors import NonFiniteError
+from megatron_fastmix.export.run_files import write_mixture_files
 from megatron_fastmix.parallel.device import local_device
 from megatron_fastmix.proxy.cost import training_flops
-from megatron_fastmix.result.mixture_file import MixtureFile
+from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.run.sinks import open_sinks
 from megatron_fastmix.search.assembly import assemble
 from megatron_fastmix.search.inner_step import inner_step
@@ -162,10 +163,10 @@ class Search:
             identity=self.identity,
         )
 
-    def result(self) -> MixtureFile:
+    def result(self) -> LearnedMixture:
         """The mixture learned so far, with what it cost."""
         found = search_outcome(self.config, self.mixture, self.state(), self.training_flops)
-        return found.mixture_file(self.config, self.inputs)
+        return found.learned_mixture(self.config, self.inputs)
 
     def _reduce(self, sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
         """Sums losses and counts by source over the ranks; also whether any was asked to stop.
@@ -193,6 +194,9 @@ class Search:
             return
         began = time.monotonic()
         self.checkpoints.begin(self.state(), snapshot(self.engine, self.group))
+        if self.world.rank == 0 and self.step < self.config.training.train_iters:
+            # Of a finished search it is written when the last checkpoint is known to be whole.
+            write_mixture_files(self.folder.path, self.result())
         name = self.folder.checkpoint(self.step).name
         report.checkpoint(self.step, name, time.monotonic() - began)
 

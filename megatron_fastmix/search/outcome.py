@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
 
 from megatron_fastmix.checkpoint.store import SearchState
 from megatron_fastmix.config import SearchConfig, strict_yaml
-from megatron_fastmix.corpus.answer_rows import AnswerRows
 from megatron_fastmix.mixture.mixture import Mixture
-from megatron_fastmix.result.mixture_file import (
-    ANSWER_UNIT,
-    UNIT,
-    MixtureFile,
-    SourceWeight,
-    TargetResult,
-    epochs_implied,
-)
-from megatron_fastmix.search.inputs import Inputs
+from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource, TargetResult
+from megatron_fastmix.result.sizes import Shard
+from megatron_fastmix.search.inputs import DatasetSize, Inputs
 
 PACKAGES = ("megatron-fastmix", "megatron-core", "deepspeed", "torch", "numpy")
 
@@ -50,50 +43,44 @@ class Outcome:
     seconds: float
     tokens: int
 
-    def mixture_file(self, config: SearchConfig, inputs: Inputs) -> MixtureFile:
+    def learned_mixture(self, config: SearchConfig, inputs: Inputs) -> LearnedMixture:
         """The outcome with what is known of its sources and targets."""
         # JSON keeps 17 digits, yet the sum of a mean may be off by one in the last place.
         weights = self.weights / self.weights.sum()
-        learnable = [size.learnable for size in inputs.sources]
-        budget = config.output.token_budget or sum(learnable)
         sources = tuple(
-            SourceWeight(
+            LearnedSource(
                 name=source.name,
-                path=source.path,
-                tokens=size.tokens,
+                shards=(_shard(source.path, size),),
                 documents=size.documents,
                 initial_weight=float(self.initial[k]),
                 final_weight=float(self.final[k]),
                 weight=float(weights[k]),
                 weight_std=float(self.spread[k]),
                 logit=float(self.logits[k]),
-                epochs=epochs_implied(float(weights[k]), learnable[k], budget),
             )
             for k, (source, size) in enumerate(zip(config.sources, inputs.sources, strict=True))
         )
-        answer_rows = [size.answer_rows for size in inputs.sources if size.answer_rows is not None]
-        if answer_rows:
-            sources = _with_rows(sources, answer_rows)
         targets = tuple(
             TargetResult(
                 name=target.name,
                 path=target.path,
                 tokens=size.tokens,
+                size=size.size,
                 weight=self.target_weights[v],
                 initial_loss=self.initial_losses[v],
                 final_loss=self.final_losses[v],
             )
             for v, (target, size) in enumerate(zip(config.targets, inputs.targets, strict=True))
         )
-        return MixtureFile(
-            unit=ANSWER_UNIT if answer_rows else UNIT,
+        all_tokens = sum(size.size.loss_tokens for size in inputs.sources)
+        return LearnedMixture(
             seq_length=config.data.seq_length,
             complete=self.complete,
             steps=self.steps,
             outer_steps=self.outer_steps,
             averaging_fraction=self.averaging_fraction,
             averaged_outer_steps=self.averaged_outer_steps,
-            token_budget=budget,
+            token_budget=config.output.token_budget or all_tokens,
             seed=config.seed,
             estimator=self.estimator,
             sources=sources,
@@ -106,6 +93,11 @@ class Outcome:
             versions={name: version(name) for name in PACKAGES},
             config=strict_yaml.to_dict(config),
         )
+
+
+def _shard(path: str, found: DatasetSize) -> Shard:
+    size = found.size
+    return Shard(path=path, tokens=size.tokens, loss_tokens=size.loss_tokens, rows=size.rows)
 
 
 def search_outcome(
@@ -132,23 +124,4 @@ def search_outcome(
         flops=flops,
         seconds=state.seconds,
         tokens=state.tokens,
-    )
-
-
-def _with_rows(
-    sources: tuple[SourceWeight, ...], answer_rows: Sequence[AnswerRows]
-) -> tuple[SourceWeight, ...]:
-    """Adds what row-based tools need: a row of source k brings its mean number of answer tokens, so
-    rows drawn by shares ∝ weight_k / mean_k bring answer tokens by `weight`."""
-    shares = np.array([source.weight for source in sources])
-    shares /= [rows.mean_answer_tokens for rows in answer_rows]
-    shares /= shares.sum()
-    return tuple(
-        replace(
-            source,
-            rows=len(rows.kept),
-            answer_tokens=int(rows.answer_tokens.sum()),
-            row_weight=float(share),
-        )
-        for source, rows, share in zip(sources, answer_rows, shares, strict=True)
     )

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from megatron_fastmix.config import SearchConfig, strict_yaml
-from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.run.events import (
     CheckpointBegun,
@@ -127,15 +126,11 @@ class Reporter:
         self._send(RunEnd(step=step, complete=complete, training_flops=training_flops))
 
     def _start(self) -> RunStart:
-        names = self.mixture.names
-        sizes = [inspect_indexed_dataset(source.path).tokens for source in self.config.sources]
         return RunStart(
             step=0,
-            sources=names,
+            sources=self.mixture.names,
             targets=[target.name for target in self.config.targets],
             initial_weights=self._by_source(self.mixture.weights),
-            source_tokens=dict(zip(names, sizes, strict=True)),
-            token_budget=self.config.output.token_budget or sum(sizes),
             config=strict_yaml.to_dict(self.config),
         )
 

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from megatron_fastmix.result.mixture_file import (
-    MixtureFile,
-    SourceWeight,
+from megatron_fastmix.result.learned_mixture import (
+    LearnedMixture,
+    LearnedSource,
     TargetResult,
-    epochs_implied,
 )
+from megatron_fastmix.result.sizes import Shard, Size
 from megatron_fastmix.run.metrics import MetricsLog
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_mixture():
-    """A function: weights by name (and changes to other fields) to a `MixtureFile`."""
+    """A function: weights by name (and changes to other fields) to a `LearnedMixture`."""
 
-    def make(weights: dict[str, float], folder: str = "/data", **changes) -> MixtureFile:
+    def make(weights: dict[str, float], folder: str = "/data", **changes) -> LearnedMixture:
         values = {
             "seq_length": 32,
             "complete": True,
@@ -32,17 +33,17 @@ def make_mixture():
             "seed": 1,
             "estimator": "finite_difference",
             "sources": tuple(
-                SourceWeight(
+                LearnedSource(
                     name=name,
-                    path=f"{folder}/{name}",
-                    tokens=5_000,
+                    shards=(
+                        Shard(path=f"{folder}/{name}", tokens=5_000, loss_tokens=5_000, rows=50),
+                    ),
                     documents=50,
                     initial_weight=1 / len(weights),
                     final_weight=weight,
                     weight=weight,
                     weight_std=0.01,
                     logit=0.1,
-                    epochs=epochs_implied(weight, 5_000, 10_000),
                 )
                 for name, weight in weights.items()
             ),
@@ -51,6 +52,7 @@ def make_mixture():
                     name="target",
                     path=f"{folder}/target",
                     tokens=3_000,
+                    size=Size(tokens=3_000, loss_tokens=3_000, rows=30),
                     weight=1.0,
                     initial_loss=5.5,
                     final_loss=4.25,
@@ -60,9 +62,29 @@ def make_mixture():
             "versions": {"torch": "2"},
             "config": {"tokenizer": {"tokenizer_type": "ByteLevelTokenizer"}},
         }
-        return MixtureFile(**(values | changes))
+        return LearnedMixture(**(values | changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def with_sizes():
+    """A function: a mixture and changes of shards by source name, such as `a={"path": "p"}`; one
+    given `tokens` has as many loss tokens, and one given `documents` as many rows."""
+
+    def change(mixture: LearnedMixture, **sizes) -> LearnedMixture:
+        sources = []
+        for source in mixture.sources:
+            changes = dict(sizes.get(source.name, {}))
+            if "tokens" in changes:
+                changes.setdefault("loss_tokens", changes["tokens"])
+            documents = changes.pop("documents", source.documents)
+            changes.setdefault("rows", documents)
+            shard = dataclasses.replace(source.shards[0], **changes)
+            sources.append(dataclasses.replace(source, shards=(shard,), documents=documents))
+        return dataclasses.replace(mixture, sources=tuple(sources))
+
+    return change
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 from megatron_fastmix.blend import LiveMixture, WeightSchedule
 from megatron_fastmix.blend.weight_schedule import Change
 from megatron_fastmix.errors import CheckpointError, ConfigError, DataError
+from megatron_fastmix.result.mixture_file import write_mixture
 
 START = {"web": 3.0, "code": 1.0}
 
@@ -192,7 +193,7 @@ def test_a_schedule_makes_a_mixture_and_back(tmp_path):
 
 
 def test_a_learned_mixture_is_read_from_its_run_folder(make_mixture, tmp_path):
-    make_mixture({"web": 0.2, "code": 0.8}).write(tmp_path / "mixture.json")
+    write_mixture(tmp_path / "mixture.json", make_mixture({"web": 0.2, "code": 0.8}))
     mixture = LiveMixture.from_mixture_file(tmp_path, block_size=4)
     assert mixture.names == ["web", "code"]
     assert np.allclose(mixture.weights, [0.2, 0.8], rtol=1e-15)

@@ -12,6 +12,7 @@ from megatron_fastmix.blend import LiveMixture, WeightSchedule
 from megatron_fastmix.blend.weight_schedule import Change
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.megatron_phases import phases
+from megatron_fastmix.result.mixture_file import write_mixture
 
 PATHS = {"web": "/d/web", "code": "/d/my code", "math": "/d/math"}
 
@@ -83,7 +84,7 @@ def test_what_megatron_cannot_run_is_refused(arguments, error, message):
 
 
 def test_the_tool_reads_a_schedule_and_the_paths_of_a_run(make_mixture, tmp_path):
-    make_mixture({"web": 0.5, "code": 0.5, "math": 0}).write(tmp_path / "mixture.json")
+    write_mixture(tmp_path / "mixture.json", make_mixture({"web": 0.5, "code": 0.5, "math": 0}))
     schedule_of((0, (1, 1, 0)), (8, (0, 0, 1))).write(tmp_path / "schedule.yaml")
     tool = Path(__file__).parents[2] / "tools" / "convert_schedule.py"
     flags = ["--global-batch-size", "4", "--train-samples", "40"]

@@ -15,7 +15,13 @@ import pytest
 from megatron_fastmix.cli import compare_mixtures as command
 from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.errors import ConfigError, DataError, NonFiniteError
-from megatron_fastmix.result.mixture_file import MixtureFile, SourceWeight, TargetResult
+from megatron_fastmix.result.learned_mixture import (
+    LearnedMixture,
+    LearnedSource,
+    TargetResult,
+)
+from megatron_fastmix.result.mixture_file import write_mixture
+from megatron_fastmix.result.sizes import Shard
 from tests.conftest import SEQ_LENGTH, SOURCES, synthetic_documents, write_dataset
 from tests.processes import wait_until_gone
 
@@ -40,7 +46,7 @@ def mixture(corpora, tmp_path):
     """A learned mixture file that puts most weight on the useful source."""
     path = tmp_path / "run" / "mixture.json"
     learned = dict(zip(SOURCES, (0.9, 0.1, 0.0), strict=True))
-    made = MixtureFile(
+    made = LearnedMixture(
         seq_length=SEQ_LENGTH,
         complete=True,
         steps=10,
@@ -51,17 +57,15 @@ def mixture(corpora, tmp_path):
         seed=1,
         estimator="finite_difference",
         sources=tuple(
-            SourceWeight(
+            LearnedSource(
                 name=name,
-                path=str(corpora / name),
-                tokens=7800,
+                shards=(Shard(path=str(corpora / name), tokens=7800, loss_tokens=7800, rows=120),),
                 documents=120,
                 initial_weight=(0.5, 0.25, 0.25)[k],
                 final_weight=learned[name],
                 weight=learned[name],
                 weight_std=0.0,
                 logit=0.0,
-                epochs=1.0,
             )
             for k, name in enumerate(SOURCES)
         ),
@@ -70,6 +74,7 @@ def mixture(corpora, tmp_path):
                 name="target",
                 path=str(corpora / "target"),
                 tokens=3900,
+                size=None,
                 weight=1.0,
                 initial_loss=None,
                 final_loss=None,
@@ -79,7 +84,7 @@ def mixture(corpora, tmp_path):
         versions={},
         config={"tokenizer": {"tokenizer_type": "ByteLevelTokenizer", "tokenizer_model": None}},
     )
-    made.write(path)
+    write_mixture(path, made)
     return path
 
 

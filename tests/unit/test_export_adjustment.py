@@ -1,6 +1,5 @@
 """Corrections before an export: groups, fixed shares, caps, the least weight, and rounding."""
 
-import dataclasses
 import math
 from fractions import Fraction
 
@@ -11,23 +10,21 @@ from hypothesis import strategies as st
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.export.adjustment import Adjustment, adjust
-from megatron_fastmix.export.blend import make_blend, round_weights
+from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.notes import indistinct_from_uniform
+from megatron_fastmix.result.mixture_file import write_mixture
+from megatron_fastmix.result.rounding import round_weights
 
 
 @pytest.fixture
-def mixture(make_mixture):
+def mixture(make_mixture, with_sizes):
     """Weights a 0.5, b 0.3, c 0.2; a has 1,000 tokens, b 2,000, c 8,000; budget 10,000."""
     made = make_mixture({"a": 0.5, "b": 0.3, "c": 0.2})
-    tokens = {"a": 1_000, "b": 2_000, "c": 8_000}
-    return dataclasses.replace(
-        made,
-        sources=tuple(dataclasses.replace(s, tokens=tokens[s.name]) for s in made.sources),
-    )
+    return with_sizes(made, a={"tokens": 1_000}, b={"tokens": 2_000}, c={"tokens": 8_000})
 
 
 def weights(mixture, **changes):
-    return adjust(mixture, Adjustment(**({"fixed": {}, "groups": {}} | changes))).weights
+    return adjust(mixture, Adjustment(**({"fixed": {}, "groups": {}} | changes))).mixture.weights
 
 
 def test_nothing_asked_leaves_the_learned_weights_bit_for_bit(mixture):
@@ -53,16 +50,16 @@ def test_the_excess_over_the_cap_is_shared_out(mixture):
     # 2 epochs of a are 0.2 of 10,000 tokens; the 0.3 above go to b and c as 3 to 2, which lifts b
     # to 0.48, over its own cap of 0.4.
     found = adjust(mixture, Adjustment(fixed={}, groups={}, max_epochs=2))
-    assert found.weights == pytest.approx({"a": 0.2, "b": 0.4, "c": 0.4})
+    assert found.mixture.weights == pytest.approx({"a": 0.2, "b": 0.4, "c": 0.4})
     assert found.capped == ("a", "b")
     # Half the tokens allow twice the share.
     found = adjust(mixture, Adjustment(fixed={}, groups={}, max_epochs=2, token_budget=5_000))
-    assert found.weights == pytest.approx({"a": 0.4, "b": 0.36, "c": 0.24})
+    assert found.mixture.weights == pytest.approx({"a": 0.4, "b": 0.36, "c": 0.24})
 
 
 def test_sources_below_the_least_weight_are_dropped(mixture):
     found = adjust(mixture, Adjustment(fixed={}, groups={}, min_weight=0.25))
-    assert found.weights == pytest.approx({"a": 0.625, "b": 0.375, "c": 0})
+    assert found.mixture.weights == pytest.approx({"a": 0.625, "b": 0.375, "c": 0})
     assert found.dropped == ("c",)
     # A share set by hand is not dropped.
     assert weights(mixture, fixed={"c": 0.01}, min_weight=0.25)["c"] == 0.01
@@ -98,30 +95,19 @@ def test_corrections_that_cannot_hold_are_refused(mixture, changes, message):
     st.floats(0.05, 5),
     st.integers(3, 6),
 )
-def test_no_rounded_weight_exceeds_the_cap(pairs, slack, decimals):
-    from megatron_fastmix.result.mixture_file import SourceWeight
-
+def test_no_rounded_weight_exceeds_the_cap(make_mixture, with_sizes, pairs, slack, decimals):
     total = sum(weight for weight, _ in pairs)
-    shares = {str(i): weight / total for i, (weight, _) in enumerate(pairs)}
     tokens = {str(i): count for i, (_, count) in enumerate(pairs)}
     # A cap that leaves room: all the tokens, `slack` more than once.
     cap = (1 + slack) * 1_000_000 / sum(tokens.values())
     ceilings = {name: cap * count / 1_000_000 for name, count in tokens.items()}
-    values = dict.fromkeys(
-        ("initial_weight", "final_weight", "weight_std", "logit", "epochs"), 0.0
-    ) | {"documents": 1, "path": "p"}
-
-    class Mixture:
-        sources = tuple(
-            SourceWeight(name=n, weight=shares[n], tokens=tokens[n], **values) for n in shares
-        )
-        weights = shares
-        token_budget = 1_000_000
-
-    found = adjust(Mixture, Adjustment(fixed={}, groups={}, max_epochs=cap))
-    assert math.fsum(found.weights.values()) == pytest.approx(1)
+    shares = {str(i): weight / total for i, (weight, _) in enumerate(pairs)}
+    made = make_mixture(shares, token_budget=1_000_000)
+    mixture = with_sizes(made, **{name: {"tokens": count} for name, count in tokens.items()})
+    found = adjust(mixture, Adjustment(fixed={}, groups={}, max_epochs=cap))
+    assert math.fsum(found.mixture.weights.values()) == pytest.approx(1)
     try:
-        rounded = round_weights(found.weights, decimals, found.ceilings)
+        rounded = round_weights(found.mixture.weights, decimals, ceilings)
     except ConfigError as error:
         assert "use more decimals" in str(error)
         return
@@ -138,7 +124,7 @@ def test_fixed_shares_are_written_as_they_were_given(mixture):
 
 @pytest.fixture
 def run_dir(tmp_path, mixture):
-    mixture.write(tmp_path / "mixture.json")
+    write_mixture(tmp_path / "mixture.json", mixture)
     return str(tmp_path)
 
 
@@ -168,7 +154,7 @@ def test_weights_that_are_no_surer_than_uniform_are_exported_with_a_warning(
     tmp_path, make_mixture, capsys
 ):
     # make_mixture's spread is 0.01 for every source.
-    make_mixture({"a": 0.505, "b": 0.495}).write(tmp_path / "mixture.json")
+    write_mixture(tmp_path / "mixture.json", make_mixture({"a": 0.505, "b": 0.495}))
     assert main(["export", str(tmp_path)]) == 0
     output = capsys.readouterr()
     assert output.out == "0.5050 /data/a\n0.4950 /data/b\n"

@@ -1,6 +1,7 @@
 """Exports of fine-tuning mixtures count rows, and drawing rows gives the learned token shares."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -10,20 +11,25 @@ from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.adjustment import Adjustment
 from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.registry import FORMATS
-from megatron_fastmix.export.rows import repetitions, row_shares
-from megatron_fastmix.result.mixture_file import ANSWER_UNIT, read_mixture
+from megatron_fastmix.result.mixture_file import read_mixture
+from megatron_fastmix.result.mixture_keys import ANSWER_UNIT, values_of
+
+ROWS = {"long": (100, 40_000), "short": (1_000, 10_000), "rare": (50, 3_000)}
+"""Rows and answer tokens; there are four times as many tokens in all."""
 
 
 @pytest.fixture
-def mixture(make_mixture):
+def mixture(make_mixture, with_sizes):
+    sizes = {
+        name: {"tokens": 4 * answers, "loss_tokens": answers, "rows": rows}
+        for name, (rows, answers) in ROWS.items()
+    }
     weights = {"long": 0.5, "short": 0.3, "rare": 0.2}
-    rows = {"long": (100, 40_000), "short": (1_000, 10_000), "rare": (50, 3_000)}
-    whole = make_mixture(weights, token_budget=100_000)
-    sources = tuple(
-        dataclasses.replace(s, rows=rows[s.name][0], answer_tokens=rows[s.name][1], row_weight=0.1)
-        for s in whole.sources
-    )
-    return dataclasses.replace(whole, unit=ANSWER_UNIT, sources=sources)
+    return with_sizes(make_mixture(weights, token_budget=100_000), **sizes)
+
+
+def text_of(name, mixture, rows=None, **changes):
+    return FORMATS[name].render(make_blend(mixture, FORMATS[name].unit(rows), **changes))
 
 
 def drawn_token_shares(mixture, shares, draws=200_000):
@@ -32,14 +38,14 @@ def drawn_token_shares(mixture, shares, draws=200_000):
     names = list(shares)
     probabilities = np.array([shares[name] for name in names])
     rows = generator.multinomial(draws, probabilities / probabilities.sum())
-    mean = {s.name: s.answer_tokens / s.rows for s in mixture.sources}
+    mean = {name: size.loss_tokens / size.rows for name, size in mixture.sizes.items()}
     tokens = rows * np.array([mean[name] for name in names])
     return dict(zip(names, tokens / tokens.sum(), strict=True))
 
 
 @pytest.mark.parametrize("form", ["llama-factory", "megatron-data-args", "hf-datasets"])
 def test_drawing_rows_as_exported_gives_the_learned_token_shares(mixture, form):
-    text = FORMATS[form].render(make_blend(mixture, decimals=6))
+    text = text_of(form, mixture, decimals=6)
     if form == "llama-factory":
         section = yaml.safe_load(text)
         values = map(float, section["interleave_probs"].split(","))
@@ -58,22 +64,94 @@ def test_drawing_rows_as_exported_gives_the_learned_token_shares(mixture, form):
 
 
 def test_epochs_and_caps_are_those_of_answer_tokens(mixture):
-    blend = make_blend(mixture, decimals=9)
-    for entry, source in zip(blend.sources, mixture.sources, strict=True):
-        expected = source.weight * 100_000 / source.answer_tokens
-        assert repetitions(entry, blend.token_budget) == pytest.approx(expected, rel=1e-3)
+    blend = make_blend(mixture, "rows", decimals=9)
+    for entry in blend.sources:
+        expected = mixture.weights[entry.name] * 100_000 / ROWS[entry.name][1]
+        assert float(blend.epochs(entry)) == pytest.approx(expected, rel=1e-3)
     capped = make_blend(
-        mixture, decimals=9, adjustment=Adjustment(fixed={}, groups={}, max_epochs=3)
+        mixture, "rows", decimals=9, adjustment=Adjustment(fixed={}, groups={}, max_epochs=3)
     )
     # What is taken from `rare` would give `short` more than 3 epochs too.
     assert capped.capped == ("short", "rare")
-    shares = row_shares(capped, "documents")
-    tokens = {s.name: shares[s.name] * s.answer_tokens / s.rows for s in mixture.sources}
+    tokens = {name: capped.shares[name] * answers / rows for name, (rows, answers) in ROWS.items()}
     assert tokens["rare"] / sum(tokens.values()) == pytest.approx(3 * 3_000 / 100_000, rel=1e-3)
 
 
-def test_an_answer_unit_without_rows_is_refused(mixture, tmp_path):
-    sources = (dataclasses.replace(mixture.sources[0], rows=None), *mixture.sources[1:])
-    dataclasses.replace(mixture, sources=sources).write(tmp_path / "mixture.json")
+def test_tools_that_count_all_tokens_get_shares_of_all_tokens(make_mixture, with_sizes):
+    """Half of the answer tokens from each; `wordy` has nine questions' tokens for one of them."""
+    mixture = with_sizes(
+        make_mixture({"terse": 0.5, "wordy": 0.5}, token_budget=3_000),
+        terse={"tokens": 2_000, "loss_tokens": 1_000, "rows": 100},
+        wordy={"tokens": 10_000, "loss_tokens": 1_000, "rows": 100},
+    )
+    text = text_of("olmo-core", mixture)
+    sources = {s["source_name"]: s for s in yaml.safe_load(text)["sources"]}
+    assert {name: s["target_ratio"] for name, s in sources.items()} == {
+        "terse": 0.1667,
+        "wordy": 0.8333,
+    }
+    # 1.5 epochs of both, 18,000 tokens.
+    assert text.startswith("# for requested_tokens up to 18000\n")
+    assert [s["max_repetition_ratio"] for s in sources.values()] == pytest.approx(
+        [1.5, 1.5], abs=0.03
+    )
+    weights = yaml.safe_load(text_of("nanotron", mixture))["dataset"]["dataset_weights"]
+    assert weights == [0.1667, 0.8333]
+    # Rows that a tool packs into sequences of one length are drawn as tokens are.
+    packed = yaml.safe_load(text_of("mosaicml-streaming", mixture, "sequences"))["streams"]
+    assert [stream["proportion"] for stream in packed.values()] == [0.1667, 0.8333]
+    rows = yaml.safe_load(text_of("mosaicml-streaming", mixture))["streams"]
+    assert [stream["proportion"] for stream in rows.values()] == [0.5, 0.5]
+
+
+def test_a_source_of_several_datasets_has_an_entry_for_each(make_mixture):
+    first, second = make_mixture({"a": 0.6, "b": 0.4}).sources
+    shards = tuple(
+        dataclasses.replace(first.shards[0], path=path, tokens=tokens, loss_tokens=tokens)
+        for path, tokens in (("/data/a-0", 1_000), ("/data/a-1", 3_000))
+    )
+    mixture = make_mixture({}, sources=(dataclasses.replace(first, shards=shards), second))
+    assert text_of("megatron-data-args", mixture) == (
+        "0.1500 /data/a-0\n0.4500 /data/a-1\n0.4000 /data/b\n"
+    )
+    assert mixture.epochs["a"] == pytest.approx(0.6 * 10_000 / 4_000)
+    with pytest.raises(DataError, match="source a: has 2 datasets"):
+        mixture.sources[0].path  # noqa: B018
+
+
+def test_sizes_that_cannot_be_are_refused(mixture, with_sizes, tmp_path):
+    for changes, message in (
+        ({"loss_tokens": 0}, "long: /data/long: loss_tokens is 0, expected 1 or more"),
+        ({"loss_tokens": 200_000}, "loss_tokens is 200000, expected 1 or more and at most 160000"),
+        ({"rows": 0}, "long: /data/long: rows is 0"),
+        ({"tokens": 160_000}, "loss_tokens is 160000 of 160000, expected 'share of answer tokens'"),
+    ):
+        if changes == {"loss_tokens": 0}:
+            values = values_of(mixture)
+            values["sources"][0]["shards"][0]["loss_tokens"] = 0
+        else:
+            last = {"short": {}, "rare": {}}
+            values = values_of(with_sizes(mixture, long=changes, **last))
+            values["unit"] = ANSWER_UNIT
+        (tmp_path / "mixture.json").write_text(json.dumps(values))
+        with pytest.raises(DataError, match=message):
+            read_mixture(tmp_path)
+
+
+def test_an_old_file_is_read_and_its_numbers_worked_out_again(mixture, tmp_path):
+    """Version 1: no shards, no loss tokens, targets without sizes; epochs of seeds were wrong."""
+    values = values_of(mixture) | {"version": 1}
+    for source in values["sources"]:
+        del source["shards"], source["loss_tokens"]
+        source |= {"epochs": 0.1, "row_weight": 0.2}
+    for target in values["targets"]:
+        del target["loss_tokens"], target["rows"]
+    (tmp_path / "mixture.json").write_text(json.dumps(values))
+    old = read_mixture(tmp_path)
+    assert old.sources == mixture.sources
+    assert old.epochs == mixture.epochs
+    assert old.targets[0].size is None
+    values["sources"][0]["rows"] = None
+    (tmp_path / "mixture.json").write_text(json.dumps(values))
     with pytest.raises(DataError, match="rows is None"):
         read_mixture(tmp_path)

@@ -4,7 +4,6 @@ import ast
 import json
 import math
 import shlex
-from fractions import Fraction
 
 import pytest
 import yaml
@@ -16,9 +15,15 @@ from megatron.core.datasets.utils import get_blend_from_list
 
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
-from megatron_fastmix.export.blend import Blend, BlendEntry, make_blend
-from megatron_fastmix.export.olmo_core import source_mixture
+from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.registry import FORMATS
+from megatron_fastmix.result.learned_mixture import LearnedMixture
+from megatron_fastmix.result.mixture_file import write_mixture
+
+
+def text_of(name: str, mixture: LearnedMixture) -> str:
+    """The mixture in a format."""
+    return FORMATS[name].render(make_blend(mixture, FORMATS[name].counts))
 
 
 @pytest.fixture
@@ -27,7 +32,7 @@ def export(make_mixture):
 
     def export(name: str, folder: str = "/data") -> str:
         mixture = make_mixture({"a": 0.7, "b": 0.299999, "c": 0.000001}, folder=folder)
-        return FORMATS[name].render(make_blend(mixture))
+        return text_of(name, mixture)
 
     return export
 
@@ -172,17 +177,14 @@ def test_olmo_core_reads_the_bin_files(export):
     st.integers(100, 10**12),
     st.integers(100, 10**13),
 )
-def test_olmo_core_never_lacks_tokens_for_the_budget(share, tokens, budget):
-    weights = [Fraction(share, 10_000), 1 - Fraction(share, 10_000)]
-    blend = Blend(
-        token_budget=budget,
-        sources=tuple(
-            BlendEntry(name=name, path=name, weight=f"{float(weight):.4f}", tokens=tokens)
-            for name, weight in zip("ab", weights, strict=True)
-        ),
-        targets=(),
+def test_olmo_core_never_lacks_tokens_for_the_budget(
+    make_mixture, with_sizes, share, tokens, budget
+):
+    weights = {"a": share / 10_000, "b": 1 - share / 10_000}
+    mixture = with_sizes(
+        make_mixture(weights, token_budget=budget), a={"tokens": tokens}, b={"tokens": tokens}
     )
-    sources = yaml.safe_load(source_mixture(blend))["sources"]
+    sources = yaml.safe_load(text_of("olmo-core", mixture))["sources"]
     assert math.isclose(sum(source["target_ratio"] for source in sources), 1)
     for source in sources:
         assert source["max_repetition_ratio"] >= 1
@@ -191,7 +193,7 @@ def test_olmo_core_never_lacks_tokens_for_the_budget(share, tokens, budget):
 
 
 def test_the_command_says_what_is_left_to_do(tmp_path, make_mixture, capsys):
-    make_mixture({"a": 1.0}).write(tmp_path / "mixture.json")
+    write_mixture(tmp_path / "mixture.json", make_mixture({"a": 1.0}))
     assert main(["export", str(tmp_path), "--format", "nanotron"]) == 0
     output = capsys.readouterr()
     assert output.err.startswith("note: this tool reads no .bin/.idx")

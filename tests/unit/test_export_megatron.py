@@ -17,8 +17,10 @@ from megatron.core.datasets.utils import get_blend_from_list
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import DataError
-from megatron_fastmix.export.blend import make_blend, round_weights
+from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.megatron import command_line, data_args, per_split
+from megatron_fastmix.result.mixture_file import write_mixture
+from megatron_fastmix.result.rounding import round_weights
 from megatron_fastmix.start.artifacts import write_run_artifacts
 
 
@@ -95,7 +97,7 @@ def test_a_run_folder_gets_mixture_blends_and_picture(tmp_path, make_mixture, ma
     assert files.blend_txt and files.blend_txt.read_text() == "0.5000 /data/a\n0.5000 /data/b\n"
     assert files.picture and files.picture.read_bytes().startswith(b"\x89PNG")
     assert files.report == tmp_path / "report" / "report.html"
-    assert "The mixture so far" in files.report.read_text()
+    assert "The mixture to use" in files.report.read_text()
     # A result without outer steps must not be shown with another's picture.
     files = write_run_artifacts(tmp_path, make_mixture({"a": 0.5, "b": 0.5}, outer_steps=0))
     assert files.picture is None
@@ -113,7 +115,7 @@ def test_a_path_that_megatron_would_strip_gets_no_blend_at_all(tmp_path, make_mi
 
 @pytest.fixture
 def run_dir(tmp_path, make_mixture):
-    make_mixture({"a": 0.6, "b": 0.4}).write(tmp_path / "mixture.json")
+    write_mixture(tmp_path / "mixture.json", make_mixture({"a": 0.6, "b": 0.4}))
     return tmp_path
 
 
@@ -127,7 +129,7 @@ def test_the_command_writes_to_standard_output_or_a_file(run_dir, tmp_path, caps
 
 
 def test_the_command_names_what_it_leaves_out(tmp_path, make_mixture, capsys):
-    make_mixture({"a": 0.9996, "b": 0.0004}).write(tmp_path / "mixture.json")
+    write_mixture(tmp_path / "mixture.json", make_mixture({"a": 0.9996, "b": 0.0004}))
     assert main(["export", str(tmp_path), "--decimals", "3"]) == 0
     output = capsys.readouterr()
     assert output.out == "1.000 /data/a\n"
@@ -164,7 +166,7 @@ def test_the_command_refuses_wrong_arguments(run_dir, capsys):
 
 
 def test_an_unfinished_run_is_exported_only_on_request(tmp_path, make_mixture, capsys):
-    make_mixture({"a": 0.6, "b": 0.4}, complete=False).write(tmp_path / "mixture.json")
+    write_mixture(tmp_path / "mixture.json", make_mixture({"a": 0.6, "b": 0.4}, complete=False))
     assert main(["export", str(tmp_path)]) == 2
     assert "--allow-partial" in capsys.readouterr().err
     assert main(["export", str(tmp_path), "--allow-partial"]) == 0

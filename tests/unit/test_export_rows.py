@@ -1,6 +1,5 @@
 """Formats that count rows or repetitions, read by the tools that they are for."""
 
-import dataclasses
 import json
 import struct
 import subprocess
@@ -19,22 +18,23 @@ MEAN_TOKENS = {"short": 10, "long": 40}
 
 
 @pytest.fixture
-def mixture(make_mixture):
+def mixture(make_mixture, with_sizes):
     """Half of the *tokens* from each of two sources whose documents differ in length."""
-    made = make_mixture({"short": 0.5, "long": 0.5})
-    return dataclasses.replace(
-        made,
-        sources=tuple(
-            dataclasses.replace(s, tokens=4_000, documents=4_000 // MEAN_TOKENS[s.name])
-            for s in made.sources
-        ),
-    )
+    sizes = {
+        name: {"tokens": 4_000, "documents": 4_000 // mean} for name, mean in MEAN_TOKENS.items()
+    }
+    return with_sizes(make_mixture({"short": 0.5, "long": 0.5}), **sizes)
+
+
+def text_of(name, mixture, rows=None):
+    """The mixture in a format."""
+    return FORMATS[name].render(make_blend(mixture, FORMATS[name].unit(rows)))
 
 
 def test_interleaved_rows_have_the_tokens_that_the_weights_ask_for(mixture):
     datasets = pytest.importorskip("datasets", reason="the extra `test` has it")
     names: dict = {}
-    exec(FORMATS["hf-datasets"].render(make_blend(mixture)), names)
+    exec(text_of("hf-datasets", mixture), names)
     parts = {
         name: datasets.Dataset.from_dict({"source": [name] * 500, "tokens": [length] * 500})
         for name, length in MEAN_TOKENS.items()
@@ -45,47 +45,35 @@ def test_interleaved_rows_have_the_tokens_that_the_weights_ask_for(mixture):
         shares[row["source"]] += row["tokens"]
     assert shares["short"] / sum(shares.values()) == pytest.approx(0.5, abs=0.05)
     # Rows of one length need no conversion.
-    exec(FORMATS["hf-datasets"].render(make_blend(mixture, rows="sequences")), names)
+    exec(text_of("hf-datasets", mixture, "sequences"), names)
     assert [source["probability"] for source in names["SOURCES"].values()] == [0.5, 0.5]
 
 
 def test_energon_and_streaming_count_rows_too(mixture):
-    blend = make_blend(mixture)
-    entries = yaml.safe_load(FORMATS["energon"].render(blend))["splits"]["train"]["blend"]
+    entries = yaml.safe_load(text_of("energon", mixture))["splits"]["train"]["blend"]
     assert [entry["weight"] for entry in entries] == [0.8, 0.2]
-    streams = yaml.safe_load(FORMATS["mosaicml-streaming"].render(blend))["streams"]
+    streams = yaml.safe_load(text_of("mosaicml-streaming", mixture))["streams"]
     assert [stream["proportion"] for stream in streams.values()] == [0.5, 0.5]
-    streams = yaml.safe_load(
-        FORMATS["mosaicml-streaming"].render(make_blend(mixture, rows="documents"))
-    )["streams"]
+    streams = yaml.safe_load(text_of("mosaicml-streaming", mixture, "documents"))["streams"]
     assert [stream["proportion"] for stream in streams.values()] == [0.8, 0.2]
 
 
 def test_repetitions_are_the_epochs_of_the_token_budget(mixture):
     # Half of 10,000 tokens from 4,000: 1.25 epochs, whatever a row is.
-    blend = make_blend(mixture)
-    streams = yaml.safe_load(FORMATS["mosaicml-streaming-repeat"].render(blend))["streams"]
+    streams = yaml.safe_load(text_of("mosaicml-streaming-repeat", mixture))["streams"]
     assert [stream["repeat"] for stream in streams.values()] == [1.25, 1.25]
-    split = yaml.safe_load(FORMATS["energon-epochized"].render(blend))["splits"]["train"]
+    split = yaml.safe_load(text_of("energon-epochized", mixture))["splits"]["train"]
     assert [entry["repetitions"] for entry in split["blend_epochized"]] == [1.25, 1.25]
 
 
-def test_rows_without_statistics_are_refused(mixture):
-    first, second = mixture.sources
-    unknown = dataclasses.replace(
-        mixture, sources=(dataclasses.replace(first, documents=0), second)
-    )
+def test_rows_without_statistics_are_refused(make_mixture, mixture, with_sizes):
     with pytest.raises(DataError, match="source short: documents is 0"):
-        FORMATS["hf-datasets"].render(make_blend(unknown))
-    rare = dataclasses.replace(
-        mixture,
-        sources=(
-            dataclasses.replace(first, weight=0.0001, tokens=10**9, documents=1),
-            dataclasses.replace(second, weight=0.9999),
-        ),
+        text_of("hf-datasets", with_sizes(mixture, short={"documents": 0}))
+    rare = with_sizes(
+        make_mixture({"short": 0.0001, "long": 0.9999}), short={"tokens": 10**9, "documents": 1}
     )
     with pytest.raises(DataError, match="source short: its share of rows rounds to 0"):
-        FORMATS["hf-datasets"].render(make_blend(rare))
+        text_of("hf-datasets", rare)
 
 
 @pytest.fixture
@@ -126,7 +114,7 @@ print(json.dumps([[d.weight, d.repetitions] for d in loaded.datasets]))
     ],
 )
 def test_energons_own_loader_reads_the_metadataset(
-    tmp_path, mixture, parse_in_a_process, name, expected
+    tmp_path, mixture, with_sizes, parse_in_a_process, name, expected
 ):
     pytest.importorskip("megatron.energon", reason="the extra `test` has megatron-energon")
     line = json.dumps({"text": "words"}) + "\n"
@@ -135,13 +123,10 @@ def test_energons_own_loader_reads_the_metadataset(
         # What `energon prepare` adds: where each line begins, and the end.
         offsets = struct.pack("<11Q", *range(0, 11 * len(line), len(line)))
         (tmp_path / f"{source}.jsonl.idx").write_bytes(offsets)
-    renamed = dataclasses.replace(
-        mixture,
-        sources=tuple(
-            dataclasses.replace(s, path=str(tmp_path / f"{s.name}.jsonl")) for s in mixture.sources
-        ),
+    renamed = with_sizes(
+        mixture, **{name: {"path": str(tmp_path / f"{name}.jsonl")} for name in MEAN_TOKENS}
     )
-    (tmp_path / "blend.yaml").write_text(FORMATS[name].render(make_blend(renamed)))
+    (tmp_path / "blend.yaml").write_text(text_of(name, renamed))
     assert parse_in_a_process(ENERGON, tmp_path / "blend.yaml") == expected
 
 
@@ -166,7 +151,7 @@ def test_streamings_own_class_takes_the_streams(
     tmp_path, mixture, parse_in_a_process, name, key, expected
 ):
     pytest.importorskip("streaming", reason="mosaicml-streaming is too large for the extra `test`")
-    (tmp_path / "blend.yaml").write_text(FORMATS[name].render(make_blend(mixture)))
+    (tmp_path / "blend.yaml").write_text(text_of(name, mixture))
     assert parse_in_a_process(STREAMING, tmp_path / "blend.yaml", Path(key)) == expected
 
 
@@ -184,14 +169,13 @@ print(json.dumps(tokens))
 """
 
 
-def test_olmo_core_builds_the_mixture_for_the_token_budget(tmp_path, mixture, parse_in_a_process):
+def test_olmo_core_builds_the_mixture_for_the_token_budget(
+    tmp_path, mixture, with_sizes, parse_in_a_process
+):
     pytest.importorskip("olmo_core", reason="ai2-olmo-core is too large for the extra `test`")
-    moved = dataclasses.replace(
-        mixture,
-        sources=tuple(dataclasses.replace(s, path=str(tmp_path / s.name)) for s in mixture.sources),
-    )
+    moved = with_sizes(mixture, **{name: {"path": str(tmp_path / name)} for name in MEAN_TOKENS})
     for source in moved.sources:
-        (tmp_path / f"{source.name}.bin").write_bytes(bytes(2 * source.tokens))
-    (tmp_path / "mix.yaml").write_text(FORMATS["olmo-core"].render(make_blend(moved)))
+        (tmp_path / f"{source.name}.bin").write_bytes(bytes(2 * source.size.tokens))
+    (tmp_path / "mix.yaml").write_text(text_of("olmo-core", moved))
     # 1.25 epochs of each source's 4,000 tokens.
     assert parse_in_a_process(OLMO, tmp_path / "mix.yaml") == {"short": 5000, "long": 5000}

@@ -21,7 +21,8 @@ from megatron_fastmix.errors import FastMixError
 from megatron_fastmix.export.import_blend import read_blend
 from megatron_fastmix.lab.comparison.config import load_compare_config
 from megatron_fastmix.lab.comparison.scenario import load_scenario
-from megatron_fastmix.result.mixture_file import UNIT, read_mixture
+from megatron_fastmix.result.mixture_file import read_mixture
+from megatron_fastmix.result.mixture_keys import UNIT
 from megatron_fastmix.start.artifacts import write_run_artifacts
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+import statistics
 import subprocess
 from pathlib import Path
 
@@ -16,16 +17,18 @@ from megatron_fastmix.errors import DataError
 from megatron_fastmix.report.charts import build_charts
 from megatron_fastmix.report.run_record import find_runs, read_run
 from megatron_fastmix.report.svg import number, ticks
-from megatron_fastmix.report.verdict import are_repeats, judge, learned
+from megatron_fastmix.report.verdict import are_repeats, judge
 from megatron_fastmix.report.write import read_runs, write_report
-from megatron_fastmix.run.metrics import MetricsLog
+from megatron_fastmix.result.learned_mixture import average
+from megatron_fastmix.result.mixture_file import write_mixture
+from megatron_fastmix.run.metrics import MetricsLog, read_metrics
 
 SOURCES = ("code & <b>", "prose", "noise")
 
 
 @pytest.fixture
-def write_run(tmp_path):
-    """A function: writes the metrics of a search into tmp_path/NAME and returns the folder."""
+def write_run(tmp_path, make_mixture, with_sizes):
+    """A function: writes metrics and result of a search into tmp_path/NAME; returns the folder."""
 
     def write(name: str, *, seed: int = 1, steps: int = 40, lr: float = 0.1, **changes) -> Path:
         path = tmp_path / name / "metrics.jsonl"
@@ -45,8 +48,6 @@ def write_run(tmp_path):
                 sources=SOURCES,
                 targets=["exams", "chats"],
                 initial_weights=initial,
-                source_tokens=dict(zip(SOURCES, (100, 200, 400), strict=True)),
-                token_budget=1000,
                 config=config,
             )
             for step in range(1, steps + 1):
@@ -83,7 +84,27 @@ def write_run(tmp_path):
                     log.write("checkpoint", step, seconds=0.01)
             if steps == 40:
                 log.write("end", step, complete=True, training_flops=2e12)
+        if steps >= 10:
+            write_result(path.parent, seed, steps)
         return path.parent
+
+    def write_result(folder: Path, seed: int, steps: int) -> None:
+        history = [
+            line["weights"]
+            for line in read_metrics(folder / "metrics.jsonl")
+            if line["kind"] == "outer"
+        ]
+        tail = history[-(len(history) // 2) :]
+        mixture = make_mixture(
+            {name: statistics.fmean(weights[name] for weights in tail) for name in SOURCES},
+            seed=seed,
+            steps=steps,
+            complete=steps == 40,
+            token_budget=1000,
+        )
+        sizes = dict(zip(SOURCES, (100, 200, 400), strict=True))
+        mixture = with_sizes(mixture, **{name: {"tokens": n} for name, n in sizes.items()})
+        write_mixture(folder / "mixture.json", mixture)
 
     return write
 
@@ -133,11 +154,9 @@ def test_the_first_screen_answers_which_mixture_how_sure_and_what_it_cost(write_
     main(["report", str(run), "--no-png"])
     text = re.sub(r"<[^>]+>", " ", page(run).split("<nav")[0].split("<body>")[1])
     record = read_run(run / "metrics.jsonl")
-    weights, _ = learned(record)
-    for name, weight in weights.items():
+    for name, weight in record.mixture.weights.items():
         assert f"{weight:.3f}" in text
-        tokens = record.tokens[name]
-        assert f"{weight * 1000 / tokens:.2f}" in text  # epochs
+        assert f"{record.mixture.epochs[name]:.2f}" in text
     assert "Clearly not a uniform mixture" in text
     assert "One seed" in text
     assert "2e+12" in text
@@ -146,16 +165,16 @@ def test_the_first_screen_answers_which_mixture_how_sure_and_what_it_cost(write_
     assert sorted(p.name for p in (run / "report").iterdir()) == ["report.html"]
 
 
-def test_the_learned_weights_are_those_of_mixture_json(write_run):
-    record = read_run(write_run("run") / "metrics.jsonl")
-    mean, spread = learned(record)
-    tail = [line["weights"] for line in record.outer[-10:]]  # half of 20 outer steps
-    for name in SOURCES:
-        values = [weights[name] for weights in tail]
-        assert mean[name] == pytest.approx(sum(values) / 10)
-        assert spread[name] == pytest.approx(
-            math.sqrt(sum((v - mean[name]) ** 2 for v in values) / 10)
-        )
+def test_without_a_result_there_are_curves_alone(write_run, make_mixture):
+    run = write_run("run", steps=8)
+    assert main(["report", str(run), "--no-png"]) == 0
+    first, rest = page(run).split("<nav")
+    assert "No result yet" in first
+    assert "--data-path" not in first
+    assert "Weights over time" in rest
+    write_mixture(run / "mixture.json", make_mixture({"a": 0.5, "b": 0.5}))
+    with pytest.raises(DataError, match="are these the files of one run"):
+        read_run(run / "metrics.jsonl")
 
 
 def test_alignment_is_what_a_source_has_above_the_mixture(write_run):
@@ -194,12 +213,15 @@ def test_seeds_are_averaged_and_other_settings_shown_side_by_side(write_run, tmp
     assert [run.name for run in runs] == ["seed-1", "seed-2", "seed-3"]
     assert are_repeats(runs)
     verdict = judge(runs)
-    assert verdict.repeats == 3
-    singles = [learned(run)[0]["prose"] for run in runs]
-    assert verdict.weights["prose"] == pytest.approx(sum(singles) / 3)
+    assert verdict.mixture.seeds == (1, 2, 3)
+    singles = [run.mixture.weights["prose"] for run in runs]
+    assert verdict.mixture.weights["prose"] == pytest.approx(sum(singles) / 3)
     main(["report", str(tmp_path / "seeds"), "--no-png"])
     assert "the average of 3 seeds" in page(tmp_path / "seeds")
     assert "One seed" not in page(tmp_path / "seeds")
+    # A folder's result says which of its seeds it averages.
+    write_mixture(tmp_path / "seeds" / "mixture.json", average([run.mixture for run in runs[:2]]))
+    assert [run.name for run in read_runs([tmp_path / "seeds"])] == ["seed-1", "seed-2"]
     other = write_run("other", lr=0.05)
     main(["report", str(tmp_path / "seeds"), str(other), "--no-png"])
     text = page(tmp_path / "seeds")
@@ -209,9 +231,9 @@ def test_seeds_are_averaged_and_other_settings_shown_side_by_side(write_run, tmp
 
 def test_runs_of_other_sources_and_targets_overlay_where_they_can(write_run, tmp_path):
     first, second = write_run("first"), write_run("second")
-    path = second / "metrics.jsonl"
-    text = path.read_text().replace('"noise"', '"web"').replace('"exams"', '"maths"')
-    path.write_text(text)
+    for path in (second / "metrics.jsonl", second / "mixture.json"):
+        text = path.read_text().replace('"noise"', '"web"').replace('"exams"', '"maths"')
+        path.write_text(text)
     assert main(["report", str(first), str(second), "--no-png"]) == 0
     text = page(first)
     for caption in ("Weights: web", "Weights: noise", "Loss on maths", "Loss on exams"):

@@ -6,8 +6,8 @@ import statistics
 import pytest
 
 from megatron_fastmix.report.summary import final_table
-from megatron_fastmix.result.mixture_file import read_mixture
-from megatron_fastmix.start.seeds import average
+from megatron_fastmix.result.learned_mixture import average
+from megatron_fastmix.result.mixture_file import read_mixture, write_mixture
 
 
 def test_the_average_has_the_mean_and_the_spread_over_seeds(make_mixture, tmp_path):
@@ -17,14 +17,15 @@ def test_the_average_has_the_mean_and_the_spread_over_seeds(make_mixture, tmp_pa
         for number, values in enumerate(weights)
     ]
     mean = average(mixtures)
-    mean.write(tmp_path / "mixture.json")
+    write_mixture(tmp_path / "mixture.json", mean)
     assert read_mixture(tmp_path) == mean
     assert mean.seeds == (10, 11, 12)
     for k, source in enumerate(mean.sources):
         values = [run[k] for run in weights]
         assert source.weight == pytest.approx(statistics.fmean(values))
         assert source.weight_std == pytest.approx(statistics.stdev(values))
-        assert source.epochs == pytest.approx(source.weight * mean.token_budget / source.tokens)
+        epochs = source.weight * mean.token_budget / source.size.loss_tokens
+        assert mean.epochs[source.name] == pytest.approx(epochs)
     assert mean.cost["tokens"] == pytest.approx(sum(m.cost["tokens"] for m in mixtures))
     table = final_table(mean, blend_txt="blend.txt", blend_json=None)
     assert "standard deviation over 3 seeds" in table

@@ -45,7 +45,7 @@ def doremi(config: SearchConfig, settings: DoReMiSettings, cache_path: str) -> B
     iters = config.training.train_iters
     reference = ProxyRun(config, cache_path)
     count = reference.num_sources
-    sizes = np.array([float(size.learnable) for size in reference.inputs.sources])
+    sizes = np.array([float(size.size.loss_tokens) for size in reference.inputs.sources])
     shares = sizes / sizes.sum() if settings.reference == "proportional" else np.ones(count) / count
     while reference.step < iters:
         reference.train(reference.read("training", reference.draw(shares)))

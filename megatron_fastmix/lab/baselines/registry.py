@@ -20,6 +20,7 @@ from megatron_fastmix.lab.baselines.regmix import RegMixSettings, random_search,
 from megatron_fastmix.lab.baselines.result import BaselineResult
 from megatron_fastmix.lab.baselines.simple import proportional, temperature, uniform
 from megatron_fastmix.lab.jobs import Job, run_jobs
+from megatron_fastmix.result.mixture_file import write_mixture
 from megatron_fastmix.search.inputs import check_inputs
 
 PRELOAD = ("megatron_fastmix.lab.baselines.proxy_run", "megatron_fastmix.search.loop", "deepspeed")
@@ -98,7 +99,7 @@ def _in_this_process(
 ) -> None:
     began = time.monotonic()
     inputs = check_inputs(config, 1)
-    sizes = np.array([size.learnable for size in inputs.sources], dtype=np.float64)
+    sizes = np.array([size.size.loss_tokens for size in inputs.sources], dtype=np.float64)
     seconds = 0.0
     if method in _FREE:
         result = _FREE[method](sizes)
@@ -106,7 +107,7 @@ def _in_this_process(
         pool = ProxyPool(config, proxies, workers=workers)
         result = _POOLED[method](pool, sizes)
         seconds = pool.seconds
-    result.outcome(config, method, seconds).mixture_file(config, inputs).write(file)
+    write_mixture(file, result.outcome(config, method, seconds).learned_mixture(config, inputs))
     report(f"{method}, seed {config.seed}: {time.monotonic() - began:.0f} s")
 
 
@@ -117,7 +118,7 @@ def _online(method: str, config: SearchConfig, file: Path) -> None:
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".cache-") as cache:
         result = getattr(loaded, method)(config, getattr(loaded, settings)(), cache)
     outcome = result.outcome(config, method, time.monotonic() - began)
-    outcome.mixture_file(config, check_inputs(config, 1)).write(file)
+    write_mixture(file, outcome.learned_mixture(config, check_inputs(config, 1)))
 
 
 def _fastmix(method: str, config: SearchConfig, file: Path) -> None:
@@ -133,4 +134,4 @@ def _fastmix(method: str, config: SearchConfig, file: Path) -> None:
     init_distributed(auto_mpi_discovery=False)
     search = Search(config)
     search.run()
-    search.result().write(file)
+    write_mixture(file, search.result())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.export.blend import round_weights
+from megatron_fastmix.result.rounding import round_weights
 
 KINDS = ("learned", "uniform", "proportional", "single", "random")
 REPEATED = ("learned", "uniform", "proportional")

@@ -15,11 +15,12 @@ from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.lab.comparison.config import CompareConfig, Dataset, Setting
 from megatron_fastmix.proxy.starting_point import check_starting_point
-from megatron_fastmix.result.mixture_file import MixtureFile, read_mixture
+from megatron_fastmix.result.learned_mixture import LearnedMixture
+from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.same_file import same_dataset
 
 
-def read_learned(paths: Sequence[str]) -> dict[str, MixtureFile]:
+def read_learned(paths: Sequence[str]) -> dict[str, LearnedMixture]:
     """The learned mixtures by name: `learned`, or with several `learned:` and the run's folder.
 
     Raises `DataError`, and `ConfigError` where they are not about the same sources.
@@ -48,7 +49,7 @@ def read_learned(paths: Sequence[str]) -> dict[str, MixtureFile]:
     return {f"learned:{name}": mixture for name, mixture in zip(names, mixtures, strict=True)}
 
 
-def make_setting(config: CompareConfig, mixture: MixtureFile, where: str) -> Setting:
+def make_setting(config: CompareConfig, mixture: LearnedMixture, where: str) -> Setting:
     """Checks every dataset. Raises `ConfigError` or `DataError`.
 
     `mixture` is one of those compared, read from `where`. A test set that is a source or a target

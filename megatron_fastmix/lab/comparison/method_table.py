@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from megatron_fastmix.lab.baselines.registry import FASTMIX
 from megatron_fastmix.lab.benchmarks import table as benchmark
 from megatron_fastmix.lab.comparison.rows import Row
 from megatron_fastmix.lab.comparison.scenario import Scenario
 from megatron_fastmix.lab.comparison.statistics import mean, standard_deviation
-from megatron_fastmix.result.mixture_file import MixtureFile
+from megatron_fastmix.result.learned_mixture import LearnedMixture, average
 from megatron_fastmix.text_table import align
 
 UNIFORM = "uniform"
@@ -57,7 +55,7 @@ def aggregated(scenario: Scenario, row: Row) -> float:
 
 def make_lines(
     scenario: Scenario,
-    mixtures: Mapping[str, Sequence[MixtureFile]],
+    mixtures: Mapping[str, Sequence[LearnedMixture]],
     rows: Mapping[str, Sequence[Row]],
 ) -> list[MethodLine]:
     """A line for each method that has rows, the best first."""
@@ -67,10 +65,7 @@ def make_lines(
             losses={row.seed: aggregated(scenario, row) for row in rows[method]},
             flops=mean([m.cost["training_flops"] for m in found]),
             seconds=mean([m.cost["wall_seconds"] for m in found]),
-            weights={
-                source.name: float(np.mean([m.weights[source.name] for m in found]))
-                for source in found[0].sources
-            },
+            weights=average(found).weights,
         )
         for method, found in mixtures.items()
         if rows.get(method)

@@ -1,0 +1,265 @@
+"""The learned mixture with its sizes and its token budget, which every artefact renders.
+
+Shares of rows, epochs for a budget, averages over seeds and rounding are worked out here alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from megatron_fastmix.errors import DataError
+from megatron_fastmix.result.rounding import DEFAULT_DECIMALS, round_weights
+from megatron_fastmix.result.sizes import Shard, Size, Unit, shares_in
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedSource:
+    """One source of the mixture."""
+
+    name: str
+    shards: tuple[Shard, ...]
+    """Its datasets; one epoch of the source is one epoch of each."""
+    documents: int
+    """Documents of all shards, those without anything to learn included."""
+    initial_weight: float
+    final_weight: float
+    """Weight after the last outer step."""
+    weight: float
+    """The learned weight, a share of loss tokens: the average of the iterates of the averaged
+    part of the run."""
+    weight_std: float
+    """Standard deviation of the weight over the averaged part of the run, 0 where that is one
+    iterate. Where several seeds ran, that of the learned weight over the seeds (n − 1)."""
+    logit: float
+    """z after the last outer step."""
+
+    @property
+    def size(self) -> Size:
+        """Of all shards together."""
+        return Size(
+            tokens=sum(shard.tokens for shard in self.shards),
+            loss_tokens=sum(shard.loss_tokens for shard in self.shards),
+            rows=sum(shard.rows for shard in self.shards),
+        )
+
+    @property
+    def path(self) -> str:
+        """Prefix of its only dataset. Raises `DataError` where it has several."""
+        if len(self.shards) > 1:
+            raise DataError(
+                f"source {self.name}: has {len(self.shards)} datasets, {self.shards[0].path} and "
+                "others, and this needs a source of one; merge them"
+            )
+        return self.shards[0].path
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetResult:
+    """One held-out target."""
+
+    name: str
+    path: str
+    tokens: int
+    size: Size | None
+    """None in files of older releases, which give the tokens alone."""
+    weight: float
+    """ω, the target's share in the target loss."""
+    initial_loss: float | None
+    """Nats per loss token at the first outer step; None where none was measured."""
+    final_loss: float | None
+    """The same at the last outer step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedMixture:
+    """The learned mixture and what it rests on."""
+
+    seq_length: int
+    complete: bool
+    """False where the run has not reached its last step."""
+    steps: int
+    """Optimizer steps done."""
+    outer_steps: int
+    """Steps of the mixture done."""
+    averaging_fraction: float
+    """The learned weights average the iterates of this last part of the run."""
+    averaged_outer_steps: int
+    """How many iterates that is."""
+    token_budget: int
+    """Loss tokens of the run to come, for which `epochs` are given."""
+    seed: int
+    """Seed of the search; the first of several."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of the searches that the weights average; empty for a single search."""
+    estimator: str
+    """Name of the hypergradient estimator, or of another method that found the mixture."""
+    sources: tuple[LearnedSource, ...]
+    targets: tuple[TargetResult, ...]
+    cost: dict[str, float]
+    """`training_flops`, `wall_seconds` and `tokens` of the search."""
+    versions: dict[str, str]
+    """Versions of the packages that the search ran with."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The resolved configuration."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The learned weights by source: shares of loss tokens."""
+        return {source.name: source.weight for source in self.sources}
+
+    @property
+    def sizes(self) -> dict[str, Size]:
+        """By source."""
+        return {source.name: source.size for source in self.sources}
+
+    @property
+    def answer_only(self) -> bool:
+        """Whether the sources are answer-only rows."""
+        return self.sources[0].size.answer_only
+
+    @property
+    def loss_tokens_are(self) -> str:
+        """What loss tokens are called before a user: "tokens" of text, else "answer tokens"."""
+        return "answer tokens" if self.answer_only else "tokens"
+
+    @property
+    def weights_are(self) -> str:
+        """What a weight is, such as "shares of answer tokens"."""
+        if self.answer_only:
+            return "shares of answer tokens"
+        return f"shares of samples of {self.seq_length} tokens"
+
+    @property
+    def spread_is(self) -> str:
+        """What `weight_std` is: over seeds, or no more than over the averaged part of one run."""
+        if self.seeds:
+            return f"the standard deviation over {len(self.seeds)} seeds, which the weight averages"
+        return (
+            f"the spread over the last {self.averaged_outer_steps} of {self.outer_steps} outer "
+            "steps, which the learned weight averages"
+        )
+
+    def standard_error(self, name: str) -> float | None:
+        """Of the weight of a source, over the seeds; None for a single run, whose iterates follow
+        each other closely and say nothing of another run's."""
+        if len(self.seeds) < 2:
+            return None
+        spread = {source.name: source.weight_std for source in self.sources}
+        return spread[name] / math.sqrt(len(self.seeds))
+
+    def shares(self, unit: Unit) -> dict[str, float]:
+        """By source the share of `unit` that gives `weight` as the share of loss tokens."""
+        return shares_in(unit, self.weights, self.sizes, self.seq_length)
+
+    def rounded(self, unit: Unit, decimals: int = DEFAULT_DECIMALS) -> dict[str, str]:
+        """`shares` as decimal texts whose sum is exactly 1; see `round_weights`."""
+        return round_weights(self.shares(unit), decimals)
+
+    def target_shares(self, unit: Unit) -> dict[str, float]:
+        """By target the share of `unit` that gives ω as the share of loss tokens; ω where sizes
+        are not known."""
+        weights = {target.name: target.weight for target in self.targets}
+        sizes = {target.name: target.size for target in self.targets}
+        known = {name: size for name, size in sizes.items() if size is not None}
+        if len(known) < len(sizes):
+            return weights
+        return shares_in(unit, weights, known, self.seq_length)
+
+    def budget(self, unit: Unit) -> Fraction:
+        """What is read, in `unit`, while `token_budget` loss tokens are trained on."""
+        if unit == "loss_tokens":
+            return Fraction(self.token_budget)
+        budget = Fraction(0)
+        for source in self.sources:
+            epochs = Fraction(source.weight) * self.token_budget / source.size.loss_tokens
+            budget += epochs * source.size.count(unit, self.seq_length)
+        return budget
+
+    @property
+    def epochs(self) -> dict[str, float]:
+        """How often each source is read while `token_budget` loss tokens are trained on."""
+        return {
+            source.name: source.weight * self.token_budget / source.size.loss_tokens
+            for source in self.sources
+        }
+
+    def epochs_at(self, unit: Unit, shares: Mapping[str, float]) -> dict[str, float]:
+        """The same where `unit` is drawn by `shares`, such as rounded ones."""
+        budget = self.budget(unit)
+        return {
+            name: float(Fraction(shares[name]) * budget / size.count(unit, self.seq_length))
+            for name, size in self.sizes.items()
+        }
+
+    def ceilings(self, unit: Unit, max_epochs: float) -> dict[str, float]:
+        """The share of `unit` at which each source is read `max_epochs` times in the budget."""
+        budget = self.budget(unit)
+        return {
+            name: max_epochs * float(size.count(unit, self.seq_length) / budget)
+            for name, size in self.sizes.items()
+        }
+
+    def corrected(self, weights: Mapping[str, float]) -> LearnedMixture:
+        """The same with other weights, shares of loss tokens."""
+        sources = tuple(dataclasses.replace(s, weight=weights[s.name]) for s in self.sources)
+        return dataclasses.replace(self, sources=sources)
+
+    def for_budget(self, token_budget: int | None) -> LearnedMixture:
+        """The same for a run of so many loss tokens; None keeps the budget."""
+        return dataclasses.replace(self, token_budget=token_budget or self.token_budget)
+
+
+def average(mixtures: Sequence[LearnedMixture]) -> LearnedMixture:
+    """The mean of the mixtures that one search found with several seeds; ± is over the seeds.
+
+    A single one is its own average.
+    """
+    first = mixtures[0]
+    if len(mixtures) == 1:
+        return first
+    sources = [
+        _average_source([mixture.sources[k] for mixture in mixtures])
+        for k in range(len(first.sources))
+    ]
+    total = sum(source.weight for source in sources)
+    return dataclasses.replace(
+        first,
+        seeds=tuple(mixture.seed for mixture in mixtures),
+        complete=all(mixture.complete for mixture in mixtures),
+        sources=tuple(dataclasses.replace(s, weight=s.weight / total) for s in sources),
+        targets=tuple(
+            _average_target([mixture.targets[v] for mixture in mixtures])
+            for v in range(len(first.targets))
+        ),
+        cost={key: sum(mixture.cost[key] for mixture in mixtures) for key in first.cost},
+    )
+
+
+def _average_source(sources: Sequence[LearnedSource]) -> LearnedSource:
+    return dataclasses.replace(
+        sources[0],
+        initial_weight=statistics.fmean(source.initial_weight for source in sources),
+        final_weight=statistics.fmean(source.final_weight for source in sources),
+        weight=statistics.fmean(source.weight for source in sources),
+        weight_std=statistics.stdev(source.weight for source in sources),
+        logit=statistics.fmean(source.logit for source in sources),
+    )
+
+
+def _average_target(targets: Sequence[TargetResult]) -> TargetResult:
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return statistics.fmean(known) if known else None
+
+    return dataclasses.replace(
+        targets[0],
+        weight=statistics.fmean(target.weight for target in targets),
+        initial_loss=mean([target.initial_loss for target in targets]),
+        final_loss=mean([target.final_loss for target in targets]),
+    )

@@ -1,0 +1,136 @@
+"""The keys of `mixture.json`, and how the learned mixture is written into them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_fastmix.config import strict_yaml
+from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource, TargetResult
+from megatron_fastmix.result.sizes import Shard
+
+FORMAT = "megatron_fastmix.mixture"
+VERSION = 2
+UNIT = "share of samples of seq_length tokens"
+ANSWER_UNIT = "share of answer tokens"
+"""Unit of the weights of answer-only sources."""
+
+SAME = (
+    *("seq_length", "complete", "steps", "outer_steps", "averaging_fraction"),
+    *("averaged_outer_steps", "token_budget", "seed", "seeds", "estimator"),
+)
+"""Keys that are fields of `LearnedMixture`."""
+MAPPINGS = ("cost", "versions", "config")
+"""The same; their content is free."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceKeys:
+    """A source's keys, in the order of the file."""
+
+    name: str
+    path: str
+    """Of the first shard."""
+    tokens: int
+    documents: int
+    initial_weight: float
+    final_weight: float
+    weight: float
+    weight_std: float
+    logit: float
+    epochs: float
+    """In `token_budget` at `weight`."""
+    rows: int | None = None
+    answer_tokens: int | None = None
+    """`loss_tokens` of an answer-only source; null for text."""
+    row_weight: float | None = None
+    """The share of rows that gives `weight` as the share of loss tokens."""
+    loss_tokens: int | None = None
+    shards: tuple[Shard, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetKeys:
+    """A target's keys."""
+
+    name: str
+    path: str
+    tokens: int
+    weight: float
+    initial_loss: float | None
+    final_loss: float | None
+    loss_tokens: int | None = None
+    rows: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    """The keys of the file whose types `strict_yaml` checks; see `LearnedMixture`."""
+
+    format: str
+    version: int
+    unit: str
+    seq_length: int
+    complete: bool
+    steps: int
+    outer_steps: int
+    averaging_fraction: float
+    averaged_outer_steps: int
+    token_budget: int
+    seed: int
+    seeds: tuple[int, ...] = ()
+    estimator: str
+    sources: tuple[SourceKeys, ...]
+    targets: tuple[TargetKeys, ...]
+
+
+def values_of(mixture: LearnedMixture) -> dict[str, Any]:
+    """All keys and their values, ready for JSON."""
+    shares, epochs = mixture.shares("rows"), mixture.epochs
+    keys = Keys(
+        format=FORMAT,
+        version=VERSION,
+        unit=ANSWER_UNIT if mixture.answer_only else UNIT,
+        sources=tuple(
+            _source_keys(source, epochs[source.name], shares[source.name])
+            for source in mixture.sources
+        ),
+        targets=tuple(map(_target_keys, mixture.targets)),
+        **{key: getattr(mixture, key) for key in SAME},
+    )
+    values: dict[str, Any] = strict_yaml.to_dict(keys)
+    return values | {key: getattr(mixture, key) for key in MAPPINGS}
+
+
+def _source_keys(source: LearnedSource, epochs: float, row_weight: float) -> SourceKeys:
+    size = source.size
+    return SourceKeys(
+        name=source.name,
+        path=source.shards[0].path,
+        tokens=size.tokens,
+        documents=source.documents,
+        initial_weight=source.initial_weight,
+        final_weight=source.final_weight,
+        weight=source.weight,
+        weight_std=source.weight_std,
+        logit=source.logit,
+        epochs=epochs,
+        rows=size.rows,
+        answer_tokens=size.loss_tokens if size.answer_only else None,
+        row_weight=row_weight,
+        loss_tokens=size.loss_tokens,
+        shards=source.shards,
+    )
+
+
+def _target_keys(target: TargetResult) -> TargetKeys:
+    return TargetKeys(
+        name=target.name,
+        path=target.path,
+        tokens=target.tokens,
+        weight=target.weight,
+        initial_loss=target.initial_loss,
+        final_loss=target.final_loss,
+        loss_tokens=target.size.loss_tokens if target.size else None,
+        rows=target.size.rows if target.size else None,
+    )
