@@ -98,15 +98,14 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def search_values(corpora: Path, tmp_path: Path) -> dict:
-    """The plain values of a small configuration; tests change them and call `load`."""
+def small_search(corpora: Path, folder: Path) -> dict:
+    """The plain values of a small configuration over `corpora`, with its files in `folder`."""
     return {
-        "run_dir": str(tmp_path / "run"),
+        "run_dir": str(folder / "run"),
         "sources": [{"name": name, "path": str(corpora / name)} for name in SOURCES],
         "targets": [{"name": "target", "path": str(corpora / "target")}],
         "tokenizer": {"tokenizer_type": "ByteLevelTokenizer"},
-        "data": {"seq_length": SEQ_LENGTH, "data_cache_path": str(tmp_path / "cache")},
+        "data": {"seq_length": SEQ_LENGTH, "data_cache_path": str(folder / "cache")},
         "proxy": {
             "num_layers": 1,
             "hidden_size": 32,
@@ -126,6 +125,12 @@ def search_values(corpora: Path, tmp_path: Path) -> dict:
         "hypergradient": {"target_samples": 10, "probe_samples_per_source": 5},
         "output": {"save_interval": 3},
     }
+
+
+@pytest.fixture
+def search_values(corpora: Path, tmp_path: Path) -> dict:
+    """The plain values of a small configuration; tests change them and call `load`."""
+    return small_search(corpora, tmp_path)
 
 
 @pytest.fixture

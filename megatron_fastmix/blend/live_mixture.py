@@ -104,8 +104,9 @@ class LiveMixture:
 
     @classmethod
     def from_mixture_file(cls, path: str | Path, *, block_size: int = 1024) -> LiveMixture:
-        """The learned weights of a search: its mixture.json or run folder. Raises `DataError`."""
-        return cls(read_mixture(path).weights, block_size=block_size)
+        """What a search learned, from its mixture.json or run folder, as shares of samples: of rows
+        where it learned from answer-only ones. Raises `DataError`."""
+        return cls(read_mixture(path).shares("samples"), block_size=block_size)
 
     @property
     def weights(self) -> np.ndarray:
