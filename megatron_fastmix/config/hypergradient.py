@@ -7,12 +7,14 @@ from typing import Literal
 
 from megatron_fastmix.config.require import require
 
+Estimator = Literal["one_pass", "finite_difference", "per_source", "last_layer"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class HypergradientConfig:
     """How ⟨v, ∇L_k⟩ is estimated."""
 
-    estimator: Literal["finite_difference", "per_source", "last_layer"] = "finite_difference"
+    estimator: Estimator = "finite_difference"
     """A name in `hypergradient.ESTIMATORS`."""
     target_samples: int = 64
     """Target samples per outer step over all ranks, from which v is computed."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -38,6 +39,20 @@ class ShardedParameters(Parameters):
 
     def local(self) -> Vector:
         return [parameter.ds_tensor.data for parameter in self.parameters]
+
+    def whole(self, index: int, part: torch.Tensor) -> torch.Tensor:
+        parameter = self.parameters[index]
+        flat = part.new_empty(part.numel() * self.group.size)
+        dist.all_gather_into_tensor(flat, part, group=self.group.group)
+        return flat[: parameter.ds_numel].view(parameter.ds_shape)
+
+    @contextlib.contextmanager
+    def gathered(self, module: torch.nn.Module) -> Iterator[None]:
+        from deepspeed import zero  # takes seconds
+
+        apart = [p for p in module.parameters() if p.ds_status.name == "NOT_AVAILABLE"]
+        with zero.GatheredParameters(apart, enabled=bool(apart)):
+            yield
 
     def finish_gradient(self, vector: Vector) -> None:
         """Nothing is left to do: the shards were reduced as they came."""

@@ -22,8 +22,10 @@ class Probe:
     """Samples of every source."""
     losses: Callable[[Batch], torch.Tensor]
     """Per-sample losses (B,) of the model at its current parameters, differentiable."""
+    model: torch.nn.Module
+    """What `losses` calls."""
     parameters: Parameters
-    """θ."""
+    """θ, the trained parameters of `model`."""
     num_sources: int
     """K."""
     relative_step: float

@@ -97,6 +97,20 @@ class Parameters:
         product = torch.stack([(a.double() * b).sum() for a, b in pieces]).sum()
         return product if self._counts[index] else torch.zeros_like(product)
 
+    def counts_here(self, index: int) -> bool:
+        """Whether this rank's part `index` enters sums over the tensor-parallel ranks."""
+        return self._counts[index]
+
+    def whole(self, index: int, part: torch.Tensor) -> torch.Tensor:
+        """Part `index` of a vector in the parameter's own shape. Every rank must call: ZeRO-3
+        gathers it."""
+        return part
+
+    def gathered(self, module: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
+        """While it lasts, all weights of a module are whole. Every rank must enter: ZeRO-3 gathers
+        those that are not."""
+        return contextlib.nullcontext()
+
     def norm(self, vector: Vector) -> float:
         """Euclidean norm of a whole vector, float64. Every rank must call."""
         square = torch.stack([self.dot(i, part, part) for i, part in enumerate(vector)]).sum()

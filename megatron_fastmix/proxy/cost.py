@@ -39,6 +39,9 @@ def outer_step_forward_passes(config: SearchConfig) -> float:
     hypergradient, count = config.hypergradient, len(config.sources)
     objective = objective_samples(config)
     probe = hypergradient.probe_samples_per_source * count * len(objective)
+    if hypergradient.estimator == "one_pass":
+        # Forward, backward through the activations alone, and each v's local products: one each.
+        return 3.0 * sum(objective) + (2.0 / len(objective) + 1.0) * probe
     if hypergradient.estimator == "finite_difference":
         return 3.0 * sum(objective) + 2.0 * probe
     return 3.0 * sum(objective) + 3.0 * probe * count

@@ -136,6 +136,7 @@ class OuterLoop:
         probe = Probe(
             batches=self.batches.probe(number, alpha),
             losses=self._losses,
+            model=self.model,
             parameters=self.parameters,
             num_sources=len(alpha),
             relative_step=self.config.hypergradient.relative_step,

@@ -1,0 +1,179 @@
+"""Exact products of all samples at once, from one forward and one activation-only backward pass.
+
+A sample's loss depends on the weights w of a module through the module's output y alone, so their
+share of ⟨v, ∇ℓ_b⟩ is Σ_t ⟨∂ℓ_b/∂y_t, (∂y_t/∂w)·v_w⟩ over the tokens t of sample b. Samples do not
+attend to one another, so one backward pass of Σ_b ℓ_b gives ∂ℓ_b/∂y_t for all of them; the weights
+are frozen for it, and nothing of their size but v is held. Wang et al., arXiv 2406.11011.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_fastmix.batch.batch import Batch
+from megatron_fastmix.hypergradient.directional import Call, reads_ids, rule_of
+from megatron_fastmix.hypergradient.probe import Probe
+from megatron_fastmix.hypergradient.products import SampleProducts
+from megatron_fastmix.hypergradient.sites import Site, find_sites, refusal
+from megatron_fastmix.hypergradient.token_samples import TokenSamples
+from megatron_fastmix.parallel.parameters import Parameters, Vector
+
+
+def one_pass(probe: Probe, vectors: Iterable[Vector]) -> list[SampleProducts]:
+    """⟨v, ∇ℓ_b⟩ of every sample, for all v at once, over all parameters.
+
+    Every rank must call. Raises `ConfigError` for a module that it cannot take.
+    """
+    vectors = list(vectors)
+    estimator = OnePass(probe.model, probe.parameters)
+    found = [estimator.products(probe.losses, batch, vectors) for batch in probe.batches]
+    return [
+        SampleProducts.of_batches(probe.batches, [values[number] for values in found])
+        for number in range(len(vectors))
+    ]
+
+
+class OnePass:
+    """⟨v, ∇ℓ_b⟩ of every sample b of a batch."""
+
+    def __init__(self, model: torch.nn.Module, parameters: Parameters) -> None:
+        """`parameters` are the trained ones of `model`. Raises as `check_supported`."""
+        self.parameters = parameters
+        self.index = {id(p): i for i, p in enumerate(parameters.parameters)}
+        self.sites = find_sites(model)
+        self.positions_first = any("megatron.core" in type(m).__module__ for m in model.modules())
+
+    def products(
+        self,
+        losses: Callable[[Batch], torch.Tensor],
+        batch: Batch,
+        vectors: Sequence[Vector],
+    ) -> np.ndarray:
+        """⟨v, ∇ℓ_b⟩ of each v in `vectors` and each sample b of this rank, (V, B) float64.
+
+        `losses` gives the per-sample losses (B,) through the model. Every rank must call: under
+        ZeRO-3 forward passes and a module's v are gathered, and tensor-parallel ranks add up their
+        parts. Raises `ConfigError` for a module that it cannot take.
+        """
+        of_batch = _Pass(self, batch, vectors)
+        with _frozen(self.parameters.parameters), contextlib.ExitStack() as stack:
+            stack.callback(self.parameters.release)
+            for site in self.sites:
+                # Before DeepSpeed's own hooks: under ZeRO-3 the weights are whole until those ran,
+                # and in the backward pass from when they ran.
+                handle = site.module.register_forward_hook(
+                    of_batch.hook(site), with_kwargs=True, prepend=True
+                )
+                stack.callback(handle.remove)
+            with torch.enable_grad():
+                loss = losses(batch).sum()
+            of_batch.check_all_called()
+            torch.autograd.grad(loss, of_batch.leaves, allow_unused=True)
+        if self.parameters.tensor_group is not None:
+            self.parameters.tensor_group.sum_tensor_(of_batch.totals)
+        return of_batch.totals.cpu().numpy()
+
+
+class _Pass:
+    """One forward and backward pass: what its hooks gather."""
+
+    def __init__(self, estimator: OnePass, batch: Batch, vectors: Sequence[Vector]) -> None:
+        self.estimator = estimator
+        self.parameters = estimator.parameters
+        self.samples = TokenSamples(batch, positions_first=estimator.positions_first)
+        self.vectors = vectors
+        self.totals = torch.zeros(
+            len(vectors), batch.num_samples, dtype=torch.float64, device=batch.tokens.device
+        )
+        self.leaves: list[torch.Tensor] = []
+        """Where the graph begins: outputs of the first modules with trained weights."""
+        self.called: set[str] = set()
+
+    def hook(self, site: Site) -> Callable[..., Any]:
+        """A forward hook that adds the share of one call of a module as soon as ∂L/∂y is known."""
+
+        def on_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            self.called.add(site.name)
+            used = site.parameters
+            if site.takes_a_weight:
+                weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
+                used = {"weight": weight} if id(weight) in self.estimator.index else {}
+            if not used:
+                return output
+            call = Call(
+                name=site.name,
+                module=module,
+                arguments=args,
+                keywords=kwargs,
+                parameters={key: self.estimator.index[id(p)] for key, p in used.items()},
+            )
+            if isinstance(output, tuple):
+                return tuple(
+                    self._watched(y, dataclasses.replace(call, output=number))
+                    for number, y in enumerate(output)
+                )
+            return self._watched(output, call)
+
+        return on_call
+
+    def check_all_called(self) -> None:
+        """Raises `ConfigError` for a module whose trained weights are used behind its back.
+
+        One of many experts may have no token; and what has no part in the target's loss, as the
+        image tower of a model that reads text, has none in the products.
+        """
+        for site in self.estimator.sites:
+            if site.name in self.called or re.search(r"experts\.\d+\b", site.name):
+                continue
+            places = [self.estimator.index[id(p)] for p in site.parameters.values()]
+            if any(bool(vector[i].any()) for vector in self.vectors for i in places):
+                raise refusal(site.name, site.module, "is not called, though its weights are used")
+
+    def _watched(self, y: Any, call: Call) -> Any:
+        if not isinstance(y, torch.Tensor) or not y.is_floating_point():
+            return y
+        y = self.samples.spread(y)
+        if not y.requires_grad:
+            y = y.detach().requires_grad_()
+            self.leaves.append(y)
+        elif call.output is not None:
+            # Keeps apart what reaches this output from what does through another of the module's.
+            y = y.view_as(y)
+        waiting = [(call, y.stride())]  # popped, so that what is kept is let go with the gradient
+        y.register_hook(lambda gradient: self._add_share(gradient, *waiting.pop()))
+        return y
+
+    def _add_share(self, gradient: torch.Tensor, call: Call, strides: tuple[int, ...]) -> None:
+        """Adds a module's share of the products to the totals."""
+        rule = rule_of(call.module)
+        # What all tensor-parallel ranks hold alike counts once.
+        mine = {key: i for key, i in call.parameters.items() if self.parameters.counts_here(i)}
+        if not mine:
+            return
+        with self.parameters.gathered(call.module):
+            for total, vector in zip(self.totals, self.vectors, strict=True):
+                v = {key: self.parameters.whole(i, vector[i]) for key, i in mine.items()}
+                dots = rule(call, gradient, v)
+                try:
+                    total += self.samples.sums(dots, of_ids=reads_ids(rule), strides=strides)
+                except ValueError as error:
+                    raise refusal(call.name, call.module, f"has {error}") from None
+
+
+@contextlib.contextmanager
+def _frozen(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+    """No weight takes a gradient; autograd then keeps no input for one either."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
