@@ -9,7 +9,7 @@ from megatron_fastmix.config import TokenizerConfig, strict_yaml
 from megatron_fastmix.corpus.inputs import InputFormat
 from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
-from megatron_fastmix.corpus.records import RecordType
+from megatron_fastmix.corpus.record_types import KEYS, RecordType
 from megatron_fastmix.corpus.tokenizers import TOKENIZER_TYPES
 from megatron_fastmix.errors import ConfigError
 
@@ -23,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output-prefix", help="writes OUTPUT_PREFIX_KEY_document.bin, .idx and .json"
     )
     parser.add_argument(
-        "--json-keys", nargs="+", default=["text"], help="keys of the text, a dataset for each"
+        "--json-keys",
+        nargs="+",
+        help="keys of the text (default text), a dataset for each; or the keys of a record with "
+        "answers: QUESTION ANSWER, PROMPT COMPLETION, INSTRUCTION INPUT OUTPUT, MESSAGES",
     )
     parser.add_argument(
         "--input-format",
@@ -39,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--chat-template",
-        help="model folder, tokenizer_config.json or .jinja file, for --record-type messages",
+        help="model folder, tokenizer_config.json or .jinja file, for records with answers",
     )
     parser.add_argument(
         "--split", help="shares of train, valid and test by content, such as 969,30,1"
@@ -80,6 +83,8 @@ def preprocess_config(args: argparse.Namespace) -> PreprocessConfig:
     missing = [flag for flag, value in single.items() if not value]
     if missing:
         raise ConfigError(f"{', '.join(missing)}: missing; give these flags or --config")
+    several = len(KEYS[args.record_type]) > 1  # then the keys are those of one record
+    keys = ["text"] if several or not args.json_keys else args.json_keys
     return PreprocessConfig(
         tokenizer=TokenizerConfig(
             tokenizer_type=args.tokenizer_type, tokenizer_model=args.tokenizer_model
@@ -90,6 +95,7 @@ def preprocess_config(args: argparse.Namespace) -> PreprocessConfig:
                 prefix=f"{args.output_prefix}_{key}_document",
                 input=tuple(args.input),
                 json_key=key,
+                json_keys=tuple(args.json_keys or ()) if several else (),
                 input_format=args.input_format,
                 record_type=args.record_type,
                 chat_template=args.chat_template,
@@ -98,7 +104,7 @@ def preprocess_config(args: argparse.Namespace) -> PreprocessConfig:
                 licence=args.licence,
                 origin=args.origin,
             )
-            for key in args.json_keys
+            for key in keys
         ),
         append_eod=args.append_eod,
         workers=args.workers,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.corpus.answer_places import answer_places
+from megatron_fastmix.corpus.tokenizer_files import read_json_object, special_tokens
+from megatron_fastmix.errors import ConfigError, DataError
+
+Messages = Sequence[dict[str, Any]]
+Spans = list[tuple[int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,92 +24,224 @@ class ChatTemplate:
 
     source: str
     """Text of the template."""
+    tool_source: str | None = None
+    """The template for conversations with tools, where the model has one of its own for them."""
     special_tokens: dict[str, str] = field(default_factory=dict, hash=False)
     """`bos_token`, `eos_token` and the like, by their names in the template."""
 
-    def parts(self, messages: Sequence[dict[str, Any]]) -> tuple[list[str], list[bool]]:
-        """The conversation in parts up to the last answer, and for each whether it is an answer.
+    def render(
+        self,
+        messages: Messages,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        first_answer: int = 0,
+    ) -> tuple[str, Spans]:
+        """The whole conversation as text, and the characters [start, stop) of its answers.
 
-        An answer is what a turn of the assistant adds to the prompt that asks for it
-        (`add_generation_prompt`), its end-of-turn token included. Raises `ValueError` where the
-        template fails, or renders a conversation otherwise once it goes on.
+        The text is that of `apply_chat_template(messages, **variables)`. Answers are what the tag
+        `{% generation %}` encloses where the template has it, else `answer_places`. Messages before
+        `first_answer` are no answers. Raises `ValueError` where the template fails or its answers
+        cannot be told apart.
         """
-        parts: list[str] = []
-        answers: list[bool] = []
-        done = ""
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            asked = self._render(messages[:number], add_generation_prompt=True)
-            answered = self._render(messages[: number + 1], add_generation_prompt=False)
-            if not asked.startswith(done) or not answered.startswith(asked):
-                raise ValueError(
-                    f"the chat template changes earlier text at message {number + 1}, so that its "
-                    "answer cannot be told apart"
-                )
-            parts += [asked[len(done) :], answered[len(asked) :]]
-            answers += [False, True]
-            done = answered
-        return parts, answers
+        variables = variables or {}
 
-    def _render(self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool) -> str:
-        import jinja2
+        def plain(messages: Messages, *, ask: bool = False) -> str:
+            return self._render(messages, variables, ask=ask)[0]
 
+        text, marked = self._render(messages, variables)
+        if not _compiled(self._source(variables)).has_generation_tag:
+            return text, answer_places(plain, messages, text, first_answer)
+        start = 0
+        if first_answer:
+            prompt = plain(messages[:first_answer])
+            if not text.startswith(prompt):
+                raise ValueError("the chat template changes the prompt once it is answered")
+            start = len(prompt)
+        return text, [place for place in marked if place[0] >= start]
+
+    def render_text(self, messages: Messages, variables: Mapping[str, Any]) -> tuple[str, Spans]:
+        """The whole text, and the bodies of `{% generation %}` in it; see `render`."""
+        return self._render(messages, variables)
+
+    def names(self, variables: Mapping[str, Any]) -> frozenset[str]:
+        """Variables, attributes and texts that the template for these variables mentions."""
+        return _compiled(self._source(variables)).names
+
+    @property
+    def used_tokens(self) -> frozenset[str]:
+        """Names of the special tokens that the template writes."""
+        return frozenset(name for name in self._variables if name.endswith("_token"))
+
+    @property
+    def undefined_tokens(self) -> list[str]:
+        """Special tokens that the template writes, and that are defined nowhere."""
+        return sorted(self.used_tokens - self.special_tokens.keys())
+
+    @property
+    def record_variables(self) -> frozenset[str]:
+        """What the template asks for beside the messages and the special tokens."""
+        return self._variables - _RESERVED - self.used_tokens
+
+    @property
+    def _variables(self) -> frozenset[str]:
+        more = _compiled(self.tool_source).variables if self.tool_source else frozenset()
+        return _compiled(self.source).variables | more
+
+    def variables(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the record's values that the template asks for, such as `tools`."""
+        wanted = _compiled(self._source(record)).variables - _RESERVED
+        return {
+            name: value
+            for name, value in record.items()
+            if name in wanted and value is not None and not name.endswith("_token")
+        }
+
+    def _source(self, variables: Mapping[str, Any]) -> str:
+        return self.tool_source if self.tool_source and variables.get("tools") else self.source
+
+    def _render(
+        self, messages: Messages, variables: Mapping[str, Any], *, ask: bool = False
+    ) -> tuple[str, Spans]:
+        compiled = _compiled(self._source(variables))
+        values = {"tools": None, "documents": None, **self.special_tokens, **variables}
         try:
-            return _compiled(self.source).render(
-                messages=messages,
-                add_generation_prompt=add_generation_prompt,
-                **self.special_tokens,
+            blocks = compiled.template.generate(
+                messages=list(messages), add_generation_prompt=ask, **values
             )
-        except jinja2.TemplateError as error:
-            raise ValueError(f"the chat template fails: {error}") from None
+            text, spans = compiled.template.environment.generation_tag.render(blocks)
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("the rendered text holds half a surrogate pair") from None
+        except Exception as error:  # a template may fail in any way that Python can
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"the chat template fails: {reason:.300}") from None
+        return text, spans
 
 
-def read_chat_template(path: str | Path) -> ChatTemplate:
+def read_chat_template(path: str | Path, defaults: Mapping[str, str] | None = None) -> ChatTemplate:
     """A template from a .jinja file, from tokenizer_config.json, or from a model's folder.
 
-    Raises `ConfigError` where there is none.
+    `defaults` are special tokens for a template whose files name none. Raises `ConfigError` where
+    there is no template, or it is damaged.
     """
     path = Path(path)
-    config = path / "tokenizer_config.json" if path.is_dir() else path
-    jinja = path / "chat_template.jinja" if path.is_dir() else path
-    tokens: dict[str, str] = {}
-    source = None
+    folder = path if path.is_dir() else path.parent
     try:
-        if config.suffix == ".json" and config.exists():
-            values = json.loads(config.read_text(encoding="utf-8"))
-            source = values.get("chat_template")
-            for name, value in values.items():
-                if name.endswith("_token") and value:
-                    tokens[name] = value["content"] if isinstance(value, dict) else str(value)
-        if jinja.suffix == ".jinja" and jinja.exists():
-            source = jinja.read_text(encoding="utf-8")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"chat_template: {path} cannot be read: {error}") from None
-    if isinstance(source, list):  # several by name; "default" is the one for conversations
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
+        sources = _sources(path)
+        tokens = {name: token.text for name, token in special_tokens(folder).items()}
+    except DataError as error:
+        raise ConfigError(f"chat_template: {error}") from None
+    source = sources.get("default")
     if not source:
         raise ConfigError(
             f"chat_template: found none in {path}; give a .jinja file, a tokenizer_config.json "
             "with the key chat_template, or the folder of a model that has either"
         )
-    return ChatTemplate(source=source, special_tokens=tokens)
+    template = ChatTemplate(
+        source=source,
+        tool_source=sources.get("tool_use"),
+        special_tokens={**(defaults or {}), **tokens},
+    )
+    for text in filter(None, (template.source, template.tool_source)):
+        try:
+            _compiled(text)
+        except ValueError as error:
+            raise ConfigError(f"chat_template: {path}: {error}") from None
+    return template
+
+
+def _sources(path: Path) -> dict[str, str]:
+    """Templates by name; "default" is the one for conversations, "tool_use" that with tools."""
+    if path.is_dir():
+        if (path / "chat_template.jinja").exists():
+            return _sources(path / "chat_template.jinja")
+        for name in ("tokenizer_config.json", "chat_template.json"):
+            found = _sources(path / name) if (path / name).exists() else {}
+            if found:
+                return found
+        return {}
+    if path.suffix != ".json":
+        try:
+            return {"default": path.read_bytes().decode("utf-8")}
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"chat_template: {path} cannot be read: {error}") from None
+    value = read_json_object(path).get("chat_template")
+    entries = [{"name": "default", "template": value}] if isinstance(value, str) else value or []
+    found = {}
+    for entry in entries if isinstance(entries, list) else [entries]:
+        fields = entry if isinstance(entry, dict) else {}
+        name, template = fields.get("name"), fields.get("template")
+        if not isinstance(name, str) or not isinstance(template, str):
+            raise ConfigError(
+                f"chat_template: {path}: expected the template's text, or a list of objects with "
+                f"name and template, found {value!r:.60}"
+            )
+        found[name] = template
+    return found
+
+
+_RESERVED = {"messages", "add_generation_prompt", "continue_final_message"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Compiled:
+    template: Any
+    variables: frozenset[str]
+    """What the template takes from outside."""
+    names: frozenset[str]
+    has_generation_tag: bool
 
 
 @lru_cache
-def _compiled(source: str) -> Any:
+def _compiled(source: str) -> _Compiled:
+    """Raises `ValueError` for a template that cannot be compiled."""
+    from jinja2 import meta, nodes
     from jinja2.exceptions import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from megatron_fastmix.corpus.generation_tag import GenerationTag
 
     def raise_exception(message: str) -> NoReturn:
         raise TemplateError(message)
 
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: Any = None,
+        separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[GenerationTag, "jinja2.ext.loopcontrols"],
     )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(
-        value, ensure_ascii=False, **options
-    )
+    environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(source)
+    try:
+        tree = environment.parse(source)
+        names = {node.attr for node in tree.find_all(nodes.Getattr)}
+        names |= {str(node.value) for node in tree.find_all(nodes.Const)}
+        variables = frozenset(meta.find_undeclared_variables(tree))
+        # jinja2 gives no tree to the tag's call but this one.
+        calls = tree.find_all(nodes.ExtensionAttribute)
+        return _Compiled(
+            template=environment.from_string(source),
+            variables=variables,
+            names=frozenset(names) | variables,
+            has_generation_tag=any(True for _ in calls),
+        )
+    except Exception as error:  # a damaged file may fail in any part of jinja2 or of Python
+        reason = str(error) or type(error).__name__
+        line = getattr(error, "lineno", None)
+        where = f" at line {line}" if line else ""
+        raise ValueError(f"the chat template fails{where}: {reason:.300}") from None

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_fastmix.corpus.document import Document
 from megatron_fastmix.corpus.readers import Chunk
-from megatron_fastmix.corpus.records import Document, RecordParser
+from megatron_fastmix.corpus.records import RecordParser
 from megatron_fastmix.corpus.splits import Splitter, content_digest
-from megatron_fastmix.corpus.tokenizers import Tokenizer
+from megatron_fastmix.corpus.tokenizer_interface import LocatedTokens, Tokenizer
 from megatron_fastmix.corpus.writer import token_dtype
 
 
@@ -57,7 +58,8 @@ class Encoder:
 
     Documents are encoded as Megatron's preprocess_data.py does it: a text is one sequence, a list
     of texts gives one sequence each; empty sequences are left out, empty documents stay as
-    documents of no sequences, and the end-of-document id joins the last sequence.
+    documents of no sequences, and the end-of-document id joins the last sequence. A document with
+    answers is one text, encoded as a whole; the end-of-document id is learned if its last token is.
     """
 
     tokenizer: Tokenizer
@@ -111,31 +113,11 @@ class Encoder:
     def _encode(
         self, documents: Sequence[Document], digests: tuple[bytes, ...]
     ) -> EncodedDocuments:
-        texts = [part for document in documents for part in document.parts]
-        ids, lengths = self.tokenizer.encode_flat(texts)
-        ids = ids.astype(token_dtype(self.tokenizer.vocab_size), copy=False)
-        sizes = np.fromiter((len(d.parts) for d in documents), np.int64, len(documents))
-        owner = np.repeat(np.arange(len(documents)), sizes)
-        if self.append_eod:
-            filled = np.flatnonzero(lengths)
-            # The last part with tokens of each document that has any.
-            last = filled[np.flatnonzero(np.diff(owner[filled], append=-1))]
-            ids = np.insert(ids, np.cumsum(lengths)[last], self.tokenizer.eod)
-            lengths = lengths.copy()
-            lengths[last] += 1
-        mask = None
-        if self.parser.record_type == "text":
-            filled = np.flatnonzero(lengths)
-            sequences = np.bincount(owner[filled], minlength=len(documents))
-            lengths = lengths[filled]
-        else:
-            in_loss = [flag for document in documents for flag in document.in_loss]
-            mask = np.repeat(np.array(in_loss, np.uint8), lengths).tobytes()
-            lengths = np.bincount(owner, lengths, len(documents)).astype(np.int64)
-            sequences = (lengths > 0).astype(np.int64)
-            lengths = lengths[lengths > 0]
+        as_texts = self.parser.record_type == "text"
+        ids, lengths, sequences, mask = (self._texts if as_texts else self._answers)(documents)
+        texts = (part for document in documents for part in document.parts)
         return EncodedDocuments(
-            tokens=ids.tobytes(),
+            tokens=ids.astype(token_dtype(self.tokenizer.vocab_size), copy=False).tobytes(),
             lengths=lengths.astype(np.int32),
             documents=sequences,
             loss_mask=mask,
@@ -143,3 +125,58 @@ class Encoder:
             empty_documents=int(np.count_nonzero(sequences == 0)),
             digests=digests,
         )
+
+    def _texts(self, documents: Sequence[Document]) -> _Encoded:
+        ids, lengths = self.tokenizer.encode_flat([p for d in documents for p in d.parts])
+        sizes = np.fromiter((len(d.parts) for d in documents), np.int64, len(documents))
+        owner = np.repeat(np.arange(len(documents)), sizes)
+        filled = np.flatnonzero(lengths)
+        if self.append_eod:
+            # The last part with tokens of each document that has any.
+            last = filled[np.flatnonzero(np.diff(owner[filled], append=-1))]
+            ids = np.insert(ids, np.cumsum(lengths)[last], self.tokenizer.eod)
+            lengths = lengths.copy()
+            lengths[last] += 1
+        sequences = np.bincount(owner[filled], minlength=len(documents))
+        return ids, lengths[filled], sequences, None
+
+    def _answers(self, documents: Sequence[Document]) -> _Encoded:
+        tokens = self.tokenizer.encode_located(
+            ["".join(d.parts) for d in documents], [d.controls for d in documents]
+        )
+        ids, lengths, mask = tokens.ids, tokens.lengths, answer_mask(documents, tokens)
+        if self.append_eod:
+            filled = np.flatnonzero(lengths)
+            ends = np.cumsum(lengths)[filled]
+            ids = np.insert(ids, ends, self.tokenizer.eod)
+            mask = np.insert(mask, ends, mask[ends - 1])
+            lengths = lengths.copy()
+            lengths[filled] += 1
+        sequences = (lengths > 0).astype(np.int64)
+        return ids, lengths[lengths > 0], sequences, mask.tobytes()
+
+
+_Encoded = tuple[np.ndarray, np.ndarray, np.ndarray, bytes | None]
+"""Ids, tokens of each sequence, sequences of each document, loss mask."""
+
+
+def answer_mask(documents: Sequence[Document], tokens: LocatedTokens) -> np.ndarray:
+    """1 for each of the documents' tokens that counts in the loss, (tokens,) uint8.
+
+    A token counts if any of its characters is of an answer, as in `transformers`: one that holds
+    the end of the prompt and the beginning of the answer is learned, or the model would never
+    learn how the answer begins. A token without characters of its own goes with the next one.
+    """
+    sizes = np.array([len(part) for d in documents for part in d.parts], np.int64)
+    flags = np.array([flag for d in documents for flag in d.in_loss], np.int64)
+    ends = np.cumsum(sizes)  # of all parts, as if the documents were one text
+    counted = np.concatenate([[0], np.cumsum(flags * (sizes > 0))])
+    document_sizes = np.array([sum(map(len, d.parts)) for d in documents], np.int64)
+    first = np.cumsum(document_sizes) - document_sizes
+    origin = np.repeat(first, tokens.lengths)
+    limit = np.repeat(document_sizes, tokens.lengths)
+    starts = origin + np.minimum(tokens.starts, limit - 1)
+    stops = np.maximum(origin + np.minimum(tokens.stops, limit), starts + 1)
+    low = np.searchsorted(ends, starts, side="right")
+    high = np.searchsorted(ends, stops - 1, side="right")
+    return (counted[high + 1] > counted[low]).astype(np.uint8)

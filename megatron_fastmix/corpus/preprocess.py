@@ -66,6 +66,8 @@ def preprocess(
         sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
     )
+    for note in tokenizer.notes if config.append_eod else ():
+        report(note)
     inputs = {prefix: input_records(paths) for prefix, paths in files.items()}
     excluded: set[bytes] = set()
     manifests = []
@@ -113,13 +115,19 @@ class _DatasetWork:
         self.tokenizer_record = tokenizer_record
         self.append_eod = config.append_eod
         self.workers = config.workers or available_cores()
-        template = read_chat_template(dataset.chat_template) if dataset.chat_template else None
+        self.template = (
+            read_chat_template(dataset.chat_template, tokenizer.template_tokens)
+            if dataset.chat_template
+            else None
+        )
         self.encoder = Encoder(
             tokenizer=tokenizer,
             parser=RecordParser(
                 record_type=dataset.record_type,
                 json_key=dataset.json_key,
-                chat_template=template,
+                json_keys=dataset.json_keys,
+                chat_template=self.template,
+                control_tokens=tuple(tokenizer.control_tokens),
             ),
             append_eod=config.append_eod,
             splitter=Splitter.parse(dataset.split),
@@ -148,6 +156,8 @@ class _DatasetWork:
     def run(self, report: Report) -> list[Manifest]:
         """Writes all outputs, from the last journal where there is one."""
         self.encoder.tokenizer.prepare()
+        for note in self._template_notes():
+            report(note)
         journal, outputs = self._open()
         if journal.chunks:
             report(f"{self.dataset.prefix}: continuing after chunk {journal.chunks:,}")
@@ -175,6 +185,23 @@ class _DatasetWork:
             for output in outputs:
                 output.close()
         return manifests
+
+    def _template_notes(self) -> list[str]:
+        """What users should be told of the special tokens that the chat template names."""
+        if self.template is None:
+            return []
+        where, tokens = self.dataset.chat_template, self.template.special_tokens
+        undefined = [
+            f"{where}: the template names {name}, which neither it nor the tokenizer defines; it "
+            "is written as nothing"
+            for name in self.template.undefined_tokens
+        ]
+        foreign = [
+            f"{where}: {name} is {tokens[name]!r}, no token of the tokenizer; it is encoded as text"
+            for name in sorted(self.template.used_tokens & tokens.keys())
+            if not self.encoder.tokenizer.has_token(tokens[name])
+        ]
+        return undefined + foreign
 
     def _write(self, journal: Journal, outputs: list[DatasetOutput], progress: Progress) -> Journal:
         chunks = self._chunks()
@@ -262,8 +289,13 @@ class _DatasetWork:
         for digest in sorted(self.encoder.excluded):
             excluded.update(digest)
         template = self.encoder.parser.chat_template
+        dataset = dataclasses.asdict(self.dataset)
+        if not dataset["json_keys"]:  # younger than many a manifest
+            del dataset["json_keys"]
+        if self.dataset.record_type != "text":
+            dataset["encoding"] = "whole text"
         content = {
-            "dataset": dataclasses.asdict(self.dataset),
+            "dataset": dataset,
             "append_eod": self.append_eod,
             "tokenizer": dataclasses.asdict(self.tokenizer_record),
             "inputs": [dataclasses.asdict(record) for record in self.inputs],

@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_fastmix.config import TokenizerConfig
 from megatron_fastmix.corpus.inputs import InputFormat
 from megatron_fastmix.corpus.own_files import Output, dataset_files
-from megatron_fastmix.corpus.records import RecordType
+from megatron_fastmix.corpus.record_types import KEYS, RecordType
 from megatron_fastmix.corpus.splits import Splitter
 from megatron_fastmix.errors import ConfigError
 
@@ -30,10 +30,14 @@ class DatasetConfig:
     record_type: RecordType = "text"
     """What a record holds; all but `text` also write the loss mask PATH_loss_mask."""
     json_key: str = "text"
-    """Key or Parquet column of the text; dotted for a nested one."""
+    """Key or Parquet column of the text, or for `messages` and `sharegpt` of the list; dotted for a
+    nested one."""
+    json_keys: tuple[str, ...] = ()
+    """Keys of a record with several parts, where they are not the usual ones: question and answer;
+    prompt and completion; or instruction, input and output, in this order."""
     chat_template: str | None = None
-    """A model's folder, its tokenizer_config.json or a .jinja file, for `messages`; a template
-    mostly ends an answer itself, so `append_eod` is then best off."""
+    """A model's folder, its tokenizer_config.json or a .jinja file, for all records with answers; a
+    template mostly ends an answer itself, so `append_eod` is then best off."""
     split: str | None = None
     """Shares of train, valid and test (Megatron's --split, such as 969,30,1), by content; one of 0
     writes nothing."""
@@ -58,10 +62,20 @@ class DatasetConfig:
                 f"{self.prefix}: record_type {self.record_type} needs JSONL or Parquet, found "
                 f"input_format {self.input_format}"
             )
-        if self.chat_template and self.record_type != "messages":
+        if self.chat_template and self.record_type == "text":
             raise ConfigError(
-                f"{self.prefix}: chat_template is for record_type messages, found "
-                f"{self.record_type}"
+                f"{self.prefix}: chat_template is for records with answers, found record_type text"
+            )
+        usual = KEYS[self.record_type]
+        if self.json_keys and (len(usual) == 1 or len(self.json_keys) != len(usual)):
+            raise ConfigError(
+                f"{self.prefix}: json_keys: found {', '.join(self.json_keys)}; "
+                + (
+                    f"record_type {self.record_type} has one key, json_key"
+                    if len(usual) == 1
+                    else f"record_type {self.record_type} takes the {len(usual)} keys that stand "
+                    f"for {', '.join(usual)}"
+                )
             )
         if self.split and self.held_out:
             raise ConfigError(f"{self.prefix}: a held_out dataset is not split; leave one out")

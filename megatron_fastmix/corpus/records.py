@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from megatron_fastmix.corpus.chat_template import ChatTemplate
+from megatron_fastmix.corpus.conversations import (
+    RECORD_VARIABLES,
+    check_text,
+    conversation_document,
+)
+from megatron_fastmix.corpus.document import Document
 from megatron_fastmix.corpus.inputs import InputFormat, expand_inputs
 from megatron_fastmix.corpus.readers import Record, iter_chunks
+from megatron_fastmix.corpus.record_types import (
+    KEYS,
+    RecordType,
+    needs_turns,
+    pair,
+    pair_turns,
+    sharegpt_turns,
+)
 from megatron_fastmix.errors import DataError
 
-RecordType = Literal["text", "question_answer", "prompt_completion", "messages"]
-"""`text` is for pre-training; the others count only the answers in the loss."""
-
-_PAIRS = {"question_answer": ("question", "answer"), "prompt_completion": ("prompt", "completion")}
-_ROLES = {"system", "user", "assistant", "tool"}
-
-
-@dataclass(frozen=True)
-class Document:
-    """Parts of text in order; `in_loss` says for each whether its tokens count in the loss.
-
-    Parts of a pre-training document are sequences of their own (Megatron's sentences); those of
-    an answer-only document make one sequence.
-    """
-
-    parts: tuple[str, ...]
-    in_loss: tuple[bool, ...]
+__all__ = ["Document", "RecordParser", "RecordType", "read_documents"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +40,15 @@ class RecordParser:
 
     record_type: RecordType = "text"
     json_key: str = "text"
-    """Key of the text, or for `messages` of the messages where it is not `text`."""
+    """Key of the text, or for `messages` and `sharegpt` of the list where it is not `text`."""
+    json_keys: tuple[str, ...] = ()
+    """Keys that hold the parts of the record type, in the order of `record_types.KEYS`; none for
+    the usual ones."""
     chat_template: ChatTemplate | None = None
-    """How conversations become text; None writes `role: content` line by line."""
+    """How conversations become text; None writes a question and its answer line by line, and
+    `role: content` for messages."""
+    control_tokens: Collection[str] = ()
+    """What becomes one token of the tokenizer's where the chat template writes it."""
 
     def __call__(self, record: Record, record_format: InputFormat) -> Document | None:
         if isinstance(record, bytes):
@@ -57,27 +61,52 @@ class RecordParser:
             value = _find(record, self.json_key)
             texts = value if isinstance(value, list) else [value]
             return Document(
-                tuple(_text(text, self.json_key) for text in texts), (True,) * len(texts)
+                tuple(check_text(text, self.json_key) for text in texts), (True,) * len(texts)
             )
-        if self.record_type == "messages":
-            return _conversation(_find(record, self._messages_key), self.chat_template)
-        first, second = _PAIRS[self.record_type]
-        prompt, answer = (_text(_find(record, key), key) for key in (first, second))
-        if not answer.strip():
-            raise ValueError(f"the value of {second!r} is empty, so nothing would be learned")
-        return Document((prompt + "\n", answer), (False, True))
+        return self._answers(record)
+
+    def _answers(self, record: dict[str, Any]) -> Document:
+        kind, keys = self.record_type, self.keys
+
+        def find(key: str) -> Any:
+            return _find(record, key)
+
+        first_answer = 0
+        if kind == "messages":
+            turns = find(keys[0])
+        elif kind == "sharegpt":
+            turns = sharegpt_turns(find(keys[0]), record)
+        else:
+            texts = None if self.chat_template else pair(kind, keys, find)
+            if texts is not None and not needs_turns(kind, record):
+                return Document((texts[0] + "\n", texts[1]), (False, True))
+            turns, first_answer = pair_turns(kind, keys, record, find)
+        return conversation_document(
+            turns,
+            record,
+            self.chat_template,
+            self.control_tokens,
+            first_answer=first_answer,
+        )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys that hold the parts of the record type."""
+        if self.json_keys:
+            return self.json_keys
+        if len(KEYS[self.record_type]) == 1 and self.json_key != "text":
+            return (self.json_key,)
+        return KEYS[self.record_type]
 
     @property
     def columns(self) -> list[str]:
         """Parquet columns that may hold what is looked for."""
-        if self.record_type in _PAIRS:
-            return list(_PAIRS[self.record_type])
-        key = self._messages_key if self.record_type == "messages" else self.json_key
-        return list(dict.fromkeys([key, key.partition(".")[0]]))
-
-    @property
-    def _messages_key(self) -> str:
-        return "messages" if self.json_key == "text" else self.json_key
+        keys = [*self.keys, *(key.partition(".")[0] for key in self.keys)]
+        if self.record_type != "text":
+            keys += [*RECORD_VARIABLES, "system", "history", "chat_template_kwargs"]
+            if self.chat_template is not None:
+                keys += sorted(self.chat_template.record_variables)
+        return list(dict.fromkeys(keys))
 
 
 def read_documents(
@@ -139,37 +168,3 @@ def _find(record: dict[str, Any], key: str) -> Any:
             raise ValueError(f"no key {key!r}; the record has: {keys}")
         found = found[part]
     return found
-
-
-def _text(value: Any, key: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"the value of {key!r} is {type(value).__name__}, not text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"the value of {key!r} holds half a surrogate pair") from None
-    return value
-
-
-def _conversation(messages: Sequence[Any], template: ChatTemplate | None) -> Document:
-    """By the template or `role: content` line by line; only the assistant's part is learned."""
-    if not isinstance(messages, list) or not messages:
-        raise ValueError("messages must be a list of {role, content}, and not empty")
-    parts: list[str] = []
-    in_loss: list[bool] = []
-    for number, message in enumerate(messages, start=1):
-        if not isinstance(message, dict):
-            raise ValueError(f"message {number} is {type(message).__name__}, not an object")
-        role, content = _find(message, "role"), _text(_find(message, "content"), "content")
-        if role not in _ROLES:
-            raise ValueError(
-                f"message {number} has the role {role!r}; known are {', '.join(sorted(_ROLES))}"
-            )
-        last = number == len(messages)
-        parts += [f"{role}: ", content if last else content + "\n"]
-        in_loss += [False, role == "assistant"]
-    if not any(in_loss):
-        raise ValueError("no message of the assistant, so nothing would be learned")
-    if template is not None:
-        parts, in_loss = template.parts(messages)
-    return Document(tuple(parts), tuple(in_loss))

@@ -1,0 +1,107 @@
+"""Where the answers stand in a rendered conversation, for templates that do not mark them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+_WORD = "\ufdd4answer\ufdd5"
+"""Stands for an answer. Its ends are never assigned by Unicode, so that no text has them."""
+
+
+class Render(Protocol):
+    """The text of some messages. Raises `ValueError` where the template fails."""
+
+    def __call__(self, messages: Sequence[dict[str, Any]], *, ask: bool = False) -> str: ...
+
+
+def answer_places(
+    render: Render, messages: Sequence[dict[str, Any]], text: str, first_answer: int
+) -> list[tuple[int, int]]:
+    """Characters [start, stop) of `text`, the rendered `messages`, that the assistant says.
+
+    An answer is what a turn of the assistant adds to the prompt that asks for it
+    (`add_generation_prompt`), its end-of-turn token included. Raises `ValueError` where it cannot
+    be told apart.
+    """
+    answers: list[tuple[int, int]] = []
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant" or number < first_answer:
+            continue
+        done = answers[-1][1] if answers else 0
+        place = _added(render, messages, text, number) or _exchanged(
+            render, messages, text, number, done
+        )
+        if place is None or place[0] < done:
+            raise ValueError(
+                f"the chat template changes earlier text at message {number + 1}, so that its "
+                "answer cannot be told apart; put {% generation %} and {% endgeneration %} around "
+                "the answer in the template"
+            )
+        answers.append(place)
+    return answers
+
+
+def _added(
+    render: Render, messages: Sequence[dict[str, Any]], text: str, number: int
+) -> tuple[int, int] | None:
+    """What the turn adds, where the template renders it alike once the conversation goes on."""
+    try:
+        asked = render(messages[:number], ask=True)
+        last = number == len(messages) - 1
+        answered = text if last else render(messages[: number + 1])
+    except ValueError:  # such as a conversation that the assistant begins
+        return None
+    if answered.startswith(asked) and text.startswith(answered):
+        return len(asked), len(answered)
+    return None
+
+
+def _exchanged(
+    render: Render, messages: Sequence[dict[str, Any]], text: str, number: int, done: int
+) -> tuple[int, int] | None:
+    """What gives way where another word is said in the turn's place, and the turn's ends around it.
+
+    For templates that render a turn otherwise once the conversation goes on: they take the
+    reasoning out of earlier turns, or move the system's message to the last one.
+    """
+    other = {"role": "assistant", "content": _WORD}
+    try:
+        exchanged = render([*messages[:number], other, *messages[number + 1 :]])
+        alone = render([*messages[:number], other])
+    except ValueError:
+        return None
+    if exchanged.count(_WORD) != 1 or alone.count(_WORD) != 1:
+        return None
+    before, _, after = exchanged.partition(_WORD)
+    if not text.endswith(after):
+        return None
+    stop = len(text) - len(after)
+    start = min(_common_length(text, before), stop)
+    header = _header(render, messages[:number])
+    found = text.rfind(header, done, start) if header else -1
+    if found >= 0:
+        start = found + len(header)
+    end = alone.partition(_WORD)[2]
+    for tail in (end, end.rstrip()):
+        if after.startswith(tail):
+            return start, stop + len(tail)
+    return start, stop
+
+
+def _header(render: Render, messages: Sequence[dict[str, Any]]) -> str:
+    """What asks for an answer after `messages`."""
+    try:
+        asked, before = render(messages, ask=True), render(messages)
+    except ValueError:
+        return ""
+    return asked[len(before) :] if asked.startswith(before) else ""
+
+
+def _common_length(one: str, other: str) -> int:
+    """Characters that both texts begin with."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
+    return low

@@ -1,0 +1,258 @@
+"""Conversations become documents: nothing of one is lost, and only answers are learned."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from megatron_fastmix.corpus.chat_template import ChatTemplate
+from megatron_fastmix.corpus.document import Document
+
+ROLES = {"system", "user", "assistant", "tool"}
+"""Known without a chat template; a template may know others."""
+RECORD_VARIABLES = ("tools", "documents", "functions")
+"""What a record may hold beside its messages that belongs to the conversation."""
+_CALLS = ("tool_calls", "function_call")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+_SHAPES = 4096
+"""Shapes of conversations remembered; then all are forgotten."""
+_OPEN, _CLOSE = "\ufdd2", "\ufdd3"
+"""Never assigned by Unicode, so that no text has them."""
+
+_known_losses: dict[Any, str | None] = {}
+
+
+def conversation_document(
+    messages: Any,
+    record: Mapping[str, Any],
+    template: ChatTemplate | None,
+    control_tokens: Collection[str] = (),
+    *,
+    first_answer: int = 0,
+) -> Document:
+    """The text of a conversation with its answers, by the template or `role: content` by line.
+
+    `record` holds what the template may ask for beside the messages, such as `tools`.
+    `control_tokens` become tokens where the template writes them. Messages before `first_answer`
+    are no answers. Raises `ValueError` where there is nothing to learn, or something of the
+    conversation would be lost.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("messages must be a list of {role, content}, and not empty")
+    turns = [_turn(message, number, template) for number, message in enumerate(messages, start=1)]
+    if not any(turn["role"] == "assistant" for turn in turns[first_answer:]):
+        raise ValueError("no message of the assistant, so nothing would be learned")
+    if template is None:
+        return _plain(turns, record, first_answer)
+    given = {name: _parsed(name, record.get(name)) for name in RECORD_VARIABLES}
+    extra = record.get("chat_template_kwargs")
+    extra = extra if isinstance(extra, dict) else {}
+    variables = template.variables({**record, **extra, **{k: v for k, v in given.items() if v}})
+    for name, value in given.items():
+        if value and name not in variables:
+            raise ValueError(
+                f"the record has {name!r}, for which the chat template has no place; use a "
+                "template that renders them, or remove the key to leave them out"
+            )
+    text, answers = template.render(turns, variables, first_answer=first_answer)
+    lost = _lost(template, turns, variables, text)
+    if lost:
+        raise ValueError(f"the chat template leaves out {lost}; use one that renders it")
+    answers = [(start, stop) for start, stop in answers if stop > start]
+    if not any(text[start:stop].strip() for start, stop in answers):
+        raise ValueError("the chat template marks no answer, so nothing would be learned")
+    controls = _controls(template, turns, variables, text, control_tokens)
+    return Document.of_spans(text, answers, controls)
+
+
+def check_text(value: Any, key: str) -> str:
+    """`value` as text that has UTF-8. Raises `ValueError` where it is none."""
+    if not isinstance(value, str):
+        raise ValueError(f"the value of {key!r} is {type(value).__name__}, not text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"the value of {key!r} holds half a surrogate pair") from None
+    return value
+
+
+def _turn(message: Any, number: int, template: ChatTemplate | None) -> dict[str, Any]:
+    """A message as `transformers` hands it to templates: without the keys that are null."""
+    if not isinstance(message, dict):
+        raise ValueError(f"message {number} is {type(message).__name__}, not an object")
+    turn = {key: value for key, value in message.items() if value is not None}
+    role = turn.get("role")
+    if not isinstance(role, str):
+        raise ValueError(f"message {number} has no key 'role'; it has: {', '.join(map(str, turn))}")
+    if template is None and role not in ROLES:
+        raise ValueError(
+            f"message {number} has the role {role!r}; known are {', '.join(sorted(ROLES))}, and "
+            "others with a chat template that renders them"
+        )
+    calls = role == "assistant" and any(turn.get(key) for key in _CALLS)
+    content = turn.get("content")
+    if content is None:
+        if "content" in message and not calls:
+            raise ValueError(f"message {number}: the value of 'content' is null")
+        if not calls:
+            keys = ", ".join(map(str, turn))
+            raise ValueError(f"message {number} has no key 'content'; it has: {keys}")
+    elif isinstance(content, list) and template is not None:
+        for part in content:
+            known = isinstance(part, dict) and part.get("type") == "text"
+            if not known or not isinstance(part.get("text"), str):
+                raise ValueError(f"message {number}: the content has a part that is no text")
+    else:
+        check_text(content, "content")
+    told = [key for key in (*_CALLS, *_REASONING) if turn.get(key)]
+    if template is None and told:
+        raise ValueError(
+            f"message {number} has {told[0]!r}, which needs a chat template; give one, or remove "
+            "the key to leave it out"
+        )
+    reasoning = next((turn[key] for key in _REASONING if turn.get(key)), None)
+    if reasoning is not None:  # under each name that a template may know
+        turn = {"thinking": reasoning, **turn, "reasoning_content": reasoning}
+    return turn
+
+
+def _plain(turns: list[dict[str, Any]], record: Mapping[str, Any], first_answer: int) -> Document:
+    for name in RECORD_VARIABLES:
+        if _parsed(name, record.get(name)):
+            raise ValueError(
+                f"the record has {name!r}, which needs a chat template (--chat-template); give "
+                "one, or remove the key to leave them out"
+            )
+    parts, in_loss = [], []
+    for number, turn in enumerate(turns):
+        last = number == len(turns) - 1
+        parts += [f"{turn['role']}: ", turn["content"] + ("" if last else "\n")]
+        in_loss += [False, turn["role"] == "assistant" and number >= first_answer]
+    return Document(tuple(parts), tuple(in_loss))
+
+
+def _parsed(name: str, value: Any) -> Any:
+    """A variable that a data set may hold as JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except (ValueError, RecursionError):
+        raise ValueError(f"the value of {name!r} is text, but no JSON") from None
+
+
+def _lost(
+    template: ChatTemplate, turns: list[dict[str, Any]], variables: Mapping[str, Any], text: str
+) -> str:
+    """What of the conversation is not in its text, in words; "" where all of it is.
+
+    The template is asked what it does with a conversation of this shape: each turn's text gives way
+    to a word of its own, which must come out.
+    """
+    names = template.names(variables)
+    for number, turn in enumerate(turns, start=1):
+        for keys in (_CALLS, _REASONING):
+            told = [key for key in keys if turn.get(key)]
+            if told and not names & {*told, *(_REASONING if keys is _REASONING else ())}:
+                return f"{told[0]!r} of message {number} ({turn['role']})"
+    shape = tuple((turn["role"], _kind(turn.get("content")), *sorted(turn)) for turn in turns)
+    key = (template, shape, tuple(sorted(variables)))
+    if key not in _known_losses:
+        if len(_known_losses) >= _SHAPES:
+            _known_losses.clear()
+        _known_losses[key] = _lost_of_shape(template, turns, variables)
+    lost = _known_losses[key]
+    if lost is None:  # the template looks into the texts; then these must be found as they are
+        words = [_first_word(turn) if _kind(turn.get("content")) else None for turn in turns]
+        lost = _missing(words, turns, text)
+    return lost
+
+
+def _lost_of_shape(
+    template: ChatTemplate, turns: list[dict[str, Any]], variables: Mapping[str, Any]
+) -> str | None:
+    """As `_lost`, "" where nothing is; None where the template refuses such texts."""
+    words: list[str | None] = []
+    probes = []
+    for number, turn in enumerate(turns):
+        content = turn.get("content")
+        word = f"turnno{number}x" if _kind(content) else None
+        words.append(word)
+        if word:
+            new = [{"type": "text", "text": word}] if isinstance(content, list) else word
+            turn = {**turn, "content": new}
+        probes.append(turn)
+    try:
+        rendered, _ = template.render_text(probes, variables)
+    except ValueError:
+        return None
+    return _missing(words, turns, rendered)
+
+
+def _missing(words: list[str | None], turns: list[dict[str, Any]], text: str) -> str:
+    text = text.casefold()
+    for number, (turn, word) in enumerate(zip(turns, words, strict=True), start=1):
+        if word and word.casefold() not in text:
+            return f"the content of message {number} ({turn['role']})"
+    return ""
+
+
+def _first_word(turn: dict[str, Any]) -> str | None:
+    content = turn["content"]
+    own = content.strip() if isinstance(content, str) else content[0]["text"].strip()
+    # Quotes and line breaks may come out escaped.
+    return next(iter(re.findall(r"\w+", own)), None)
+
+
+def _kind(content: Any) -> str | None:
+    if isinstance(content, list):
+        return "list" if any(part["text"].strip() for part in content) else None
+    return "text" if isinstance(content, str) and content.strip() else None
+
+
+def _controls(
+    template: ChatTemplate,
+    turns: Sequence[dict[str, Any]],
+    variables: Mapping[str, Any],
+    text: str,
+    tokens: Collection[str],
+) -> list[tuple[int, int]]:
+    """Characters [start, stop) of the control tokens that the template wrote."""
+    if not any(token in text for token in tokens):
+        return []
+    longest_first = sorted(tokens, key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, longest_first)))
+    found = [match.span() for match in pattern.finditer(text)]
+    marked_turns, marked_variables = _marked((list(turns), dict(variables)), pattern)
+    if (marked_turns, marked_variables) == (list(turns), dict(variables)):
+        return found
+    # The record's own text has some: it is rendered with them marked, to tell them apart.
+    marked, _ = template.render_text(marked_turns, marked_variables)
+    if marked.replace(_OPEN, "").replace(_CLOSE, "") != text:
+        raise ValueError(
+            "the text holds control tokens of the tokenizer, and the chat template takes it apart "
+            "there; remove them from the text"
+        )
+    own, depth, at = set(), 0, 0
+    for character in marked:
+        if character in (_OPEN, _CLOSE):
+            depth += 1 if character == _OPEN else -1
+        else:
+            if depth:
+                own.add(at)
+            at += 1
+    return [(start, stop) for start, stop in found if not own & set(range(start, stop))]
+
+
+def _marked(value: Any, pattern: re.Pattern[str]) -> Any:
+    if isinstance(value, str):
+        if _OPEN in value or _CLOSE in value:
+            raise ValueError("the text holds U+FDD2 or U+FDD3, which are no characters")
+        return pattern.sub(f"{_OPEN}\\g<0>{_CLOSE}", value)
+    if isinstance(value, dict):
+        return {key: _marked(item, pattern) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_marked(item, pattern) for item in value)
+    return value

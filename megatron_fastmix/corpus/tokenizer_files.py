@@ -1,0 +1,121 @@
+"""The files beside a tokenizer: which of its tokens they name as special."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_fastmix.errors import DataError
+
+NAMING_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+"""Files that name special tokens by their text, the first that names one first."""
+ID_FILES = ("generation_config.json", "config.json")
+"""Files that name the end token by its id."""
+_NAMES = {"bos_token", "eos_token", "pad_token", "unk_token"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedToken:
+    """A special token as a file names it."""
+
+    text: str
+    file: Path
+
+
+def read_bytes(path: Path) -> bytes:
+    """Raises `DataError` for a tokenizer's file that is missing, unreadable or empty."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
+    if not content:
+        raise DataError(f"{path}: the tokenizer file is empty; train or copy it again")
+    return content
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file. Raises `DataError` with the path for anything else."""
+    try:
+        values = json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot read it: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON: {error}; copy the file again") from None
+    if not isinstance(values, dict):
+        found = type(values).__name__
+        raise DataError(f"{path}: expected a JSON object, found {found}; copy the file again")
+    return values
+
+
+def token_text(value: Any, key: str, path: Path) -> str | None:
+    """Text of a special token as the files write it: a string, or a serialized AddedToken.
+
+    None where there is none. Raises `DataError` for another type.
+    """
+    if isinstance(value, dict):
+        value = value.get("content")
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and not _is_broken(value):
+        return value
+    if key not in _NAMES:  # such as num_image_token, which is a count
+        return None
+    raise DataError(f"{path}: {key} is {value!r:.60}, which is no text; correct the file")
+
+
+def special_tokens(
+    folder: Path, text_of: Callable[[int], str | None] | None = None
+) -> dict[str, NamedToken]:
+    """`bos_token`, `eos_token` and the like that the files in `folder` name, by their names.
+
+    `text_of` gives the text of an id, for the files that name the end token so; without it they are
+    not asked. Raises `DataError` for a damaged file, and for an id that is none of the tokenizer's.
+    """
+    found: dict[str, NamedToken] = {}
+    for name in NAMING_FILES:
+        path = folder / name
+        if not path.exists():
+            continue
+        for key, value in read_json_object(path).items():
+            if not key.endswith("_token") or isinstance(value, bool):  # such as add_bos_token
+                continue
+            text = token_text(value, key, path)
+            if text is not None and key not in found:
+                found[key] = NamedToken(text=text, file=path)
+    if "eos_token" not in found and text_of is not None:
+        for name in ID_FILES:
+            path = folder / name
+            token = _end_id(path) if path.exists() else None
+            if token is None:
+                continue
+            text = text_of(token)
+            if text is None:
+                raise DataError(
+                    f"{path}: names {token} as eos_token_id, which is no id of the tokenizer; "
+                    "correct it, or name the end token as eos_token in tokenizer_config.json"
+                )
+            found["eos_token"] = NamedToken(text=text, file=path)
+            break
+    return found
+
+
+def _end_id(path: Path) -> int | None:
+    values = read_json_object(path)
+    nested = values.get("text_config")  # models of text and images
+    value = values.get("eos_token_id")
+    if value is None and isinstance(nested, dict):
+        value = nested.get("eos_token_id")
+    if isinstance(value, list) and value:  # the first one ends documents, the others turns
+        value = value[0]
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _is_broken(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
