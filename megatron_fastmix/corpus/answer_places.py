@@ -8,6 +8,9 @@ from typing import Any, Protocol
 _WORD = "\ufdd4answer\ufdd5"
 """Stands for an answer. Its ends are never assigned by Unicode, so that no text has them."""
 
+_PROMPT_ENDS = (16, 8, 4)
+"""Characters by which the end of a prompt is known again, the more the surer."""
+
 
 class Render(Protocol):
     """The text of some messages. Raises `ValueError` where the template fails."""
@@ -78,10 +81,11 @@ def _exchanged(
         return None
     stop = len(text) - len(after)
     start = min(_common_length(text, before), stop)
-    header = _header(render, messages[:number])
-    found = text.rfind(header, done, start) if header else -1
-    if found >= 0:
-        start = found + len(header)
+    for header in _headers(render, messages[:number]):
+        found = text.rfind(header, done, start) if header else -1
+        if found >= 0:
+            start = found + len(header)
+            break
     end = alone.partition(_WORD)[2]
     for tail in (end, end.rstrip()):
         if after.startswith(tail):
@@ -89,13 +93,14 @@ def _exchanged(
     return start, stop
 
 
-def _header(render: Render, messages: Sequence[dict[str, Any]]) -> str:
-    """What asks for an answer after `messages`."""
+def _headers(render: Render, messages: Sequence[dict[str, Any]]) -> list[str]:
+    """What asks for an answer after `messages`; ends of the prompt where nothing does."""
     try:
         asked, before = render(messages, ask=True), render(messages)
     except ValueError:
-        return ""
-    return asked[len(before) :] if asked.startswith(before) else ""
+        return []
+    added = asked[len(before) :] if asked.startswith(before) else ""
+    return [added] if added else [asked[-length:] for length in _PROMPT_ENDS]
 
 
 def _common_length(one: str, other: str) -> int:

@@ -142,9 +142,9 @@ def read_chat_template(path: str | Path, defaults: Mapping[str, str] | None = No
         tool_source=sources.get("tool_use"),
         special_tokens={**(defaults or {}), **tokens},
     )
-    for text in filter(None, (template.source, template.tool_source)):
+    for part in filter(None, (template.source, template.tool_source)):
         try:
-            _compiled(text)
+            _compiled(part)
         except ValueError as error:
             raise ConfigError(f"chat_template: {path}: {error}") from None
     return template

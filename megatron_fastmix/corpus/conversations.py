@@ -157,7 +157,14 @@ def _lost(
             told = [key for key in keys if turn.get(key)]
             if told and not names & {*told, *(_REASONING if keys is _REASONING else ())}:
                 return f"{told[0]!r} of message {number} ({turn['role']})"
-    shape = tuple((turn["role"], _kind(turn.get("content")), *sorted(turn)) for turn in turns)
+    for tool in variables.get("tools") or ():
+        name = _function(tool).get("name")
+        if isinstance(name, str) and name not in text:
+            return f"the tool {name!r}"
+    shape = tuple(
+        (turn["role"], _kind(turn.get("content")), len(_calls(turn)), *sorted(turn))
+        for turn in turns
+    )
     key = (template, shape, tuple(sorted(variables)))
     if key not in _known_losses:
         if len(_known_losses) >= _SHAPES:
@@ -175,6 +182,7 @@ def _lost_of_shape(
 ) -> str | None:
     """As `_lost`, "" where nothing is; None where the template refuses such texts."""
     words: list[str | None] = []
+    call_words: list[str] = []
     probes = []
     for number, turn in enumerate(turns):
         content = turn.get("content")
@@ -183,11 +191,18 @@ def _lost_of_shape(
         if word:
             new = [{"type": "text", "text": word}] if isinstance(content, list) else word
             turn = {**turn, "content": new}
-        probes.append(turn)
+        calls = []
+        for call in _calls(turn):
+            call_words.append(f"callno{len(call_words)}x")
+            named = {**_function(call), "name": call_words[-1]}
+            calls.append({**call, "function": named} if "function" in call else named)
+        probes.append({**turn, "tool_calls": calls} if calls else turn)
     try:
         rendered, _ = template.render_text(probes, variables)
     except ValueError:
         return None
+    if any(word not in rendered for word in call_words):
+        return "a call of 'tool_calls'"
     return _missing(words, turns, rendered)
 
 
@@ -197,6 +212,19 @@ def _missing(words: list[str | None], turns: list[dict[str, Any]], text: str) ->
         if word and word.casefold() not in text:
             return f"the content of message {number} ({turn['role']})"
     return ""
+
+
+def _calls(turn: dict[str, Any]) -> list[dict[str, Any]]:
+    """The turn's calls of functions by name."""
+    calls = turn.get("tool_calls")
+    calls = calls if isinstance(calls, list) else []
+    return [call for call in calls if "name" in _function(call)]
+
+
+def _function(tool: Any) -> dict[str, Any]:
+    """A tool or a call of one: an object that holds the function, or is it."""
+    inner = tool.get("function", tool) if isinstance(tool, dict) else {}
+    return inner if isinstance(inner, dict) else {}
 
 
 def _first_word(turn: dict[str, Any]) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
 
 from jinja2 import nodes, pass_eval_context
 from jinja2.ext import Extension
@@ -20,7 +19,7 @@ class GenerationTag(Extension):
     for from there on. One rendering at a time.
     """
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
 
     def __init__(self, environment: ImmutableSandboxedEnvironment) -> None:
         super().__init__(environment)

@@ -1,6 +1,7 @@
 """Chat templates: the text is that of `transformers`, and answers are told apart."""
 
 import json
+import re
 
 import pytest
 
@@ -29,19 +30,108 @@ def tokenizer_config(**changes):
     )
 
 
-def test_parts_join_to_what_transformers_renders(tmp_path):
-    chat_template_utils = pytest.importorskip("transformers.utils.chat_template_utils")
-    (tmp_path / "tokenizer_config.json").write_text(tokenizer_config())
-    template = read_chat_template(tmp_path)
-    parts, answers = template.parts(MESSAGES)
-    (expected,), _ = chat_template_utils.render_jinja_template(
-        conversations=[MESSAGES], chat_template=CHATML, bos_token="<s>", eos_token="</s>"
+def answers_of(template, messages, variables=None, **options):
+    text, answers = template.render(messages, variables, **options)
+    return text, [text[start:stop] for start, stop in answers]
+
+
+def of_transformers(template, messages, **variables):
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    (text,), _ = utils.render_jinja_template(
+        conversations=[messages], chat_template=template, **variables
     )
-    assert "".join(parts) == expected
-    assert [p for p, answer in zip(parts, answers, strict=True) if answer] == [
-        "Hello</s>\n",
-        "So long</s>\n",
+    return text
+
+
+def test_the_text_is_what_transformers_renders(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text(tokenizer_config())
+    expected = of_transformers(CHATML, MESSAGES, bos_token="<s>", eos_token="</s>")
+    assert answers_of(read_chat_template(tmp_path), MESSAGES) == (
+        expected,
+        ["Hello</s>\n", "So long</s>\n"],
+    )
+
+
+GENERATION = (
+    "{% macro turn(m) %}<{{ m.role }}>{% generation %}{{ m.content }}</s>{% endgeneration %}"
+    "{% endmacro %}{% for m in messages %}{% if m.role == 'assistant' %}"
+    "<assistant>{% generation %}\n  {{ m.content }}</s>\n{%- endgeneration %}!"
+    "{% else %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+def test_the_generation_tag_marks_answers_and_changes_no_text():
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    template = ChatTemplate(source=GENERATION)
+    text, answers = template.render(MESSAGES)
+    (expected,), (places,) = utils.render_jinja_template(
+        conversations=[MESSAGES], chat_template=GENERATION, return_assistant_tokens_mask=True
+    )
+    assert (text, answers) == (expected, places)
+    bare = re.sub(r"(end)?generation %}", "set x = 1 %}", GENERATION)
+    assert text == of_transformers(bare, MESSAGES)
+
+
+def test_the_generation_tag_inside_a_macro():
+    source = GENERATION.partition("{% for")[0] + "{% for m in messages %}{{ turn(m) }}{% endfor %}"
+    text, answers = answers_of(ChatTemplate(source=source), MESSAGES[1:3])
+    assert text == "<user>Hi</s><assistant>Hello</s>"
+    assert answers == ["Hi</s>", "Hello</s>"]  # as the template says, whoever speaks
+
+
+REASONING = (
+    "{% for m in messages %}<|{{ m.role }}|>"
+    "{% if m.role == 'assistant' and not loop.last %}{{ m.content.split('</think>')[-1] }}"
+    "{% elif m.role == 'assistant' and '</think>' not in m.content %}<think></think>{{ m.content }}"
+    "{% else %}{{ m.content }}{% endif %}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+LATE_SYSTEM = (
+    "{% for m in messages[1:] %}{% if m.role == 'user' %}[INST] "
+    "{% if loop.last or loop.index0 == messages | length - 3 %}{{ messages[0].content }} "
+    "{% endif %}"
+    "{{ m.content }}[/INST]{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"
+)
+NO_EMPTY = "{% if messages[0]['role'] == 'x' %}{% endif %}" + CHATML
+PROMPT_ONLY = CHATML.replace("'<|assistant|>' }}", "'<|assistant|><think>' }}")
+
+
+@pytest.mark.parametrize(
+    ("source", "messages", "answers"),
+    [
+        # Reasoning is taken out of earlier turns.
+        (
+            REASONING,
+            [
+                *MESSAGES[1:2],
+                {"role": "assistant", "content": "<think>a</think>Hello"},
+                *MESSAGES[3:],
+            ],
+            ["Hello<|end|>\n", "<think></think>So long<|end|>\n"],
+        ),
+        # The system's message moves to the last turn.
+        (LATE_SYSTEM, MESSAGES, [" Hello</s>", " So long</s>"]),
+        # The assistant speaks first.
+        (NO_EMPTY, MESSAGES[2:], ["Hello</s>\n", "So long</s>\n"]),
+        # The prompt begins a thought that the answer does not have.
+        (PROMPT_ONLY, MESSAGES, ["Hello</s>\n", "So long</s>\n"]),
+    ],
+)
+def test_answers_are_found_where_earlier_turns_change(source, messages, answers):
+    template = ChatTemplate(source=source, special_tokens={"bos_token": "", "eos_token": "</s>"})
+    assert answers_of(template, messages)[1] == answers
+
+
+def test_tools_take_the_template_for_them(tmp_path):
+    config = [
+        {"name": "default", "template": CHATML},
+        {"name": "tool_use", "template": "{{ tools[0].name }}" + CHATML},
     ]
+    (tmp_path / "tokenizer_config.json").write_text(tokenizer_config(chat_template=config))
+    template = read_chat_template(tmp_path)
+    tools = [{"name": "clock"}]
+    assert answers_of(template, MESSAGES)[0].startswith("<s>")
+    assert answers_of(template, MESSAGES, {"tools": tools})[0].startswith("clock<s>")
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
@@ -61,15 +151,36 @@ def test_a_missing_template_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("{{ messages[-1]['content'] }}", "changes earlier text at message 2"),
+        ("{{ messages | length }}", "changes earlier text at message 2"),
         ("{{ raise_exception('no system role') }}", "fails: no system role"),
         ("{% for %}", "fails"),
+        ("{{ 'a' + 1 }}", "fails: can only concatenate"),
+        ("{{ messages[0].content.x.y }}", "fails"),
+        ("{{ 1 // 0 }}", "fails"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_an_error(source, message):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     with pytest.raises(ValueError, match=message):
-        ChatTemplate(source=source).parts(turns)
+        ChatTemplate(source=source).render(turns)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        3,
+        {"a": "b"},
+        [3],
+        [{"name": "default"}],
+        [{"name": [], "template": "x"}],
+        "{% if %}",
+        "{{ '",
+    ],
+)
+def test_a_damaged_template_is_an_error_that_names_the_file(tmp_path, value):
+    (tmp_path / "tokenizer_config.json").write_text(tokenizer_config(chat_template=value))
+    with pytest.raises(ConfigError, match=r"tokenizer_config\.json|test_a_damaged"):
+        read_chat_template(tmp_path)
 
 
 def test_preprocessing_learns_the_answers_of_a_template(tmp_path):
@@ -80,5 +191,5 @@ def test_preprocessing_learns_the_answers_of_a_template(tmp_path):
     assert whole.startswith("<s>")
     with pytest.raises(DataError, match="no message of the assistant"):
         run(tmp_path, [{"messages": MESSAGES[:2]}], "messages", chat_template=str(tmp_path))
-    with pytest.raises(ConfigError, match="is for record_type messages"):
-        run(tmp_path, [{"prompt": "a", "completion": "b"}], "prompt_completion", chat_template="x")
+    with pytest.raises(ConfigError, match="for records with answers"):
+        run(tmp_path, [{"text": "a"}], "text", chat_template="x")

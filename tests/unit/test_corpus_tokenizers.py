@@ -102,7 +102,7 @@ def test_huggingface_special_tokens_of_its_configuration(huggingface, tmp_path):
     tokenizer = load_tokenizer("HuggingFaceTokenizer", str(path))
     assert (tokenizer.eod, tokenizer.pad) == (1, -1)
     settings.write_text(json.dumps({"eos_token": "absent"}))
-    with pytest.raises(DataError, match="no end-of-document token"):
+    with pytest.raises(DataError, match="names 'absent' as eos_token, which is no token"):
         load_tokenizer("HuggingFaceTokenizer", str(path))
 
 

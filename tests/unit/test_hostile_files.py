@@ -80,7 +80,7 @@ def test_a_chat_template_reaches_nothing_outside_of_its_messages(tmp_path: Path)
     file = tmp_path / "template.jinja"
     file.write_text("{{ messages.__class__.__base__.__subclasses__() }}")
     with pytest.raises((FastMixError, ValueError), match=r"unsafe|access"):
-        read_chat_template(file).parts([{"role": "assistant", "content": "a"}])
+        read_chat_template(file).render([{"role": "assistant", "content": "a"}])
 
 
 def test_names_do_not_lead_out_of_the_run_folder(

@@ -1,0 +1,172 @@
+"""Conversations: nothing of a record is lost silently, and only answers are learned."""
+
+import json
+
+import pytest
+
+from megatron_fastmix.corpus.chat_template import ChatTemplate
+from megatron_fastmix.corpus.records import RecordParser
+
+TEMPLATE = (
+    "{% if tools %}<tools>{% for t in tools %}{{ t | tojson }}{% endfor %}</tools>{% endif %}"
+    "{% for d in documents or [] %}[{{ d.title }}]{% endfor %}{{ style }}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+USER = {"role": "user", "content": "Hi"}
+ANSWER = {"role": "assistant", "content": "Hello"}
+CALL = {"type": "function", "function": {"name": "clock", "arguments": {"zone": "Oslo"}}}
+TOOL = {"type": "function", "function": {"name": "clock", "parameters": {}}}
+
+
+def parse(record, source=TEMPLATE, record_type="messages", **options):
+    template = ChatTemplate(source=source) if source else None
+    parser = RecordParser(record_type=record_type, chat_template=template, **options)
+    return parser(json.dumps(record).encode(), "jsonl")
+
+
+def learned(document):
+    return [part for part, flag in zip(document.parts, document.in_loss, strict=True) if flag]
+
+
+def test_what_the_template_asks_for_comes_from_the_record():
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    record = {
+        "messages": [USER, ANSWER],
+        "tools": [TOOL],
+        "documents": [{"title": "News"}],
+        "style": "short",
+        "id": 7,
+    }
+    (expected,), _ = utils.render_jinja_template(
+        conversations=[record["messages"]],
+        chat_template=TEMPLATE,
+        **{key: record[key] for key in ("tools", "documents", "style")},
+    )
+    document = parse(record)
+    assert "".join(document.parts) == expected
+    assert expected.startswith('<tools>{"type"')
+    assert learned(document) == ["Hello</s>"]
+    as_text = record | {"tools": json.dumps([TOOL])}  # as Parquet files often hold them
+    assert parse(as_text) == document
+    assert parse(record | {"tools": None, "documents": []}) == parse(
+        {"messages": [USER, ANSWER], "style": "short"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "source", "reason"),
+    [
+        ({"tools": [TOOL]}, None, "'tools', which needs a chat template"),
+        ({"documents": [{"a": 1}]}, None, "'documents', which needs a chat template"),
+        ({"functions": [TOOL]}, TEMPLATE, "'functions', for which the chat template has no place"),
+        ({"tools": [TOOL]}, "{{ messages[1].content }}", "'tools', for which the chat template"),
+        (
+            {"tools": [TOOL]},
+            "{% if tools %}Use tools.{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}",
+            "leaves out the tool 'clock'",
+        ),
+        ({"tools": "{not json"}, TEMPLATE, "'tools' is text, but no JSON"),
+    ],
+)
+def test_what_has_no_place_is_refused(changes, source, reason):
+    with pytest.raises(ValueError, match=reason):
+        parse({"messages": [USER, ANSWER], **changes}, source)
+
+
+USER_AND_ASSISTANT = (
+    "{% for m in messages %}{% if m.role in ['user', 'assistant'] %}{{ m.role }}:{{ m.content }}\n"
+    "{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("turn", "reason"),
+    [
+        ({"role": "system", "content": "Hi"}, r"content of message 1 \(system\)"),
+        ({"role": "developer", "content": "Hello"}, r"content of message 1 \(developer\)"),
+        ({"role": "tool", "content": "12:00"}, r"content of message 1 \(tool\)"),
+        ({"role": "assistant", "tool_calls": [CALL]}, r"'tool_calls' of message 1 \(assistant\)"),
+        (
+            {"role": "assistant", "content": "a", "reasoning_content": "b"},
+            r"'reasoning_content' of message 1",
+        ),
+    ],
+)
+def test_turns_that_the_template_leaves_out_are_refused(turn, reason):
+    with pytest.raises(ValueError, match=f"leaves out .*{reason}"):
+        parse({"messages": [turn, USER, ANSWER]}, USER_AND_ASSISTANT)
+
+
+def test_of_two_system_turns_and_two_calls_none_is_lost():
+    first = (
+        "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}"
+        "{% for m in messages if m.role != 'system' %}{{ m.content }}"
+        "{% if m.tool_calls %}{{ m.tool_calls[0] | tojson }}{% endif %}{% endfor %}"
+    )
+    system = {"role": "system", "content": "Be kind."}
+    assert learned(parse({"messages": [system, USER, ANSWER]}, first)) == ["Hello"]
+    with pytest.raises(ValueError, match=r"content of message 2 \(system\)"):
+        parse({"messages": [system, system, USER, ANSWER]}, first)
+    calls = {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}
+    with pytest.raises(ValueError, match="leaves out a call"):
+        parse({"messages": [USER, calls]}, first)
+
+
+def test_templates_may_change_texts_and_know_other_roles():
+    loud = "{% for m in messages %}{{ m.role }}:{{ m.content | trim | upper }};{% endfor %}"
+    turns = [{"role": "critic", "content": " Well. "}, USER, ANSWER]
+    assert learned(parse({"messages": turns}, loud)) == ["assistant:HELLO;"]
+
+
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}])
+def test_a_call_needs_no_content(content):
+    turn = {"role": "assistant", "tool_calls": [CALL], **content}
+    result = {"role": "tool", "content": "12:00"}
+    source = TEMPLATE.replace("{{ m.content }}", "{{ m.content or '' }}")
+    document = parse({"messages": [USER, turn, result, ANSWER]}, source)
+    assert learned(document) == [json.dumps(CALL) + "</s>", "Hello</s>"]
+    with pytest.raises(ValueError, match="'tool_calls', which needs a chat template"):
+        parse({"messages": [USER, turn, result, ANSWER]}, None)
+
+
+@pytest.mark.parametrize(
+    ("turn", "reason"),
+    [
+        ({"role": "assistant"}, "no key 'content'"),
+        ({"role": "assistant", "content": None}, "'content' is null"),
+        ({"role": "user", "tool_calls": [CALL]}, "no key 'content'"),
+        ({"content": "x"}, "no key 'role'"),
+        ({"role": "user", "content": 3}, "is int, not text"),
+        ({"role": "user", "content": [{"type": "image"}]}, "a part that is no text"),
+    ],
+)
+def test_turns_that_say_nothing_are_refused(turn, reason):
+    with pytest.raises(ValueError, match=reason):
+        parse({"messages": [turn, USER, ANSWER]})
+
+
+def test_a_template_that_marks_nothing_is_refused():
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}{% generation %}{% endgeneration %}"
+    with pytest.raises(ValueError, match="marks no answer"):
+        parse({"messages": [USER, ANSWER]}, source)
+
+
+@pytest.mark.parametrize("text", ["</s>", "a</s>b", "</s></s>", "x </ s>"])
+def test_control_tokens_are_those_of_the_template_not_of_the_text(text):
+    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": f"is {text}"}]
+    document = parse({"messages": turns}, control_tokens=("</s>", "<s>"))
+    whole = "".join(document.parts)
+    assert whole == f"<user>{text}</s><assistant>is {text}</s>"
+    first = len(f"<user>{text}")
+    assert document.controls == ((first, first + 4), (len(whole) - 4, len(whole)))
+
+
+def test_a_template_that_counts_characters_of_control_tokens_is_refused():
+    source = TEMPLATE.replace("{{ m.content }}", "{{ m.content }}{{ m.content | length }}")
+    assert learned(parse({"messages": [USER, ANSWER]}, source, control_tokens=("</s>",)))
+    with pytest.raises(ValueError, match="takes it apart"):
+        parse(
+            {"messages": [{**USER, "content": "a</s>b"}, ANSWER]}, source, control_tokens=("</s>",)
+        )
