@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 
+from megatron_fastmix.corpus.answer_rows import is_answer_only
 from megatron_fastmix.corpus.dataset_output import loss_mask_prefix
 from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
-from megatron_fastmix.corpus.inspection import length_statistics, overlap, sample_texts
+from megatron_fastmix.corpus.inspection import LEARNED, length_statistics, overlap, sample_texts
 from megatron_fastmix.corpus.manifest import check_same_tokenizer, read_manifest
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import ConfigError
@@ -27,7 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ngram", type=int, default=13, help="tokens in a row that count as shared (default 13)"
     )
-    parser.add_argument("--samples", type=int, default=0, help="samples to show as text")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=0,
+        help="samples to show as text, with special tokens and what counts in the loss marked",
+    )
     parser.add_argument("--tokenizer-type", help="for --samples")
     parser.add_argument("--tokenizer-model", help="for --samples")
 
@@ -43,6 +49,8 @@ def run(args: argparse.Namespace) -> None:
     for prefix in [*args.prefixes, *args.target]:
         _print_dataset(prefix)
         if tokenizer is not None:
+            if is_answer_only(prefix):
+                print(f"  {'…'.join(LEARNED)} in the samples counts in the loss")
             for text in sample_texts(prefix, tokenizer, args.samples):
                 print(f"  sample: {text!r}")
     if args.target:

@@ -142,7 +142,7 @@ def read_chat_template(path: str | Path, defaults: Mapping[str, str] | None = No
         tool_source=sources.get("tool_use"),
         special_tokens={**(defaults or {}), **tokens},
     )
-    for part in filter(None, (template.source, template.tool_source)):
+    for part in sources.values():
         try:
             _compiled(part)
         except ValueError as error:
@@ -170,13 +170,13 @@ def _sources(path: Path) -> dict[str, str]:
     found = {}
     for entry in entries if isinstance(entries, list) else [entries]:
         fields = entry if isinstance(entry, dict) else {}
-        name, template = fields.get("name"), fields.get("template")
-        if not isinstance(name, str) or not isinstance(template, str):
+        title, body = fields.get("name"), fields.get("template")
+        if not isinstance(title, str) or not isinstance(body, str):
             raise ConfigError(
                 f"chat_template: {path}: expected the template's text, or a list of objects with "
                 f"name and template, found {value!r:.60}"
             )
-        found[name] = template
+        found[title] = body
     return found
 
 

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_fastmix.corpus.answer_rows import is_answer_only
+from megatron_fastmix.corpus.dataset_output import loss_mask_prefix
 from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset, sequence_lengths
-from megatron_fastmix.corpus.tokenizers import Tokenizer
-from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.corpus.tokenizer_interface import Tokenizer
+from megatron_fastmix.errors import ConfigError, DataError
 
 BLOCK_TOKENS = 1 << 22
+LEARNED = ("⟦", "⟧")
+"""Marks around what counts in the loss."""
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 """Odd, so that multiplying by it loses nothing modulo 2⁶⁴."""
 
@@ -58,15 +62,57 @@ def length_statistics(prefix: str | Path) -> LengthStatistics:
 def sample_texts(
     prefix: str | Path, tokenizer: Tokenizer, count: int, *, tokens: int = 64, seed: int = 0
 ) -> list[str]:
-    """The beginnings, of at most `tokens` tokens, of `count` sequences drawn by `seed`."""
+    """At most `tokens` tokens of each of `count` sequences drawn by `seed`, as text.
+
+    The beginning, or where the answer of an answer-only row begins later, what is around that.
+    Special tokens are shown by name, and what counts in the loss stands in `LEARNED` marks where a
+    loss mask lies beside the dataset. Raises `DataError` for damaged files, and for ids that are
+    none of the tokenizer's.
+    """
     lengths = sequence_lengths(prefix)
     chosen = np.random.default_rng(seed).permutation(len(lengths))[:count]
     starts = np.concatenate([[0], np.cumsum(lengths)])
     ids = _open(prefix)
-    return [
-        tokenizer.decode(ids[starts[i] : starts[i] + min(lengths[i], tokens)].tolist())
-        for i in sorted(chosen.tolist())
-    ]
+    mask = _open(loss_mask_prefix(prefix)) if is_answer_only(prefix) else None
+    if mask is not None and len(mask) != len(ids):
+        raise DataError(f"{prefix}: its loss mask has {len(mask)} entries for {len(ids)} tokens")
+    texts = []
+    for i in sorted(chosen.tolist()):
+        row = slice(int(starts[i]), int(starts[i + 1]))
+        learned = mask[row] if mask is not None else np.zeros(0, np.uint8)
+        first = int(np.argmax(learned)) if learned.any() else 0
+        at = max(0, first - tokens // 2) if first >= tokens - 8 else 0
+        part = slice(row.start + at, min(row.start + at + tokens, row.stop))
+        found = ids[part].tolist()
+        if found and max(found) >= tokenizer.vocab_size:
+            raise DataError(
+                f"{prefix}: holds the id {max(found)}, the tokenizer has {tokenizer.vocab_size}; "
+                "name the tokenizer that wrote the dataset"
+            )
+        flags = mask[part].tolist() if mask is not None else [0] * len(found)
+        texts.append(("…" if at else "") + _shown(found, flags, tokenizer))
+    return texts
+
+
+def _shown(ids: list[int], learned: list[int], tokenizer: Tokenizer) -> str:
+    """Text of the ids with special tokens by name and what is learned in marks."""
+    pieces, before = [], ""
+    for number, (token, flag) in enumerate(zip(ids, learned, strict=True)):
+        if flag and (not number or not learned[number - 1]):
+            pieces.append(LEARNED[0])
+        name = tokenizer.show(token)
+        last = number == len(ids) - 1
+        # Text is decoded up to the next change, as a character may take several tokens.
+        if name is not None:
+            pieces.append(name)
+        elif last or learned[number + 1] != flag or tokenizer.show(ids[number + 1]) is not None:
+            plain = [i for i in ids[: number + 1] if tokenizer.show(i) is None]
+            whole = tokenizer.decode(plain)
+            pieces.append(whole[len(before) :])
+            before = whole
+        if flag and (last or not learned[number + 1]):
+            pieces.append(LEARNED[1])
+    return "".join(pieces)
 
 
 def overlap(source: str | Path, target: str | Path, ngram: int = 13) -> Overlap:

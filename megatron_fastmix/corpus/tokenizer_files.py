@@ -91,7 +91,7 @@ def special_tokens(
             token = _end_id(path) if path.exists() else None
             if token is None:
                 continue
-            text = text_of(token)
+            text = text_of(token) if 0 <= token < 1 << 31 else None
             if text is None:
                 raise DataError(
                     f"{path}: names {token} as eos_token_id, which is no id of the tokenizer; "

@@ -9,7 +9,8 @@ from megatron_fastmix.cli.main import main
 from megatron_fastmix.corpus import inspection
 from megatron_fastmix.corpus.inspection import length_statistics, overlap, sample_texts
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
-from tests.conftest import write_dataset
+from megatron_fastmix.errors import DataError
+from tests.conftest import write_dataset, write_rows
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=6)
 
@@ -48,6 +49,24 @@ def test_lengths_and_samples(tmp_path):
     texts = sample_texts(tmp_path / "data", tokenizer, 3, tokens=6)
     assert texts == ["one", "three", "eleven"]
     assert len(sample_texts(tmp_path / "data", tokenizer, 2)) == 2
+
+
+def test_samples_show_special_tokens_and_what_is_learned(tmp_path):
+    tokenizer = load_tokenizer("ByteLevelTokenizer")
+    prefix = tmp_path / "data"
+    prompts = [list("q: é ".encode()), list(b"x" * 90)]
+    answers = [[*"né!".encode(), 256], [*b"y", 256]]
+    write_rows(prefix, list(zip(prompts, answers, strict=True)), 300)
+    assert sample_texts(prefix, tokenizer, 2) == ["q: é ⟦né!<eod>⟧", "…" + "x" * 32 + "⟦y<eod>⟧"]
+    (tmp_path / "data_loss_mask.bin").write_bytes(bytes(3))
+    with pytest.raises(DataError, match="loss_mask"):
+        sample_texts(prefix, tokenizer, 2)
+
+
+def test_samples_of_another_tokenizer_are_refused(tmp_path):
+    write_dataset(tmp_path / "data", [[1, 299]], 300)
+    with pytest.raises(DataError, match="holds the id 299, the tokenizer has 258"):
+        sample_texts(tmp_path / "data", load_tokenizer("ByteLevelTokenizer"), 1)
 
 
 def test_a_contaminated_target_shows_on_the_command_line(tmp_path, capsys):

@@ -1,0 +1,168 @@
+"""Kinds of records with answers: the usual keys, other keys, and what each becomes."""
+
+import json
+
+import pytest
+
+from megatron_fastmix.cli.main import main
+from megatron_fastmix.corpus.chat_template import ChatTemplate
+from megatron_fastmix.corpus.preprocess_config import DatasetConfig
+from megatron_fastmix.corpus.records import RecordParser
+from megatron_fastmix.errors import ConfigError
+from tests.unit.test_corpus_answer_only import learned
+
+TEMPLATE = ChatTemplate(
+    source="{% for t in tools or [] %}[{{ t.name }}]{% endfor %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %};{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def parts(record, record_type, template=None, **options):
+    parser = RecordParser(record_type=record_type, chat_template=template, **options)
+    document = parser(json.dumps(record).encode(), "jsonl")
+    answers = [p for p, flag in zip(document.parts, document.in_loss, strict=True) if flag]
+    return "".join(document.parts), answers
+
+
+ALPACA = {"instruction": "Add.", "input": "1 1", "output": "2"}
+SHAREGPT = {
+    "system": "Be kind.",
+    "tools": '[{"name": "clock"}]',
+    "conversations": [
+        {"from": "human", "value": "Hi"},
+        {"from": "function_call", "value": '{"name": "clock", "arguments": {}}'},
+        {"from": "observation", "value": "12"},
+        {"from": "gpt", "value": "Noon"},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("record", "record_type", "template", "text", "answers"),
+    [
+        (ALPACA, "alpaca", None, "Add.\n1 1\n2", ["2"]),
+        (ALPACA | {"input": ""}, "alpaca", None, "Add.\n2", ["2"]),
+        ({"instruction": "Go", "output": "2"}, "alpaca", None, "Go\n2", ["2"]),
+        (ALPACA, "alpaca", TEMPLATE, "<user>Add.\n1 1;<assistant>2;", ["2;"]),
+        (
+            ALPACA | {"system": "S", "history": [["a", "b"]]},
+            "alpaca",
+            TEMPLATE,
+            "<system>S;<user>a;<assistant>b;<user>Add.\n1 1;<assistant>2;",
+            ["b;", "2;"],
+        ),
+        (
+            ALPACA | {"system": "S"},
+            "alpaca",
+            None,
+            "system: S\nuser: Add.\n1 1\nassistant: 2",
+            ["2"],
+        ),
+        (
+            {"question": "q", "answer": "a"},
+            "question_answer",
+            TEMPLATE,
+            "<user>q;<assistant>a;",
+            ["a;"],
+        ),
+        (
+            {"prompt": "q", "completion": "a"},
+            "prompt_completion",
+            TEMPLATE,
+            "<user>q;<assistant>a;",
+            ["a;"],
+        ),
+        (
+            {
+                "prompt": [
+                    {"role": "user", "content": "q"},
+                    {"role": "assistant", "content": "old"},
+                    {"role": "user", "content": "r"},
+                ],
+                "completion": [{"role": "assistant", "content": "a"}],
+            },
+            "prompt_completion",
+            TEMPLATE,
+            "<user>q;<assistant>old;<user>r;<assistant>a;",
+            ["a;"],
+        ),
+        (
+            SHAREGPT,
+            "sharegpt",
+            TEMPLATE,
+            '[clock]<system>Be kind.;<user>Hi;<assistant>{"name": "clock", "arguments": {}};'
+            "<tool>12;<assistant>Noon;",
+            ['{"name": "clock", "arguments": {}};', "Noon;"],
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]},
+            "sharegpt",
+            None,
+            "user: Hi\nassistant: Ho",
+            ["Ho"],
+        ),
+    ],
+)
+def test_what_a_record_becomes(record, record_type, template, text, answers):
+    assert parts(record, record_type, template) == (text, answers)
+
+
+@pytest.mark.parametrize(
+    ("record", "record_type", "reason"),
+    [
+        ({"conversations": []}, "sharegpt", "not empty"),
+        ({"conversations": [{"from": "robot", "value": "x"}]}, "sharegpt", "from 'robot'"),
+        ({"conversations": [{"value": "x"}]}, "sharegpt", "no key 'from'"),
+        ({"conversations": [{"from": "gpt", "value": 3}]}, "sharegpt", "is int"),
+        ({"conversations": [{"from": "human", "value": "x"}]}, "sharegpt", "no message of the ass"),
+        (
+            {"conversations": [{"from": "function_call", "value": "x"}]},
+            "sharegpt",
+            "no JSON of name",
+        ),
+        ({"instruction": "x", "input": "", "output": " "}, "alpaca", "'output' is empty"),
+        ({"instruction": "x", "input": ""}, "alpaca", "no key 'output'"),
+        (ALPACA | {"history": ["x"]}, "alpaca", "history must be"),
+        (SHAREGPT, "sharegpt", "which needs a chat template"),
+    ],
+)
+def test_records_that_lack_something_are_refused(record, record_type, reason):
+    with pytest.raises(ValueError, match=reason):
+        parts(record, record_type)
+
+
+def test_other_keys_are_named_in_order():
+    record = {"q": {"text": "1+1?"}, "a": "2", "note": ""}
+    keys = ("q.text", "a")
+    assert parts(record, "question_answer", json_keys=keys) == ("1+1?\n2", ["2"])
+    keys = ("q.text", "note", "a")
+    assert parts(record, "alpaca", json_keys=keys) == ("1+1?\n2", ["2"])
+    chat = {"chat": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}
+    assert parts(chat, "sharegpt", json_key="chat")[1] == ["Ho"]
+    columns = RecordParser(record_type="question_answer", json_keys=("q.text", "a")).columns
+    assert {"q", "q.text", "a"} <= set(columns)
+
+
+@pytest.mark.parametrize(
+    ("record_type", "keys", "reason"),
+    [
+        ("question_answer", ("q",), "the 2 keys that stand for question, answer"),
+        ("alpaca", ("q", "a"), "the 3 keys that stand for instruction, input, output"),
+        ("messages", ("q", "a"), "has one key, json_key"),
+    ],
+)
+def test_a_wrong_number_of_keys_is_refused(record_type, keys, reason):
+    with pytest.raises(ConfigError, match=reason):
+        DatasetConfig(prefix="x", input=("y",), record_type=record_type, json_keys=keys)
+
+
+def test_the_command_line_takes_keys(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"q": "1+1?", "a": "2"}\n')
+    arguments = ["preprocess", "--input", str(path), "--output-prefix", str(tmp_path / "x")]
+    arguments += ["--tokenizer-type", "ByteLevelTokenizer", "--workers", "1", "--append-eod"]
+    flags = ["--record-type", "question_answer", "--json-keys", "q", "a"]
+    assert main([*arguments, *flags]) == 0
+    assert learned(tmp_path / "x_text_document") == [("2$", "1+1?\n2$")]
