@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from megatron_fastmix.corpus.answer_places import answer_places
-from megatron_fastmix.corpus.tokenizer_files import read_json_object, special_tokens
+from megatron_fastmix.corpus.tokenizer_files import read_settings, special_tokens
 from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.text_files import read_text
 
 Messages = Sequence[dict[str, Any]]
 Spans = list[tuple[int, int]]
@@ -161,11 +162,8 @@ def _sources(path: Path) -> dict[str, str]:
                 return found
         return {}
     if path.suffix != ".json":
-        try:
-            return {"default": path.read_bytes().decode("utf-8")}
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"chat_template: {path} cannot be read: {error}") from None
-    value = read_json_object(path).get("chat_template")
+        return {"default": read_text(path, "the chat template")}
+    value = read_settings(path).get("chat_template")
     entries = [{"name": "default", "template": value}] if isinstance(value, str) else value or []
     found = {}
     for entry in entries if isinstance(entries, list) else [entries]:

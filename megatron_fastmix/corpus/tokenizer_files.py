@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.text_files import read_bytes, read_json_object
 
 NAMING_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 """Files that name special tokens by their text, the first that names one first."""
@@ -25,29 +25,17 @@ class NamedToken:
     file: Path
 
 
-def read_bytes(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
     """Raises `DataError` for a tokenizer's file that is missing, unreadable or empty."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
+    content = read_bytes(path, "the tokenizer")
     if not content:
         raise DataError(f"{path}: the tokenizer file is empty; train or copy it again")
     return content
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object of a file. Raises `DataError` with the path for anything else."""
-    try:
-        values = json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot read it: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}; copy the file again") from None
-    if not isinstance(values, dict):
-        found = type(values).__name__
-        raise DataError(f"{path}: expected a JSON object, found {found}; copy the file again")
-    return values
+def read_settings(path: Path) -> dict[str, Any]:
+    """The JSON object of a file beside a tokenizer. Raises `DataError` for anything else."""
+    return read_json_object(path, f"{path.name}", fix="copy the file again", constants=True)
 
 
 def token_text(value: Any, key: str, path: Path) -> str | None:
@@ -59,7 +47,7 @@ def token_text(value: Any, key: str, path: Path) -> str | None:
         value = value.get("content")
     if value is None or value == "":
         return None
-    if isinstance(value, str) and not _is_broken(value):
+    if isinstance(value, str):
         return value
     if key not in _NAMES:  # such as num_image_token, which is a count
         return None
@@ -79,7 +67,7 @@ def special_tokens(
         path = folder / name
         if not path.exists():
             continue
-        for key, value in read_json_object(path).items():
+        for key, value in read_settings(path).items():
             if not key.endswith("_token") or isinstance(value, bool):  # such as add_bos_token
                 continue
             text = token_text(value, key, path)
@@ -103,7 +91,7 @@ def special_tokens(
 
 
 def _end_id(path: Path) -> int | None:
-    values = read_json_object(path)
+    values = read_settings(path)
     nested = values.get("text_config")  # models of text and images
     value = values.get("eos_token_id")
     if value is None and isinstance(nested, dict):
@@ -111,11 +99,3 @@ def _end_id(path: Path) -> int | None:
     if isinstance(value, list) and value:  # the first one ends documents, the others turns
         value = value[0]
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _is_broken(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False

@@ -13,7 +13,7 @@ from pathlib import Path
 from megatron_fastmix.corpus.byte_tokenizer import ByteLevelTokenizer
 from megatron_fastmix.corpus.huggingface_tokenizer import HuggingFaceTokenizer
 from megatron_fastmix.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
-from megatron_fastmix.corpus.tokenizer_files import ID_FILES, NAMING_FILES, read_bytes
+from megatron_fastmix.corpus.tokenizer_files import ID_FILES, NAMING_FILES, read_content
 from megatron_fastmix.corpus.tokenizer_interface import NO_TOKEN, Tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
 
@@ -74,9 +74,9 @@ def load_tokenizer(tokenizer_type: str, tokenizer_model: str | None = None) -> T
         raise ConfigError(f"tokenizer_model: {tokenizer_type} needs the path of its file")
     path = tokenizer_file(tokenizer_type, tokenizer_model)
     if tokenizer_type == SentencePieceTokenizer.tokenizer_type:
-        return SentencePieceTokenizer(read_bytes(path), str(path))
+        return SentencePieceTokenizer(read_content(path), str(path))
     try:
-        content = read_bytes(path).decode("utf-8")
+        content = read_content(path).decode("utf-8")
     except ValueError as error:
         raise DataError(f"{path}: not a tokenizer.json: {error}") from None
     return HuggingFaceTokenizer(content, path)
