@@ -37,6 +37,8 @@ class Batch:
     """(B,) of `Role`."""
     segment: torch.Tensor | None = None
     """(R, S) the sample that each token belongs to, −1 for padding; None where rows are samples."""
+    positions: torch.Tensor | None = None
+    """(R, S) where each token stands in its sample; None where no row holds two samples."""
     tokens_per_sample: torch.Tensor | None = None
     """(B,) by what the summed loss of a sample is divided: the mean number of answer tokens of a
     row of its source; None divides by the sample's own number of tokens in the loss."""

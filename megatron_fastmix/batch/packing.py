@@ -50,9 +50,11 @@ def collate(
 def collate_rows(
     samples: Sequence[dict[str, Any]], row_length: int, packing: bool
 ) -> dict[str, torch.Tensor]:
-    """`tokens`, `labels`, `loss_mask` and `segment`, all (R, longest row).
+    """`tokens`, `labels`, `loss_mask` and `segment`, all (R, longest row), and `positions` where a
+    row holds two samples.
 
-    `segment` is the index of the sample that a token belongs to, −1 for padding.
+    `segment` is the index of the sample that a token belongs to, −1 for padding; `positions` are
+    those of `positions_in_samples`.
     """
     rows = place([len(sample["tokens"]) for sample in samples], row_length, packing)
     longest = max(sum(len(samples[i]["tokens"]) for i in row) for row in rows)
@@ -71,7 +73,27 @@ def collate_rows(
                 batch[key][number, at:end] = samples[index][key]
             batch["segment"][number, at:end] = index
             at = end
-    return batch
+    positions = positions_in_samples(batch["segment"])
+    return batch if positions is None else batch | {"positions": positions}
+
+
+def positions_in_samples(segment: torch.Tensor) -> torch.Tensor | None:
+    """Where each token stands in its sample, (R, S) int64: 0 where a sample begins, then 1, 2, …;
+    None where no row holds two samples, and the place in the row is the place in the sample.
+
+    Padding counts anew as often as the longest sample is long, so that no position is one that no
+    sample has: a model may know no further ones.
+    """
+    if _one_sample_a_row(segment):
+        return None
+    rows, length = segment.shape
+    place = torch.arange(length, device=segment.device).expand(rows, length)
+    begins = torch.ones_like(segment, dtype=torch.bool)
+    begins[:, 1:] = segment[:, 1:] != segment[:, :-1]
+    positions = place - torch.where(begins, place, 0).cummax(dim=1).values
+    padding = segment == NO_SAMPLE
+    longest = positions[~padding].max() + 1
+    return torch.where(padding, positions % longest, positions)
 
 
 def attention_mask(segment: torch.Tensor) -> torch.Tensor | None:
@@ -80,9 +102,15 @@ def attention_mask(segment: torch.Tensor) -> torch.Tensor | None:
     A token attends to itself and to the earlier tokens of its own sample. Where no row holds two
     samples, causal attention does that, since padding comes last.
     """
-    first = segment[:, :1]
-    if bool(((segment == first) | (segment == NO_SAMPLE)).all()):
-        return None
+    return None if _one_sample_a_row(segment) else packed_mask(segment)
+
+
+def packed_mask(segment: torch.Tensor) -> torch.Tensor:
+    """As `attention_mask`, whatever the rows hold; asks the device for nothing."""
     same = segment[:, :, None] == segment[:, None, :]
     causal = torch.ones(same.shape[1:], dtype=torch.bool, device=segment.device).tril()
     return ~(same & causal)[:, None]
+
+
+def _one_sample_a_row(segment: torch.Tensor) -> bool:
+    return bool(((segment == segment[:, :1]) | (segment == NO_SAMPLE)).all())

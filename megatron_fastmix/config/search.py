@@ -116,7 +116,21 @@ class SearchConfig:
             self.hypergradient.estimator,
             "LoRA leaves the output layer frozen; use finite_difference or per_source",
         )
-        for name in ("num_attention_heads", "feed_forward_size"):
+        pattern = self.proxy.hybrid_layer_pattern
+        require(
+            pattern is None or "M" not in pattern or not self.data.packing,
+            "data.packing",
+            self.data.packing,
+            f"proxy.hybrid_layer_pattern {pattern} has Mamba layers, which would carry their state "
+            "from one sample of a row to the next: use false",
+        )
+        require(
+            size == 1 or self.proxy.num_experts is None,
+            "engine.tensor_model_parallel_size",
+            size,
+            "use 1 with proxy.num_experts; zero_stage 3 shards them",
+        )
+        for name in ("num_attention_heads", "query_groups", "feed_forward_size"):
             require(
                 getattr(self.proxy, name) % size == 0,
                 "engine.tensor_model_parallel_size",

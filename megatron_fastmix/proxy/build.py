@@ -13,6 +13,7 @@ from megatron_fastmix.config import ProxyConfig
 from megatron_fastmix.errors import CheckpointError
 from megatron_fastmix.proxy.huggingface import build_huggingface_proxy
 from megatron_fastmix.proxy.megatron_gpt import build_proxy
+from megatron_fastmix.proxy.provider import build_provided
 from megatron_fastmix.run.folder import RunFolder
 
 
@@ -30,6 +31,16 @@ def build_model(
     if proxy.kind == "huggingface":
         model: Any = build_huggingface_proxy(proxy, seed=seed, dtype=dtype)
         output_layer = model.model.get_output_embeddings().weight
+    elif proxy.kind == "provider":
+        model = build_provided(
+            proxy,
+            vocab_size=vocab_size,
+            seq_length=seq_length,
+            seed=seed,
+            dtype=dtype,
+            tensor_model_parallel_size=tensor_model_parallel_size,
+        )
+        output_layer = getattr(getattr(model, "output_layer", None), "weight", None)
     else:
         model = build_proxy(
             proxy,
@@ -44,7 +55,8 @@ def build_model(
         output_layer = model.output_layer.weight
         if output_layer is None:
             output_layer = model.shared_embedding_or_output_weight()
-    output_layer.is_output_layer = True
+    if output_layer is not None:
+        output_layer.is_output_layer = True
     return model
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from megatron_fastmix.config import ProxyConfig, SearchConfig
 from megatron_fastmix.proxy.huggingface import on_paper
-from megatron_fastmix.proxy.megatron_gpt import padded_vocab_size
+from megatron_fastmix.proxy.megatron_cost import megatron_flops_per_token
+from megatron_fastmix.proxy.provider import provided_parameters
 
 
 def training_flops(
@@ -51,20 +52,10 @@ def flops_per_token(config: ProxyConfig, vocab_size: int, seq_length: int) -> fl
     """Floating-point operations of one token's forward and backward pass."""
     if config.kind == "huggingface":
         return _huggingface_flops_per_token(config, seq_length)
-    return _megatron_flops_per_token(config, vocab_size, seq_length)
-
-
-def _megatron_flops_per_token(config: ProxyConfig, vocab_size: int, seq_length: int) -> float:
-    """Floating-point operations of one token's forward and backward pass.
-
-    3 × forward; forward = 2 × weights of the matrix products + 2·S·hidden per layer for causal
-    attention's two products (half of 4·S·hidden). The embedding look-up costs nothing.
-    """
-    hidden = config.hidden_size
-    layer = 4 * hidden**2 + 3 * hidden * config.feed_forward_size
-    output = hidden * padded_vocab_size(config, vocab_size)
-    forward = 2 * (config.num_layers * layer + output) + config.num_layers * 2 * seq_length * hidden
-    return 3.0 * forward
+    if config.kind == "provider":
+        # What its attention costs is not known, nor which weights are an embedding alone.
+        return 6.0 * provided_parameters(config, vocab_size, seq_length)[0]
+    return megatron_flops_per_token(config, vocab_size, seq_length)
 
 
 def _huggingface_flops_per_token(config: ProxyConfig, seq_length: int) -> float:

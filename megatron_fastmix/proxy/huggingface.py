@@ -8,14 +8,26 @@ import torch
 
 from megatron_fastmix.config import ProxyConfig
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.proxy.packed_rows import find_way
+from megatron_fastmix.proxy.recompute import recompute_layers
 
 
 class HuggingFaceProxy(torch.nn.Module):
-    """A causal language model behind the interface of Megatron-core's GPT."""
+    """A causal language model behind the interface of Megatron-core's GPT.
+
+    It stays in eval mode: what a model does in training alone (dropout, layers left out, noise on
+    a router) would make its losses no function of θ and the batch.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model = model.eval()
+        self.rows = find_way(model, _architecture(model))
+
+    def train(self, mode: bool = True) -> HuggingFaceProxy:
+        """Leaves the model in eval mode, whatever an engine asks for; gradients flow all the
+        same."""
+        return super().train(False)
 
     def forward(
         self,
@@ -27,12 +39,11 @@ class HuggingFaceProxy(torch.nn.Module):
         """Cross-entropy per token, (R, S), of `tokens` and `labels`, (R, S); without labels the
         logits, (R, S, vocabulary).
 
-        `attention_mask`, bool (R, 1, S, S), is true where a token must not attend; None is causal.
+        `attention_mask`, bool (R, 1, S, S), is true where a token must not attend, and None where
+        no row holds two samples; `positions`, (R, S), begin anew in every sample.
         """
-        allowed = None if attention_mask is None else ~attention_mask
-        logits = self.model(
-            input_ids=tokens, position_ids=positions, attention_mask=allowed, use_cache=False
-        ).logits
+        assert not self.model.training
+        logits = self.rows.logits(tokens, positions, attention_mask)
         if labels is None:
             return logits
         return torch.nn.functional.cross_entropy(
@@ -43,23 +54,38 @@ class HuggingFaceProxy(torch.nn.Module):
 def build_huggingface_proxy(
     config: ProxyConfig, *, seed: int, dtype: torch.dtype = torch.float32
 ) -> HuggingFaceProxy:
-    """The pretrained model at `config.path`, without dropout; with LoRA adapters, which alone are
+    """The pretrained model at `config.path`, in eval mode; with LoRA adapters, which alone are
     trained, where `config.lora_rank` asks for them."""
     transformers = import_extra("transformers")
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        config.path, dtype=dtype, attn_implementation="sdpa"
-    )
-    # The search's forward passes must be functions of θ and the batch alone.
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    for key in vars(model.config):
-        if "dropout" in key or key.endswith("pdrop"):
-            setattr(model.config, key, 0.0)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    try:
+        model = load(config.path, dtype=dtype, attn_implementation="sdpa")
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        model = load(config.path, dtype=dtype, attn_implementation="eager")
+    if config.recompute_granularity == "full":
+        recompute_layers(_layers(model))
     if config.lora_rank:
         model = _with_adapters(model, config)
     return HuggingFaceProxy(model)
+
+
+def _architecture(model: Any) -> Any:
+    """The architecture's own model, without adapters around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _layers(model: Any) -> list[torch.nn.Module]:
+    """The model's layers: the longest list of modules that is inside no other."""
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    if not lists:
+        raise ConfigError(
+            "proxy.recompute_granularity: this model keeps its layers in no list; leave the key out"
+        )
+    sizes = [sum(p.numel() for p in found.parameters()) for found in lists]
+    return list(lists[sizes.index(max(sizes))])
 
 
 def _with_adapters(model: Any, config: ProxyConfig) -> Any:

@@ -1,20 +1,21 @@
-"""The proxy: a Megatron-core GPT. Model building is in this file alone."""
+"""The proxy: a Megatron-core GPT or hybrid, and the losses of whichever model trains."""
 
 from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_fastmix.batch.batch import Batch
-from megatron_fastmix.batch.packing import attention_mask
+from megatron_fastmix.batch.packing import packed_mask
 from megatron_fastmix.config import ProxyConfig
-from megatron_fastmix.proxy.attention import RotaryEmbeddingAnywhere, ScaledDotProductAttention
+from megatron_fastmix.proxy.attention import RotaryEmbeddingAnywhere
+from megatron_fastmix.proxy.megatron_layers import gpt_block, transformer_config
+from megatron_fastmix.proxy.recompute import recompute_layers
 
 
 def initialize_parallel_state(tensor_model_parallel_size: int = 1) -> None:
@@ -51,50 +52,34 @@ def build_proxy(
     seed: int,
     dtype: torch.dtype = torch.float32,
     tensor_model_parallel_size: int = 1,
-) -> GPTModel:
-    """A GPT with RMSNorm, SwiGLU, rotary positions and no dropout, initialised from `seed`.
+) -> Any:
+    """A GPT or hybrid with SwiGLU, rotary positions and no dropout, initialised from `seed`.
 
     Called as `model(tokens, position_ids, None, labels=labels)`, all (B, S), it returns the loss
     per token, (B, S). `initialize_parallel_state` must have run.
     """
     torch.manual_seed(seed)
-    transformer = TransformerConfig(
-        num_layers=config.num_layers,
-        hidden_size=config.hidden_size,
-        num_attention_heads=config.num_attention_heads,
-        ffn_hidden_size=config.feed_forward_size,
-        init_method_std=config.init_method_std,
-        normalization="RMSNorm",
-        gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
-        add_bias_linear=False,
-        # The search's forward passes must be functions of θ and the batch alone.
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        # Also makes the initial weights the same at every tensor-parallel size.
-        use_cpu_initialization=True,
-        tensor_model_parallel_size=tensor_model_parallel_size,
-        params_dtype=dtype,
-        bf16=dtype is torch.bfloat16,
-        bias_activation_fusion=False,
-        bias_dropout_fusion=False,
-        masked_softmax_fusion=False,
-        gradient_accumulation_fusion=False,
-        apply_rope_fusion=False,
-    )
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-    spec.submodules.self_attention.submodules.core_attention = ScaledDotProductAttention
+    transformer = transformer_config(config, dtype, tensor_model_parallel_size)
+    arguments: dict[str, Any] = {
+        "config": transformer,
+        "vocab_size": padded_vocab_size(config, vocab_size, tensor_model_parallel_size),
+        "max_sequence_length": seq_length,
+        "share_embeddings_and_output_weights": not config.untie_embeddings_and_output_weights,
+        "position_embedding_type": "rope",
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # 0.19 announces HybridModel
-        model = GPTModel(
-            config=transformer,
-            transformer_layer_spec=spec,
-            vocab_size=padded_vocab_size(config, vocab_size, tensor_model_parallel_size),
-            max_sequence_length=seq_length,
-            share_embeddings_and_output_weights=not config.untie_embeddings_and_output_weights,
-            position_embedding_type="rope",
-        )
-    model.rotary_pos_emb = RotaryEmbeddingAnywhere(transformer.kv_channels)
+        if config.hybrid_layer_pattern is not None:
+            from megatron_fastmix.proxy.hybrid import build_hybrid  # takes seconds
+
+            model = build_hybrid(config, arguments)
+        else:
+            model = GPTModel(transformer_layer_spec=gpt_block(config), **arguments)
+    model.rotary_pos_emb = RotaryEmbeddingAnywhere(
+        config.head_size, config.rotary_percent, config.rotary_base
+    )
+    if config.recompute_granularity == "full":
+        recompute_layers(model.decoder.layers)
     return model
 
 
@@ -103,12 +88,15 @@ def token_losses(
     tokens: torch.Tensor,
     labels: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cross-entropy per token, (B, S), of `tokens` and `labels`, (B, S).
 
     `attention_mask`, bool (B, 1, S, S), is true where a token must not attend; None is causal.
+    `positions`, (B, S), are needed where a row holds several samples.
     """
-    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    if positions is None:
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     return model(tokens, positions, attention_mask, labels=labels).float()
 
 
@@ -117,8 +105,12 @@ def batch_token_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
     In float64 because a finite difference must not drown in the rounding of the sums over tokens.
     """
-    mask = None if batch.segment is None else attention_mask(batch.segment)
-    return token_losses(model, batch.tokens, batch.labels, mask).double() * batch.loss_mask
+    mask = None
+    if batch.positions is not None:
+        assert batch.segment is not None
+        mask = packed_mask(batch.segment)
+    losses = token_losses(model, batch.tokens, batch.labels, mask, batch.positions)
+    return losses.double() * batch.loss_mask
 
 
 def mean_by_sample(batch: Batch, values: torch.Tensor) -> torch.Tensor:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from megatron_fastmix.config import ProxyConfig, SearchConfig
+from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.proxy.cost import (
     flops_per_token,
     objective_samples,
     outer_step_forward_passes,
 )
 from megatron_fastmix.proxy.huggingface import count_parameters
+from megatron_fastmix.proxy.megatron_cost import megatron_parameters
 from megatron_fastmix.proxy.megatron_gpt import padded_vocab_size
+from megatron_fastmix.proxy.provider import provided_parameters
 from megatron_fastmix.search.inputs import Inputs
 from megatron_fastmix.text_table import align
 
@@ -120,20 +122,10 @@ def _parameters(config: SearchConfig, vocab_size: int) -> tuple[int, int]:
     """All parameters, and those that are trained."""
     if config.proxy.kind == "huggingface":
         return count_parameters(config.proxy)
+    if config.proxy.kind == "provider":
+        return provided_parameters(config.proxy, vocab_size, config.data.seq_length)
     count = megatron_parameters(config.proxy, vocab_size, config.engine.tensor_model_parallel_size)
     return count, count
-
-
-def megatron_parameters(
-    config: ProxyConfig, vocab_size: int, tensor_model_parallel_size: int = 1
-) -> int:
-    """Parameters of `build_proxy`'s model."""
-    hidden = config.hidden_size
-    attention, norms = 4 * hidden**2, 2 * hidden
-    layer = attention + 3 * hidden * config.feed_forward_size + norms
-    embeddings = 1 + config.untie_embeddings_and_output_weights
-    rows = padded_vocab_size(config, vocab_size, tensor_model_parallel_size)
-    return config.num_layers * layer + hidden + embeddings * rows * hidden
 
 
 def _memory(held: int, moved: int, size: int, stage: int, shards: int) -> StageMemory:
