@@ -30,7 +30,9 @@ class ProxyConfig:
     lora_alpha: float = 16.0
     """Scale of the adapters: their product counts lora_alpha / lora_rank times."""
     checkpoint: str | None = None
-    """Run folder of an earlier search; its trained Megatron proxy is the starting point."""
+    """From where a Megatron proxy starts: the run folder of an earlier search, or a distributed
+    checkpoint of Megatron (`iter_…`, or the folder above for its newest), as with --load. Parallel
+    sizes may differ."""
     num_layers: int = 4
     """Transformer layers."""
     hidden_size: int = 128

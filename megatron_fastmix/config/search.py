@@ -95,12 +95,11 @@ class SearchConfig:
 
     def _check_proxy(self) -> None:
         size = self.engine.tensor_model_parallel_size
-        unsplit = self.proxy.kind == "huggingface" or self.proxy.checkpoint
         require(
-            size == 1 or not unsplit,
+            size == 1 or self.proxy.kind != "huggingface",
             "engine.tensor_model_parallel_size",
             size,
-            "use 1 with proxy.kind huggingface or proxy.checkpoint; zero_stage 3 shards them",
+            "use 1 with proxy.kind huggingface; zero_stage 3 shards its models",
         )
         bf16_adapters = self.proxy.lora_rank and self.engine.dtype == "bf16"
         require(

@@ -16,28 +16,78 @@ def check_starting_point(proxy: ProxyConfig, tokenizer: TokenizerConfig, vocab_s
     """Raises `ConfigError` where the proxy cannot start from what its configuration names."""
     if proxy.kind == "huggingface":
         check_model_folder(proxy, vocab_size, tokenizer)
+    elif proxy.checkpoint is not None and is_megatron_checkpoint(Path(proxy.checkpoint)):
+        check_megatron_checkpoint(Path(proxy.checkpoint))
     elif proxy.checkpoint is not None:
         check_earlier_search(proxy, tokenizer, Path(proxy.checkpoint))
+
+
+_NO_PART_OF_THE_MODEL = (
+    "checkpoint",
+    "init_method_std",
+    "make_vocab_size_divisible_by",  # rows beyond the vocabulary, which both models may have
+    "recompute_granularity",
+)
+
+
+def is_megatron_checkpoint(path: Path) -> bool:
+    """Whether `path` is a checkpoint folder of Megatron: of one iteration, or of all."""
+    return (path / _LATEST).exists() or (path / _METADATA).exists()
+
+
+_LATEST = "latest_checkpointed_iteration.txt"
+_METADATA = "metadata.json"
+
+
+def iteration_folder(path: Path) -> Path:
+    """`path` where it is the folder of one iteration, or its newest. Raises `ConfigError`."""
+    if (path / _METADATA).exists():
+        return path
+    newest = (path / _LATEST).read_text(encoding="utf-8").strip()
+    folder = path / (newest if newest == "release" else f"iter_{int(newest):07d}")
+    if not folder.is_dir():
+        raise ConfigError(
+            f"proxy.checkpoint: {path / _LATEST} names {newest}, but {folder} is gone"
+        )
+    return folder
+
+
+def check_megatron_checkpoint(path: Path) -> None:
+    """The folder must hold a distributed checkpoint in the format that Megatron-core reads at any
+    parallel size."""
+    folder = iteration_folder(path)
+    if not (folder / _METADATA).exists():
+        raise ConfigError(
+            f"proxy.checkpoint: {folder} is no distributed checkpoint; convert it by loading it "
+            "with Megatron and saving with --ckpt-format torch_dist (--ckpt-convert-format)"
+        )
+    backend = read_json_object(folder / _METADATA, "the checkpoint").get("sharded_backend")
+    if backend != "torch_dist":
+        raise ConfigError(
+            f"proxy.checkpoint: {folder} is of format {backend}; save it with --ckpt-format "
+            "torch_dist"
+        )
 
 
 def check_earlier_search(proxy: ProxyConfig, tokenizer: TokenizerConfig, run_dir: Path) -> None:
     """The run must exist, and have trained a proxy of these sizes with this tokenizer."""
     if not RunFolder(run_dir).config.exists():
-        raise ConfigError(f"proxy.checkpoint: {run_dir} is no run folder of a search")
+        raise ConfigError(
+            f"proxy.checkpoint: {run_dir} is neither the run folder of a search nor a "
+            "checkpoint of Megatron (iter_… or the folder above it)"
+        )
     earlier = load_config(RunFolder(run_dir).config)
-    sizes = dataclasses.replace(earlier.proxy, checkpoint=proxy.checkpoint)
+    sizes = earlier.proxy
     differing = [
         f"proxy.{f.name}: {getattr(sizes, f.name)!r} there, {getattr(proxy, f.name)!r} here"
         for f in dataclasses.fields(ProxyConfig)
-        if getattr(sizes, f.name) != getattr(proxy, f.name)
+        if f.name not in _NO_PART_OF_THE_MODEL and getattr(sizes, f.name) != getattr(proxy, f.name)
     ]
     if earlier.tokenizer.tokenizer_type != tokenizer.tokenizer_type:
         differing.append(
             f"tokenizer.tokenizer_type: {earlier.tokenizer.tokenizer_type!r} there, "
             f"{tokenizer.tokenizer_type!r} here"
         )
-    if earlier.engine.tensor_model_parallel_size != 1:
-        differing.append("engine.tensor_model_parallel_size: must be 1 there")
     if differing:
         raise ConfigError(
             f"proxy.checkpoint: {run_dir} trained another model ({'; '.join(differing)}); use its "
