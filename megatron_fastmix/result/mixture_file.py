@@ -12,7 +12,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.config import strict_yaml
@@ -32,7 +32,9 @@ from megatron_fastmix.result.mixture_keys import (
 )
 from megatron_fastmix.result.sizes import Shard, Size
 from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.text_files import read_json_object
 
+FIX = "give the mixture.json that a run wrote, or its folder"
 READABLE = (1, VERSION)
 """Versions of the file that this program reads."""
 SUM_TOLERANCE = 1e-9
@@ -54,7 +56,7 @@ def read_mixture(path: str | Path) -> LearnedMixture:
     path = Path(path)
     if path.is_dir():
         path = RunFolder(path).mixture
-    values = _load(path)
+    values = read_json_object(path, "the mixture", fix=FIX)
     if values.get("format") != FORMAT:
         raise DataError(
             f"{path}: format is {values.get('format')!r}, expected {FORMAT!r}; "
@@ -76,27 +78,6 @@ def read_mixture(path: str | Path) -> LearnedMixture:
     )
     _check_sums(mixture, path)
     return mixture
-
-
-def _load(path: Path) -> dict[str, Any]:
-    def refuse(constant: str) -> NoReturn:
-        raise DataError(
-            f"{path}: holds {constant}, which JSON and mixtures do not know; "
-            "take the file that the run wrote"
-        )
-
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot read the mixture: {error.strerror}; "
-            "give a mixture.json or a run folder that holds one"
-        ) from None
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {error}; write it again from the run") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
 
 
 def _check_types(values: dict[str, Any], path: Path) -> Keys:

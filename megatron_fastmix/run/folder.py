@@ -46,7 +46,7 @@ class RunFolder:
 
     @property
     def mixture(self) -> Path:
-        """The result."""
+        """The result; of an unfinished search, as of its last checkpoint."""
         return self.path / "mixture.json"
 
     @property

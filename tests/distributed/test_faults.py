@@ -22,8 +22,10 @@ from megatron_fastmix.errors import CommunicationError, ConfigError
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.parallel.groups import DataParallelGroup, limit_waiting
 from megatron_fastmix.parallel.roll_call import missing_ranks, register
+from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
+from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.start.launch import free_port
 from megatron_fastmix.start.worker import STOPPED_EXIT_CODE, failed_collective
 from tests.distributed.searches import load, run_search
@@ -132,7 +134,9 @@ def test_a_search_loses_nothing_to_a_killed_rank_a_killed_launcher_and_sigterm(
     orphaned.kill()
     wait_until_gone(list(ranks.values()))
     orphaned.communicate()
-    assert '"complete": false' in (run_dir / "mixture.json").read_text()
+    last = read_metrics(run_dir / "metrics.jsonl")[-1]
+    assert (last["kind"], last["complete"]) == ("end", False)
+    assert read_mixture(run_dir).steps == last["step"]
 
     # SIGTERM from a scheduler: the job is queued again.
     requeued = tmp_path / "requeued"
