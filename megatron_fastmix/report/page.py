@@ -63,7 +63,7 @@ def render_page(
 <main>{answer(runs, verdict)}
 <nav aria-label="Sections">{links}</nav>
 {parts}</main>
-<footer>Written {written} from metrics.jsonl by megatron_fastmix.</footer>
+<footer>Written {written} from mixture.json and metrics.jsonl by megatron_fastmix.</footer>
 <script>{script}</script></body></html>
 """
 

@@ -13,6 +13,7 @@ from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.registry import FORMATS
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.result.mixture_keys import ANSWER_UNIT, values_of
+from megatron_fastmix.result.sizes import Size
 
 ROWS = {"long": (100, 40_000), "short": (1_000, 10_000), "rare": (50, 3_000)}
 """Rows and answer tokens; there are four times as many tokens in all."""
@@ -117,6 +118,28 @@ def test_a_source_of_several_datasets_has_an_entry_for_each(make_mixture):
     assert mixture.epochs["a"] == pytest.approx(0.6 * 10_000 / 4_000)
     with pytest.raises(DataError, match="source a: has 2 datasets"):
         mixture.sources[0].path  # noqa: B018
+
+
+def test_targets_weigh_in_a_validation_set_as_they_do_in_the_search(make_mixture):
+    """Half of the loss tokens from each: a sample of text has 32, a row of answers 4."""
+    (target,) = make_mixture({"a": 1.0}).targets
+    targets = (
+        dataclasses.replace(target, name="text", path="/data/text", weight=0.5),
+        dataclasses.replace(
+            target,
+            name="answers",
+            path="/data/answers",
+            weight=0.5,
+            size=Size(tokens=3_000, loss_tokens=400, rows=100),
+        ),
+    )
+    text = text_of("megatron-per-split", make_mixture({"a": 1.0}, targets=targets))
+    valid = json.loads(text)["valid"]
+    assert valid == ["0.1111", "/data/text", "0.8889", "/data/answers"]
+    # Files of version 1 do not have these sizes: ω as it is.
+    old = tuple(dataclasses.replace(t, size=None) for t in targets)
+    text = text_of("megatron-per-split", make_mixture({"a": 1.0}, targets=old))
+    assert json.loads(text)["valid"] == ["0.5000", "/data/text", "0.5000", "/data/answers"]
 
 
 def test_sizes_that_cannot_be_are_refused(mixture, with_sizes, tmp_path):
