@@ -1,8 +1,8 @@
 """YAML to nested dataclasses, strictly: an unknown key, one that stands twice or a wrong type is an
 error that helps. The one reader of YAML.
 
-Supported field types: int, float, str, bool, `Literal`, `X | None`, nested dataclasses and
-`tuple[X, ...]`. Nothing else is needed, and nothing else is accepted.
+Supported field types: int, float, str, bool, `Any`, `Literal`, `X | None`, nested dataclasses,
+`tuple[X, ...]` and `dict[str, X]`. Nothing else is needed, and nothing else is accepted.
 """
 
 from __future__ import annotations
@@ -168,6 +168,8 @@ def to_dict(config: Any) -> Any:
         return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, tuple | list):
         return [to_dict(item) for item in config]
+    if isinstance(config, dict):
+        return {key: to_dict(value) for key, value in config.items()}
     return config
 
 
@@ -212,6 +214,15 @@ def _convert(hint: Any, value: Any, at: str) -> Any:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{at}: expected a list, found {value!r}")
         return tuple(_convert(arguments[0], item, f"{at}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{at}: expected a mapping, found {value!r}")
+        for key in value:
+            if not isinstance(key, str):
+                raise ConfigError(f"{at}: expected names as keys, found {key!r}")
+        return {key: _convert(arguments[1], item, f"{at}.{key}") for key, item in value.items()}
+    if hint is Any:
+        return value
     if origin is typing.Literal:
         if value not in arguments:
             choices = ", ".join(map(str, arguments))

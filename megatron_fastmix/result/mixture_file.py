@@ -21,7 +21,6 @@ from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSourc
 from megatron_fastmix.result.mixture_keys import (
     ANSWER_UNIT,
     FORMAT,
-    MAPPINGS,
     SAME,
     UNIT,
     VERSION,
@@ -74,7 +73,6 @@ def read_mixture(path: str | Path) -> LearnedMixture:
         sources=tuple(_source(source, keys, path) for source in keys.sources),
         targets=tuple(_target(target, keys, path) for target in keys.targets),
         **{key: getattr(keys, key) for key in SAME},
-        **{key: values[key] for key in MAPPINGS},
     )
     _check_sums(mixture, path)
     return mixture
@@ -82,19 +80,14 @@ def read_mixture(path: str | Path) -> LearnedMixture:
 
 def _check_types(values: dict[str, Any], path: Path) -> Keys:
     needed = [f.name for f in dataclasses.fields(Keys) if f.default is dataclasses.MISSING]
-    missing = sorted(key for key in (*needed, *MAPPINGS) if key not in values)
+    missing = sorted(key for key in needed if key not in values)
     if missing:
         raise DataError(
             f"{path}: {', '.join(missing)} missing; the file is not whole or was edited: "
             "take the one that the run wrote"
         )
-    for key in MAPPINGS:
-        if not isinstance(values[key], dict):
-            raise DataError(f"{path}: {key}: expected an object, found {values[key]!r}")
     try:
-        keys: Keys = strict_yaml.from_dict(
-            Keys, {key: value for key, value in values.items() if key not in MAPPINGS}
-        )
+        keys: Keys = strict_yaml.from_dict(Keys, values)
     except ConfigError as error:
         raise DataError(f"{path}: {error}") from None
     return keys

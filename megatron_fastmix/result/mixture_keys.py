@@ -18,10 +18,9 @@ ANSWER_UNIT = "share of answer tokens"
 SAME = (
     *("seq_length", "complete", "steps", "outer_steps", "averaging_fraction"),
     *("averaged_outer_steps", "token_budget", "seed", "seeds", "estimator"),
+    *("cost", "versions", "config"),
 )
 """Keys that are fields of `LearnedMixture`."""
-MAPPINGS = ("cost", "versions", "config")
-"""The same; their content is free."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +81,9 @@ class Keys:
     estimator: str
     sources: tuple[SourceKeys, ...]
     targets: tuple[TargetKeys, ...]
+    cost: dict[str, float]
+    versions: dict[str, str]
+    config: dict[str, Any]
 
 
 def values_of(mixture: LearnedMixture) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def values_of(mixture: LearnedMixture) -> dict[str, Any]:
         **{key: getattr(mixture, key) for key in SAME},
     )
     values: dict[str, Any] = strict_yaml.to_dict(keys)
-    return values | {key: getattr(mixture, key) for key in MAPPINGS}
+    return values
 
 
 def _source_keys(source: LearnedSource, epochs: float, row_weight: float) -> SourceKeys:

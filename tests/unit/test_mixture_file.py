@@ -28,7 +28,8 @@ def test_a_mixture_round_trips_bitwise(tmp_path, make_mixture):
         ({"unit": "share of rows"}, "unit is 'share of rows'"),
         ({"sources": []}, "sources is empty"),
         ({"targets": []}, "targets is empty"),
-        ({"cost": 3}, "cost: expected an object"),
+        ({"cost": 3}, "cost: expected a mapping, found 3"),
+        ({"cost": {"tokens": "many"}}, r"cost\.tokens: expected float, found .many."),
         ({"seq_length": 32.5}, "seq_length: expected int"),
     ],
 )
