@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_fastmix.lab.comparison.candidates import REPEATED, make_candidates, select
@@ -15,12 +15,15 @@ from megatron_fastmix.lab.comparison.result import (
     figure_lines,
     loss_table,
     versions,
-    write_json,
 )
 from megatron_fastmix.lab.comparison.row_workers import train_rows
-from megatron_fastmix.lab.comparison.rows import Row, Task, claim_folder, read_rows
+from megatron_fastmix.lab.comparison.rows import Row, RowFile, Task
 from megatron_fastmix.lab.comparison.statistics import figures
+from megatron_fastmix.lab.figures import write_figures
 from megatron_fastmix.lab.jobs import worker_count
+
+ROWS = "rows.jsonl"
+"""Name of the finished rows in the output folder."""
 
 HELP = "train a target model under learned and other mixtures and compare its loss"
 
@@ -84,46 +87,29 @@ def run(args: argparse.Namespace) -> int:
             1, 1 + (config.num_seeds if candidate.kind in REPEATED else config.other_seeds)
         )
     ]
-    folder = Path(args.output)
-    claim_folder(folder, setting)
-    rows = read_rows(folder, setting, tasks)
-    missing = [task for task in tasks if task.file_name not in rows]
-    print(f"{folder}: {len(rows)} of {len(tasks)} rows are finished", flush=True)
+    file = RowFile(Path(args.output, ROWS))
+    file.claim(setting)
     for name, mixture in mixtures.items():
         if not mixture.complete:
             print(f"note: the search of {name} was stopped early", file=sys.stderr)
-
-    began = time.monotonic()
-    done = 0
-
-    def report(task: Task) -> None:
-        nonlocal done
-        done += 1
-        row = read_rows(folder, setting, [task])[task.file_name]
-        left = (time.monotonic() - began) / done * (len(missing) - done)
-        print(
-            f"[{len(rows) + done}/{len(tasks)}] {task.candidate.name}, seed {task.seed}: "
-            f"loss {row.loss:.4f} in {row.wall_seconds:.0f} s, about {left / 60:.0f} min left",
-            flush=True,
-        )
-
     try:
-        if missing:
-            train_rows(setting, missing, folder, workers=workers, finished=report)
+        found = train_rows(setting, tasks, file, workers=workers, keep_samples=True)
     except KeyboardInterrupt:
-        print(f"\nStopped; {len(rows) + done} rows stay. The same command goes on from there.")
+        print("\nStopped; finished rows stay. The same command goes on from there.")
         return 130
-    found = read_rows(folder, setting, tasks)
-    _print(args, [_named(found[task.file_name], task) for task in tasks], search_flops)
+    # A row may have had another name in the comparison that trained it.
+    named = [replace(found[task.key], mixture=task.candidate.name) for task in tasks]
+    shares = {test.name: test.weight for test in setting.tests}
+    _print(args, named, shares, search_flops)
     return 0
 
 
-def _named(row: Row, task: Task) -> Row:
-    """`row` under its name in this comparison, which it may not have had when it was trained."""
-    return Row(**{**vars(row), "mixture": task.candidate.name})
-
-
-def _print(args: argparse.Namespace, rows: list[Row], search_flops: dict[str, float]) -> None:
+def _print(
+    args: argparse.Namespace,
+    rows: list[Row],
+    shares: dict[str, float],
+    search_flops: dict[str, float],
+) -> None:
     made = figures(rows, list(search_flops.values()))
     counts = [row.tokens for row in rows]
     print()
@@ -131,7 +117,7 @@ def _print(args: argparse.Namespace, rows: list[Row], search_flops: dict[str, fl
     read = " to ".join(f"{tokens:,}" for tokens in sorted({min(counts), max(counts)}))
     print(f"Target loss on the test set, nats per token, after {read} tokens each:")
     print(loss_table(rows))
-    print(error_line(rows))
+    print(error_line(shares, rows))
     print(f"one target training: {rows[0].flops:.3g} FLOPs")
     print()
     print(figure_lines(made))
@@ -139,7 +125,7 @@ def _print(args: argparse.Namespace, rows: list[Row], search_flops: dict[str, fl
     if several:
         print(f"note: rows were made with different versions: {'; '.join(several)}")
     if args.json:
-        write_json(args.json, made, rows)
+        write_figures(args.json, made, versions=versions(rows))
     if args.plot:
         from megatron_fastmix.lab.comparison.plot import plot_comparison
 

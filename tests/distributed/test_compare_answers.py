@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from megatron_fastmix.lab.comparison.config import Setting, load_compare_config
 from megatron_fastmix.lab.comparison.inputs import make_setting, read_learned
 from megatron_fastmix.lab.comparison.row_data import RowData
 from megatron_fastmix.lab.comparison.row_evaluation import evaluate
-from megatron_fastmix.lab.comparison.rows import Task
+from megatron_fastmix.lab.comparison.rows import Row, RowFile, Task
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.proxy.megatron_gpt import build_proxy, initialize_world_of_one, token_losses
 from tests.conftest import SOURCES, synthetic_rows, write_rows
@@ -151,26 +150,24 @@ def test_fine_tuning_under_several_mixtures(
     only = ("--only", "uniform,single:forward,single:noise", "--num-seeds=1")
     assert compare(*flags, *start, *steps, "--lr-warmup-iters=2", *only) == 0
     printed = capsys.readouterr().out
-    found = {row["mixture"]: row for row in map(_read, rows.glob("*-seed*.json"))}
-    assert (
-        found["single:forward"]["loss"] < found["uniform"]["loss"] < found["single:noise"]["loss"]
-    )
-    assert 0 <= found["single:noise"]["exact_match"]["answers"] <= 1
+    found = {row.mixture: row for row in rows_in(rows)}
+    assert found["single:forward"].loss < found["uniform"].loss < found["single:noise"].loss
+    assert 0 <= found["single:noise"].exact_match["answers"] <= 1
     assert " exact" in printed
     # Rows of a source that is long bring more tokens in as many steps.
-    least, most = sorted({row["tokens"] for row in found.values()})[:: len(found) - 1]
+    least, most = sorted({row.tokens for row in found.values()})[:: len(found) - 1]
     assert f"after {least:,} to {most:,} tokens each" in printed
 
     # All seeds start from the checkpoint: what hardly trains hardly differs.
     still = ("--train-iters=1", "--lr=1e-12", "--lr-warmup-iters=0", "--min-lr=0")
     arguments = (*flags[:2], "--output", tmp_path / "still", *flags[4:], *start, *steps, *still)
     assert compare(*arguments, "--only", "uniform", "--num-seeds=2") == 0
-    first, second = (_read(row)["loss"] for row in (tmp_path / "still").glob("*-seed*.json"))
+    first, second = (row.loss for row in rows_in(tmp_path / "still"))
     assert first == pytest.approx(second, abs=1e-6)
 
     with pytest.raises(ConfigError, match=r"proxy\.checkpoint.*hidden_size"):
         compare(*flags, *start, "--hidden-size=64")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+def rows_in(folder: Path) -> list[Row]:
+    return list(RowFile(folder / "rows.jsonl").read().trainings.values())

@@ -1,5 +1,6 @@
 """The comparison of methods: its table by hand, and the command on real trainings."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -18,8 +19,8 @@ from megatron_fastmix.lab.comparison.method_table import (
     figures,
     text,
 )
+from megatron_fastmix.lab.comparison.rows import RowFile
 from megatron_fastmix.lab.comparison.scenario import load_scenario
-from megatron_fastmix.result.mixture_file import read_mixture
 
 
 def line(method, losses, flops):
@@ -127,6 +128,30 @@ def test_a_variant_is_fastmix_with_other_settings(scenario, tmp_path):
         found.choose("fastmix,magic", "mine")
 
 
+def test_a_scenario_takes_up_what_its_base_has(scenario, tmp_path):
+    values = yaml.safe_load(scenario.read_text())
+    (tmp_path / "scenarios").mkdir()
+    small = tmp_path / "scenarios" / "small.yaml"
+    own = {
+        "base": "../tiny.yaml",
+        "variants": [],
+        "search": {"training": {"lr": 0.125}, "targets": [{"name": "t", "path": "elsewhere"}]},
+    }
+    small.write_text(yaml.safe_dump(own))
+    base, found = load_scenario(scenario), load_scenario(small)
+    assert found.search.training == dataclasses.replace(base.search.training, lr=0.125)
+    assert found.search.sources == base.search.sources
+    assert [target.path for target in found.search.targets] == ["elsewhere"]
+    assert (found.compare, found.variants) == (base.compare, ())
+
+    scenario.write_text(yaml.safe_dump(values | {"base": "scenarios/small.yaml"}))
+    with pytest.raises(ConfigError, match="each other's base"):
+        load_scenario(small)
+    small.write_text("base: 3")
+    with pytest.raises(ConfigError, match="base: found 3; expected the path"):
+        load_scenario(small)
+
+
 @pytest.mark.parametrize(
     ("variants", "said"),
     [
@@ -152,31 +177,41 @@ def test_the_command_makes_each_row_once(scenario, tmp_path, capsys):
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
     assert all(method in out for method in ("uniform", "doge", "fastmix"))
-    searches = sorted((rows / "tiny" / "searches").glob("*.json"))
-    assert [read_mixture(file).estimator for file in searches] == [
-        "doge",
-        "finite_difference",
-        "finite_difference",
-        "uniform",
+    file = rows / "tiny.jsonl"
+    found = RowFile(file).read()
+    assert sorted(found.searches) == [
+        ("doge", 1),
+        ("fastmix", 1),
+        ("inner_steps=1", 1),
+        ("uniform", 1),
     ]
-    targets = list((rows / "tiny" / "targets").glob("*-seed1.json"))
-    assert len(targets) == 4
+    assert len(found.configurations) == 2  # the variant's, and that of all others
+    assert len(found.trainings) == 4
+    assert not any(row.sample_losses for row in found.trainings.values())
     figures = {
         row["figure"]: row for row in json.loads((tmp_path / "figures.json").read_text())["rows"]
     }
-    doge, fastmix, variant, _ = (read_mixture(file).cost["training_flops"] for file in searches)
-    assert figures["tiny: search FLOPs, doge / fastmix"]["value"] == pytest.approx(doge / fastmix)
-    assert variant > fastmix
+    flops = {method: row.flops for (method, _), row in found.searches.items()}
+    ratio = flops["doge"] / flops["fastmix"]
+    assert figures["tiny: search FLOPs, doge / fastmix"]["value"] == pytest.approx(ratio)
+    assert flops["inner_steps=1"] > flops["fastmix"]
 
-    times = [file.stat().st_mtime_ns for file in (*searches, *targets)]
+    before = file.read_bytes()
     assert cli.main(arguments) == 0
-    assert [file.stat().st_mtime_ns for file in (*searches, *targets)] == times
+    assert file.read_bytes() == before
     assert "0 of 4 searches to do" in capsys.readouterr().out
 
+    # A search that was killed before its row was written is not done again.
+    lines = before.decode().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if '"method": "fastmix"' not in line))
+    assert cli.main(arguments) == 0
+    assert "0 of 4 searches to do" in capsys.readouterr().out
+    assert RowFile(file).read() == found
+
     # A row that is older than a key of the configuration had the key's default.
-    old = json.loads(searches[1].read_text())
-    del old["config"]["hypergradient"]["probe_allocation"]
-    searches[1].write_text(json.dumps(old))
+    text = file.read_text()
+    assert '"probe_allocation": "even", ' in text
+    file.write_text(text.replace('"probe_allocation": "even", ', ""))
     assert cli.main([*arguments, "--table-only"]) == 0
     capsys.readouterr()
 
@@ -188,15 +223,16 @@ def test_the_command_makes_each_row_once(scenario, tmp_path, capsys):
     again = [str(worst) if a == str(scenario) else a for a in arguments]
     again[again.index("--methods") + 1] = "uniform"
     assert cli.main(again) == 0
-    assert "0 of 1 target models to train" in capsys.readouterr().out
-    (copy,) = (rows / "worst" / "targets").glob("uniform-*-seed1.json")
-    assert copy.read_text() == (rows / "tiny" / "targets" / copy.name).read_text()
+    assert "1 of 1 rows are finished" in capsys.readouterr().out
+    (copy,) = RowFile(rows / "worst.jsonl").read().trainings.values()
+    assert copy == found.trainings[copy.key]
 
     values = yaml.safe_load(scenario.read_text())
-    values["search"]["training"]["lr"] = 0.5
-    scenario.write_text(yaml.safe_dump(values))
-    assert cli.main(arguments) == ConfigError.exit_code
-    assert "training" in capsys.readouterr().err
+    for section, said in (("search", "searched with training"), ("compare", "training.lr: 0.00")):
+        changed = values | {section: values[section] | {"training": {"lr": 0.5, "train_iters": 4}}}
+        scenario.write_text(yaml.safe_dump(changed))
+        assert cli.main([*arguments, "--table-only"]) == ConfigError.exit_code
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

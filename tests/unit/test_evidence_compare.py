@@ -15,6 +15,7 @@ import pytest
 from megatron_fastmix.cli import compare_mixtures as command
 from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.errors import ConfigError, DataError, NonFiniteError
+from megatron_fastmix.lab.comparison.rows import RowFile
 from megatron_fastmix.result.learned_mixture import (
     LearnedMixture,
     LearnedSource,
@@ -104,7 +105,7 @@ def compare(*arguments):
 
 
 def rows_in(folder):
-    return {path.name: path for path in Path(folder).glob("*-seed*.json")}
+    return RowFile(Path(folder, "rows.jsonl")).read().trainings
 
 
 @pytest.mark.slow
@@ -116,38 +117,37 @@ def test_the_useful_source_beats_the_harmful_one_and_a_rerun_trains_nothing(
     assert compare(*flags, *only, *outputs) == 0
     printed = capsys.readouterr().out
     rows = rows_in(tmp_path / "rows")
-    found = {}
-    for path in rows.values():
-        row = json.loads(path.read_text())
-        found[row["mixture"], row["seed"]] = row
+    found = {(row.mixture, row.seed): row for row in rows.values()}
     assert set(found) == {
         *(("learned", 1), ("learned", 2), ("single:forward", 1), ("single:noise", 1)),
     }
-    assert found["single:forward", 1]["loss"] < found["single:noise", 1]["loss"] - 0.5
-    assert found["learned", 1]["loss"] < found["single:noise", 1]["loss"] - 0.5
-    assert found["learned", 1]["loss"] != found["learned", 2]["loss"]
-    assert found["learned", 1]["tokens"] == 40 * 8 * SEQ_LENGTH
-    assert len(found["learned", 1]["sample_losses"]["held_out"]) == 16
+    assert found["single:forward", 1].loss < found["single:noise", 1].loss - 0.5
+    assert found["learned", 1].loss < found["single:noise", 1].loss - 0.5
+    assert found["learned", 1].loss != found["learned", 2].loss
+    assert found["learned", 1].tokens == 40 * 8 * SEQ_LENGTH
+    assert len(found["learned", 1].sample_losses["held_out"]) == 16
     assert printed.index("single:forward  ") < printed.index("single:noise  ")
     assert json.loads((tmp_path / "f.json").read_text())["rows"][0]["value"] == pytest.approx(
-        (found["learned", 1]["loss"] + found["learned", 2]["loss"]) / 2
+        (found["learned", 1].loss + found["learned", 2].loss) / 2
     )
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
     assert not list((tmp_path / "rows").glob(".*"))  # Megatron's caches are gone
 
-    before = {name: path.stat().st_mtime_ns for name, path in rows.items()}
+    file = tmp_path / "rows" / "rows.jsonl"
+    before = file.read_bytes()
     assert compare(*flags, *only) == 0
     assert "4 of 4 rows are finished" in capsys.readouterr().out
-    assert {name: p.stat().st_mtime_ns for name, p in rows.items()} == before
+    assert file.read_bytes() == before
 
     # One row lost: only that one is trained, to the same loss.
-    lost = next(name for name in rows if name.startswith("single") and "seed1" in name)
-    kept = json.loads(rows[lost].read_text())
-    rows[lost].unlink()
+    lost = found["single:noise", 1]
+    lines = before.decode().splitlines(keepends=True)
+    kept = [line for line in lines if '"mixture": "single:noise"' not in line]
+    file.write_text("".join(kept))
     assert compare(*flags, *only) == 0
-    after = {name: path.stat().st_mtime_ns for name, path in rows.items()}
-    assert [name for name in rows if after[name] != before[name]] == [lost]
-    assert json.loads(rows[lost].read_text())["loss"] == kept["loss"]
+    assert "3 of 4 rows are finished" in capsys.readouterr().out
+    assert rows_in(tmp_path / "rows")[lost.key].loss == lost.loss
+    assert file.read_text().startswith("".join(kept))
 
     # Another setting does not mix with these rows, and says what differs.
     with pytest.raises(ConfigError, match=r"another setting.*\n  training\.lr: 0\.01 there, 0\.02"):
@@ -155,11 +155,12 @@ def test_the_useful_source_beats_the_harmful_one_and_a_rerun_trains_nothing(
     assert rows_in(tmp_path / "rows").keys() == rows.keys()
 
     # Nor does a row that was edited or damaged pass.
-    rows[lost].write_text("{")
-    with pytest.raises(DataError, match=r"delete it to train it anew"):
+    file.write_text("".join([*kept, "{\n"]))
+    with pytest.raises(DataError, match=rf"rows\.jsonl:{len(kept) + 1}: .*delete the line"):
         compare(*flags, *only)
-    rows[lost].write_text(json.dumps(kept | {"seed": 5}))
-    with pytest.raises(DataError, match=r"a row of another comparison"):
+    edited = kept[-1].replace(f'"setting": "{lost.setting}"', '"setting": "other"')
+    file.write_text("".join([*kept, edited]))
+    with pytest.raises(DataError, match=r"belongs to 'other', which does not stand before it"):
         compare(*flags, *only)
 
 
@@ -185,12 +186,11 @@ def test_killed_it_leaves_whole_rows_and_goes_on(flags, tmp_path):
     wait_until_gone(started)
     rows = rows_in(tmp_path / "rows")
     assert 2 <= len(rows) < 40
-    for path in rows.values():
-        assert json.loads(path.read_text())["kind"] == "random"
+    assert {row.kind for row in rows.values()} == {"random"}
     # The same rows serve a rerun, which draws the same mixtures.
-    before = {name: path.stat().st_mtime_ns for name, path in rows.items()}
-    assert compare(*flags, "--only", "random:0,random:1,random:2") == 0
-    assert all(rows[name].stat().st_mtime_ns == before[name] for name in list(before)[:2])
+    before = (tmp_path / "rows" / "rows.jsonl").read_bytes()
+    assert compare(*flags, "--only", "random:0,random:1") == 0
+    assert (tmp_path / "rows" / "rows.jsonl").read_bytes() == before
 
 
 def refused(error, said, *arguments):

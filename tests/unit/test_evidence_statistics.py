@@ -8,18 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_fastmix.lab.comparison.result import error_line, figure_lines, loss_table, write_json
+from megatron_fastmix.lab.comparison.result import (
+    error_line,
+    figure_lines,
+    loss_table,
+    versions,
+)
 from megatron_fastmix.lab.comparison.rows import Row
 from megatron_fastmix.lab.comparison.statistics import (
-    Figure,
     better_beyond_spread,
     evaluation_error,
     figures,
-    mean,
     pooled_deviation,
     separation,
     standard_deviation,
 )
+from megatron_fastmix.lab.figures import Figure, write_figures
 
 losses = st.lists(st.floats(0.1, 20), min_size=2, max_size=6)
 
@@ -38,8 +42,7 @@ def row(mixture, loss, seed=1, samples=(1.0, 3.0), flops=2e12):
         device="cpu",
         weights={"a": "0.7000", "b": "0.3000"},
         losses={"t": loss},
-        sample_losses={"t": list(samples)},
-        test_weights={"t": 1.0},
+        sample_losses={"t": samples},
         versions={"torch": "2.0"},
     )
 
@@ -57,8 +60,8 @@ def value(found, name):
 
 
 @given(losses)
-def test_mean_and_deviation_are_those_of_the_standard_library(values):
-    assert mean(values) == pytest.approx(statistics.fmean(values))
+def test_pooling_one_group_is_its_deviation(values):
+    assert pooled_deviation(values) == pytest.approx(statistics.stdev(values), abs=1e-9)
     assert standard_deviation(values) == pytest.approx(statistics.stdev(values), abs=1e-9)
 
 
@@ -127,9 +130,9 @@ def test_reach_depends_on_the_direction():
 
 def test_differences_over_the_same_samples_are_known_better():
     a, b = row("learned", 2.0, samples=(1.0, 2.0, 3.0)), row("uniform", 3.0, samples=(2.0, 3.0, 4))
-    assert evaluation_error([a]) == pytest.approx(1 / math.sqrt(3))
-    assert evaluation_error([b], [a]) == 0.0
-    assert "0.5774 for a loss, 0.0000 for a difference" in error_line([a, b])
+    assert evaluation_error({"t": 1.0}, [a]) == pytest.approx(1 / math.sqrt(3))
+    assert evaluation_error({"t": 1.0}, [b], [a]) == 0.0
+    assert "0.5774 for a loss, 0.0000 for a difference" in error_line({"t": 1.0}, [a, b])
 
 
 def test_the_table_is_sorted_by_loss():
@@ -149,9 +152,9 @@ def test_several_learned_mixtures_also_stand_as_one():
 
 def test_json(tmp_path):
     rows = rows_of(learned=[4.0, 4.0], uniform=[5.0, 5.0])  # no spread: infinite separation
-    write_json(tmp_path / "f.json", figures(rows, [1e12]), rows)
+    write_figures(tmp_path / "f.json", figures(rows, [1e12]), versions=versions(rows))
     content = json.loads((tmp_path / "f.json").read_text())
-    assert set(content) == {"rows", "machine", "versions"}
+    assert set(content) == {"rows", "machine", "versions", "settings"}
     assert set(content["rows"][0]) == {"figure", "value", "reach", "better", "unit"}
-    assert content["versions"] == {"torch": "2.0"}
+    assert content["versions"]["torch"] == "2.0"
     assert content["machine"]["cores"] >= 1

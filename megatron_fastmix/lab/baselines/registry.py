@@ -56,10 +56,12 @@ def find_mixtures(
     *,
     workers: int,
     report: Callable[[str], None] = print,
+    finished: Callable[[Path], None] = lambda file: None,
 ) -> None:
     """For each (method, configuration, file) finds the mixture and writes it to the file.
 
     `proxies` is the folder of finished proxies, which methods share and a second call takes up.
+    `finished` is called with each file that is written.
     Raises `ConfigError` for an unknown method and what training raises; files that were
     written stay.
     """
@@ -78,15 +80,16 @@ def find_mixtures(
         for method, config, file in wanted
         if method == FASTMIX or method in _ONLINE
     ]
-    run_jobs(
-        jobs,
-        workers=workers,
-        preload=PRELOAD,
-        finished=lambda job: report(job.name),
-    )
+
+    def done(job: Job) -> None:
+        report(job.name)
+        finished(job.arguments[2])
+
+    run_jobs(jobs, workers=workers, preload=PRELOAD, finished=done)
     for method, config, file in wanted:
         if method in _FREE or method in _POOLED:
             _in_this_process(method, config, file, proxies, workers, report)
+            finished(file)
 
 
 def _in_this_process(

@@ -19,7 +19,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,45 @@ from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessC
 from megatron_fastmix.corpus.sentencepiece_training import SentencePieceConfig, train_sentencepiece
 from megatron_fastmix.corpus.tokenizers import Tokenizer, load_tokenizer
 from megatron_fastmix.errors import DataError
-from megatron_fastmix.lab.benchmarks.table import Row
+from megatron_fastmix.lab.figures import Figure
+from megatron_fastmix.processes import available_cores
 
 REACH_SPEEDUP = 3.0
 """Times the peer's tokens/s."""
 REACH_MEMORY_GROWTH = 1.1
 """Peak memory at the larger size over that at the smaller: flat but for noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How much is measured."""
+
+    megabytes: tuple[float, ...] = (10.0, 200.0)
+    """Sizes of the JSONL files, 1e6 bytes."""
+    workers: int = field(default_factory=available_cores)
+    repetitions: int = 3
+    """Runs of each; the median counts."""
+    tokenizer_type: str | None = None
+    """None: BPE with 32,000 pieces, trained here."""
+    tokenizer_model: str | None = None
+    folder: str | None = None
+    """Keeps text and tokenizer; None: a temporary folder."""
+
+
+def measure(scratch: Path, settings: Settings, report: Callable[[str], None]) -> list[Figure]:
+    """Measures both flows in `scratch`, or in the folder of `settings`. Raises as `compare`."""
+    tokenizer = settings.tokenizer_type and TokenizerConfig(
+        tokenizer_type=settings.tokenizer_type, tokenizer_model=settings.tokenizer_model
+    )
+    comparisons = compare(
+        settings.megabytes,
+        folder=Path(settings.folder) if settings.folder else scratch,
+        tokenizer=tokenizer or None,
+        workers=settings.workers,
+        repetitions=settings.repetitions,
+        report=report,
+    )
+    return figures(comparisons)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +146,13 @@ def compare(
     return results
 
 
-def rows(comparisons: Sequence[Comparison]) -> list[Row]:
+def figures(comparisons: Sequence[Comparison]) -> list[Figure]:
     """Figures with the value that each has to reach."""
     found = []
     for comparison in comparisons:
         at = f"{comparison.megabytes:.0f} MB"
         found.append(
-            Row(
+            Figure(
                 figure=f"preprocessing speed / the peer's, {at}",
                 value=comparison.speedup,
                 reach=REACH_SPEEDUP,
@@ -129,10 +162,9 @@ def rows(comparisons: Sequence[Comparison]) -> list[Row]:
         )
         for name, run in (("ours", comparison.ours), ("the peer", comparison.peer)):
             found.append(
-                Row(
+                Figure(
                     figure=f"preprocessing speed of {name}, {at}",
                     value=run.tokens_per_second,
-                    reach=None,
                     better="higher",
                     unit="tokens/s",
                 )
@@ -140,7 +172,7 @@ def rows(comparisons: Sequence[Comparison]) -> list[Row]:
     if len(comparisons) > 1:
         first, last = comparisons[0], comparisons[-1]
         found.append(
-            Row(
+            Figure(
                 figure=f"peak memory at {last.megabytes:.0f} MB / at {first.megabytes:.0f} MB",
                 value=last.ours.peak_bytes / first.ours.peak_bytes,
                 reach=REACH_MEMORY_GROWTH,

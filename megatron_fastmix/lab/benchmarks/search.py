@@ -28,13 +28,13 @@ from megatron_fastmix.lab.benchmarks.search_ranks import (
     search_over_training,
     write_sources,
 )
-from megatron_fastmix.lab.benchmarks.table import Row
+from megatron_fastmix.lab.figures import Figure
 from megatron_fastmix.lab.forked_ranks import run_ranks
 
 RANKS = 2
 
 
-def measure(folder: Path, settings: Settings, say: Callable[[str], None]) -> list[Row]:
+def measure(folder: Path, settings: Settings, say: Callable[[str], None]) -> list[Figure]:
     """All rows; `folder` keeps the synthetic sources and the runs."""
     bench = Bench(folder, settings)
     rows = []
@@ -90,7 +90,7 @@ class Bench:
         limit = self.settings.limit_seconds
         return run_ranks(RANKS, function, *arguments, limit=limit)[0]
 
-    def start(self) -> list[Row]:
+    def start(self) -> list[Figure]:
         """From the command to the first inner step."""
         config = self.config("start", 17, training__train_iters=self.settings.inner_steps)
         file = self.folder / "start.yaml"
@@ -120,28 +120,27 @@ class Bench:
         # The first of each compiles, and reads from the disk.
         command, once = statistics.median(commands[1:]), statistics.median(imports[1:])
         return [
-            Row(
+            Figure(
                 figure="command to first inner step / importing torch, deepspeed, megatron.core",
                 value=command / once,
                 reach=1.5,
                 better="lower",
                 unit="ratio",
             ),
-            Row(
+            Figure(
                 figure="command to first inner step",
                 value=command,
-                reach=None,
                 better="lower",
                 unit="s",
             ),
         ]
 
-    def search_over_training(self) -> list[Row]:
+    def search_over_training(self) -> list[Figure]:
         """Wall time of n1 steps with their outer step over n1 steps of plain training."""
         config = self.config("training", 17)
         ratio = self.run(search_over_training, config, self.settings)
         return [
-            Row(
+            Figure(
                 figure=f"search / plain training, n1 = {self.settings.inner_steps}",
                 value=ratio,
                 reach=1.05,
@@ -150,7 +149,7 @@ class Bench:
             )
         ]
 
-    def sources(self) -> list[Row]:
+    def sources(self) -> list[Figure]:
         """An outer step at many sources over one at few."""
         few, many = (
             self.config(
@@ -161,7 +160,7 @@ class Bench:
             for count in (4, 64)
         )
         return [
-            Row(
+            Figure(
                 figure="outer step, K = 64 / K = 4",
                 value=self.run(outer_step_ratio, many, few, self.settings),
                 reach=1.10,
@@ -170,14 +169,14 @@ class Bench:
             )
         ]
 
-    def estimators(self) -> list[Row]:
+    def estimators(self) -> list[Figure]:
         """An outer step of the exact estimator over one of the default."""
         exact, default = (
             self.config(name, 17, hypergradient__estimator=name)
             for name in ("per_source", "finite_difference")
         )
         return [
-            Row(
+            Figure(
                 figure="outer step, per_source / finite_difference, K = 17",
                 value=self.run(outer_step_ratio, exact, default, self.settings),
                 reach=10,
@@ -186,13 +185,13 @@ class Bench:
             )
         ]
 
-    def bytes_reduced(self) -> list[Row]:
+    def bytes_reduced(self) -> list[Figure]:
         """Bytes that an outer step reduces over ranks, over one all-reduce of the gradient."""
         rows = []
         for stage in (2, 3):
             config = self.config(f"bytes{stage}", 17, engine__zero_stage=stage)
             rows.append(
-                Row(
+                Figure(
                     figure=f"bytes reduced by an outer step / a gradient all-reduce, ZeRO-{stage}",
                     value=self.run(bytes_reduced, config),
                     reach=1.01,
@@ -202,7 +201,7 @@ class Bench:
             )
         return rows
 
-    def memory(self) -> list[Row]:
+    def memory(self) -> list[Figure]:
         """Peak memory that outer steps add to that of plain training."""
         rows = []
         for stage, unit in ((2, "gradients"), (3, "gradient shards")):
@@ -215,7 +214,7 @@ class Bench:
                 hypergradient__probe_samples_per_source=1,
             )
             rows.append(
-                Row(
+                Figure(
                     figure=f"peak memory over plain training, ZeRO-{stage}",
                     value=self.run(extra_memory, config),
                     reach=1.0,
@@ -225,11 +224,11 @@ class Bench:
             )
         return rows
 
-    def checkpoints(self) -> list[Row]:
+    def checkpoints(self) -> list[Figure]:
         """Time that training stands still for a checkpoint, which is written behind it."""
         config = self.config("checkpoints", 17)
         return [
-            Row(
+            Figure(
                 figure="training stopped by a checkpoint / an inner step",
                 value=self.run(checkpoint_pause, config, self.settings),
                 reach=1.0,

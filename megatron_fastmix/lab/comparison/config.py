@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,8 +127,7 @@ class Setting:
     @property
     def digest(self) -> str:
         """Hash under which rows belong together; where files lie does not enter it."""
-        text = json.dumps(self.identity(), sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return key_of(self.identity())
 
     def identity(self) -> dict[str, Any]:
         """The values behind `digest`, by dotted key."""
@@ -138,12 +137,25 @@ class Setting:
             dataset.pop("path")
         for key in ("sources", "tests"):
             values[key] = {dataset.pop("name"): dataset for dataset in values[key]}
-        return dict(_flatten(values))
+        return flatten(values)
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    items = []
+def key_of(values: Mapping[str, Any]) -> str:
+    """A short hash of nested plain values, the same for any order of their keys."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def with_defaults(identity: dict[str, Any]) -> dict[str, Any]:
+    """`identity` of a setting with the keys of model and training that are younger than it."""
+    parts = {"model": ProxyConfig(), "training": TrainingConfig()}
+    return flatten({name: strict_yaml.to_dict(part) for name, part in parts.items()}) | identity
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    items: dict[str, Any] = {}
     for key, value in values.items():
         at = f"{prefix}{key}"
-        items += _flatten(value, f"{at}.") if isinstance(value, dict) else [(at, value)]
+        items |= flatten(value, f"{at}.") if isinstance(value, dict) else {at: value}
     return items

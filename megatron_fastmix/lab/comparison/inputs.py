@@ -6,6 +6,7 @@ import filecmp
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from megatron_fastmix.config import TokenizerConfig, strict_yaml
 from megatron_fastmix.corpus.answer_rows import is_answer_only, read_answer_rows
@@ -50,24 +51,55 @@ def read_learned(paths: Sequence[str]) -> dict[str, LearnedMixture]:
 
 
 def make_setting(config: CompareConfig, mixture: LearnedMixture, where: str) -> Setting:
+    """The setting in which mixtures such as `mixture`, read from `where`, are compared.
+
+    Raises as `check_setting`.
+    """
+    if not isinstance(mixture.config.get("tokenizer"), dict):
+        raise DataError(f"{where}: config.tokenizer is missing; take mixture.json from a run")
+    tokenizer = strict_yaml.from_dict(
+        TokenizerConfig, mixture.config["tokenizer"], "config.tokenizer"
+    )
+    return check_setting(
+        config,
+        sources=mixture.sources,
+        targets=mixture.targets,
+        tokenizer_config=tokenizer,
+        seq_length=mixture.seq_length,
+    )
+
+
+class NamedData(Protocol):
+    """A source or a target of a search."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def path(self) -> str: ...
+
+
+def check_setting(
+    config: CompareConfig,
+    *,
+    sources: Sequence[NamedData],
+    targets: Sequence[NamedData],
+    tokenizer_config: TokenizerConfig,
+    seq_length: int,
+) -> Setting:
     """Checks every dataset. Raises `ConfigError` or `DataError`.
 
-    `mixture` is one of those compared, read from `where`. A test set that is a source or a target
-    of its search is refused, whether by name or by content.
+    `sources`, `targets` and `seq_length` are those of the searches. A test set that is one of them
+    is refused, whether by name or by content.
     """
     if not config.tests:
         raise ConfigError(
             "--test: none given; name held-out data that the search never saw, as --test "
             "NAME=PREFIX or as `tests` in --config"
         )
-    if not isinstance(mixture.config.get("tokenizer"), dict):
-        raise DataError(f"{where}: config.tokenizer is missing; take mixture.json from a run")
-    tokenizer_config = strict_yaml.from_dict(
-        TokenizerConfig, mixture.config["tokenizer"], "config.tokenizer"
-    )
     tokenizer = load_tokenizer(tokenizer_config.tokenizer_type, tokenizer_config.tokenizer_model)
     check_starting_point(config.model, tokenizer_config, tokenizer.vocab_size)
-    seq_length = config.seq_length or mixture.seq_length
+    seq_length = config.seq_length or seq_length
     total = sum(test.weight for test in config.tests)
 
     def describe(name: str, path: str, weight: float = 1.0) -> Dataset:
@@ -90,11 +122,11 @@ def make_setting(config: CompareConfig, mixture: LearnedMixture, where: str) -> 
             weight=weight,
         )
 
-    sources = tuple(describe(source.name, source.path) for source in mixture.sources)
+    described = tuple(describe(source.name, source.path) for source in sources)
     tests = tuple(describe(test.name, test.path, test.weight / total) for test in config.tests)
-    check_same_tokenizer({d.path: d.path for d in (*sources, *tests)}, tokenizer.sha256)
+    check_same_tokenizer({d.path: d.path for d in (*described, *tests)}, tokenizer.sha256)
     for test in tests:
-        for role, seen in (("source", mixture.sources), ("target", mixture.targets)):
+        for role, seen in (("source", sources), ("target", targets)):
             for dataset in seen:
                 if _same_data(test.path, dataset.path):
                     raise ConfigError(
@@ -102,7 +134,7 @@ def make_setting(config: CompareConfig, mixture: LearnedMixture, where: str) -> 
                         f"({dataset.path}); test on data that the search never saw"
                     )
     return Setting(
-        sources=sources,
+        sources=described,
         tests=tests,
         tokenizer=tokenizer_config,
         tokenizer_sha256=tokenizer.sha256,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from megatron_fastmix.lab.baselines.registry import FASTMIX
-from megatron_fastmix.lab.benchmarks import table as benchmark
-from megatron_fastmix.lab.comparison.rows import Row
+from megatron_fastmix.lab.comparison.rows import Row, SearchRow
 from megatron_fastmix.lab.comparison.scenario import Scenario
-from megatron_fastmix.lab.comparison.statistics import mean, standard_deviation
-from megatron_fastmix.result.learned_mixture import LearnedMixture, average
+from megatron_fastmix.lab.comparison.statistics import standard_deviation
+from megatron_fastmix.lab.figures import Figure
 from megatron_fastmix.text_table import align
 
 UNIFORM = "uniform"
@@ -36,7 +36,7 @@ class MethodLine:
 
     @property
     def loss(self) -> float:
-        return mean(list(self.losses.values()))
+        return fmean(self.losses.values())
 
     @property
     def deviation(self) -> float | None:
@@ -55,20 +55,22 @@ def aggregated(scenario: Scenario, row: Row) -> float:
 
 def make_lines(
     scenario: Scenario,
-    mixtures: Mapping[str, Sequence[LearnedMixture]],
-    rows: Mapping[str, Sequence[Row]],
+    searches: Mapping[str, Sequence[SearchRow]],
+    trainings: Mapping[str, Sequence[Row]],
 ) -> list[MethodLine]:
     """A line for each method that has rows, the best first."""
     lines = [
         MethodLine(
             method=method,
-            losses={row.seed: aggregated(scenario, row) for row in rows[method]},
-            flops=mean([m.cost["training_flops"] for m in found]),
-            seconds=mean([m.cost["wall_seconds"] for m in found]),
-            weights=average(found).weights,
+            losses={row.seed: aggregated(scenario, row) for row in trainings[method]},
+            flops=fmean([row.flops for row in found]),
+            seconds=fmean([row.wall_seconds for row in found]),
+            weights={
+                source: fmean([row.weights[source] for row in found]) for source in found[0].weights
+            },
         )
-        for method, found in mixtures.items()
-        if rows.get(method)
+        for method, found in searches.items()
+        if trainings.get(method)
     ]
     return sorted(lines, key=lambda line: line.loss)
 
@@ -90,7 +92,7 @@ def behind(line: MethodLine, ours: MethodLine) -> tuple[float, float | None]:
     if not differences:
         return float("nan"), None
     deviation = standard_deviation(differences)
-    return mean(differences), deviation and deviation / len(differences) ** 0.5
+    return fmean(differences), deviation and deviation / len(differences) ** 0.5
 
 
 def text(lines: Sequence[MethodLine]) -> str:
@@ -116,10 +118,7 @@ def text(lines: Sequence[MethodLine]) -> str:
         )
     header = ["method", "loss", "sd", "seeds", "gap closed", "behind FastMix", "se"]
     header += ["FLOPs", "x FastMix", "wall x", "mean"]
-    width = max(len(cells[-1]) for cells in (header, *shown))
-    for cells in (header, *shown):
-        cells[-1] = cells[-1].ljust(width)
-    return align(header, shown)
+    return align(header, shown, left=(0, len(header) - 1))
 
 
 def _behind(line: MethodLine, ours: MethodLine | None) -> tuple[str, str]:
@@ -129,37 +128,46 @@ def _behind(line: MethodLine, ours: MethodLine | None) -> tuple[str, str]:
     return f"{difference:+.4f}", "" if error is None else f"± {error:.4f}"
 
 
-def figures(scenario: str, lines: Sequence[MethodLine]) -> list[benchmark.Row]:
+def figures(scenario: str, lines: Sequence[MethodLine]) -> list[Figure]:
     """The scenario's figures with what FastMix is to reach."""
-    by_name = {line.method: line for line in lines}
     found = [
-        _row(f"{scenario}: {line.method}, target loss", line.loss, "nats per token")
+        Figure(
+            figure=f"{scenario}: {line.method}, target loss", value=line.loss, unit="nats per token"
+        )
         for line in lines
     ]
-    ours = by_name.get(FASTMIX)
+    ours = {line.method: line for line in lines}.get(FASTMIX)
     if ours is None:
         return found
-    spread = ours.deviation
-    if spread:
-        distance = (ours.loss - lines[0].loss) / spread
-        found.append(_row(f"{scenario}: fastmix behind the best", distance, "sd of fastmix", 1.0))
+    if ours.deviation:
+        found.append(
+            Figure(
+                figure=f"{scenario}: fastmix behind the best",
+                value=(ours.loss - lines[0].loss) / ours.deviation,
+                reach=1.0,
+                unit="sd of fastmix",
+            )
+        )
     share = closed(ours, lines)
     if share is not None:
-        name = f"{scenario}: gap from uniform to the best that fastmix closes"
-        found.append(_row(name, share, "ratio", GAP_REACH, better="higher"))
+        found.append(
+            Figure(
+                figure=f"{scenario}: gap from uniform to the best that fastmix closes",
+                value=share,
+                reach=GAP_REACH,
+                better="higher",
+                unit="ratio",
+            )
+        )
     for line in lines:
         if line is not ours and line.flops:
-            name = f"{scenario}: search FLOPs, {line.method} / fastmix"
-            reach = COST_REACH.get(line.method)
-            found.append(_row(name, line.flops / ours.flops, "ratio", reach, better="higher"))
+            found.append(
+                Figure(
+                    figure=f"{scenario}: search FLOPs, {line.method} / fastmix",
+                    value=line.flops / ours.flops,
+                    reach=COST_REACH.get(line.method),
+                    better="higher",
+                    unit="ratio",
+                )
+            )
     return found
-
-
-def _row(
-    figure: str,
-    value: float,
-    unit: str,
-    reach: float | None = None,
-    better: benchmark.Better = "lower",
-) -> benchmark.Row:
-    return benchmark.Row(figure=figure, value=value, reach=reach, better=better, unit=unit)

@@ -6,13 +6,14 @@ import io
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.lab.comparison.rows import Row
-from megatron_fastmix.lab.comparison.statistics import by_mixture, mean
+from megatron_fastmix.lab.comparison.statistics import by_mixture
 from megatron_fastmix.report.plots import COLOURS
 
 
@@ -25,18 +26,18 @@ def plot_comparison(rows: Sequence[Row], search_flops: Mapping[str, float], path
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    training = mean([row.flops for row in rows])
+    training = fmean([row.flops for row in rows])
     for colour, kind in zip(COLOURS, ("uniform", "proportional"), strict=False):
         losses = [row.loss for row in rows if row.kind == kind]
         if losses:
-            axes.axhline(mean(losses), color=colour, label=f"{kind}, no search")
-    draws = [mean([row.loss for row in g]) for g in by_mixture(rows, "random").values()]
+            axes.axhline(fmean(losses), color=colour, label=f"{kind}, no search")
+    draws = [fmean([row.loss for row in g]) for g in by_mixture(rows, "random").values()]
     if draws:
         trainings = range(1, len(draws) + 1)
         best = list(itertools.accumulate(draws, min))
         axes.step(trainings, best, where="post", color=COLOURS[2], label="best random draw so far")
         axes.plot(trainings, draws, ".", color=COLOURS[2], alpha=0.5)
-    singles = [mean([row.loss for row in g]) for g in by_mixture(rows, "single").values()]
+    singles = [fmean([row.loss for row in g]) for g in by_mixture(rows, "single").values()]
     if singles:
         axes.plot(
             [len(singles)],

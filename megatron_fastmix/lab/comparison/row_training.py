@@ -90,11 +90,10 @@ def train_row(setting: Setting, task: Task, cache: Path) -> Row:
         seed=task.seed,
         loss=loss,
         losses=means,
-        sample_losses={name: [round(v, 5) for v in of.losses] for name, of in found.items()},
+        sample_losses={name: tuple(round(v, 5) for v in of.losses) for name, of in found.items()},
         exact_match={
             name: of.exact_match for name, of in found.items() if of.exact_match is not None
         },
-        test_weights=shares,
         train_loss=float(np.mean(losses[-max(1, len(losses) // 10) :])),
         tokens=tokens,
         flops=tokens * per_token,

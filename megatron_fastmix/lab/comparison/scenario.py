@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from megatron_fastmix.config import SearchConfig, override_config, strict_yaml
 from megatron_fastmix.errors import ConfigError
@@ -86,9 +87,30 @@ class Scenario:
 
 
 def load_scenario(path: str | Path) -> Scenario:
-    """Reads a scenario. Raises `ConfigError`."""
-    values = strict_yaml.load_yaml(path)
+    """Reads a scenario. Its key `base` names a file, relative to it, whose keys it takes up unless
+    it has them itself; mappings are merged, lists replaced. Raises `ConfigError`."""
+    values = _load_with_base(Path(path))
     search = values.get("search")
     if isinstance(search, dict):
         search.setdefault("run_dir", _RUN_DIR)
     return strict_yaml.from_dict(Scenario, values)
+
+
+def _load_with_base(path: Path, inner: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in inner:
+        raise ConfigError(f"{path}: base: the files are each other's base; remove one `base`")
+    values = strict_yaml.load_yaml(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: found {base!r}; expected the path of a YAML file")
+    return _merge(_load_with_base(path.parent / base, (*inner, path.resolve())), values)
+
+
+def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    merged = base | own
+    for key in base.keys() & own.keys():
+        if isinstance(base[key], dict) and isinstance(own[key], dict):
+            merged[key] = _merge(base[key], own[key])
+    return merged

@@ -7,50 +7,21 @@ count; one against it counts from a single standard deviation of the learned mix
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev, variance
 
 import numpy as np
 
 from megatron_fastmix.lab.comparison.rows import Row
+from megatron_fastmix.lab.figures import Figure
 
 CLEAR = 2.0
 """Pooled standard deviations from which on a difference is taken as real."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One number of a comparison."""
-
-    figure: str
-    value: float | None
-    """None where the rows do not tell."""
-    reach: float | None
-    """The value that is to be reached; none where there is no such aim."""
-    better: str
-    """lower or higher."""
-    unit: str
-
-    @property
-    def reached(self) -> bool | None:
-        """Whether `value` is at least as good as `reach`; None without one of the two."""
-        if self.value is None or self.reach is None:
-            return None
-        return self.value <= self.reach if self.better == "lower" else self.value >= self.reach
-
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean of at least one value."""
-    return math.fsum(values) / len(values)
-
-
 def standard_deviation(values: Sequence[float]) -> float | None:
     """Sample standard deviation (n − 1); None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    centre = mean(values)
-    return math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (len(values) - 1))
+    return stdev(values) if len(values) > 1 else None
 
 
 def pooled_deviation(*groups: Sequence[float]) -> float | None:
@@ -58,7 +29,7 @@ def pooled_deviation(*groups: Sequence[float]) -> float | None:
     degrees = sum(len(group) - 1 for group in groups if group)
     if degrees < 1:
         return None
-    squares = (math.fsum((v - mean(group)) ** 2 for v in group) for group in groups if group)
+    squares = [(len(group) - 1) * variance(group) for group in groups if len(group) > 1]
     return math.sqrt(math.fsum(squares) / degrees)
 
 
@@ -70,7 +41,7 @@ def separation(other: Sequence[float], learned: Sequence[float]) -> float | None
     spread = pooled_deviation(other, learned)
     if spread is None:
         return None
-    difference = mean(other) - mean(learned)
+    difference = fmean(other) - fmean(learned)
     if spread == 0:
         return math.copysign(math.inf, difference) if difference else 0.0
     return difference / spread
@@ -84,16 +55,19 @@ def better_beyond_spread(groups: Sequence[Sequence[float]], learned: Sequence[fl
     spread = standard_deviation(learned)
     if spread is None:
         return None
-    return sum(mean(group) < mean(learned) - spread for group in groups)
+    return sum(fmean(group) < fmean(learned) - spread for group in groups)
 
 
-def evaluation_error(rows: Sequence[Row], base: Sequence[Row] = ()) -> float:
+def evaluation_error(
+    shares: Mapping[str, float], rows: Sequence[Row], base: Sequence[Row] = ()
+) -> float:
     """Standard error of the mean loss of `rows`, minus that of `base`, from the finite tests.
 
-    All rows are evaluated on the same samples, so a difference is known better than its two sides.
+    `shares` are those of the tests in the loss. All rows are evaluated on the same samples, so a
+    difference is known better than its two sides.
     """
     squares = 0.0
-    for test, share in rows[0].test_weights.items():
+    for test, share in shares.items():
         losses = np.mean([row.sample_losses[test] for row in rows], axis=0)
         if base:
             losses = losses - np.mean([row.sample_losses[test] for row in base], axis=0)
@@ -119,22 +93,20 @@ def figures(rows: Sequence[Row], search_flops: Sequence[float]) -> list[Figure]:
     learned = [row.loss for row in rows if row.kind == "learned"]
     found = []
     if learned:
-        found.append(_loss("learned target loss", learned))
-        deviation = standard_deviation(learned)
+        found.append(_loss("learned target loss", fmean(learned)))
         name = "learned target loss, standard deviation"
-        found.append(Figure(figure=name, value=deviation, reach=None, **_LOSS))
+        found.append(_loss(name, standard_deviation(learned)))
     for kind in ("uniform", "proportional"):
         losses = [row.loss for row in rows if row.kind == kind]
         if not losses:
             continue
-        found.append(_loss(f"{kind} target loss", losses))
+        found.append(_loss(f"{kind} target loss", fmean(losses)))
         value = separation(losses, learned) if learned else None
-        # JSON has no infinity, and no spread at all is no evidence of one.
-        value = None if value is None or math.isinf(value) else value
         found.append(
             Figure(
                 figure=f"{kind} minus learned over pooled sd",
-                value=value,
+                # JSON has no infinity, and no spread at all is no evidence of one.
+                value=None if value is None or math.isinf(value) else value,
                 reach=CLEAR,
                 better="higher",
                 unit="standard deviations",
@@ -144,36 +116,27 @@ def figures(rows: Sequence[Row], search_flops: Sequence[float]) -> list[Figure]:
         groups = [[row.loss for row in group] for group in by_mixture(rows, kind).values()]
         if not groups:
             continue
-        found.append(_loss(f"best {what}, target loss", min(groups, key=mean)))
-        count = better_beyond_spread(groups, learned)
+        found.append(_loss(f"best {what}, target loss", min(map(fmean, groups))))
         found.append(
             Figure(
                 figure=f"{what}s better than learned beyond the spread",
-                value=count,
+                value=better_beyond_spread(groups, learned),
                 reach=reach,
-                better="lower",
                 unit=f"of {len(groups)}",
             )
         )
-    cost = mean(search_flops) if search_flops else None
-    ratio = cost / mean([row.flops for row in rows]) if cost is not None and rows else None
-    found.append(
-        Figure(figure="search cost", value=cost, reach=None, better="lower", unit="training FLOPs")
-    )
-    found.append(
+    cost = fmean(search_flops) if search_flops else None
+    ratio = cost / fmean([row.flops for row in rows]) if cost is not None and rows else None
+    return [
+        *found,
+        Figure(figure="search cost", value=cost, unit="training FLOPs"),
         Figure(
             figure="search cost over one target training",
             value=ratio,
-            reach=None,
-            better="lower",
             unit="ratio of training FLOPs",
-        )
-    )
-    return found
+        ),
+    ]
 
 
-_LOSS: dict[str, Any] = {"better": "lower", "unit": "nats per token"}
-
-
-def _loss(figure: str, losses: Sequence[float]) -> Figure:
-    return Figure(figure=figure, value=mean(losses), reach=None, **_LOSS)
+def _loss(figure: str, value: float | None) -> Figure:
+    return Figure(figure=figure, value=value, unit="nats per token")
