@@ -67,8 +67,10 @@ def write_figures(
     record = {
         "rows": [asdict(figure) for figure in figures],
         "machine": machine(),
-        "versions": {"python": platform.python_version()}
-        | (versions or {name: version(name) for name in PACKAGES}),
+        "versions": {
+            "python": platform.python_version(),
+            **(versions or {name: version(name) for name in PACKAGES}),
+        },
         "settings": settings,
     }
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
