@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Makes what the scenarios in configs/methods read, then every search and target training that
 # tools/method_rows lacks.
-#   bash launch/methods.sh [--seeds 6 ...]    arguments of megatron-fastmix compare-methods
-# The tables of the rows that are there need none of this: megatron-fastmix compare-methods
-# --table-only --scenario configs/methods/*.yaml. Environment: PYTHON, VENV (see launch/install.sh).
+#   bash launch/methods.sh [--seeds 6 ...]    arguments of tools/compare_methods.py
+# The tables of the rows that are there need none of this:
+#   .venv/bin/python tools/compare_methods.py --table-only --scenario configs/methods/*.yaml
+# Environment: PYTHON, VENV (see launch/install.sh).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${VENV:-.venv}/bin/python"
@@ -15,6 +16,6 @@ pretrain runs/quickstart_100_steps
 pretrain runs/methods_proxy --proxy.num_layers=2 --proxy.hidden_size=64 --proxy.num_attention_heads=2
 bash launch/install.sh baselines
 "$python" -m megatron_fastmix.cli demo --kind answers --output data/quickstart_sft
-"$python" tools/preprocess_corpus.py --config configs/quickstart_sft_corpora.yaml
-"$python" tools/preprocess_corpus.py --config configs/methods_corpora.yaml
-"$python" -m megatron_fastmix.cli compare-methods --scenario configs/methods/*.yaml "$@"
+"$python" -m megatron_fastmix.cli preprocess --config configs/quickstart_sft_corpora.yaml
+"$python" -m megatron_fastmix.cli preprocess --config configs/methods_corpora.yaml
+"$python" tools/compare_methods.py --scenario configs/methods/*.yaml "$@"

@@ -11,12 +11,12 @@ data=data/quickstart
 run=${RUN_DIR:-runs/quickstart}
 
 "$python" -m megatron_fastmix.cli demo --output "$data"
-"$python" tools/train_tokenizer.py --vocab-size 2048 --tokenizer-model "$data/tokenizer.model" \
+"$python" -m megatron_fastmix.cli train-tokenizer --vocab-size 2048 --tokenizer-model "$data/tokenizer.model" \
   --input "$data"/{python,docstrings,awscli,scripture,icd10,cpp}.jsonl
-"$python" tools/preprocess_corpus.py --config configs/quickstart_corpora.yaml
+"$python" -m megatron_fastmix.cli preprocess --config configs/quickstart_corpora.yaml
 "$python" -m megatron_fastmix.cli search --config configs/quickstart.yaml --run_dir="$run" "$@"
 echo
 echo "Or on Megatron's command line:"
-"$python" tools/convert_weights.py "$run" --format megatron-cli
-echo "Is it any good? $python tools/compare_mixtures.py --config configs/quickstart_compare.yaml \\"
-echo "    --mixture $run --output ${run}_compare    (31 trainings, about 22 minutes on 2 cores)"
+"$python" -m megatron_fastmix.cli export "$run" --format megatron-cli
+echo "Is it any good? ${VENV:-.venv}/bin/megatron-fastmix compare-mixtures \\"
+echo "    --config configs/quickstart_compare.yaml --mixture $run --output ${run}_compare    (31 trainings, about 22 minutes on 2 cores)"

@@ -17,6 +17,6 @@ if [ ! -f data/quickstart/tokenizer.model ] || [ ! -d "$pretrained/checkpoints" 
   RUN_DIR=$pretrained bash launch/quickstart.sh --train-iters=100 --save-interval=100
 fi
 "$python" -m megatron_fastmix.cli demo --kind answers --output data/quickstart_sft
-"$python" tools/preprocess_corpus.py --config configs/quickstart_sft_corpora.yaml
+"$python" -m megatron_fastmix.cli preprocess --config configs/quickstart_sft_corpora.yaml
 "$python" -m megatron_fastmix.cli search --config configs/quickstart_sft.yaml \
   --run_dir="$run" --proxy.checkpoint="$pretrained" "$@"

@@ -1,8 +1,14 @@
-"""Finds mixtures by every method, trains target models on them and compares cost and loss."""
+"""Finds mixtures by every method, trains target models on them and compares cost and loss.
+
+`megatron-fastmix compare-methods` with the rows that lie beside this file.
+"""
 
 import sys
+from pathlib import Path
 
 from megatron_fastmix.cli.main import main
 
+ROWS = Path(__file__).with_name("method_rows")
+
 if __name__ == "__main__":
-    sys.exit(main(["compare-methods", *sys.argv[1:]]))
+    sys.exit(main(["compare-methods", "--output", str(ROWS), *sys.argv[1:]]))

@@ -1,4 +1,4 @@
-"""Trains the same target model under several mixtures and compares its loss."""
+"""Trains a target model under several mixtures: `megatron-fastmix compare-mixtures`."""
 
 import sys
 

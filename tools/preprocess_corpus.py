@@ -1,4 +1,4 @@
-"""Turns text into Megatron's indexed datasets; flags as Megatron's preprocess_data.py."""
+"""Turns text into Megatron's indexed datasets: `megatron-fastmix preprocess`."""
 
 import sys
 

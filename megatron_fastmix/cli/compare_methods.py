@@ -13,8 +13,6 @@ from megatron_fastmix.lab.comparison.scenario import load_scenario
 from megatron_fastmix.lab.figures import write_figures
 from megatron_fastmix.lab.jobs import worker_count
 
-ROWS = "tools/method_rows"
-
 HELP = "find mixtures by every published method and compare them on a target model"
 
 
@@ -35,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 1 ... of each (default 3)")
     parser.add_argument(
         "--output",
-        default=ROWS,
+        default="runs/methods_rows",
         help="folder of finished rows, a file per scenario (default %(default)s)",
     )
     parser.add_argument(

@@ -1,15 +1,13 @@
 """A schedule as Megatron's phases."""
 
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from megatron.core.datasets.utils import get_blend_from_list
 
 from megatron_fastmix.blend import LiveMixture, WeightSchedule
 from megatron_fastmix.blend.weight_schedule import Change
+from megatron_fastmix.cli import main as cli
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.megatron_phases import phases
 from megatron_fastmix.result.mixture_file import write_mixture
@@ -83,20 +81,18 @@ def test_what_megatron_cannot_run_is_refused(arguments, error, message):
         phases(schedule_of((0, (1, 1, 1)), (2560, (1, 1, 0))), paths, **values)
 
 
-def test_the_tool_reads_a_schedule_and_the_paths_of_a_run(make_mixture, tmp_path):
+def test_the_command_reads_a_schedule_and_the_paths_of_a_run(make_mixture, tmp_path, capsys):
     write_mixture(tmp_path / "mixture.json", make_mixture({"web": 0.5, "code": 0.5, "math": 0}))
     schedule_of((0, (1, 1, 0)), (8, (0, 0, 1))).write(tmp_path / "schedule.yaml")
-    tool = Path(__file__).parents[2] / "tools" / "convert_schedule.py"
     flags = ["--global-batch-size", "4", "--train-samples", "40"]
-    command = [sys.executable, str(tool), str(tmp_path / "schedule.yaml"), str(tmp_path), *flags]
-    good = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert good.returncode == 0, good.stderr
-    assert [paths for _, paths, _ in parsed(good.stdout)] == [
+    command = ["export-schedule", str(tmp_path / "schedule.yaml"), str(tmp_path), *flags]
+    assert cli.main(command) == 0
+    good = capsys.readouterr()
+    assert [paths for _, paths, _ in parsed(good.out)] == [
         ["/data/web", "/data/code"],
         ["/data/math"],
     ]
-    assert "unless --seed changes with the phase" in good.stderr
+    assert "unless --seed changes with the phase" in good.err
     command[-1] = "8"
-    bad = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert bad.returncode == 2
-    assert bad.stderr.startswith("convert_schedule.py: train_samples: found 8")
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err.startswith("megatron-fastmix: train_samples: found 8")

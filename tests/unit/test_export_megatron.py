@@ -143,7 +143,7 @@ def test_the_tool_is_the_command(run_dir):
     assert (done.returncode, done.stdout) == (0, "--data-path 0.6000 /data/a 0.4000 /data/b\n")
     refused = subprocess.run([*call, "other"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
-    assert refused.stderr.startswith("convert_weights.py: --format: found 'other'")
+    assert refused.stderr.startswith("megatron-fastmix: --format: found 'other'")
 
 
 def test_the_command_lists_its_formats(capsys):

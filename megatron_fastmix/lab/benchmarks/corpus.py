@@ -150,7 +150,7 @@ def figures(comparisons: Sequence[Comparison]) -> list[Figure]:
     """Figures with the value that each has to reach."""
     found = []
     for comparison in comparisons:
-        at = f"{comparison.megabytes:.0f} MB"
+        at = f"{comparison.megabytes:.3g} MB"
         found.append(
             Figure(
                 figure=f"preprocessing speed / the peer's, {at}",
@@ -173,10 +173,9 @@ def figures(comparisons: Sequence[Comparison]) -> list[Figure]:
         first, last = comparisons[0], comparisons[-1]
         found.append(
             Figure(
-                figure=f"peak memory at {last.megabytes:.0f} MB / at {first.megabytes:.0f} MB",
+                figure=f"peak memory at {last.megabytes:.3g} MB / at {first.megabytes:.3g} MB",
                 value=last.ours.peak_bytes / first.ours.peak_bytes,
                 reach=REACH_MEMORY_GROWTH,
-                better="lower",
                 unit="ratio",
             )
         )

@@ -124,13 +124,11 @@ class Bench:
                 figure="command to first inner step / importing torch, deepspeed, megatron.core",
                 value=command / once,
                 reach=1.5,
-                better="lower",
                 unit="ratio",
             ),
             Figure(
                 figure="command to first inner step",
                 value=command,
-                better="lower",
                 unit="s",
             ),
         ]
@@ -144,7 +142,6 @@ class Bench:
                 figure=f"search / plain training, n1 = {self.settings.inner_steps}",
                 value=ratio,
                 reach=1.05,
-                better="lower",
                 unit="ratio",
             )
         ]
@@ -164,7 +161,6 @@ class Bench:
                 figure="outer step, K = 64 / K = 4",
                 value=self.run(outer_step_ratio, many, few, self.settings),
                 reach=1.10,
-                better="lower",
                 unit="ratio",
             )
         ]
@@ -195,7 +191,6 @@ class Bench:
                     figure=f"bytes reduced by an outer step / a gradient all-reduce, ZeRO-{stage}",
                     value=self.run(bytes_reduced, config),
                     reach=1.01,
-                    better="lower",
                     unit="ratio",
                 )
             )
@@ -218,7 +213,6 @@ class Bench:
                     figure=f"peak memory over plain training, ZeRO-{stage}",
                     value=self.run(extra_memory, config),
                     reach=1.0,
-                    better="lower",
                     unit=unit,
                 )
             )
@@ -232,7 +226,6 @@ class Bench:
                 figure="training stopped by a checkpoint / an inner step",
                 value=self.run(checkpoint_pause, config, self.settings),
                 reach=1.0,
-                better="lower",
                 unit="ratio",
             )
         ]
