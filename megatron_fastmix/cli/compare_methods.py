@@ -85,5 +85,6 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         from megatron_fastmix.lab.comparison.method_plot import plot_methods
 
-        plot_methods(tables, Path(args.plot))
+        titles = {name: each.title or name for name, each in scenarios.items()}
+        plot_methods({titles[name]: lines for name, lines in tables.items()}, Path(args.plot))
     return 0

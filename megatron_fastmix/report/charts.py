@@ -1,4 +1,4 @@
-"""The report's charts as plain data; `svg.py` and `png.py` draw them.
+"""The report's charts as plain data; `svg.py` and `plots.py` draw them.
 
 One run: a line for each source. Several runs: a chart for each source, a line for each run.
 """
@@ -19,12 +19,11 @@ from megatron_fastmix.report.alignment import (
     smooth,
     smooth_advantage,
 )
+from megatron_fastmix.report.palette import MOST_LINES
 from megatron_fastmix.report.run_record import Points, RunRecord
 
 MOST_POINTS = 240
 """Points of a line; a longer one is averaged in buckets."""
-MOST_COLOURS = 8
-"""Lines with a colour of their own; the others are drawn thin and grey, and are in the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,7 @@ class Series:
     band: list[tuple[int, float, float]] = field(default_factory=list)
     """(optimizer step, lower, upper)"""
     colour: int | None = None
-    """Place in the palette; None for a line in the background."""
+    """Place in the palette; None for a line in the background, thin and grey."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +227,7 @@ def _per_name(
         return Series(name=label, points=thin(values(run, name)), band=band, colour=colour)
 
     def place(i: int) -> int | None:
-        return i if i < MOST_COLOURS else None
+        return i if i < MOST_LINES else None
 
     if len(runs) == 1:
         lines = [series(runs[0], name, name, place(i)) for i, name in enumerate(names)]
@@ -289,7 +288,7 @@ def _one_line_each(
     line: float | None = None,
 ) -> list[Chart]:
     lines = [
-        Series(name=run.name, points=thin(values(run)), colour=i if i < MOST_COLOURS else None)
+        Series(name=run.name, points=thin(values(run)), colour=i if i < MOST_LINES else None)
         for i, run in enumerate(runs)
     ]
     return [Chart(key=key, title=title, unit=unit, series=lines, note=note, line=line)]

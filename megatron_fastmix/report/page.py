@@ -9,6 +9,7 @@ from importlib.resources import files
 
 import yaml
 
+from megatron_fastmix.report import palette
 from megatron_fastmix.report.answer import answer
 from megatron_fastmix.report.charts import Chart
 from megatron_fastmix.report.configuration import differences
@@ -50,7 +51,7 @@ def render_page(
         for i, (heading, body) in enumerate(bodies.items())
     )
     assets = files("megatron_fastmix.report")
-    style = (assets / "page.css").read_text(encoding="utf-8")
+    style = palette.css() + (assets / "page.css").read_text(encoding="utf-8")
     script = (assets / "page.js").read_text(encoding="utf-8")
     written = time.strftime("%Y-%m-%d %H:%M:%S")
     return f"""<!doctype html>

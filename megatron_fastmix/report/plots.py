@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.report.charts import Chart
+from megatron_fastmix.report.drawing import FAINT, TEXT, new_figure, plain, styled, write_png
+from megatron_fastmix.report.palette import REST, line_style
+from megatron_fastmix.report.svg import y_range
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.run.metrics import read_metrics
 
-# Okabe and Ito's colours, told apart by colour-blind readers too (yellow left out: too pale for
-# thin lines on white). Past seven sources the dashes change.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 LONGEST_LABEL = 24
 """Characters of a name; a longer one would squeeze the lines."""
 LABEL_HEIGHT = 0.23
 """Inches between two labels at the line ends."""
 MARGINS = 1.0
 """Inches of the picture's height that lie above and below the axes."""
-TEXT, FAINT = "#222222", "#666666"
+STEPS = "optimizer steps of the proxy"
 
 
 def plot_weights(metrics_path: str | Path, output_png: str | Path, mixture: LearnedMixture) -> None:
@@ -38,8 +36,7 @@ def plot_weights(metrics_path: str | Path, output_png: str | Path, mixture: Lear
     steps, weights = _history(metrics_path, mixture)
     order = sorted(weights, key=lambda name: -mixture.weights[name])
     height = max(4.2, LABEL_HEIGHT * len(order) + MARGINS)
-    figure = Figure(figsize=(9, height), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, height)
     axes = figure.add_subplot()
     tail = steps[-mixture.averaged_outer_steps :]
     axes.axvspan(tail[0], steps[-1], color="black", alpha=0.06, linewidth=0)
@@ -47,18 +44,13 @@ def plot_weights(metrics_path: str | Path, output_png: str | Path, mixture: Lear
         axes.plot(
             steps,
             weights[name],
-            color=COLOURS[rank % len(COLOURS)],
-            linestyle=DASHES[rank // len(COLOURS) % len(DASHES)],
+            **styled(rank),
             linewidth=2.4 if rank < 3 else 1.6,
             zorder=3 - rank / len(order),
         )
     axes.set_xlim(0, steps[-1])
     axes.set_ylim(0, min(1.0, 1.08 * max(map(max, weights.values()))))
-    axes.set_xlabel("optimizer steps of the proxy", fontsize=12, color=TEXT)
-    axes.set_ylabel(f"share of {mixture.loss_tokens_are}", fontsize=12, color=TEXT)
-    axes.tick_params(labelsize=11, colors=TEXT)
-    axes.yaxis.grid(True, color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes, STEPS, f"share of {mixture.loss_tokens_are}")
     axes.annotate(
         "averaged to the learned weights",
         xy=(steps[-1], 1),
@@ -70,9 +62,7 @@ def plot_weights(metrics_path: str | Path, output_png: str | Path, mixture: Lear
         color=FAINT,
     )
     _label_ends(axes, mixture.weights, {name: weights[name][-1] for name in order}, height)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    write_atomically(output_png, buffer.getvalue())
+    write_png(figure, output_png)
 
 
 def _history(
@@ -112,8 +102,7 @@ def _label_ends(
             axes.plot(
                 xs,
                 ys,
-                color=COLOURS[rank % len(COLOURS)],
-                linestyle=DASHES[rank // len(COLOURS) % len(DASHES)] if width > 1 else "-",
+                **(styled(rank) if width > 1 else {"color": line_style(rank)[0]}),
                 linewidth=width,
                 transform=axes.transAxes,
                 clip_on=False,
@@ -150,3 +139,41 @@ def spread_out(positions: Sequence[float], gap: float) -> list[float]:
         placed[i] = min(placed[i], ceiling)
         ceiling = placed[i] - gap
     return placed
+
+
+def plot_chart(chart: Chart, folder: str | Path) -> Path:
+    """Draws `chart` to FOLDER/KEY.png, where characters that file names lack become `_`."""
+    path = Path(folder) / f"{re.sub(r'[^0-9A-Za-z_.-]', '_', chart.key)}.png"
+    figure = new_figure(9, 4.6)
+    axes = figure.add_subplot()
+    shown = [series for series in chart.series if series.points]
+    handles: list[Line2D] = []
+    for series in reversed(shown):
+        rest = series.colour is None
+        style = {"color": REST} if series.colour is None else styled(series.colour)
+        if series.band:
+            steps, low, high = zip(*series.band, strict=True)
+            axes.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        steps, values = zip(*series.points, strict=True)
+        (line,) = axes.plot(steps, values, **style, linewidth=1.0 if rest else 2.0)
+        if not rest:
+            line.set_label(series.name)
+            handles.insert(0, line)
+    if chart.line is not None:
+        axes.axhline(chart.line, color="#888888", linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_ylim(*y_range(chart))
+    axes.set_title(chart.title, loc="left", fontsize=13, parse_math=False)
+    plain(axes, STEPS, chart.unit)
+    if len(shown) > 1:
+        legend = axes.legend(
+            handles=handles,
+            loc="center left",
+            bbox_to_anchor=(1.01, 0.5),
+            frameon=False,
+            fontsize=11,
+            handlelength=3,
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    write_png(figure, path)
+    return path

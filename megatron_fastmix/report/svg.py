@@ -10,6 +10,7 @@ import math
 from html import escape
 
 from megatron_fastmix.report.charts import Chart, Series
+from megatron_fastmix.report.palette import css_class
 
 SIDE = 1000
 """Units of the stretched drawing, across and down."""
@@ -114,7 +115,7 @@ def draw(chart: Chart) -> str:
 
 
 def _class(series: Series) -> str:
-    return "rest" if series.colour is None else f"c{series.colour}"
+    return css_class(series.colour)
 
 
 def _legend(shown: list[Series]) -> str:

@@ -42,10 +42,10 @@ def write_report(
 
 
 def _write_pictures(charts: Sequence[Chart], folder: str | Path) -> None:
-    from megatron_fastmix.report.png import write_png  # matplotlib takes a second
+    from megatron_fastmix.report.plots import plot_chart  # matplotlib takes a second
 
     for chart in charts:
-        write_png(chart, folder)
+        plot_chart(chart, folder)
 
 
 def _heaviest_first(runs: Sequence[RunRecord]) -> list[str]:

@@ -10,7 +10,7 @@ import yaml
 from megatron_fastmix.cli import main as cli
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.registry import METHODS
-from megatron_fastmix.lab.comparison.method_plot import plot_methods
+from megatron_fastmix.lab.comparison.method_plot import FREE, SEARCHED, plot_methods
 from megatron_fastmix.lab.comparison.method_table import (
     MethodLine,
     aggregated,
@@ -21,6 +21,7 @@ from megatron_fastmix.lab.comparison.method_table import (
 )
 from megatron_fastmix.lab.comparison.rows import RowFile
 from megatron_fastmix.lab.comparison.scenario import load_scenario
+from megatron_fastmix.report.palette import COLOURS
 
 
 def line(method, losses, flops):
@@ -77,6 +78,9 @@ def test_the_table_names_every_method(tmp_path):
     assert "90%" in shown
     plot_methods({"s": LINES, "empty": []}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    # A colour, or a line with its name, for each, and no two methods the same.
+    assert sorted([*SEARCHED, *FREE]) == sorted(METHODS)
+    assert len(SEARCHED) <= len(COLOURS)
 
 
 def test_the_worst_test_counts_over_its_reference(scenario):

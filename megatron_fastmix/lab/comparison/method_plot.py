@@ -1,79 +1,135 @@
-"""Cost of the search against target loss, one point per method, drawn without a display."""
+"""Cost of the search against target loss, one point per method."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
-from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.lab.baselines.registry import FASTMIX, METHODS
 from megatron_fastmix.lab.comparison.method_table import UNIFORM, MethodLine
-from megatron_fastmix.report.plots import COLOURS
+from megatron_fastmix.report.drawing import FAINT, TEXT, new_figure, plain, styled, write_png
+from megatron_fastmix.report.palette import DASHES
 
-_MARKERS = "osD^"
-"""One for each round through the colours."""
+SEARCHED = {
+    FASTMIX: "FastMix",
+    "climb": "CLIMB, 64 proxies",
+    "regmix": "RegMix, 64 proxies, LightGBM",
+    "regmix_linear": "RegMix, 64 proxies, linear",
+    "random_search": "random search, 64 proxies",
+    "doge": "DoGE",
+    "odm": "online data mixing",
+    "doremi": "DoReMi",
+}
+"""Methods that cost something, in words; a method has the same colour in every panel."""
+FREE = (UNIFORM, "proportional", "temperature")
+"""Mixtures that cost nothing: lines across, named in the panel."""
+COSTS = (0.5, 1, 2, 5, 10, 20, 50)
+"""Ticks of the cost axis, in searches of FastMix."""
 
 
 def plot_methods(tables: Mapping[str, Sequence[MethodLine]], path: Path) -> None:
-    """One panel per scenario; methods that cost nothing are lines, bars are standard deviations.
+    """One panel per scenario, by its title; bars are standard deviations over the seeds.
 
-    A method that is further above uniform than the gap twice over is named beside the panel alone.
-    Variants of FastMix are left out, and scenarios that compare nothing else.
+    What lies further above uniform than the best lies below it, twice over, is named with its value
+    at the panel's upper edge. Variants of FastMix are left out, and scenarios that compare nothing
+    else.
     """
     published = {
-        name: [one for one in lines if one.method in METHODS] for name, lines in tables.items()
+        title: [line for line in lines if line.method in METHODS] for title, lines in tables.items()
     }
     shown = {
-        name: lines
-        for name, lines in published.items()
+        title: lines
+        for title, lines in published.items()
         if any(line.flops and line.method != FASTMIX for line in lines)
     }
-    columns = min(2, max(1, len(shown)))
-    rows = max(1, -(-len(shown) // columns))
-    figure = Figure(figsize=(7.4 * columns, 4.4 * rows), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    for number, (name, lines) in enumerate(shown.items(), start=1):
-        axes = figure.add_subplot(rows, columns, number)
-        highest = _highest(lines)
-        drawn: list[float] = []
-        ours = next((line.flops for line in lines if line.method == FASTMIX), 1.0)
-        methods = sorted(line.method for line in lines if line.method != FASTMIX)
-        for line in lines:
-            mine = line.method == FASTMIX
-            rank = 0 if mine else methods.index(line.method) + 1
-            colour = COLOURS[rank % len(COLOURS)]
-            marker = "*" if mine else _MARKERS[rank // len(COLOURS)]
-            if line.loss > highest:
-                label = f"{line.method}: {line.loss:.2f}"
-                axes.plot([], [], marker=marker, linestyle="", color=colour, label=label)
-            elif line.flops:
-                cost = line.flops / ours
-                # Methods of equal cost stand side by side, a few per cent apart.
-                cost *= 1 + 0.08 * sum(abs(cost / other - 1) < 0.01 for other in drawn)
-                drawn.append(line.flops / ours)
-                axes.errorbar(
-                    [cost],
-                    [line.loss],
-                    yerr=[line.deviation or 0.0],
-                    fmt=marker,
-                    markersize=14 if mine else 6,
-                    color=colour,
-                    label=line.method,
-                )
-            else:
-                axes.axhline(line.loss, color=colour, linestyle="--", label=line.method)
-        axes.set_xscale("log")
-        axes.set_title(name)
-        axes.set_xlabel("search cost, FLOPs / FastMix's")
-        axes.set_ylabel("target loss, nats per token")
-        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())
+    rows = (len(shown) + 2) // 2
+    figure = new_figure(11, 3.9 * rows)
+    for number, (title, lines) in enumerate(shown.items(), start=1):
+        axes = figure.add_subplot(rows, 2, number)
+        axes.set_title(title, loc="left", fontsize=12.5, color=TEXT, parse_math=False)
+        _draw(axes, lines)
+    methods = {line.method for lines in shown.values() for line in lines}
+    handles = [
+        Line2D([], [], **_marked(method), label=words)
+        for method, words in SEARCHED.items()
+        if method in methods
+    ]
+    legend = figure.add_subplot(rows, 2, len(shown) + 1)
+    legend.axis("off")
+    legend.legend(handles=handles, loc="center left", frameon=False, fontsize=12, labelspacing=0.7)
+    write_png(figure, path)
+
+
+def _draw(axes: Axes, lines: Sequence[MethodLine]) -> None:
+    highest = _highest(lines)
+    ours = next((line.flops for line in lines if line.method == FASTMIX), 1.0)
+    drawn: list[float] = []
+    above: list[str] = []
+    for line in sorted(lines, key=lambda line: (line.flops, line.loss)):
+        searched = line.method in SEARCHED
+        words = SEARCHED[line.method] if searched else line.method
+        if line.loss > highest:
+            above.append(f"↑ {words}: {line.loss:.2f}")
+        elif searched:
+            cost = line.flops / ours
+            # Methods of equal cost stand side by side, some per cent apart.
+            close = sum(abs(cost / other - 1) < 0.01 for other in drawn)
+            drawn.append(cost)
+            axes.errorbar(
+                [cost * 1.11**close],
+                [line.loss],
+                yerr=[line.deviation or 0.0],
+                **_marked(line.method),
+            )
+        else:
+            place = FREE.index(line.method)
+            dashes = ((4.0, 0.0), *DASHES[1:])[place]
+            axes.axhline(line.loss, color=FAINT, linewidth=1.3, linestyle=(0, dashes), zorder=1)
+            axes.annotate(
+                line.method,
+                xy=(0.42 + 0.15 * place, line.loss),  # lines may lie close together
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9.5,
+                color=FAINT,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+                zorder=2,
+            )
+    plain(axes, "search cost, × FastMix's", "target loss, nats per token", size=10.5)
+    axes.set_xscale("log")
+    axes.set_xticks(COSTS, [f"×{cost:g}" for cost in COSTS])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(0.42, 110)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.07 * len(above) * (high - low))
+    for number, text in enumerate(above):
+        axes.annotate(
+            text,
+            xy=(0.99, 0.98 - 0.07 * number),
+            xycoords="axes fraction",
+            ha="right",
+            va="top",
+            fontsize=9.5,
+            color=TEXT,
+        )
+
+
+def _marked(method: str) -> dict[str, Any]:
+    mine = method == FASTMIX
+    place = list(SEARCHED).index(method)
+    return {
+        "color": styled(place)["color"],
+        "marker": "*" if mine else "osD^"[place % 4],
+        "markersize": 15 if mine else 7,
+        "linestyle": "",
+        "zorder": 3,
+    }
 
 
 def _highest(lines: Sequence[MethodLine]) -> float:
@@ -81,4 +137,8 @@ def _highest(lines: Sequence[MethodLine]) -> float:
     losses = [line.loss for line in lines]
     base = next((line.loss for line in lines if line.method == UNIFORM), max(losses))
     best = min(losses)
-    return base + 2 * (base - best) if base > best else max(losses)
+    if base <= best:
+        return max(losses)
+    limit = base + 2 * (base - best)
+    # Bars reach further, and what lies within their reach costs nothing.
+    return max(line.loss + (line.deviation or 0.0) for line in lines if line.loss <= limit)

@@ -1,20 +1,16 @@
-"""Search cost against target loss, drawn without a display."""
+"""Search cost against target loss."""
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.lab.comparison.rows import Row
 from megatron_fastmix.lab.comparison.statistics import by_mixture
-from megatron_fastmix.report.plots import COLOURS
+from megatron_fastmix.report.drawing import new_figure, plain, write_png
+from megatron_fastmix.report.palette import COLOURS
 
 
 def plot_comparison(rows: Sequence[Row], search_flops: Mapping[str, float], path: Path) -> None:
@@ -23,8 +19,7 @@ def plot_comparison(rows: Sequence[Row], search_flops: Mapping[str, float], path
     A dot is a row. Uniform and proportional cost nothing and are lines. The best of the first n
     random draws costs n trainings: a random search.
     """
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 4.6)
     axes = figure.add_subplot()
     training = fmean([row.flops for row in rows])
     for colour, kind in zip(COLOURS, ("uniform", "proportional"), strict=False):
@@ -49,11 +44,12 @@ def plot_comparison(rows: Sequence[Row], search_flops: Mapping[str, float], path
     learned = [row for row in rows if row.kind == "learned"]
     if learned:
         costs = [search_flops[row.mixture] / training for row in learned]
-        axes.plot(costs, [row.loss for row in learned], "o", color=COLOURS[6], label="learned")
-    axes.set_xlabel("cost of finding the mixture, in trainings of the target model")
-    axes.set_ylabel("target loss, nats per token")
+        axes.plot(costs, [row.loss for row in learned], "o", color=COLOURS[4], label="learned")
+    plain(
+        axes,
+        "cost of finding the mixture, in trainings of the target model",
+        "target loss, nats per token",
+    )
     axes.set_xlim(left=0)
-    axes.legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())
+    axes.legend(fontsize=11, frameon=False)
+    write_png(figure, path)

@@ -40,6 +40,8 @@ class Variant:
 class Scenario:
     """One configuration file; its name is the file's stem."""
 
+    title: str = ""
+    """In words, for pictures; empty: its name."""
     search: SearchConfig
     """Sources, targets, proxy and training, the same for every method; `mixture` and
     `hypergradient` are FastMix's own."""
