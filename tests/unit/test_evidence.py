@@ -1,0 +1,93 @@
+"""The table of methods in the evidence says what its rows say, and needs no data."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from megatron_fastmix.cli import main as cli
+from megatron_fastmix.lab.baselines.registry import METHODS
+from megatron_fastmix.lab.comparison.method_plot import SEARCHED
+from megatron_fastmix.lab.comparison.method_table import behind
+from megatron_fastmix.lab.comparison.methods import MethodComparison
+from megatron_fastmix.lab.comparison.scenario import load_scenario
+
+ROOT = Path(__file__).parents[2]
+ROWS = ROOT / "tools" / "method_rows"
+COLUMNS = (
+    *("pretrain_one_target", "pretrain_targets_mean", "pretrain_targets_worst"),
+    *("pretrain_questions", "fine_tuning"),
+)
+
+
+def lines_of(name, seeds, tmp_path):
+    scenario = load_scenario(ROOT / "configs" / "methods" / f"{name}.yaml")
+    comparison = MethodComparison(
+        name,
+        scenario,
+        scenario.choose(None, name),
+        seeds=range(1, seeds + 1),
+        rows=ROWS,
+        work=tmp_path,
+        workers=1,
+    )
+    return {line.method: line for line in comparison.lines()}
+
+
+@pytest.fixture(scope="module")
+def written():
+    """The cells of the table by method, without emphasis and with the ASCII minus."""
+    text = (ROWS / "README.md").read_text().replace("**", "").replace("−", "-")
+    cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    by_words = {words: method for method, words in SEARCHED.items()}
+    return {
+        method: row[1:]
+        for row in cells
+        if (method := by_words.get(row[0], row[0])) in METHODS and len(row) == len(COLUMNS) + 2
+    }
+
+
+def test_the_table_of_methods_is_that_of_the_rows(written, tmp_path):
+    assert sorted(written) == sorted(METHODS)
+    for column, name in enumerate(COLUMNS):
+        sign = "+" if name == "pretrain_targets_worst" else ""
+        for method, line in lines_of(name, 3, tmp_path).items():
+            if method in METHODS:
+                expected = f"{line.loss:{sign}.3f} ± {line.deviation:.3f}"
+                assert written[method][column] == expected, (name, method)
+
+
+def test_the_settings_are_compared_seed_by_seed(tmp_path):
+    lines = lines_of("ablations", 6, tmp_path)
+    text = (ROWS / "README.md").read_text().replace("−", "-")
+    ours = lines["fastmix"]
+    assert f"{ours.loss:.3f}" in text
+    for setting, said in (
+        *((f"inner_steps={n}", rf"\b{n}: ") for n in (1, 5, 20, 40)),
+        *((f"lr={lr}", f"lr {lr}: ") for lr in ("0.25", "1")),
+        *((f"optimizer=adam_lr={lr}", f"Adam {lr}: ") for lr in ("0.1", "0.5")),
+        ("optimizer=mirror_descent", "mirror_descent 1000: "),
+        ("optimizer=sgd", "SGD 5000: "),
+        *((f"estimator={name}", f"{name}: ") for name in ("per_source", "last_layer")),
+        ("preconditioner=adam", r"\| adam: "),
+        *((f"beta={beta}", rf"[|;] {beta}: ") for beta in ("0.1", "0.2", "0.3")),
+        *((f"lambda={value}", f"{value}: ") for value in ("1e-5", "1e-4")),
+        ("probe=even", "even: "),
+        ("weighting=sampling", "sampling: "),
+        ("averaging=last", "last iterate: "),
+        ("averaging=all", "; all: "),
+        ("proxy=1x32", "1 × 32: "),
+        ("proxy=4x128", "4 × 128: "),
+        ("uniform", r"\(the uniform mixture\) \| \| "),
+    ):
+        difference, error = behind(lines[setting], ours)
+        assert re.search(rf"{said}{re.escape(f'{difference:+.2f} ± {error:.2f}')}", text), setting
+
+
+def test_the_command_needs_no_data(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    files = [str(file) for file in sorted((ROOT / "configs" / "methods").glob("*.yaml"))]
+    arguments = ["compare-methods", "--table-only", "--output", str(ROWS), "--scenario", *files]
+    assert cli.main(arguments) == 0
+    assert re.search(r"^fastmix +4\.1027  ± 0\.0513 +3 +100%", capsys.readouterr().out, re.M)
+    assert list(tmp_path.iterdir()) == []
