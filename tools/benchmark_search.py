@@ -2,20 +2,19 @@
 
 import os
 import sys
-import warnings
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from megatron_fastmix.program import run_program
 
-def main() -> int:
-    """Returns the exit code."""
-    warnings.simplefilter("ignore")  # Megatron's and DeepSpeed's, of deprecations among themselves
-    from megatron_fastmix.lab.benchmarks.search import Settings, measure
-    from megatron_fastmix.lab.benchmarks.tool import run_benchmark
 
-    return run_benchmark("benchmark_search", __doc__, Settings, measure)
+def main() -> None:
+    from megatron_fastmix.lab.benchmarks import search
+    from megatron_fastmix.lab.benchmarks.program import run_benchmark
+
+    run_benchmark(__doc__, search.Settings, search.measure)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "benchmark_search"))

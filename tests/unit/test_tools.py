@@ -3,14 +3,16 @@
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import megatron_fastmix
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.lab.benchmarks.tool import run_benchmark
+from megatron_fastmix.lab.benchmarks.program import run_benchmark
 from megatron_fastmix.lab.figures import Figure
+from megatron_fastmix.program import run_program
 
 TOOLS = sorted((Path(__file__).parents[2] / "tools").glob("*.py"))
 
@@ -48,7 +50,8 @@ def measure(folder, settings, report):
 
 def run(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
-    return run_benchmark("benchmark", "What it measures.", Settings, measure)
+    benchmark = partial(run_benchmark, "What it measures.", Settings, measure)
+    return run_program(benchmark, "benchmark")
 
 
 def test_a_benchmark_prints_a_table_and_writes_the_same(tmp_path, monkeypatch, capsys):

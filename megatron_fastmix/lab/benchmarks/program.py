@@ -1,0 +1,45 @@
+"""The program around a benchmark: its settings as flags, a table, and the figures as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from megatron_fastmix.lab.figures import Figure, table, write_figures
+
+
+def run_benchmark(
+    description: str | None,
+    settings_class: Any,
+    measure: Callable[[Path, Any, Callable[[str], None]], Sequence[Figure]],
+) -> None:
+    """Runs `measure(scratch folder, settings, report)`.
+
+    Every field of the dataclass `settings_class` is a flag, of the type of its default (None:
+    text). Prints the figures as a table and, with `--json FILE`, writes them. Raises what `measure`
+    raises.
+    """
+    warnings.simplefilter("ignore")  # Megatron's and DeepSpeed's, of deprecations among themselves
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", metavar="FILE", help="for the figures, with machine and versions")
+    for key, default in vars(settings_class()).items():
+        flag, one = f"--{key.replace('_', '-')}", default
+        many: dict[str, Any] = {}
+        if isinstance(default, tuple):
+            one, many = default[0], {"nargs": "+"}
+        kind = str if one is None else type(one)
+        parser.add_argument(flag, type=kind, default=default, **many)
+    arguments = vars(parser.parse_args())
+    file = arguments.pop("json")
+    settings = settings_class(**arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(Path(folder), settings, lambda line: print(line, file=sys.stderr))
+    print(table(figures))
+    if file:
+        write_figures(file, figures, **asdict(settings))
