@@ -21,6 +21,10 @@ class EngineConfig:
     """Ranks that share each layer (Megatron's flag)."""
     pipeline_model_parallel_size: int = 1
     """Must be 1: DeepSpeed's ZeRO 2 and 3 exclude pipelines, and a proxy fits without."""
+    deepspeed_config: str | None = None
+    """JSON file of DeepSpeed's own settings, such as zero_optimization.offload_optimizer or bucket
+    sizes. What contradicts the search's settings or what its outer step cannot stand is refused by
+    name."""
     distributed_timeout_minutes: int = 10
     """Longest wait in a collective before the run is stopped (Megatron's flag)."""
 

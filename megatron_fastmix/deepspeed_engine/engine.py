@@ -8,6 +8,7 @@ import torch
 
 from megatron_fastmix.config import SearchConfig, TrainingConfig
 from megatron_fastmix.deepspeed_engine.preconditioner import AdamPreconditioner
+from megatron_fastmix.deepspeed_engine.settings import zero_config
 from megatron_fastmix.deepspeed_engine.sharded_parameters import ShardedParameters
 from megatron_fastmix.mixture.schedule import scheduled_rate
 from megatron_fastmix.parallel.groups import DataParallelGroup
@@ -70,21 +71,6 @@ def learning_rate(training: TrainingConfig, step: int) -> float:
         total=training.train_iters,
         style=training.lr_decay_style,
     )
-
-
-def zero_config(config: SearchConfig, data_parallel_size: int) -> dict[str, Any]:
-    """DeepSpeed's configuration."""
-    return {
-        "train_batch_size": config.training.global_batch_size,
-        "train_micro_batch_size_per_gpu": config.training.micro_batch_size,
-        "gradient_accumulation_steps": config.accumulation_steps(data_parallel_size),
-        "gradient_clipping": config.training.clip_grad,
-        "zero_optimization": {"stage": config.engine.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": config.engine.dtype == "bf16"},
-        "steps_per_print": 1 << 60,
-        "wall_clock_breakdown": False,
-    }
 
 
 def engine_parameters(

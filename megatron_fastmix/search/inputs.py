@@ -11,6 +11,7 @@ from megatron_fastmix.corpus.answer_rows import AnswerRows, is_answer_only, read
 from megatron_fastmix.corpus.indexed_files import check_vocabulary, inspect_indexed_dataset
 from megatron_fastmix.corpus.manifest import check_same_tokenizer
 from megatron_fastmix.corpus.tokenizers import Tokenizer, load_tokenizer
+from megatron_fastmix.deepspeed_engine.settings import zero_config
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.proxy.starting_point import check_starting_point
 from megatron_fastmix.result.sizes import Size
@@ -55,7 +56,7 @@ class Inputs:
 
 def check_inputs(config: SearchConfig, ranks: int) -> Inputs:
     """Opens the tokenizer and every dataset. Raises `ConfigError` or `DataError`."""
-    config.accumulation_steps(config.data_parallel_size(ranks))
+    zero_config(config, config.data_parallel_size(ranks))
     check_trackers(config.output)
     tokenizer = load_tokenizer(config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model)
     check_starting_point(config.proxy, config.tokenizer, tokenizer.vocab_size)
