@@ -1,0 +1,242 @@
+"""An unmodified script on a mixture, with `megatron.training`'s own arguments, loader and steps."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("megatron.training", reason="megatron.training comes with megatron-core 0.19")
+
+import megatron.training.training  # noqa: F401
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule
+from megatron_fastmix.lab.forked_ranks import run_ranks
+from megatron_fastmix.megatron.__main__ import main
+from tests.conftest import SEQ_LENGTH, SOURCES
+
+SCRIPT = Path(__file__).with_name("pretrain_tiny.py")
+START = {"forward": 0.5, "backward": 0.25, "noise": 0.25}
+MOVED = {"forward": 0.0, "backward": 0.25, "noise": 0.75}
+BATCH = 8
+FIXED = f"""
+--num-layers 1 --hidden-size 32 --num-attention-heads 2 --seq-length {SEQ_LENGTH}
+--max-position-embeddings {SEQ_LENGTH} --micro-batch-size 2 --lr 1e-2
+--tokenizer-type NullTokenizer --vocab-size 300 --transformer-impl local
+--no-gradient-accumulation-fusion --no-persist-layer-norm --no-bias-swiglu-fusion
+--no-masked-softmax-fusion --distributed-backend gloo --split 90,10,0 --eval-iters 0
+--log-interval 2 --num-workers 1 --save-interval 2 --ckpt-format torch
+""".split()
+
+
+class Runs:
+    """Runs of one data set; `flags` come after the fixed ones."""
+
+    def __init__(self, corpora: Path, folder: Path) -> None:
+        self.corpora, self.folder = corpora, folder
+
+    def schedule(self, name: str, *changes: tuple[int, dict[str, float]]) -> Path:
+        path = self.folder / name
+        entries = tuple(Change(at_sample=at, weights=weights) for at, weights in changes)
+        WeightSchedule(changes=entries).write(path)
+        return path
+
+    def command(self, schedule: Path, output: Path, *flags: str, batch: int = BATCH) -> list[str]:
+        output.mkdir(exist_ok=True)
+        # Not in the mixture's order, and with weights that the mixture's replace.
+        blend = [part for name in reversed(SOURCES) for part in ("1", str(self.corpora / name))]
+        return [
+            str(SCRIPT),
+            *FIXED,
+            f"--global-batch-size={batch}",
+            f"--tiny-output={output}",
+            f"--data-cache-path={self.folder / 'cache'}",
+            f"--tensorboard-dir={output / 'tensorboard'}",
+            "--data-path",
+            *blend,
+            *flags,
+            f"--fastmix-schedule={schedule}",
+            *(f"--fastmix-source={name}={self.corpora / name}" for name in SOURCES),
+        ]
+
+    def run(
+        self, ranks: int, name: str, schedule: Path, *flags: str, batch: int = BATCH
+    ) -> tuple[list[str], list[list[tuple[int, float, int]]]]:
+        """What each rank printed, and the (source, loss, tokens) of every sample that it saw."""
+        output = self.folder / name
+        printed = run_ranks(ranks, start, self.command(schedule, output, *flags, batch=batch))
+        seen = [json.loads((output / f"{rank}.json").read_text()) for rank in range(ranks)]
+        return printed, seen
+
+
+@pytest.fixture
+def runs(corpora, tmp_path):
+    return Runs(corpora, tmp_path)
+
+
+def start(arguments: list[str]) -> str:
+    sys.argv = ["megatron_fastmix.megatron", *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        main()
+    return printed.getvalue()
+
+
+def tensorboard(folder: Path) -> dict[str, dict[int, float]]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {
+        tag: {event.step: event.value for event in events.Scalars(tag)}
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def sources_in_order(seen: list[list[tuple[int, float, int]]], data_size: int) -> list[int]:
+    """The source of every sample of a run in the order of its numbers."""
+    micro = 2
+    rows = [rank for rank in seen if rank]
+    assert len(rows) == data_size
+    return [
+        rows[rank][at + row][0]
+        for at in range(0, len(rows[0]), micro)
+        for rank in range(data_size)
+        for row in range(micro)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "tensor", "weighting"),
+    [(1, 1, "sampling"), (2, 1, "sampling"), (2, 2, "loss"), (4, 2, "sampling"), (4, 1, "loss")],
+)
+def test_losses_by_source_are_those_of_the_batches_dataset_ids(runs, ranks, tensor, weighting):
+    schedule = runs.schedule("static.yaml", (0, START))
+    printed, seen = runs.run(
+        ranks,
+        "out",
+        schedule,
+        f"--fastmix-weighting={weighting}",
+        f"--tensor-model-parallel-size={tensor}",
+        "--calculate-per-token-loss",
+        "--train-iters=4",
+    )
+    scalars = tensorboard(runs.folder / "out" / "tensorboard")
+    for half, iteration in enumerate((2, 4)):
+        sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+        for rank in seen:
+            for at, (source, loss, tokens) in enumerate(rank):
+                if at < len(rank) * (half + 1) // 2:
+                    sums[source][2] += 1
+                    if at >= len(rank) * half // 2:
+                        sums[source][0] += loss
+                        sums[source][1] += tokens
+        for source, name in enumerate(START):
+            loss, tokens, draws = sums[source]
+            shown = scalars[f"fastmix loss/{name}"][iteration]
+            assert shown == pytest.approx(loss / tokens, rel=1e-5)
+            assert scalars[f"fastmix tokens/{name}"][iteration] == draws * SEQ_LENGTH
+            assert scalars[f"fastmix weight/{name}"][iteration] == pytest.approx(START[name])
+            assert scalars[f"fastmix epochs/{name}"][iteration] > 0
+    lines = re.findall(r"fastmix, by source at iteration +(\d+) \| forward: loss", printed[-1])
+    assert lines == ["2", "4"]
+    assert not any("fastmix, by source" in text for text in printed[:-1])
+    drawn = sources_in_order(seen, ranks // tensor)
+    asked = {"sampling": [16, 8, 8], "loss": [11, 11, 11]}[weighting]
+    assert all(abs(drawn.count(source) - count) <= 1 for source, count in enumerate(asked))
+
+
+def test_every_layout_draws_the_same_samples_of_a_schedule(runs):
+    schedule = runs.schedule("moving.yaml", (0, START), (2 * BATCH, MOVED))
+    flags = ["--train-iters=4"]
+    alone = sources_in_order(runs.run(1, "one", schedule, *flags)[1], 1)
+    pair = sources_in_order(runs.run(2, "two", schedule, *flags)[1], 2)
+    assert alone == pair
+    assert [alone[: 2 * BATCH].count(source) for source in range(3)] == [8, 4, 4]
+    assert [alone[2 * BATCH :].count(source) for source in range(3)] == [0, 4, 12]
+
+
+def test_a_resumed_run_draws_on_from_its_checkpoint(runs):
+    schedule = runs.schedule("moving.yaml", (0, START), (2 * BATCH, MOVED))
+    saved = runs.folder / "saved"
+    saved.mkdir()
+    _, straight = runs.run(2, "straight", schedule, "--train-iters=4", f"--save={saved}")
+    _, resumed = runs.run(2, "resumed", schedule, "--train-iters=4", f"--load={saved / '2.pt'}")
+    for whole, part in zip(straight, resumed, strict=True):
+        assert part == whole[len(whole) // 2 :]
+    # A global batch of another size draws the same samples, in the blocks of before.
+    _, larger = runs.run(
+        2, "larger", schedule, "--train-iters=3", f"--load={saved / '2.pt'}", batch=2 * BATCH
+    )
+    assert sources_in_order(larger, 2) == sources_in_order(resumed, 2)
+
+
+def test_another_mixture_on_resume_is_refused_or_holds_from_there_on(runs):
+    schedule = runs.schedule("static.yaml", (0, START))
+    other = runs.schedule("other.yaml", (0, MOVED))
+    saved = runs.folder / "saved"
+    saved.mkdir()
+    runs.run(1, "first", schedule, "--train-iters=2", f"--save={saved}")
+    flags = ["--train-iters=4", f"--load={saved / '2.pt'}"]
+    with pytest.raises(AssertionError, match=r"forward has 0\.5 from sample 0 on, now 0"):
+        runs.run(1, "refused", other, *flags)
+    with pytest.raises(AssertionError, match=r"another --seed \(1234, now 7\)"):
+        runs.run(1, "refused", schedule, *flags, "--seed=7")
+    _, seen = runs.run(1, "changed", other, *flags, "--fastmix-accept-changes")
+    drawn = sources_in_order(seen, 1)
+    assert [drawn.count(source) for source in range(3)] == [0, 4, 12]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--fastmix-weighting=loss"], "cancels the weights; add --calculate-per-token-loss"),
+        (["--dataloader-type=cyclic"], "--dataloader-type cyclic shuffles"),
+        (["--dataloader-type=external"], "--dataloader-type external reads data"),
+        (["--fastmix-source=nose=/d/nose"], "--fastmix-source nose: no such source"),
+        (["--fastmix-wieghting=loss"], "--fastmix-wieghting=loss: no such flag"),
+    ],
+)
+def test_arguments_that_would_cancel_the_mixture_are_refused(runs, flags, message):
+    schedule = runs.schedule("static.yaml", (0, START))
+    with pytest.raises(AssertionError, match=re.escape(message)):
+        runs.run(1, "refused", schedule, "--train-iters=2", *flags)
+
+
+def test_a_blend_that_differs_from_the_mixture_is_named(runs):
+    schedule = runs.schedule("static.yaml", (0, START))
+    command = runs.command(schedule, runs.folder / "out", "--train-iters=2")
+    place = command.index("--data-path")
+    one = [*command[: place + 6], "/d/else", *command[place + 7 :]]
+    with pytest.raises(AssertionError, match=r"no source of the mixture: /d/else; sources without"):
+        run_ranks(1, start, one)
+    blend = [part for part in command[place : place + 7] if part != "1"]
+    unweighted = [*command[:place], *blend, *command[place + 7 :]]
+    with pytest.raises(AssertionError, match="without weights: Megatron then reads each sample"):
+        run_ranks(1, start, unweighted)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_script_as_a_user_would(runs):
+    schedule = runs.schedule("static.yaml", (0, START))
+    command = runs.command(schedule, runs.folder / "out", "--train-iters=2")
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--local-addr", "127.0.0.1", "--nproc-per-node", "2"),
+            *("-m", "megatron_fastmix.megatron", *command),
+        ],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "fastmix, by source at iteration        2" in ended.stdout

@@ -1,0 +1,155 @@
+"""Datasets told by their paths, and sources of several datasets."""
+
+import logging
+
+import numpy as np
+import pytest
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.blended_megatron_dataset_config import BlendedMegatronDatasetConfig
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.megatron_dataset import MegatronDataset
+from megatron.core.datasets.utils import Split
+
+from megatron_fastmix import blend
+from megatron_fastmix.blend import LiveMixture
+from megatron_fastmix.blend.shards import Shards
+from megatron_fastmix.blend.source_paths import match_sources
+from megatron_fastmix.corpus.tokenizers import load_tokenizer
+from megatron_fastmix.errors import DataError
+from tests.conftest import SEQ_LENGTH
+
+
+@pytest.fixture(autouse=True)
+def no_patch_stays():
+    yield
+    blend.uninstall()
+
+
+def test_prefixes_folders_and_patterns_find_their_sources():
+    sources = {"web": ["/d/web"], "code": ["/d/code_*"], "books": ["/d/books", "/e/more"]}
+    prefixes = ["/d/code_1", "/d/books/one", "/d/../d/web", "/e/more", "/d/code_0"]
+    assert match_sources(sources, prefixes) == {"web": [2], "code": [0, 4], "books": [1, 3]}
+
+
+def test_a_link_is_what_it_leads_to(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    found = match_sources({"web": [str(tmp_path / "link/web")]}, [str(tmp_path / "real/web")])
+    assert found == {"web": [0]}
+
+
+def test_moved_data_is_told_by_the_last_part_and_said(caplog):
+    sources = {"web": ["/old/web_text"], "code": ["/old/code"]}
+    with caplog.at_level(logging.WARNING):
+        assert match_sources(sources, ["/new/code", "/new/web_text"]) == {"web": [1], "code": [0]}
+    assert "/new/web_text is taken for source web" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("sources", "prefixes", "message"),
+    [
+        ({"a": ["/d/a"]}, ["/d/a", "/d/b"], "no source of the mixture: /d/b"),
+        ({"a": ["/d/a"], "b": ["/d/b"]}, ["/d/a"], r"without a dataset in the blend: b \(/d/b\)"),
+        ({"a": ["/d/a"]}, ["/d/a", "/d/./a"], "more than once"),
+        ({"a": ["/d"], "b": ["/d/x*"]}, ["/d/x1"], "belongs to the sources a, b"),
+        ({"a": ["/d/t"], "b": ["/e/t"]}, ["/n/t", "/n/b"], "no source of the mixture: /n/t"),
+    ],
+)
+def test_differences_are_named(sources, prefixes, message):
+    with pytest.raises(DataError, match=message):
+        match_sources(sources, prefixes)
+
+
+def test_a_source_without_weight_may_have_no_dataset():
+    sources = {"a": ["/d/a"], "b": ["/d/b"]}
+    assert match_sources(sources, ["/d/a"], optional=["b"]) == {"a": [0]}
+
+
+def build(prefixes, mixture, sources, size=120, **options):
+    config = GPTDatasetConfig(
+        random_seed=5,
+        sequence_length=SEQ_LENGTH,
+        blend=(prefixes, [1.0] * len(prefixes)),
+        split="100,0,0",
+        tokenizer=load_tokenizer("ByteLevelTokenizer"),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    with blend.install(mixture, weighting="sampling", sources=sources, **options):
+        sizes = [size, 0, 0]
+        return BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, config).build()[0]
+
+
+def test_the_order_of_data_path_does_not_matter(corpora):
+    names = ["forward", "backward", "noise"]
+    mixture = LiveMixture(dict(zip(names, (0.5, 0.25, 0.25), strict=True)), block_size=8)
+    paths = {name: [str(corpora / name)] for name in names}
+    built = []
+    orders = (names, list(reversed(names)))
+    for order in orders:
+        build([str(corpora / n) for n in order], mixture, paths, on_build=built.append)
+    one, two = built
+    assert [d.dataset_path for d in one.datasets] == [d.dataset_path for d in two.datasets]
+    for i in range(0, 120, 7):
+        assert one[i]["dataset_id"] == two[i]["dataset_id"] == one.source_of(i)
+        assert one[i]["tokens"].tolist() == two[i]["tokens"].tolist()
+
+
+def test_shards_are_one_source_and_each_sample_comes_once_an_epoch(corpora):
+    shards = [str(corpora / name) for name in ("noise", "noise_too")]
+    mixture = LiveMixture({"forward": 0.5, "noise": 0.5}, block_size=8)
+    sources = {"forward": [str(corpora / "forward")], "noise": [str(corpora / "noise*")]}
+    train = build([*shards, str(corpora / "forward")], mixture, sources, size=4000)
+    assert [type(dataset) for dataset in train.datasets] == [Shards, Shards]
+    source = train.datasets[1]
+    size = sum(len(dataset) for dataset in source.datasets)
+    assert len(source) == train.epoch_sizes[1] == size
+    tokens = [tuple(train.sample("train", 1, i)["tokens"].tolist()) for i in range(size)]
+    whole = [tuple(d[i]["tokens"].tolist()) for d in source.datasets for i in range(len(d))]
+    assert sorted(tokens) == sorted(whole)
+    assert train.draws_before(800) == {"forward": 400, "noise": 400}
+    assert int(train[0]["dataset_id"]) in (0, 1)
+
+
+class Asked(MegatronDataset):
+    """As Megatron's SFTDataset: as long as asked for, by rows that are read again and again."""
+
+    @staticmethod
+    def build_low_level_dataset(dataset_path, config):
+        return range(int(dataset_path.rpartition("-")[2]))
+
+    @staticmethod
+    def numel_low_level_dataset(low_level_dataset):
+        return len(low_level_dataset)
+
+    def __len__(self):
+        return self.num_samples
+
+    def __getitem__(self, idx):
+        return {"number": int(self.indices[idx % len(self.indices)])}
+
+
+def test_a_class_without_a_length_of_its_own_has_its_rows_as_an_epoch():
+    config = BlendedMegatronDatasetConfig(
+        random_seed=3, sequence_length=4, blend=(["a-30", "b-50"], [1.0, 1.0]), split="100,0,0"
+    )
+    mixture = LiveMixture({"a": 0.5, "b": 0.5}, block_size=10)
+    with blend.install(mixture, weighting="sampling"):
+        train = BlendedMegatronDatasetBuilder(Asked, [200, 0, 0], lambda: True, config).build()[0]
+    assert train.split is Split.train
+    assert train.epoch_sizes == [30, 50]
+    read = [(int(train[i]["dataset_id"]), train[i]["number"]) for i in range(200)]
+    assert sorted(np.bincount([n for k, n in read if k == 1])) == [2] * 50
+
+
+def test_an_update_past_the_end_of_the_blend_is_warned_of(corpora, caplog):
+    mixture = LiveMixture({"forward": 0.5, "noise": 0.5}, block_size=8)
+    sources = {name: [str(corpora / name)] for name in mixture.names}
+    train = build([str(corpora / name) for name in mixture.names], mixture, sources, size=40)
+    # The first draw of a cyclic loader may be the last sample.
+    train[len(train) - 1]
+    with caplog.at_level(logging.WARNING):
+        mixture.update({"forward": 0.1, "noise": 0.9})
+    assert "past the end of the blend (40 samples)" in caplog.text
