@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.export import learned_phases
 from megatron_fastmix.export.adjustment import Adjustment
 from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.notes import change_table, notes
 from megatron_fastmix.export.registry import FORMATS, find_format
-from megatron_fastmix.result.mixture_file import read_mixture
+from megatron_fastmix.result.mixture_file import MixtureFile, read_mixture
 from megatron_fastmix.result.rounding import DEFAULT_DECIMALS
 
 HELP = "write a learned mixture in the format of a training tool"
@@ -25,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", default="megatron-data-args", help="name of the format; `list` prints all"
     )
-    parser.add_argument("--output", metavar="FILE", help="file to write; standard output without")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="file to write; standard output without; the folder of --phases",
+    )
     parser.add_argument(
         "--decimals",
         type=int,
@@ -34,6 +40,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--allow-partial", action="store_true", help="export a run that is not finished"
+    )
+    phase = parser.add_argument_group(
+        "phases",
+        "two mixtures that follow each other, in the forms of Megatron-LM, Nemotron and "
+        "--fastmix-schedule, written into the folder --output",
+    )
+    phase.add_argument(
+        "--phases",
+        type=float,
+        metavar="FRACTION",
+        help="mean weights over the first part of the run's steps, such as 0.8, and over the rest",
+    )
+    phase.add_argument(
+        "--anneal",
+        metavar="MIXTURE_OR_RUN_DIR",
+        help="with --phases: the learned weights of this run for the rest, and those of the first "
+        "run before",
+    )
+    phase.add_argument(
+        "--global-batch-size", type=int, metavar="SAMPLES", help="of the run to come"
+    )
+    phase.add_argument(
+        "--train-samples",
+        type=int,
+        metavar="SAMPLES",
+        help="of the run to come (default: the mixture's token budget, in samples)",
     )
     change = parser.add_argument_group(
         "corrections", "applied in this order; the change to each weight is printed"
@@ -90,6 +122,8 @@ def run(args: argparse.Namespace) -> int:
             f"{args.mixture}: the run stopped after {mixture.steps} optimizer steps and is not "
             "complete; resume it, or add --allow-partial to export what it has learned so far"
         )
+    if args.phases is not None:
+        return _write_phases(args, mixture)
     adjustment = read_adjustment(args)
     blend = make_blend(
         mixture, chosen.unit(args.rows), decimals=args.decimals, adjustment=adjustment
@@ -112,6 +146,53 @@ def run(args: argparse.Namespace) -> int:
         print(f"wrote {args.output}", file=sys.stderr)
     else:
         sys.stdout.write(text)
+    return 0
+
+
+def _write_phases(args: argparse.Namespace, mixture: MixtureFile) -> int:
+    for flag in ("set", "group", "token_budget", "max_epochs", "min_weight", "rows"):
+        if getattr(args, flag):
+            raise ConfigError(
+                f"--{flag.replace('_', '-')}: does not go with --phases; leave it out"
+            )
+    if args.global_batch_size is None or args.output is None:
+        raise ConfigError("--phases: needs --global-batch-size SAMPLES and --output FOLDER")
+    learned_phases.check_unit(mixture, args.mixture)
+    paths = {source.name: source.path for source in mixture.sources}
+    if args.anneal is None:
+        folder = Path(args.mixture)
+        metrics = (folder if folder.is_dir() else folder.parent) / "metrics.jsonl"
+        main, anneal = learned_phases.trajectory_means(metrics, mixture, args.phases)
+    else:
+        later = read_mixture(args.anneal)
+        learned_phases.check_unit(later, args.anneal)
+        main, anneal = mixture.weights, later.weights
+        for source in later.sources:
+            if paths.setdefault(source.name, source.path) != source.path:
+                raise ConfigError(
+                    f"--anneal {args.anneal}: source {source.name} is {source.path} there and "
+                    f"{paths[source.name]} in {args.mixture}; names must mean the same data"
+                )
+    train_samples = args.train_samples or mixture.token_budget // mixture.seq_length
+    schedule = learned_phases.phase_schedule(
+        main,
+        anneal,
+        fraction=args.phases,
+        train_samples=train_samples,
+        global_batch_size=args.global_batch_size,
+    )
+    written = learned_phases.write_phases(
+        args.output,
+        schedule,
+        paths,
+        train_samples=train_samples,
+        global_batch_size=args.global_batch_size,
+        decimals=args.decimals,
+    )
+    for line in learned_phases.phase_notes(schedule, mixture, args.output):
+        print(line, file=sys.stderr)
+    for path in written:
+        print(f"wrote {path}", file=sys.stderr)
     return 0
 
 

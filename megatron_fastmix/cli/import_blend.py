@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.export.import_blend import read_blend
+from megatron_fastmix.export.import_blend import read_blend, read_named_blend
 
 SECTIONS = {
     "initial_weights": ("mixture", "initial_weights"),
@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "blend",
         metavar="FILE",
-        help="a file of --data-args-path or --per-split-data-args-path, a command line with "
-        "--data-path, or a configuration of NeMo with data_prefix",
+        help="Nemotron's DataBlend, a file of --data-args-path or --per-split-data-args-path, a "
+        "command line with --data-path, or a configuration of NeMo with data_prefix",
     )
     parser.add_argument(
         "--as",
@@ -52,35 +52,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints YAML for a search's configuration. Raises `ConfigError` and `DataError`."""
-    shares = read_blend(args.blend)
+    named = read_named_blend(args.blend)
+    if named is None:
+        shares = read_blend(args.blend)
+    else:
+        shares = {entry.name: entry.share for entry in named}
     open_paths = [path for path in shares if "${" in path]
     if open_paths:
         print(f"note: {open_paths[0]} names a variable; write its value instead", file=sys.stderr)
     section, key = SECTIONS[args.use]
     values: dict[str, Any] = {}
     if args.config is None:
-        names = _names(list(shares))
-        values["sources"] = [
-            {"name": name, "path": path} for name, path in zip(names, shares, strict=True)
-        ]
+        if named is None:
+            pairs = list(zip(_names(list(shares)), shares, strict=True))
+        else:
+            pairs = [(entry.name, entry.path) for entry in named]
+            print(
+                "note: the paths are those of a DataBlend, often of raw text; write in their place "
+                "the prefixes that your tokenized datasets have",
+                file=sys.stderr,
+            )
+        values["sources"] = [{"name": name, "path": path} for name, path in pairs]
         weights = list(shares.values())
     else:
-        weights = _in_order(shares, args)
+        weights = _in_order(shares, args, by_name=named is not None)
     values[section] = {key: [round(weight, SUM_DECIMALS) for weight in weights]}
     sys.stdout.write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     return 0
 
 
-def _in_order(shares: dict[str, float], args: argparse.Namespace) -> list[float]:
-    """The shares in the order of the configuration's sources, which are told by their paths."""
+def _in_order(
+    shares: dict[str, float], args: argparse.Namespace, *, by_name: bool = False
+) -> list[float]:
+    """The shares in the order of the configuration's sources, which are told by their paths, or
+    by their names where the file has names."""
     from megatron_fastmix.config import load_config
 
-    paths = {source.path: source.name for source in load_config(args.config).sources}
+    sources = load_config(args.config).sources
+    paths = {source.name if by_name else source.path: source.name for source in sources}
     strangers = [path for path in shares if path not in paths]
     if strangers:
         raise ConfigError(
-            f"{args.blend}: {strangers[0]} is no source of {args.config}, whose paths are "
-            f"{', '.join(paths)}; write paths the same way in both"
+            f"{args.blend}: {strangers[0]} is no source of {args.config}, whose "
+            f"{'names' if by_name else 'paths'} are {', '.join(paths)}; write them the same way in "
+            "both"
         )
     missing = [path for path in paths if path not in shares]
     floor = args.missing_weight

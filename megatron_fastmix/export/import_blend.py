@@ -11,6 +11,7 @@ from typing import Any
 from megatron_fastmix.config.strict_yaml import parse_yaml
 from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.export.nemotron import DataBlendEntry, is_data_blend, read_data_blend
 from megatron_fastmix.text_files import parse_json, read_text
 
 TRAIN_FLAGS = ("--data-path", "--train-data-path")
@@ -27,6 +28,18 @@ def read_blend(path: str | Path) -> dict[str, float]:
     """
     text = read_text(path, "the blend", fix="give a file that Megatron reads a blend from")
     return parse_blend(_words(text, str(path)), str(path))
+
+
+def read_named_blend(path: str | Path) -> list[DataBlendEntry] | None:
+    """The datasets of Nemotron's `DataBlend`, which have names; None for every other file.
+
+    Raises `DataError` for a file that cannot be read, and for a `DataBlend` that is none.
+    """
+    text = read_text(path, "the blend", fix="give a file that Megatron reads a blend from")
+    if not text.lstrip().startswith("{"):
+        return None
+    value = _parse(text, str(path))
+    return read_data_blend(value, str(path)) if is_data_blend(value) else None
 
 
 def parse_blend(words: Sequence[object], where: str) -> dict[str, float]:

@@ -15,6 +15,7 @@ from megatron_fastmix.export import (
     megatron,
     nanotron,
     nemo,
+    nemotron,
     olmo_core,
     streaming,
 )
@@ -65,6 +66,16 @@ FORMATS: dict[str, Format] = {
     "megatron-bridge": Format(
         render=nemo.megatron_bridge,
         tool="Megatron-Bridge: the section `dataset` of a YAML override",
+    ),
+    "model-optimizer": Format(
+        render=megatron.data_args,
+        tool="NVIDIA Model-Optimizer: data_blend.txt, whose words are distill.py's --data_paths",
+    ),
+    "nemotron": Format(
+        render=nemotron.data_blend,
+        tool="NVIDIA Nemotron: a DataBlend JSON; valid are the search's targets",
+        note="its data preparation tokenizes what a path names; put in each path's place the raw "
+        "text (hf://..., a folder), or pass the .bin/.idx on to training as they are",
     ),
     "nemo-2": Format(
         render=nemo.nemo_2,

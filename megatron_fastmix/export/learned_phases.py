@@ -1,0 +1,172 @@
+"""Two phases from the trajectory of a search, or from two searches: main and anneal."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from megatron_fastmix.atomic_file import write_atomically
+from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule
+from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.export.blend import BlendEntry, round_weights
+from megatron_fastmix.export.megatron_phases import NOTE, phases
+from megatron_fastmix.export.nemotron import entries
+from megatron_fastmix.result.mixture_file import ANSWER_UNIT, MixtureFile
+from megatron_fastmix.run.metrics import read_metrics
+
+EVIDENCE = (
+    "what is known of such phases: a search's weights move because its proxy learns and because "
+    "its optimizer needs time to arrive, and a trajectory does not tell the two apart. It is the "
+    "averaged tail that has been compared with other mixtures; phases have not. Compare them "
+    "(compare-mixtures) before a long run, or learn the anneal by a search of its own, from a "
+    "model that was trained on the first phase (--anneal RUN)"
+)
+
+
+def trajectory_means(
+    metrics: str | Path, mixture: MixtureFile, fraction: float
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean weights of a search over the first `fraction` of its optimizer steps, and over the rest.
+
+    The weights of an outer step hold until the next. Raises `ConfigError` for a fraction that
+    leaves a phase no outer step, and `DataError` for metrics that are not this mixture's.
+    """
+    if not 0 < fraction < 1:
+        raise ConfigError(f"--phases: found {fraction:g}; use a fraction between 0 and 1, as 0.8")
+    moves = [line for line in read_metrics(metrics) if line["kind"] == "outer"]
+    names = [source.name for source in mixture.sources]
+    for line in moves:
+        if set(line.get("weights") or ()) != set(names):
+            raise DataError(
+                f"{metrics}: step {line['step']} has weights of {sorted(line.get('weights') or ())}"
+                f", the mixture of {sorted(names)}; give the run folder that has both"
+            )
+    border = fraction * mixture.steps
+    inside = [sum(line["step"] <= border for line in moves), 0]
+    inside[1] = len(moves) - inside[0]
+    if not all(inside):
+        raise ConfigError(
+            f"--phases {fraction:g}: of {len(moves)} outer steps {inside[0]} fall before step "
+            f"{border:g} and {inside[1]} after it; choose a fraction that leaves both some"
+        )
+    starts = [(0.0, {s.name: s.initial_weight for s in mixture.sources})]
+    starts += [(float(line["step"]), line["weights"]) for line in moves]
+    ends = [at for at, _ in starts[1:]] + [float(mixture.steps)]
+    means = []
+    for first, last in ((0.0, border), (border, float(mixture.steps))):
+        held = [
+            (max(0.0, min(end, last) - max(at, first)), weights)
+            for (at, weights), end in zip(starts, ends, strict=True)
+        ]
+        total = math.fsum(time for time, _ in held)
+        means.append(
+            {n: math.fsum(time * weights[n] for time, weights in held) / total for n in names}
+        )
+    return means[0], means[1]
+
+
+def phase_schedule(
+    main: Mapping[str, float],
+    anneal: Mapping[str, float],
+    *,
+    fraction: float,
+    train_samples: int,
+    global_batch_size: int,
+) -> WeightSchedule:
+    """`main` for the first `fraction` of `train_samples`, to the nearest whole global batch, then
+    `anneal`; weights by name, 0 where a phase lacks a source. Raises `ConfigError`."""
+    if not 0 < fraction < 1:
+        raise ConfigError(f"--phases: found {fraction:g}; use a fraction between 0 and 1, as 0.8")
+    if global_batch_size < 1:
+        raise ConfigError(f"--global-batch-size: found {global_batch_size}; use 1 or more")
+    change = round(fraction * train_samples / global_batch_size) * global_batch_size
+    if not 0 < change < train_samples:
+        raise ConfigError(
+            f"--phases {fraction:g} of {train_samples} samples is no whole batch of "
+            f"{global_batch_size} inside the run; give more --train-samples or another fraction"
+        )
+    names = list(dict.fromkeys([*main, *anneal]))
+    return WeightSchedule(
+        changes=tuple(
+            Change(at_sample=at, weights={name: weights.get(name, 0.0) for name in names})
+            for at, weights in ((0, main), (change, anneal))
+        )
+    )
+
+
+def write_phases(
+    folder: str | Path,
+    schedule: WeightSchedule,
+    paths: Mapping[str, str],
+    *,
+    train_samples: int,
+    global_batch_size: int,
+    decimals: int,
+) -> list[Path]:
+    """Writes the phases in three forms into `folder`, and returns the files.
+
+    `megatron_phases.txt` holds a line of flags for each start of Megatron-LM,
+    `data_blend_phase1.json` and `data_blend_phase2.json` Nemotron's `DataBlend`s, and
+    `schedule.yaml` what `--fastmix-schedule` reads. Raises `ConfigError` and `DataError`.
+    """
+    text = phases(
+        schedule,
+        paths,
+        global_batch_size=global_batch_size,
+        train_samples=train_samples,
+        decimals=decimals,
+    )
+    folder = Path(folder)
+    written = {folder / "megatron_phases.txt": f"# {NOTE}\n{text}"}
+    for number, change in enumerate(schedule.changes, start=1):
+        total = math.fsum(change.weights.values())
+        shares = {name: weight / total for name, weight in change.weights.items()}
+        chosen = [
+            BlendEntry(name=name, path=paths[name], weight=weight, tokens=0)
+            for name, weight in round_weights(shares, decimals).items()
+            if float(weight) > 0
+        ]
+        blend = json.dumps({"datasets": entries(chosen)}, indent=2, ensure_ascii=False)
+        written[folder / f"data_blend_phase{number}.json"] = blend + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, content in written.items():
+            write_atomically(path, content)
+        schedule.write(folder / "schedule.yaml")
+    except OSError as error:
+        raise ConfigError(
+            f"--output: cannot write into {folder}: {error.strerror}; choose another folder"
+        ) from None
+    return [*written, folder / "schedule.yaml"]
+
+
+def phase_notes(schedule: WeightSchedule, mixture: MixtureFile, folder: str | Path) -> list[str]:
+    """What is to be known beside the files: how far the phases differ, against the spread of the
+    weights in the search's tail, and what the evidence says."""
+    one, two = (dict(change.weights) for change in schedule.changes)
+    sums = math.fsum(one.values()), math.fsum(two.values())
+    distance = math.fsum(abs(one[n] / sums[0] - two[n] / sums[1]) for n in schedule.names) / 2
+    spread = math.fsum(source.weight_std for source in mixture.sources) / 2
+    said = [
+        f"the phases differ by {distance:.4f} (half the sum of absolute differences); the weights' "
+        f"standard deviations in the search's tail come to {spread:.4f} in the same measure"
+    ]
+    if distance <= spread:
+        said.append("warning: the phases are not told apart by this search; use its one mixture")
+    file = shlex.quote(str(Path(folder) / "schedule.yaml"))
+    said.append(
+        f"note: in one run: python -m megatron_fastmix.megatron ... --fastmix-schedule {file}"
+    )
+    said.append(f"note: {EVIDENCE}")
+    return said
+
+
+def check_unit(mixture: MixtureFile, where: str | Path) -> None:
+    """Raises `ConfigError` for shares of answer tokens, which no phase of Megatron's takes."""
+    if mixture.unit == ANSWER_UNIT:
+        raise ConfigError(
+            f"{where}: --phases is for mixtures of text; these weights are shares of answer tokens"
+        )

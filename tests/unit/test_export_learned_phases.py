@@ -1,0 +1,122 @@
+"""A trajectory, or two searches, as two phases."""
+
+import json
+import shlex
+
+import pytest
+
+from megatron_fastmix.blend import read_schedule
+from megatron_fastmix.cli.main import main
+from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.export.import_blend import read_named_blend
+from megatron_fastmix.export.learned_phases import phase_schedule, trajectory_means
+from megatron_fastmix.run.metrics import MetricsLog
+
+
+@pytest.fixture
+def run_folder(tmp_path, make_mixture):
+    """A search of 60 steps whose weight of `a` is 0.5, then 0.7 from step 20 and 0.9 from 50 on."""
+    mixture = make_mixture({"a": 0.9, "b": 0.1})
+    mixture.write(tmp_path / "mixture.json")
+    with MetricsLog(tmp_path / "metrics.jsonl") as log:
+        log.write("run", 0)
+        for step, weight in ((20, 0.7), (50, 0.9)):
+            log.write("outer", step, weights={"a": weight, "b": 1 - weight})
+    return tmp_path, mixture
+
+
+def test_phases_are_the_means_over_the_steps_that_weights_hold(run_folder):
+    folder, mixture = run_folder
+    main_phase, anneal = trajectory_means(folder / "metrics.jsonl", mixture, 2 / 3)
+    assert main_phase["a"] == pytest.approx((20 * 0.5 + 20 * 0.7) / 40)
+    assert anneal["a"] == pytest.approx((10 * 0.7 + 10 * 0.9) / 20)
+    assert sum(main_phase.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, 1.5, float("nan")])
+def test_a_fraction_is_between_0_and_1(run_folder, fraction):
+    folder, mixture = run_folder
+    with pytest.raises(ConfigError, match="use a fraction between 0 and 1"):
+        trajectory_means(folder / "metrics.jsonl", mixture, fraction)
+
+
+def test_a_phase_without_an_outer_step_is_refused(run_folder):
+    folder, mixture = run_folder
+    with pytest.raises(ConfigError, match="of 2 outer steps 2 fall before step 54 and 0 after it"):
+        trajectory_means(folder / "metrics.jsonl", mixture, 0.9)
+
+
+def test_metrics_of_other_sources_are_refused(run_folder, make_mixture):
+    folder, _ = run_folder
+    other = make_mixture({"a": 0.5, "c": 0.5})
+    with pytest.raises(DataError, match="step 20 has weights of"):
+        trajectory_means(folder / "metrics.jsonl", other, 0.5)
+
+
+def test_the_change_falls_on_a_whole_batch():
+    schedule = phase_schedule(
+        {"a": 1.0}, {"b": 1.0}, fraction=0.8, train_samples=1024, global_batch_size=64
+    )
+    assert [change.at_sample for change in schedule.changes] == [0, 832]
+    assert dict(schedule.changes[1].weights) == {"a": 0.0, "b": 1.0}
+    with pytest.raises(ConfigError, match="no whole batch of 640"):
+        phase_schedule({"a": 1}, {"b": 1}, fraction=0.2, train_samples=1000, global_batch_size=640)
+
+
+def test_three_forms_of_the_phases_say_the_same(run_folder, capsys):
+    folder, _ = run_folder
+    out = folder / "my phases"
+    call = ["export", str(folder), "--phases", "0.75", "--output", str(out)]
+    assert main([*call, "--global-batch-size", "64", "--train-samples", "6400"]) == 0
+    said = capsys.readouterr().err
+    assert "note: what is known of such phases" in said
+    assert "the phases differ by" in said
+    assert "--fastmix-schedule" in said
+    first, second = read_schedule(out / "schedule.yaml").changes
+    assert second.at_sample == 4800
+    assert first.weights["a"] == pytest.approx((20 * 0.5 + 25 * 0.7) / 45)
+    lines = (out / "megatron_phases.txt").read_text().splitlines()
+    lines = [shlex.split(line) for line in lines if not line.startswith("#")]
+    for line, change, number in zip(lines, (first, second), (1, 2), strict=True):
+        flags, blend = line[: line.index("--data-path")], line[line.index("--data-path") + 1 :]
+        assert flags[:2] == ["--phase-transition-iterations", "75"]
+        assert blend[1::2] == ["/data/a", "/data/b"]
+        assert float(blend[0]) == pytest.approx(change.weights["a"], abs=1e-4)
+        found = read_named_blend(out / f"data_blend_phase{number}.json")
+        assert [(e.name, e.path) for e in found] == [("a", "/data/a"), ("b", "/data/b")]
+        assert found[0].share == pytest.approx(float(blend[0]))
+
+
+def test_the_anneal_may_be_a_search_of_its_own(run_folder, make_mixture, capsys):
+    folder, _ = run_folder
+    later = folder / "anneal.json"
+    make_mixture({"b": 0.4, "c": 0.6}).write(later)
+    out = folder / "out"
+    call = ["export", str(folder), "--phases", "0.5", "--anneal", str(later), "--output", str(out)]
+    call += ["--global-batch-size", "8"]
+    assert main(call) == 0
+    first, second = read_schedule(out / "schedule.yaml").changes
+    assert dict(first.weights) == {"a": 0.9, "b": 0.1, "c": 0.0}
+    assert dict(second.weights) == {"a": 0.0, "b": 0.4, "c": 0.6}
+    # The default length is the token budget: 10,000 tokens of 32.
+    assert second.at_sample == 160
+    blend = json.loads((out / "data_blend_phase1.json").read_text())["datasets"]
+    assert [entry["name"] for entry in blend] == ["a", "b"]
+    make_mixture({"b": 0.4, "c": 0.6}, folder="/elsewhere").write(later)
+    assert main(call) == 2
+    assert "names must mean the same data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--output", "x"], "--phases: needs --global-batch-size"),
+        (["--global-batch-size", "8"], "--phases: needs --global-batch-size"),
+        (["--output", "x", "--global-batch-size", "8", "--set", "a=1"], "--set: does not go with"),
+        (["--output", "x", "--global-batch-size", "0"], "--global-batch-size: found 0"),
+    ],
+)
+def test_phases_that_cannot_be_written_are_refused(run_folder, flags, message, capsys):
+    folder, _ = run_folder
+    assert main(["export", str(folder), "--phases", "0.5", *flags]) == 2
+    assert message in capsys.readouterr().err
