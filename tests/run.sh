@@ -3,8 +3,8 @@
 #   bash tests/run.sh            everything; as root it also installs what tests/multinode needs
 #   bash tests/run.sh quick      lint, types and the tests of seconds (under 3 minutes)
 #   bash tests/run.sh [quick] ARGS...   further arguments go to pytest
-# Where there is another .venv-*, such as one that PYTHON=python3.12 VENV=.venv-3.12 bash
-# launch/install.sh test has made, all but quick first runs the patch layer's tests with its
+# Where there is another .venv-*, such as one that bash tests/second_python.sh has made, all but
+# quick first runs the tests of the patch layer and of Megatron's own scripts with its
 # Megatron-core.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,7 +26,8 @@ if [ ${#select[@]} = 0 ]; then
   for other in .venv-*/bin/python; do
     [ -x "$other" ] && [ "$PWD/$other" != "$bin/python" ] || continue
     echo "with $("$other" -c 'import megatron.core as m; print("megatron-core", m.__version__)' 2> /dev/null):"
-    "$other" -m pytest -q tests/unit/test_blend*.py tests/unit/test_draw_order.py
+    "$other" -m pytest -q tests/unit/test_blend*.py tests/unit/test_draw_order.py \
+      tests/unit/test_megatron*.py tests/megatron_training
   done
 fi
 "$bin/ruff" check .
