@@ -1,0 +1,119 @@
+"""What a run of Megatron goes on from: its checkpoint's history, and what the flags ask for now."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule
+from megatron_fastmix.errors import CheckpointError
+from megatron_fastmix.megatron.options import RunOptions
+from megatron_fastmix.megatron.resume import resumed, run_state
+
+OPTIONS = RunOptions(mixture=Path("r"), max_epochs={"a": 4.0})
+ACCEPTING = RunOptions(mixture=Path("r"), max_epochs={"a": 4.0}, accept_changes=True)
+
+
+def asked(*changes):
+    return WeightSchedule(
+        changes=tuple(
+            Change(at_sample=at, weights=dict(zip("abc", weights, strict=True)))
+            for at, weights in changes
+        )
+    )
+
+
+def go_on(state, schedule, options=OPTIONS, *, consumed=100, seed=1):
+    return resumed(state, schedule, options, seed=seed, consumed=consumed, block_size=16)
+
+
+def state_of(schedule, mixture=None):
+    mixture = mixture or go_on(None, schedule, consumed=0)
+    state = run_state(mixture, schedule, OPTIONS, 1)
+    # Plain values: whatever writes a checkpoint can write them.
+    return json.loads(json.dumps(state))
+
+
+def history(mixture):
+    return [(at, row.round(6).tolist()) for at, row in mixture.history]
+
+
+def test_the_same_flags_go_on_with_what_the_checkpoint_has():
+    schedule = asked((0, (2, 1, 1)), (160, (0, 1, 1)))
+    first = go_on(None, schedule, consumed=0)
+    # A script may move the weights itself; the flags do not know of that.
+    first.update({"a": 1.0, "b": 0.0, "c": 0.0}, at_sample=320)
+    state = state_of(schedule, first)
+    assert history(go_on(state, schedule)) == history(first)
+    assert history(first)[-1] == (320, [1.0, 0.0, 0.0])
+
+
+def test_the_block_size_and_the_order_of_sources_are_the_checkpoints():
+    state = state_of(asked((0, (2, 1, 1))))
+    reordered = WeightSchedule(
+        changes=(Change(at_sample=0, weights={"c": 0.25, "a": 0.5, "b": 0.25}),)
+    )
+    mixture = resumed(state, reordered, OPTIONS, seed=1, consumed=100, block_size=999)
+    assert mixture.block_size == 16
+    assert mixture.names == ["a", "b", "c"]
+    assert mixture.weights.tolist() == [0.5, 0.25, 0.25]
+
+
+def test_changes_to_come_may_be_others():
+    state = state_of(asked((0, (2, 1, 1)), (160, (0, 1, 1))))
+    mixture = go_on(state, asked((0, (2, 1, 1)), (130, (1, 0, 0)), (200, (0, 0, 1))))
+    assert history(mixture) == [
+        (0, [0.5, 0.25, 0.25]),
+        (144, [1.0, 0.0, 0.0]),
+        (208, [0.0, 0.0, 1.0]),
+    ]
+
+
+def test_another_past_is_refused_and_named_or_holds_from_here_on(caplog):
+    state = state_of(asked((0, (2, 1, 1))))
+    other = asked((0, (1, 1, 2)))
+    with pytest.raises(
+        CheckpointError, match=r"a has 0\.5 from sample 0 on, now 0\.25.*sample 112"
+    ):
+        go_on(state, other)
+    with caplog.at_level(logging.WARNING):
+        mixture = go_on(state, other, ACCEPTING)
+    assert history(mixture) == [(0, [0.5, 0.25, 0.25]), (112, [0.25, 0.25, 0.5])]
+    assert "holds from sample 112 on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "seed", "message"),
+    [
+        (RunOptions(max_epochs={"a": 4.0}, weighting="loss"), 1, "weighting .sampling, now loss"),
+        (RunOptions(max_epochs=2.0), 1, r"--fastmix-max-epochs \({'a': 4.0}, now 2.0\)"),
+        (OPTIONS, 2, r"--seed \(1, now 2\)"),
+    ],
+)
+def test_what_would_draw_other_samples_is_refused(options, seed, message):
+    schedule = asked((0, (2, 1, 1)))
+    with pytest.raises(CheckpointError, match=message):
+        go_on(state_of(schedule), schedule, options, seed=seed)
+
+
+def test_other_sources_are_refused_or_begin_anew():
+    state = state_of(asked((0, (2, 1, 1))))
+    other = WeightSchedule(changes=(Change(at_sample=0, weights={"a": 1.0, "d": 1.0}),))
+    with pytest.raises(CheckpointError, match="another list of sources"):
+        go_on(state, other)
+    assert go_on(state, other, ACCEPTING).names == ["a", "d"]
+
+
+def test_a_checkpoint_without_a_mixture_is_said(caplog):
+    with caplog.at_level(logging.WARNING):
+        mixture = go_on(None, asked((0, (2, 1, 1))))
+    assert "its 100 samples were not drawn by this blend" in caplog.text
+    assert np.allclose(mixture.weights, [0.5, 0.25, 0.25])
+
+
+def test_a_state_of_another_release_is_refused():
+    state = state_of(asked((0, (2, 1, 1)))) | {"version": 99}
+    with pytest.raises(CheckpointError, match="version 99, this program reads 1"):
+        go_on(state, asked((0, (2, 1, 1))))
