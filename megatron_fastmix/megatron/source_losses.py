@@ -107,7 +107,8 @@ class SourceLosses:
         sources = sources.to(output.device, non_blocking=True)
         scales = scales.to(output.device, non_blocking=True)
         masks = mask.reshape(rows, -1).float()
-        losses = torch.nan_to_num(output.detach().reshape(rows, -1).float()) * masks
+        # What is masked may be anything, NaN too.
+        losses = torch.where(masks > 0, output.detach().reshape(rows, -1).float(), 0.0) * masks
         by_row = torch.stack([losses.sum(1), masks.sum(1)]).double() * scales
         if self._step is None:
             self._step = by_row.new_zeros(2, len(self.blend.names))
