@@ -13,7 +13,8 @@ from megatron_fastmix.export.adjustment import Adjustment
 from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.notes import change_table, notes
 from megatron_fastmix.export.registry import FORMATS, find_format
-from megatron_fastmix.result.mixture_file import MixtureFile, read_mixture
+from megatron_fastmix.result.learned_mixture import LearnedMixture
+from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.result.rounding import DEFAULT_DECIMALS
 
 HELP = "write a learned mixture in the format of a training tool"
@@ -149,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write_phases(args: argparse.Namespace, mixture: MixtureFile) -> int:
+def _write_phases(args: argparse.Namespace, mixture: LearnedMixture) -> int:
     for flag in ("set", "group", "token_budget", "max_epochs", "min_weight", "rows"):
         if getattr(args, flag):
             raise ConfigError(
@@ -157,21 +158,22 @@ def _write_phases(args: argparse.Namespace, mixture: MixtureFile) -> int:
             )
     if args.global_batch_size is None or args.output is None:
         raise ConfigError("--phases: needs --global-batch-size SAMPLES and --output FOLDER")
-    learned_phases.check_unit(mixture, args.mixture)
-    paths = {source.name: source.path for source in mixture.sources}
+    learned_phases.check_text(mixture, args.mixture)
+    sources = {source.name: source for source in mixture.sources}
     if args.anneal is None:
         folder = Path(args.mixture)
         metrics = (folder if folder.is_dir() else folder.parent) / "metrics.jsonl"
         main, anneal = learned_phases.trajectory_means(metrics, mixture, args.phases)
     else:
         later = read_mixture(args.anneal)
-        learned_phases.check_unit(later, args.anneal)
+        learned_phases.check_text(later, args.anneal)
         main, anneal = mixture.weights, later.weights
         for source in later.sources:
-            if paths.setdefault(source.name, source.path) != source.path:
+            here, there = sources.setdefault(source.name, source).shards, source.shards
+            if [shard.path for shard in here] != [shard.path for shard in there]:
                 raise ConfigError(
-                    f"--anneal {args.anneal}: source {source.name} is {source.path} there and "
-                    f"{paths[source.name]} in {args.mixture}; names must mean the same data"
+                    f"--anneal {args.anneal}: source {source.name} is {there[0].path} there and "
+                    f"{here[0].path} in {args.mixture}; names must mean the same data"
                 )
     train_samples = args.train_samples or mixture.token_budget // mixture.seq_length
     schedule = learned_phases.phase_schedule(
@@ -184,7 +186,7 @@ def _write_phases(args: argparse.Namespace, mixture: MixtureFile) -> int:
     written = learned_phases.write_phases(
         args.output,
         schedule,
-        paths,
+        sources,
         train_samples=train_samples,
         global_batch_size=args.global_batch_size,
         decimals=args.decimals,

@@ -6,15 +6,17 @@ import json
 import math
 import shlex
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule
 from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.export.blend import BlendEntry, round_weights
+from megatron_fastmix.export.blend import BlendEntry
 from megatron_fastmix.export.megatron_phases import NOTE, phases
 from megatron_fastmix.export.nemotron import entries
-from megatron_fastmix.result.mixture_file import ANSWER_UNIT, MixtureFile
+from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource
+from megatron_fastmix.result.rounding import round_weights
 from megatron_fastmix.run.metrics import read_metrics
 
 EVIDENCE = (
@@ -27,7 +29,7 @@ EVIDENCE = (
 
 
 def trajectory_means(
-    metrics: str | Path, mixture: MixtureFile, fraction: float
+    metrics: str | Path, mixture: LearnedMixture, fraction: float
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Mean weights of a search over the first `fraction` of its optimizer steps, and over the rest.
 
@@ -97,10 +99,31 @@ def phase_schedule(
     )
 
 
+def by_dataset(
+    schedule: WeightSchedule, sources: Mapping[str, LearnedSource]
+) -> tuple[WeightSchedule, dict[str, str]]:
+    """The schedule of the sources' datasets, each with its part of its source's tokens, and their
+    prefixes; a dataset has its source's name, with a number where the source has several."""
+    parts: dict[str, tuple[str, str, float]] = {}
+    for name in schedule.names:
+        shards = sources[name].shards
+        for number, shard in enumerate(shards, start=1):
+            entry = name if len(shards) == 1 else f"{name}/{number}"
+            parts[entry] = (name, shard.path, shard.tokens / sources[name].size.tokens)
+    changes = tuple(
+        Change(
+            at_sample=change.at_sample,
+            weights={entry: change.weights[n] * part for entry, (n, _, part) in parts.items()},
+        )
+        for change in schedule.changes
+    )
+    return WeightSchedule(changes=changes), {e: path for e, (_, path, _) in parts.items()}
+
+
 def write_phases(
     folder: str | Path,
     schedule: WeightSchedule,
-    paths: Mapping[str, str],
+    sources: Mapping[str, LearnedSource],
     *,
     train_samples: int,
     global_batch_size: int,
@@ -112,8 +135,9 @@ def write_phases(
     `data_blend_phase1.json` and `data_blend_phase2.json` Nemotron's `DataBlend`s, and
     `schedule.yaml` what `--fastmix-schedule` reads. Raises `ConfigError` and `DataError`.
     """
+    datasets, paths = by_dataset(schedule, sources)
     text = phases(
-        schedule,
+        datasets,
         paths,
         global_batch_size=global_batch_size,
         train_samples=train_samples,
@@ -121,11 +145,11 @@ def write_phases(
     )
     folder = Path(folder)
     written = {folder / "megatron_phases.txt": f"# {NOTE}\n{text}"}
-    for number, change in enumerate(schedule.changes, start=1):
+    for number, change in enumerate(datasets.changes, start=1):
         total = math.fsum(change.weights.values())
         shares = {name: weight / total for name, weight in change.weights.items()}
         chosen = [
-            BlendEntry(name=name, path=paths[name], weight=weight, tokens=0)
+            BlendEntry(name=name, path=paths[name], weight=weight, count=Fraction(0))
             for name, weight in round_weights(shares, decimals).items()
             if float(weight) > 0
         ]
@@ -143,7 +167,7 @@ def write_phases(
     return [*written, folder / "schedule.yaml"]
 
 
-def phase_notes(schedule: WeightSchedule, mixture: MixtureFile, folder: str | Path) -> list[str]:
+def phase_notes(schedule: WeightSchedule, mixture: LearnedMixture, folder: str | Path) -> list[str]:
     """What is to be known beside the files: how far the phases differ, against the spread of the
     weights in the search's tail, and what the evidence says."""
     one, two = (dict(change.weights) for change in schedule.changes)
@@ -164,9 +188,9 @@ def phase_notes(schedule: WeightSchedule, mixture: MixtureFile, folder: str | Pa
     return said
 
 
-def check_unit(mixture: MixtureFile, where: str | Path) -> None:
+def check_text(mixture: LearnedMixture, where: str | Path) -> None:
     """Raises `ConfigError` for shares of answer tokens, which no phase of Megatron's takes."""
-    if mixture.unit == ANSWER_UNIT:
+    if mixture.answer_only:
         raise ConfigError(
-            f"{where}: --phases is for mixtures of text; these weights are shares of answer tokens"
+            f"{where}: --phases is for mixtures of text; these weights are {mixture.weights_are}"
         )

@@ -80,9 +80,10 @@ def read_run_mixture(options: RunOptions, *, rows: bool = False) -> RunMixture:
 
 
 def _weights(learned: LearnedMixture, rows: bool) -> dict[str, float]:
+    """Shares of what the run draws: samples of text, or answer-only rows."""
     if learned.answer_only and not rows:
         raise ConfigError(
-            "--fastmix-mixture: its weights are shares of answer tokens, and this run draws "
+            f"--fastmix-mixture: its weights are {learned.weights_are}, and this run draws "
             "samples of --seq-length tokens; add --sft, or learn a mixture of text"
         )
     return learned.shares("samples")

@@ -1,5 +1,6 @@
 """A trajectory, or two searches, as two phases."""
 
+import dataclasses
 import json
 import shlex
 
@@ -9,7 +10,9 @@ from megatron_fastmix.blend import read_schedule
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.import_blend import read_named_blend
-from megatron_fastmix.export.learned_phases import phase_schedule, trajectory_means
+from megatron_fastmix.export.learned_phases import by_dataset, phase_schedule, trajectory_means
+from megatron_fastmix.result.mixture_file import write_mixture
+from megatron_fastmix.result.sizes import Shard
 from megatron_fastmix.run.metrics import MetricsLog
 
 
@@ -17,7 +20,7 @@ from megatron_fastmix.run.metrics import MetricsLog
 def run_folder(tmp_path, make_mixture):
     """A search of 60 steps whose weight of `a` is 0.5, then 0.7 from step 20 and 0.9 from 50 on."""
     mixture = make_mixture({"a": 0.9, "b": 0.1})
-    mixture.write(tmp_path / "mixture.json")
+    write_mixture(tmp_path / "mixture.json", mixture)
     with MetricsLog(tmp_path / "metrics.jsonl") as log:
         log.write("run", 0)
         for step, weight in ((20, 0.7), (50, 0.9)):
@@ -63,6 +66,21 @@ def test_the_change_falls_on_a_whole_batch():
         phase_schedule({"a": 1}, {"b": 1}, fraction=0.2, train_samples=1000, global_batch_size=640)
 
 
+def test_datasets_of_a_source_share_its_weight_by_their_tokens(make_mixture):
+    (source,) = make_mixture({"a": 1.0}).sources
+    shards = tuple(
+        Shard(path=f"/d/{tokens}", tokens=tokens, loss_tokens=tokens, rows=1) for tokens in (30, 10)
+    )
+    sources = {"a": dataclasses.replace(source, shards=shards)}
+    schedule = phase_schedule(
+        {"a": 1.0}, {"a": 0.8}, fraction=0.5, train_samples=64, global_batch_size=8
+    )
+    datasets, paths = by_dataset(schedule, sources)
+    assert paths == {"a/1": "/d/30", "a/2": "/d/10"}
+    assert dict(datasets.changes[0].weights) == {"a/1": 0.75, "a/2": 0.25}
+    assert datasets.changes[1].weights["a/1"] == pytest.approx(0.6)
+
+
 def test_three_forms_of_the_phases_say_the_same(run_folder, capsys):
     folder, _ = run_folder
     out = folder / "my phases"
@@ -90,7 +108,7 @@ def test_three_forms_of_the_phases_say_the_same(run_folder, capsys):
 def test_the_anneal_may_be_a_search_of_its_own(run_folder, make_mixture, capsys):
     folder, _ = run_folder
     later = folder / "anneal.json"
-    make_mixture({"b": 0.4, "c": 0.6}).write(later)
+    write_mixture(later, make_mixture({"b": 0.4, "c": 0.6}))
     out = folder / "out"
     call = ["export", str(folder), "--phases", "0.5", "--anneal", str(later), "--output", str(out)]
     call += ["--global-batch-size", "8"]
@@ -102,7 +120,7 @@ def test_the_anneal_may_be_a_search_of_its_own(run_folder, make_mixture, capsys)
     assert second.at_sample == 160
     blend = json.loads((out / "data_blend_phase1.json").read_text())["datasets"]
     assert [entry["name"] for entry in blend] == ["a", "b"]
-    make_mixture({"b": 0.4, "c": 0.6}, folder="/elsewhere").write(later)
+    write_mixture(later, make_mixture({"b": 0.4, "c": 0.6}, folder="/elsewhere"))
     assert main(call) == 2
     assert "names must mean the same data" in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 """The flags of a Megatron run, and what its own arguments must not say."""
 
+import dataclasses
 from argparse import Namespace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from megatron_fastmix.megatron.argument_checks import (
 )
 from megatron_fastmix.megatron.options import RunOptions, help_text, split_arguments
 from megatron_fastmix.megatron.run_mixture import read_run_mixture
+from megatron_fastmix.result.mixture_file import write_mixture
+from megatron_fastmix.result.sizes import Shard
 
 
 def test_our_flags_are_told_from_theirs_wherever_they_stand():
@@ -137,7 +140,8 @@ def test_validation_sets_get_the_names_of_their_files():
 
 
 def test_a_run_folders_mixture_is_matched_and_loses_what_has_no_weight(make_mixture, tmp_path):
-    make_mixture({"web": 0.75, "code": 0.25, "idle": 0.0}).write(tmp_path / "mixture.json")
+    mixture = make_mixture({"web": 0.75, "code": 0.25, "idle": 0.0})
+    write_mixture(tmp_path / "mixture.json", mixture)
     asked = read_run_mixture(RunOptions(mixture=tmp_path))
     matched = asked.matched(["/data/code", "/data/web"])
     assert dict(matched.schedule.changes[0].weights) == {"web": 0.75, "code": 0.25}
@@ -147,21 +151,33 @@ def test_a_run_folders_mixture_is_matched_and_loses_what_has_no_weight(make_mixt
         asked.matched(["/data/web"])
 
 
-def test_shares_of_answers_are_no_shares_of_samples(make_mixture, tmp_path):
-    import dataclasses
-
+def test_shares_of_answers_become_shares_of_rows(make_mixture, tmp_path):
     mixture = make_mixture({"web": 0.75, "code": 0.25})
     sources = tuple(
-        dataclasses.replace(source, rows=10, answer_tokens=100, row_weight=0.5)
-        for source in mixture.sources
+        dataclasses.replace(
+            source,
+            shards=(Shard(path=source.path, tokens=900, loss_tokens=answers, rows=10),),
+        )
+        for source, answers in zip(mixture.sources, (300, 100), strict=True)
     )
-    answers = dataclasses.replace(mixture, unit="share of answer tokens", sources=sources)
-    answers.write(tmp_path / "mixture.json")
+    write_mixture(tmp_path / "mixture.json", dataclasses.replace(mixture, sources=sources))
     options = RunOptions(mixture=tmp_path)
     with pytest.raises(ConfigError, match="shares of answer tokens"):
         read_run_mixture(options)
+    # A row of web has three times the answer tokens of one of code.
     weights = read_run_mixture(options, rows=True).schedule.changes[0].weights
-    assert dict(weights) == {"web": 0.5, "code": 0.5}
+    assert dict(weights) == pytest.approx({"web": 0.5, "code": 0.5})
+
+
+def test_every_dataset_of_a_source_is_its_source(make_mixture, tmp_path):
+    mixture = make_mixture({"web": 0.75, "code": 0.25})
+    web, code = mixture.sources
+    two = tuple(Shard(path=f"/d/w{number}", tokens=50, loss_tokens=50, rows=5) for number in (1, 2))
+    sources = (dataclasses.replace(web, shards=two), code)
+    write_mixture(tmp_path / "mixture.json", dataclasses.replace(mixture, sources=sources))
+    asked = read_run_mixture(RunOptions(mixture=tmp_path))
+    matched = asked.matched(["/d/w2", "/data/code", "/d/w1"])
+    assert matched.paths == {"web": ("/d/w2", "/d/w1"), "code": ("/data/code",)}
 
 
 def test_a_schedule_alone_needs_the_paths(tmp_path):
