@@ -1,8 +1,11 @@
 """NVIDIA's frameworks above Megatron-core: Megatron-Bridge, NeMo 2 and NeMo 1.
 
 Sources: Megatron-Bridge `GPTDatasetConfig` (fields of Megatron-core's
-`BlendedMegatronDatasetConfig`); NeMo 2 `nemo/collections/llm/gpt/data/pre_training.py`,
-`PreTrainingDataModule(paths=...)`; NeMo 1 `model.data.data_prefix`.
+`BlendedMegatronDatasetConfig`), its `DirectHFSFTDatasetConfig` (`source`, `source_weights`:
+`blend_sft_rows` of `bridge/data/sources/hf.py`) and its `GPTSFTDatasetConfig`
+(`per_split_data_source_manifest_path`), both after release 0.6; NeMo 2
+`nemo/collections/llm/gpt/data/pre_training.py`, `PreTrainingDataModule(paths=...)`; NeMo 1
+`model.data.data_prefix`.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ import json
 
 import yaml
 
-from megatron_fastmix.export.blend import Blend
+from megatron_fastmix.errors import DataError
+from megatron_fastmix.export.blend import EPOCH_DECIMALS, Blend
 from megatron_fastmix.export.megatron import pairs
 
 
@@ -26,6 +30,20 @@ def megatron_bridge(blend: Blend) -> str:
     ]
     dataset = {"blend": None, "split": None, "blend_per_split": [*per_split, None]}
     return yaml.safe_dump({"dataset": dataset}, sort_keys=False, allow_unicode=True)
+
+
+def megatron_bridge_sources(blend: Blend) -> str:
+    """The `dataset` section of a fine-tuning YAML: sources, and how often each is read."""
+    epochs = [round(float(blend.epochs(entry)), EPOCH_DECIMALS) for entry in blend.sources]
+    for entry, number in zip(blend.sources, epochs, strict=True):
+        if not number:
+            raise DataError(
+                f"source {entry.name}: is read 0.000000 times in the token budget, and weights "
+                "are to be positive; drop it with --min-weight"
+            )
+    sources = [{"path_or_dataset": entry.path} for entry in blend.sources]
+    section = {"source": sources, "source_weights": epochs}
+    return yaml.safe_dump({"dataset": section}, sort_keys=False, allow_unicode=True)
 
 
 def nemo_2(blend: Blend) -> str:

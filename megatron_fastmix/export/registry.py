@@ -67,6 +67,21 @@ FORMATS: dict[str, Format] = {
         render=nemo.megatron_bridge,
         tool="Megatron-Bridge: the section `dataset` of a YAML override",
     ),
+    "megatron-bridge-sources": Format(
+        render=nemo.megatron_bridge_sources,
+        counts="loss_tokens",
+        tool="Megatron-Bridge after 0.6, fine-tuning: `source` and `source_weights` of a "
+        "DirectHFSFTDatasetConfig, for --token-budget",
+        note=f"{_NOT_INDEXED}: a dataset of Hugging Face or its files; weights are epochs",
+    ),
+    "megatron-bridge-manifest": Format(
+        render=megatron.per_split,
+        counts="rows",
+        any_rows=True,
+        tool="Megatron-Bridge after 0.6, fine-tuning: the file of "
+        "per_split_data_source_manifest_path of a GPTSFTDatasetConfig",
+        note=f"{_NOT_INDEXED}: its JSONL file; weights count rows",
+    ),
     "model-optimizer": Format(
         render=megatron.data_args,
         tool="NVIDIA Model-Optimizer: data_blend.txt, whose words are distill.py's --data_paths",

@@ -47,7 +47,7 @@ class Session:
         self._args: Any = None
         self._blend: FastMixBlendedDataset | None = None
         self._noted: int | None = None
-        self._told = False
+        self._told = self._resumed = False
 
     def begin_without_arguments(self) -> None:
         """Installs the mixture for a script that is not of `megatron.training`; the blend's
@@ -84,6 +84,9 @@ class Session:
     def checkpoint_known(self, state: Any, consumed: int) -> None:
         """Goes on from a checkpoint: `state` is what `args.fastmix_state` was (None without),
         `consumed` its training samples. Raises `CheckpointError` where it does not fit."""
+        if state is None and self._resumed:
+            return  # another model's checkpoint, such as a teacher's, after the run's own
+        self._resumed = state is not None
         blend.uninstall()
         self._install(self._mixture(state, consumed))
 
@@ -106,7 +109,7 @@ class Session:
     def rows(self, consumed: int) -> list[SourceRow] | None:
         """The sources after `consumed` samples, on the ranks of the last pipeline stage; None
         elsewhere, and where losses by source are not logged. Every rank must call."""
-        if not self._watches() or not mpu.is_pipeline_last_stage():
+        if not self._watches() or not mpu.is_pipeline_last_stage(ignore_virtual=True):
             return None
         assert self.mixture is not None
         draws = sizes = sums = None
@@ -163,7 +166,11 @@ class Session:
         if built.split is not Split.train:
             return
         self._blend = built
-        if not self._watches() or not dist.is_initialized() or not mpu.is_pipeline_last_stage():
+        if (
+            not self._watches()
+            or not dist.is_initialized()
+            or not mpu.is_pipeline_last_stage(ignore_virtual=True)
+        ):
             return
         layout = Layout(
             micro_batch_size=self._args.micro_batch_size,
@@ -190,6 +197,6 @@ def _is_first_of_stage() -> bool:
 
 
 def _collective_device() -> torch.device:
-    if dist.get_backend() == "nccl":
+    if torch.cuda.is_available() and dist.get_backend() != "gloo":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

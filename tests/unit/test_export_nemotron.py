@@ -1,5 +1,6 @@
 """Nemotron's DataBlend and Model-Optimizer's data_blend.txt, there and back."""
 
+import dataclasses
 import json
 
 import pytest
@@ -101,3 +102,27 @@ def test_megatrons_blend_by_split_is_none(tmp_path):
     path.write_text(json.dumps({"train": ["1", "/d/a"], "valid": None, "test": None}))
     assert read_named_blend(path) is None
     assert read_blend(path) == {"/d/a": 1.0}
+
+
+def test_bridges_fine_tuning_weights_are_epochs_and_its_manifest_counts_rows(
+    tmp_path, make_mixture
+):
+    mixture = make_mixture({"a": 0.6, "b": 0.4}, token_budget=10_000)
+    a, b = mixture.sources
+    # Rows of b are five times as long.
+    longer = (dataclasses.replace(b.shards[0], rows=10),)
+    mixture = dataclasses.replace(mixture, sources=(a, dataclasses.replace(b, shards=longer)))
+    text = FORMATS["megatron-bridge-sources"].render(make_blend(mixture, "loss_tokens"))
+    assert yaml.safe_load(text)["dataset"] == {
+        "source": [{"path_or_dataset": "/data/a"}, {"path_or_dataset": "/data/b"}],
+        # 6,000 and 4,000 tokens of 5,000 each.
+        "source_weights": [1.2, 0.8],
+    }
+    chosen = FORMATS["megatron-bridge-manifest"]
+    text = chosen.render(make_blend(mixture, chosen.counts))
+    manifest = json.loads(text)
+    assert manifest["train"][1::2] == ["/data/a", "/data/b"]
+    # 60 and 8 rows.
+    assert [float(w) for w in manifest["train"][::2]] == pytest.approx([60 / 68, 8 / 68], abs=1e-6)
+    (tmp_path / "manifest.json").write_text(text)
+    assert list(read_blend(tmp_path / "manifest.json")) == ["/data/a", "/data/b"]
