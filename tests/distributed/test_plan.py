@@ -10,7 +10,7 @@ import yaml
 from megatron_fastmix.cli import main as cli
 from megatron_fastmix.config import load_config
 from megatron_fastmix.deepspeed_engine.engine import learning_rate
-from megatron_fastmix.lab.benchmarks.search import _counting_reduced_bytes
+from megatron_fastmix.lab.benchmarks.search_ranks import counting_reduced_bytes
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.inputs import check_inputs
@@ -30,7 +30,7 @@ def _measured(config):
     search = Search(config)
     inner_step(search.engine, search.batches, 0, search.mixture.loss_weights)
     search.engine.zero_grad()
-    with _counting_reduced_bytes() as count:
+    with counting_reduced_bytes() as count:
         search.outer_loop.step(learning_rate(config.training, 1))
     parameters = [getattr(p, "ds_numel", p.numel()) for p in search.engine.module.parameters()]
     optimizer = search.engine.optimizer

@@ -106,7 +106,10 @@ def test_a_vocabulary_that_does_not_match_is_refused(search, search_values, tmp_
     ("flags", "message"),
     [
         (["--global-batch-size", "10"], "it must be a multiple of micro_batch_size 3 times"),
-        (["--estimator=exact"], "choose one of one_pass, finite_difference, per_source, last_layer"),
+        (
+            ["--estimator=exact"],
+            "choose one of one_pass, finite_difference, per_source, last_layer",
+        ),
         (["--pipeline-model-parallel-size=2"], "ZeRO 2 and 3 exclude pipelines"),
         (["--tensor-model-parallel-size=2", "--num-ranks=3"], "must divide the number of ranks"),
         (["--seq_len=3"], "seq_len: unknown key"),

@@ -104,13 +104,13 @@ def outer_step_ratio(one: SearchConfig, other: SearchConfig, settings: Settings)
 def bytes_reduced(config: SearchConfig) -> float:
     search = _trained_for_one_step(config)
     gradient = sum(getattr(p, "ds_numel", p.numel()) * 4 for p in search.engine.module.parameters())
-    with _counting_reduced_bytes() as count:
+    with counting_reduced_bytes() as count:
         search.outer_loop.step(learning_rate(config.training, 1))
     return count[0] / gradient
 
 
 @contextmanager
-def _counting_reduced_bytes() -> Iterator[list[int]]:
+def counting_reduced_bytes() -> Iterator[list[int]]:
     """Counts the bytes of this rank's reductions; gathering parameters is ZeRO's own.
 
     A reduce-scatter counts half: it moves half of what an all-reduce of the same tensor does.
@@ -162,7 +162,7 @@ def checkpoint_pause(config: SearchConfig, settings: Settings) -> float:
     for _ in range(settings.repetitions):
         for times, function in (
             (steps, lambda: inner_step(search.engine, search.batches, 0, np.ones(17))),
-            (pauses, lambda: _begin_checkpoint(search)),
+            (pauses, lambda: begin_checkpoint(search)),
         ):
             search.world.barrier()
             began = time.perf_counter()
@@ -173,7 +173,7 @@ def checkpoint_pause(config: SearchConfig, settings: Settings) -> float:
     return statistics.median(pauses) / statistics.median(steps)
 
 
-def _begin_checkpoint(search: Search) -> None:
+def begin_checkpoint(search: Search) -> None:
     search.checkpoints.begin(search.state(), snapshot(search.engine, search.group))
 
 
