@@ -1,3 +1,3 @@
 """Learn the blend weights of a Megatron data pipeline while training one small proxy model."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
