@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron_fastmix.config.require import require
 
@@ -53,7 +54,34 @@ class TokenizerConfig:
     tokenizer_type: str
     """Megatron's --tokenizer-type; `corpus.tokenizers` lists the ones that it loads."""
     tokenizer_model: str | None = None
-    """Megatron's --tokenizer-model: the tokenizer's file; none for bytes."""
+    """Megatron's --tokenizer-model: the tokenizer's file, or the folder that holds it; none for
+    bytes and numbers."""
+    vocab_file: str | None = None
+    """Megatron's --vocab-file, for GPT2BPETokenizer; with --merge-file in place of the model."""
+    merge_file: str | None = None
+    """Megatron's --merge-file, for GPT2BPETokenizer."""
+    vocab_size: int | None = None
+    """Megatron's --vocab-size: for NullTokenizer the number of ids without the end token, which is
+    the next one; for TikTokenizer that of all ids (default 131,072)."""
+    eod: int | None = None
+    """Id that ends documents, where the data has another than the tokenizer's own; may lie past its
+    ids, as the end tokens do that Megatron adds under --legacy-tokenizer."""
+    tiktoken_pattern: Literal["v1", "v2"] = "v2"
+    """Megatron's --tiktoken-pattern."""
+    tiktoken_num_special_tokens: int = 1000
+    """Megatron's --tiktoken-num-special-tokens: ids before the first piece."""
+    tiktoken_special_tokens: tuple[str, ...] | None = None
+    """Megatron's --tiktoken-special-tokens; default: its own seven."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("vocab_size", 1), ("eod", 0)):
+            value = getattr(self, name)
+            require(
+                value is None or least <= value < 1 << 31,
+                f"tokenizer.{name}",
+                value,
+                f"use {least} or more, below 2^31",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

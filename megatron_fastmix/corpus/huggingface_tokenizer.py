@@ -27,10 +27,15 @@ class HuggingFaceTokenizer(Tokenizer):
     BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "[CLS]")
     PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>")
 
-    def __init__(self, content: str, path: Path) -> None:
+    def __init__(
+        self, content: str, path: Path, named: dict[str, NamedToken] | None = None
+    ) -> None:
+        """`named` are the special tokens where the files beside `path` are not to be asked."""
         self._content, self._path = content, path
         self._load()
-        self._named = special_tokens(path.parent, self._backend.id_to_token)
+        if named is None:
+            named = special_tokens(path.parent, self._backend.id_to_token)
+        self._named: dict[str, NamedToken] = named
         self._find_special_tokens()
         settings = {key: self._named[key].text for key in _SETTINGS if key in self._named}
         identity = content + json.dumps(settings, sort_keys=True)
@@ -129,3 +134,4 @@ class HuggingFaceTokenizer(Tokenizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._load()
+        self.__dict__.update(state)  # an end token of its own, see `with_end`

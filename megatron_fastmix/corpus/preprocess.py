@@ -58,7 +58,7 @@ def preprocess(
     # All inputs are looked at before any work.
     files = {d.prefix: expand_inputs(d.input, d.input_format) for d in config.datasets}
     _check_outputs(config, files, also_read)
-    tokenizer = load_tokenizer(config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model)
+    tokenizer = load_tokenizer(**vars(config.tokenizer))
     model = config.tokenizer.tokenizer_model
     record = TokenizerRecord(
         tokenizer_type=tokenizer.tokenizer_type,

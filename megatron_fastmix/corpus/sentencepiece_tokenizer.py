@@ -44,7 +44,7 @@ class SentencePieceTokenizer(Tokenizer):
             self._processor = SentencePieceProcessor(model_proto=self._model)
         except RuntimeError as error:
             raise DataError(f"{self._where}: not a SentencePiece model: {error}") from None
-        self.vocab_size = self._processor.get_piece_size()
+        self._pieces = self.vocab_size = self._processor.get_piece_size()
         self.eod = self._processor.eos_id()
         self.bos = self._processor.bos_id()
         if self.eod < 0:
@@ -121,20 +121,20 @@ class SentencePieceTokenizer(Tokenizer):
 
     @cached_property
     def control_tokens(self) -> Mapping[str, int]:
-        ids = [i for i in range(self.vocab_size) if self._processor.is_control(i)]
+        ids = [i for i in range(self._pieces) if self._processor.is_control(i)]
         return {self._processor.id_to_piece(i): i for i in ids if self._processor.id_to_piece(i)}
 
     @property
     def template_tokens(self) -> dict[str, str]:
         tokens = self.special_tokens_dict.items()
-        return {name: self._processor.id_to_piece(token) for name, token in tokens}
+        return {n: self._processor.id_to_piece(i) for n, i in tokens if i < self._pieces}
 
     def has_token(self, text: str) -> bool:
         return bool(self._processor.piece_to_id(text) != self._processor.unk_id())
 
     def show(self, token: int) -> str | None:
-        if not 0 <= token < self.vocab_size:
-            return None
+        if not 0 <= token < self._pieces:
+            return super().show(token)
         special = self._processor.is_control(token) or self._processor.is_unknown(token)
         return self._processor.id_to_piece(token) if special else None
 
@@ -149,7 +149,7 @@ class SentencePieceTokenizer(Tokenizer):
         model, whole = parse_model(self._model), self._processor
         # Unused pieces count: text is joined to them too, and taken apart afterwards.
         never = (whole.is_control, whole.is_byte, whole.is_unknown)
-        pieces = whole.id_to_piece(list(range(self.vocab_size)))
+        pieces = whole.id_to_piece(list(range(self._pieces)))
         kinds = segment_kinds(model, pieces, lambda i: not any(test(i) for test in never))
         if kinds is None:
             return None
@@ -163,14 +163,29 @@ class SentencePieceTokenizer(Tokenizer):
         )
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._processor.decode([int(token) for token in ids])
+        return self._processor.decode([int(token) for token in ids if token < self._pieces])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_model": self._model, "_where": self._where, "sha256": self.sha256}
+        made = {"_processor", "_cache", "_symbol_processors", "control_tokens"}
+        return {key: value for key, value in self.__dict__.items() if key not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._load()
+        self.__dict__.update(state)  # an end token of its own, see `with_end`
+
+
+class GPTSentencePieceTokenizer(SentencePieceTokenizer):
+    """Megatron's other name for it."""
+
+    tokenizer_type = "GPTSentencePieceTokenizer"
+
+
+class Llama2Tokenizer(SentencePieceTokenizer):
+    """Megatron's name for Llama 2's model. As in `megatron.core.tokenizers` a document does not
+    begin with `<s>`; under --legacy-tokenizer it did."""
+
+    tokenizer_type = "Llama2Tokenizer"
 
 
 def _symbol(token: int) -> str:

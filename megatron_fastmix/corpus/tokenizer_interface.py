@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -93,6 +94,16 @@ class Tokenizer(ABC):
     def template_tokens(self) -> dict[str, str]:
         """How chat templates write `bos_token`, `eos_token` and the like, by those names."""
         return {}
+
+    def with_end(self, eod: int) -> None:
+        """Takes `eod` for the end token, as data has that was written otherwise than by this
+        class; an id past the tokenizer's makes the vocabulary larger."""
+        if eod == self.eod:
+            return
+        self.eod, self.notes = eod, ()
+        self.vocab_size = max(self.vocab_size, eod + 1)
+        self.pad = NO_TOKEN if self.pad == eod else self.pad
+        self.sha256 = hashlib.sha256(f"{self.sha256} eod={eod}".encode()).hexdigest()
 
     def has_token(self, text: str) -> bool:
         """Whether `text` is one token of the vocabulary."""

@@ -8,11 +8,19 @@ loaded tokenizer serves both preprocessing (`encode`, `decode`) and Megatron's d
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_fastmix.corpus.byte_tokenizer import ByteLevelTokenizer
+from megatron_fastmix.corpus.gpt2_tokenizer import GPT2BPETokenizer
 from megatron_fastmix.corpus.huggingface_tokenizer import HuggingFaceTokenizer
-from megatron_fastmix.corpus.sentencepiece_tokenizer import SentencePieceTokenizer
+from megatron_fastmix.corpus.null_tokenizer import NullTokenizer
+from megatron_fastmix.corpus.sentencepiece_tokenizer import (
+    GPTSentencePieceTokenizer,
+    Llama2Tokenizer,
+    SentencePieceTokenizer,
+)
+from megatron_fastmix.corpus.tiktoken_tokenizer import TikTokenizer
 from megatron_fastmix.corpus.tokenizer_files import ID_FILES, NAMING_FILES, read_content
 from megatron_fastmix.corpus.tokenizer_interface import NO_TOKEN, Tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
@@ -29,12 +37,25 @@ __all__ = [
     "tokenizer_files",
 ]
 
-TOKENIZER_TYPES = ("SentencePieceTokenizer", "HuggingFaceTokenizer", "ByteLevelTokenizer")
+_SENTENCEPIECE: dict[str, type[SentencePieceTokenizer]] = {
+    tokenizer.tokenizer_type: tokenizer
+    for tokenizer in (SentencePieceTokenizer, GPTSentencePieceTokenizer, Llama2Tokenizer)
+}
+TOKENIZER_TYPES = (
+    *_SENTENCEPIECE,
+    HuggingFaceTokenizer.tokenizer_type,
+    GPT2BPETokenizer.tokenizer_type,
+    TikTokenizer.tokenizer_type,
+    ByteLevelTokenizer.tokenizer_type,
+    NullTokenizer.tokenizer_type,
+)
 
 
 _FILES_OF_FOLDER = {
-    "SentencePieceTokenizer": ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    **dict.fromkeys(_SENTENCEPIECE, ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")),
     "HuggingFaceTokenizer": ("tokenizer.json",),
+    "GPT2BPETokenizer": ("vocab.json", "gpt2-vocab.json"),
+    "TikTokenizer": ("vocab.json", "tokenizer.vocab.json"),
 }
 """Names under which a model's folder keeps its tokenizer, the usual one first."""
 
@@ -57,24 +78,64 @@ def tokenizer_files(path: str) -> list[str]:
     return found if os.path.isdir(path) else [path, *found]
 
 
-def load_tokenizer(tokenizer_type: str, tokenizer_model: str | None = None) -> Tokenizer:
-    """Loads a tokenizer by Megatron's `--tokenizer-type` and `--tokenizer-model`.
+def load_tokenizer(
+    tokenizer_type: str,
+    tokenizer_model: str | None = None,
+    *,
+    vocab_file: str | None = None,
+    merge_file: str | None = None,
+    vocab_size: int | None = None,
+    eod: int | None = None,
+    tiktoken_pattern: str = "v2",
+    tiktoken_num_special_tokens: int = 1000,
+    tiktoken_special_tokens: Sequence[str] | None = None,
+) -> Tokenizer:
+    """Loads a tokenizer by the values of Megatron's flags; `TokenizerConfig` explains them.
 
-    `tokenizer_model` is the `.model` file of SentencePiece, a `tokenizer.json` for Hugging Face, or
-    the folder that holds either, and nothing for bytes. Raises `ConfigError` for an unknown type or
-    a missing model argument, `DataError` for a file that cannot be read as one.
+    `tokenizer_model` is the `.model` file of SentencePiece, a `tokenizer.json` for Hugging Face,
+    the vocabulary of tiktoken, or the folder that holds one of them, and nothing for bytes. Raises
+    `ConfigError` for an unknown type or a missing argument, `DataError` for a file that cannot be
+    read as one.
     """
     if tokenizer_type not in TOKENIZER_TYPES:
         raise ConfigError(
             f"tokenizer_type: found {tokenizer_type!r}; choose one of {', '.join(TOKENIZER_TYPES)}"
         )
+    tokenizer: Tokenizer
     if tokenizer_type == ByteLevelTokenizer.tokenizer_type:
-        return ByteLevelTokenizer()
-    if not tokenizer_model:
-        raise ConfigError(f"tokenizer_model: {tokenizer_type} needs the path of its file")
-    path = tokenizer_file(tokenizer_type, tokenizer_model)
-    if tokenizer_type == SentencePieceTokenizer.tokenizer_type:
-        return SentencePieceTokenizer(read_content(path), str(path))
+        tokenizer = ByteLevelTokenizer()
+    elif tokenizer_type == NullTokenizer.tokenizer_type:
+        if vocab_size is None:
+            raise ConfigError("vocab_size: NullTokenizer needs the number of ids (--vocab-size)")
+        tokenizer = NullTokenizer(vocab_size)
+    elif tokenizer_type == GPT2BPETokenizer.tokenizer_type and vocab_file and merge_file:
+        tokenizer = GPT2BPETokenizer(Path(vocab_file), Path(merge_file))
+    elif not tokenizer_model:
+        more = " or vocab_file and merge_file" * (tokenizer_type == GPT2BPETokenizer.tokenizer_type)
+        raise ConfigError(f"tokenizer_model: {tokenizer_type} needs the path of its file{more}")
+    else:
+        path = tokenizer_file(tokenizer_type, tokenizer_model)
+        if tokenizer_type in _SENTENCEPIECE:
+            tokenizer = _SENTENCEPIECE[tokenizer_type](read_content(path), str(path))
+        elif tokenizer_type == GPT2BPETokenizer.tokenizer_type:
+            merges = path.with_name(path.name.replace("vocab.json", "merges.txt"))
+            tokenizer = GPT2BPETokenizer(path, merges)
+        elif tokenizer_type == TikTokenizer.tokenizer_type:
+            tokenizer = TikTokenizer(
+                path,
+                vocab_size=vocab_size,
+                pattern=tiktoken_pattern,
+                num_special_tokens=tiktoken_num_special_tokens,
+                special_tokens=tiktoken_special_tokens,
+            )
+        else:
+            tokenizer = _huggingface(path)
+    if eod is not None:
+        tokenizer.with_end(eod)
+    return tokenizer
+
+
+def _huggingface(path: Path) -> HuggingFaceTokenizer:
     try:
         content = read_content(path).decode("utf-8")
     except ValueError as error:

@@ -58,7 +58,7 @@ def check_inputs(config: SearchConfig, ranks: int) -> Inputs:
     """Opens the tokenizer and every dataset. Raises `ConfigError` or `DataError`."""
     zero_config(config, config.data_parallel_size(ranks))
     check_trackers(config.output)
-    tokenizer = load_tokenizer(config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model)
+    tokenizer = load_tokenizer(**vars(config.tokenizer))
     check_starting_point(config.proxy, config.tokenizer, tokenizer.vocab_size)
     datasets: list[SourceConfig | TargetConfig] = [*config.sources, *config.targets]
     sizes = []

@@ -94,9 +94,7 @@ def report(config: SearchConfig, token: str) -> Report:
             except OSError as error:
                 problems.append(f"{kind} {dataset.name}: {error.filename}: {error.strerror}")
     try:
-        facts["tokenizer"] = load_tokenizer(
-            config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model
-        ).sha256
+        facts["tokenizer"] = load_tokenizer(**vars(config.tokenizer)).sha256
     except FastMixError as error:
         problems.append(f"tokenizer: {error}")
     problems += _check_folder(config, token) + _check_interfaces()

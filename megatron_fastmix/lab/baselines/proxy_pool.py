@@ -106,7 +106,7 @@ class ProxyPool:
 
 
 def _recipe(config: SearchConfig, target_samples: int) -> str:
-    tokenizer = load_tokenizer(config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model)
+    tokenizer = load_tokenizer(**vars(config.tokenizer))
     content = {
         "data": identity_of(config, tokenizer.sha256),
         "seed": config.seed,

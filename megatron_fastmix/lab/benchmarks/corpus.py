@@ -241,9 +241,7 @@ class _PeerEncoder:
         self.config = config
 
     def start(self) -> None:
-        _PeerEncoder.tokenizer = load_tokenizer(
-            self.config.tokenizer_type, self.config.tokenizer_model
-        )
+        _PeerEncoder.tokenizer = load_tokenizer(**vars(self.config))
 
     def encode(self, line: str) -> tuple[list[int], list[int]]:
         ids = _PeerEncoder.tokenizer.tokenize(json.loads(line)["text"])
@@ -258,7 +256,7 @@ def run_peer(source: str, prefix: str, tokenizer: TokenizerConfig, workers: int)
     """The flow of Megatron-LM's preprocess_data.py."""
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
-    vocab_size = load_tokenizer(tokenizer.tokenizer_type, tokenizer.tokenizer_model).vocab_size
+    vocab_size = load_tokenizer(**vars(tokenizer)).vocab_size
     encoder = _PeerEncoder(tokenizer)
     tokens = 0
     start = time.perf_counter()

@@ -97,7 +97,7 @@ def check_setting(
             "--test: none given; name held-out data that the search never saw, as --test "
             "NAME=PREFIX or as `tests` in --config"
         )
-    tokenizer = load_tokenizer(tokenizer_config.tokenizer_type, tokenizer_config.tokenizer_model)
+    tokenizer = load_tokenizer(**vars(tokenizer_config))
     check_starting_point(config.model, tokenizer_config, tokenizer.vocab_size)
     seq_length = config.seq_length or seq_length
     total = sum(test.weight for test in config.tests)

@@ -41,7 +41,7 @@ def train_row(setting: Setting, task: Task, cache: Path) -> Row:
     initialize_world_of_one()
     device = local_device()
     training = setting.training
-    tokenizer = load_tokenizer(setting.tokenizer.tokenizer_type, setting.tokenizer.tokenizer_model)
+    tokenizer = load_tokenizer(**vars(setting.tokenizer))
     data = RowData(setting, task, tokenizer, cache, device)
     model = build_model(
         setting.model,
