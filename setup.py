@@ -5,7 +5,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-CORPUS = ["pyarrow>=15", "zstandard>=0.22", "tokenizers>=0.19"]
+CORPUS = ["pyarrow>=15", "zstandard>=0.22", "tokenizers>=0.19", "tiktoken>=0.7"]
 HUGGINGFACE = ["transformers>=4.48", "peft>=0.13"]
 TENSORBOARD = ["tensorboard>=2.14"]
 BASELINES = ["lightgbm>=4"]

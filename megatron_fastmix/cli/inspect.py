@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from megatron_fastmix.cli.tokenizer_flags import add_tokenizer_arguments, tokenizer_config
 from megatron_fastmix.corpus.answer_rows import is_answer_only
 from megatron_fastmix.corpus.dataset_output import loss_mask_prefix
 from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
@@ -34,8 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="samples to show as text, with special tokens and what counts in the loss marked",
     )
-    parser.add_argument("--tokenizer-type", help="for --samples")
-    parser.add_argument("--tokenizer-model", help="for --samples")
+    add_tokenizer_arguments(parser, "; for --samples")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     if args.samples:
         if not args.tokenizer_type:
             raise ConfigError("--samples: give --tokenizer-type and --tokenizer-model too")
-        tokenizer = load_tokenizer(args.tokenizer_type, args.tokenizer_model)
+        tokenizer = load_tokenizer(**vars(tokenizer_config(args)))
         datasets = {prefix: prefix for prefix in [*args.prefixes, *args.target]}
         check_same_tokenizer(datasets, tokenizer.sha256)
     for prefix in [*args.prefixes, *args.target]:

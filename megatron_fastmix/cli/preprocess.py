@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import get_args
 
-from megatron_fastmix.config import TokenizerConfig, strict_yaml
+from megatron_fastmix.cli.tokenizer_flags import add_tokenizer_arguments, tokenizer_config
+from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.corpus.inputs import InputFormat
 from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
 from megatron_fastmix.corpus.record_types import KEYS, RecordType
-from megatron_fastmix.corpus.tokenizers import TOKENIZER_TYPES
 from megatron_fastmix.errors import ConfigError
 
 HELP = "turn text into Megatron's indexed datasets"
@@ -52,8 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--licence", help="licence of the text, for the manifest")
     parser.add_argument("--origin", help="where the text is from, for the manifest")
-    parser.add_argument("--tokenizer-type", help=f"one of {', '.join(TOKENIZER_TYPES)}")
-    parser.add_argument("--tokenizer-model", help="file of the tokenizer")
+    add_tokenizer_arguments(parser)
     parser.add_argument(
         "--append-eod", action="store_true", help="end each document with the end token"
     )
@@ -86,9 +85,7 @@ def preprocess_config(args: argparse.Namespace) -> PreprocessConfig:
     several = len(KEYS[args.record_type]) > 1  # then the keys are those of one record
     keys = ["text"] if several or not args.json_keys else args.json_keys
     return PreprocessConfig(
-        tokenizer=TokenizerConfig(
-            tokenizer_type=args.tokenizer_type, tokenizer_model=args.tokenizer_model
-        ),
+        tokenizer=tokenizer_config(args),
         datasets=tuple(
             DatasetConfig(
                 # Megatron's script names its outputs so.

@@ -183,7 +183,8 @@ def check_vocabulary(prefix: str | Path, vocab_size: int, *, max_tokens: int = 5
             raise DataError(
                 f"{path}: token {at} is id {bad}, but the tokenizer has only {vocab_size} ids; "
                 "the dataset was written by another tokenizer: configure that one, or preprocess "
-                "the corpus again"
+                "the corpus again. Megatron's --legacy-tokenizer adds tokens past the model's: "
+                "state its end token as tokenizer.eod"
             )
 
 

@@ -87,7 +87,8 @@ def _check_outputs(
     model = config.tokenizer.tokenizer_model
     read: dict[str, Sequence[str]] = {f"dataset {prefix}": paths for prefix, paths in files.items()}
     read["the command"] = also_read
-    read["the tokenizer"] = tokenizer_files(model) if model else ()
+    more = (config.tokenizer.vocab_file, config.tokenizer.merge_file)
+    read["the tokenizer"] = [*(tokenizer_files(model) if model else ()), *filter(None, more)]
     for dataset in config.datasets:
         if dataset.chat_template:
             read[f"the chat template of {dataset.prefix}"] = tokenizer_files(dataset.chat_template)

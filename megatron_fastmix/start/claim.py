@@ -17,7 +17,7 @@ from megatron_fastmix.run.folder import RunFolder
 _MAY_DIFFER = re.compile(
     r"run_dir|output\..*|engine\.(zero_stage|distributed_timeout_minutes)|data\.data_cache_path"
     # A checkpoint knows its data by content, and reads every sharding.
-    r"|training\.micro_batch_size|(sources|targets)\.\d+\.path|tokenizer\.tokenizer_model"
+    r"|training\.micro_batch_size|(sources|targets)\.\d+\.path|tokenizer\.(tokenizer_model|vocab_file|merge_file)"
 )
 """Keys that may change between the parts of one search: they move no result, but for rounding."""
 

@@ -132,7 +132,14 @@ class Setting:
     def identity(self) -> dict[str, Any]:
         """The values behind `digest`, by dotted key."""
         values = strict_yaml.to_dict(self)
-        values["tokenizer"].pop("tokenizer_model")
+        # Younger keys at their defaults leave the hash of older rows as it was.
+        defaults = vars(TokenizerConfig(tokenizer_type=""))
+        values["tokenizer"] = {
+            name: value
+            for name, value in values["tokenizer"].items()
+            if name not in {"tokenizer_model", "vocab_file", "merge_file"}
+            and value != defaults[name]
+        }
         for dataset in (*values["sources"], *values["tests"]):
             dataset.pop("path")
         for key in ("sources", "tests"):
