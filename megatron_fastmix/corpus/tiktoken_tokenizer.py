@@ -76,7 +76,8 @@ class TikTokenizer(Tokenizer):
             import tiktoken
         except ImportError:
             raise ConfigError(
-                "TikTokenizer needs the package `tiktoken`; install it with `pip install megatron-fastmix[corpus]`"
+                "TikTokenizer needs the package `tiktoken`; "
+                "install it with `pip install megatron-fastmix[corpus]`"
             ) from None
         first = len(self._special)
         return tiktoken.Encoding(
