@@ -55,6 +55,7 @@ setup(
         "megatron_fastmix": [
             "py.typed",
             "blend/order/_draws.pyi",
+            "configurations/*.yaml",
             "corpus/_segments.pyi",
             "report/page.css",
             "report/page.js",

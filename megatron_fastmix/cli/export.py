@@ -16,6 +16,7 @@ from megatron_fastmix.export.registry import FORMATS, find_format
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.result.rounding import DEFAULT_DECIMALS
+from megatron_fastmix.token_count import token_count
 
 HELP = "write a learned mixture in the format of a training tool"
 
@@ -88,9 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     change.add_argument(
         "--token-budget",
-        type=int,
+        type=token_count,
         metavar="TOKENS",
-        help="tokens of the run to come that count in the loss (answer tokens of answer-only rows)",
+        help="loss tokens of the run to come (300B, 3e11); answer tokens of answer-only rows",
     )
     change.add_argument(
         "--max-epochs",

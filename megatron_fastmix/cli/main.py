@@ -12,10 +12,12 @@ from megatron_fastmix.cli import (
     compare,
     compare_methods,
     compare_mixtures,
+    config,
     demo,
     export,
     export_schedule,
     import_blend,
+    init,
     inspect,
     plan,
     preprocess,
@@ -26,6 +28,8 @@ from megatron_fastmix.cli import (
 from megatron_fastmix.program import run_program
 
 VERBS = {
+    "init": init,
+    "config": config,
     "demo": demo,
     "train-tokenizer": train_tokenizer,
     "preprocess": preprocess,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from megatron_fastmix.config import DataConfig, SearchConfig, SourceConfig, TargetConfig
 from megatron_fastmix.corpus.answer_rows import AnswerRows, is_answer_only, read_answer_rows
@@ -80,6 +81,23 @@ def check_inputs(config: SearchConfig, ranks: int) -> Inputs:
     count = len(config.sources)
     _check_one_kind(config.sources, sizes[:count])
     return Inputs(tokenizer=tokenizer, sources=sizes[:count], targets=sizes[count:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AssumedTokenizer:
+    """What arithmetic needs of a tokenizer."""
+
+    vocab_size: int
+
+
+def assumed_inputs(config: SearchConfig, tokens: int, vocab_size: int) -> Inputs:
+    """Inputs on paper, of data that are not there yet: `tokens` in every dataset, text."""
+    size = DatasetSize(tokens=tokens, documents=0)
+    return Inputs(
+        tokenizer=cast(Tokenizer, _AssumedTokenizer(vocab_size=vocab_size)),
+        sources=[size] * len(config.sources),
+        targets=[size] * len(config.targets),
+    )
 
 
 def _answer_rows(dataset: SourceConfig | TargetConfig, data: DataConfig) -> AnswerRows:

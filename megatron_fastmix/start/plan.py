@@ -13,30 +13,22 @@ from megatron_fastmix.proxy.cost import (
 )
 from megatron_fastmix.proxy.huggingface import count_parameters
 from megatron_fastmix.proxy.megatron_cost import megatron_parameters
-from megatron_fastmix.proxy.megatron_gpt import padded_vocab_size
 from megatron_fastmix.proxy.provider import provided_parameters
 from megatron_fastmix.search.inputs import Inputs
+from megatron_fastmix.start.memory import (
+    StageMemory,
+    activation_bytes,
+    element_size,
+    stage_memory,
+)
 from megatron_fastmix.text_table import align
 
 PEAK_TFLOPS = {"fp32": 67.0, "bf16": 989.0}
 """Dense peak of one H100 SXM (NVIDIA's data sheet)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageMemory:
-    """Bytes per rank under one ZeRO stage."""
-
-    parameters: int
-    gradients: int
-    optimizer: int
-    """Adam's moments, and the fp32 copy of the parameters that DeepSpeed keeps."""
-    outer_step: int
-    """v, in fp32. It is there only during an outer step, when gradients are not."""
-
-    @property
-    def total(self) -> int:
-        """The most that is held at once, but for activations and gathered layers."""
-        return self.parameters + self.optimizer + max(self.gradients, self.outer_step)
+FEW_OUTER_STEPS = 100
+"""Below it a mixture has hardly moved where it is going."""
+MANY_EPOCHS = 4.0
+"""Beyond it repeated text is worth less than fresh (Muennighoff et al., arXiv 2305.16264)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +42,12 @@ class Plan:
     """Tokens that the inner steps train on."""
     training_flops: float
     outer_flops: float
+    """Of the outer steps, `probe_flops` among them."""
+    probe_flops: float
+    """In fp32, in whichever precision the proxy trains: a finite difference of bf16 parameters
+    would round away. 0 with other estimators, which stay in the precision of training."""
     hours: float
-    """At the stated utilisation."""
+    """At the stated utilisation of the peak in each precision."""
     memory: dict[int, StageMemory]
     """By ZeRO stage."""
     activations: float
@@ -64,11 +60,21 @@ class Plan:
     epochs: dict[str, float]
     """Epochs of each source in the search, which draws them evenly."""
 
+    def most_memory(self, stage: int) -> float:
+        """Bytes per rank at once, activations included."""
+        return self.memory[stage].total + self.activations
+
 
 def make_plan(
-    config: SearchConfig, inputs: Inputs, *, ranks: int, tflops: float, utilisation: float
+    config: SearchConfig,
+    inputs: Inputs,
+    *,
+    ranks: int,
+    tflops: float | None = None,
+    utilisation: float = 0.3,
 ) -> Plan:
-    """`tflops` is the peak of one rank, `utilisation` the share of it that is reached."""
+    """`tflops` is the peak of one rank (default: an H100's in each precision), `utilisation` the
+    share of it that is reached."""
     shards = config.data_parallel_size(ranks)
     split = config.engine.tensor_model_parallel_size
     vocab_size = inputs.tokenizer.vocab_size
@@ -81,7 +87,7 @@ def make_plan(
     passes = config.outer_steps * outer_step_forward_passes(config)
     outer_flops = passes * per_sample * per_token / 3
     held, moved = parameters // split, trained // split
-    size = 4 if config.engine.dtype == "fp32" else 2
+    size = element_size(config)
     probe = hypergradient.probe_samples_per_source * len(config.sources)
     objective = objective_samples(config)
     micro_batches = sum(
@@ -90,20 +96,26 @@ def make_plan(
     probe_passes = 2 * math.ceil(math.ceil(probe / shards) / training.micro_batch_size)
     probe_passes *= len(objective)
     alone = shards == 1
-    layer_bytes = 34 * config.proxy.hidden_size * config.proxy.num_layers * size / 2
-    logits = padded_vocab_size(config.proxy, vocab_size) * (2 * size + 4)
+    probe_flops = 0.0
+    if hypergradient.estimator == "finite_difference":
+        probe_flops = config.outer_steps * 2.0 * probe * len(objective) * per_sample * per_token / 3
+    peaks = {name: tflops or peak for name, peak in PEAK_TFLOPS.items()}
+    seconds = probe_flops / peaks["fp32"]
+    seconds += (training_flops + outer_flops - probe_flops) / peaks[config.engine.dtype]
+    seconds /= ranks * 1e12 * utilisation
     return Plan(
         parameters=parameters,
         trained_parameters=trained,
         tokens=samples * per_sample,
         training_flops=training_flops,
         outer_flops=outer_flops,
-        hours=(training_flops + outer_flops) / (ranks * tflops * 1e12 * utilisation) / 3600,
-        memory={stage: _memory(held, moved, size, stage, shards) for stage in range(4)},
-        activations=training.micro_batch_size
-        * config.data.seq_length
-        * (layer_bytes + logits)
-        / split,
+        probe_flops=probe_flops,
+        hours=seconds / 3600,
+        memory={
+            stage: stage_memory(config, held=held, moved=moved, stage=stage, shards=shards)
+            for stage in range(4)
+        },
+        activations=activation_bytes(config, vocab_size),
         reduced_bytes={
             stage: 0.0
             if alone
@@ -128,30 +140,75 @@ def _parameters(config: SearchConfig, vocab_size: int) -> tuple[int, int]:
     return count, count
 
 
-def _memory(held: int, moved: int, size: int, stage: int, shards: int) -> StageMemory:
-    # DeepSpeed keeps its fp32 copy in every stage but 0, where fp32 parameters are their own.
-    master = 4 * moved if stage or size < 4 else 0
-    return StageMemory(
-        parameters=size * held // (shards if stage == 3 else 1),
-        gradients=size * moved // (shards if stage >= 2 else 1),
-        optimizer=(8 * moved + master) // (shards if stage else 1),
-        outer_step=4 * moved // (shards if stage == 3 else 1),
+def duration(hours: float) -> str:
+    """In hours, or in minutes below one."""
+    return f"{hours:.2g} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"
+
+
+def verdict(plan: Plan, config: SearchConfig, memory_gib: float) -> str:
+    """Whether it fits, and how long it takes, in one line."""
+    stage = config.engine.zero_stage
+    need = plan.most_memory(stage) / 2**30
+    time = duration(plan.hours)
+    if need <= memory_gib:
+        return f"Fits: about {need:.3g} of {memory_gib:g} GiB per rank; takes about {time}."
+    fitting = [s for s in plan.memory if s > stage and plan.most_memory(s) / 2**30 <= memory_gib]
+    wishes = [f"engine.zero_stage {fitting[0]}"] if fitting else []
+    if plan.activations > 0.3 * plan.most_memory(stage):
+        wishes += ["proxy.recompute_granularity full", "a smaller training.micro_batch_size"]
+    wishes += ["more ranks"]
+    return (
+        f"Does not fit: about {need:.3g} GiB per rank, of {memory_gib:g}. "
+        f"Use {', or '.join(wishes)}."
+        f" It would take about {time}."
     )
 
 
-def text(plan: Plan, config: SearchConfig, *, ranks: int, tflops: float, utilisation: float) -> str:
+def warnings(plan: Plan, config: SearchConfig) -> list[str]:
+    """What a plan shows to be unwise."""
+    found = []
+    if config.outer_steps < FEW_OUTER_STEPS:
+        found.append(
+            f"only {config.outer_steps} outer steps, and each moves the mixture a little: raise "
+            f"training.train_iters or lower mixture.inner_steps to have {FEW_OUTER_STEPS} or more"
+        )
+    often = {name: n for name, n in plan.epochs.items() if n > MANY_EPOCHS}
+    if often:
+        names = ", ".join(f"{name} {n:.3g} times" for name, n in often.items())
+        found.append(
+            f"the search reads {names}: what the proxy knows by heart looks worthless; give these "
+            "sources more text, or lower training.train_iters"
+        )
+    return found
+
+
+def text(
+    plan: Plan,
+    config: SearchConfig,
+    *,
+    ranks: int,
+    tflops: float | None = None,
+    utilisation: float = 0.3,
+    memory_gib: float = 80,
+) -> str:
     """The plan as it is printed."""
     lora = plan.trained_parameters != plan.parameters
+    peak = f"{tflops or PEAK_TFLOPS[config.engine.dtype]:g} TFLOP/s"
+    if plan.probe_flops and config.engine.dtype != "fp32":
+        peak += f" (probe in fp32: {tflops or PEAK_TFLOPS['fp32']:g})"
     lines = [
+        verdict(plan, config, memory_gib),
+        *(f"Warning: {warning}." for warning in warnings(plan, config)),
+        "",
         f"parameters       {plan.parameters:,}"
         + (f", {plan.trained_parameters:,} of them trained" if lora else ""),
         f"tokens           {plan.tokens:,.0f} in {config.training.train_iters:,} steps, "
         f"{config.outer_steps:,} outer steps",
-        f"FLOPs            {plan.training_flops:.3g} training, {plan.outer_flops:.3g} outer steps",
-        f"hours            {plan.hours:.3g} on {ranks} ranks at {utilisation:.0%} of {tflops:g} "
-        "TFLOP/s each",
+        f"FLOPs            {plan.training_flops:.3g} training, {plan.outer_flops:.3g} outer steps"
+        + (f" ({plan.probe_flops:.3g} of it the probe's)" if plan.probe_flops else ""),
+        f"hours            {plan.hours:.3g} on {ranks} ranks at {utilisation:.0%} of {peak} each",
         f"activations      about {plan.activations / 2**30:.3g} GiB per rank for a micro-batch, "
-        "without recomputation",
+        + ("recomputed" if config.proxy.recompute_granularity else "without recomputation"),
         "",
     ]
     stages = [
@@ -164,7 +221,9 @@ def text(plan: Plan, config: SearchConfig, *, ranks: int, tflops: float, utilisa
                     memory.gradients,
                     memory.optimizer,
                     memory.outer_step,
-                    memory.total,
+                    memory.buckets,
+                    memory.gathered,
+                    plan.most_memory(stage),
                 )
             ),
             f"{plan.reduced_bytes[stage] / 2**20:,.4g}",
@@ -172,7 +231,8 @@ def text(plan: Plan, config: SearchConfig, *, ranks: int, tflops: float, utilisa
         ]
         for stage, memory in plan.memory.items()
     ]
-    header = ["ZeRO", "params GiB", "grads", "optimizer", "v", "most", "MiB reduced", "gathered"]
+    header = ["ZeRO", "params GiB", "grads", "optimizer", "v", "buckets", "gathered", "most"]
+    header += ["MiB reduced", "MiB gathered"]
     lines += ["Per rank, in an outer step the last two:", align(header, stages), ""]
     epochs = [[name, f"{number:.3g}"] for name, number in plan.epochs.items()]
     lines.append(align(["source", "epochs"], epochs))

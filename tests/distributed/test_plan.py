@@ -1,6 +1,8 @@
 """The plan against what real engines and models hold and send."""
 
+import argparse
 import gc
+import json
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.search.loop import Search
 from megatron_fastmix.start.plan import make_plan
+from megatron_fastmix.token_count import token_count
 from tests.distributed.searches import slow
 
 
@@ -121,3 +124,82 @@ def test_the_command_prints_a_table_and_starts_nothing(config_file, tmp_path, ca
 def test_impossible_machines_are_refused(config_file, capsys, flags, named):
     assert cli.main(["plan", "--config", str(config_file), *flags]) == 2
     assert named in capsys.readouterr().err
+
+
+def test_the_shipped_quickstart_is_planned_before_its_data_are_there(capsys):
+    arguments = ["--config", "configs/quickstart.yaml", "--assume-tokens", "2M"]
+    assert cli.main(["plan", *arguments, "--token-budget", "3e11"]) == 0
+    out = capsys.readouterr().out
+    # 32 samples in micro-batches of 8.
+    assert out.startswith("For 1 node(s) of 4 GPUs")
+    assert "Fits: about" in out
+    assert "Warning: only 80 outer steps" in out
+    assert "python: 2.5e+04 times" in out
+
+
+def test_a_plan_warns_of_sources_read_often_and_of_what_does_not_fit(config_file, capsys):
+    flags = ["--gpus-per-node", "2", "--memory-gib", "0.5", "--train-iters=4000"]
+    assert cli.main(["plan", "--config", str(config_file), *flags]) == 0
+    out = capsys.readouterr().out
+    assert "Does not fit: about" in out
+    assert "Use " in out
+    assert "the search reads forward" in out
+    assert "outer steps, and each" not in out
+
+
+def test_the_probe_counts_in_the_precision_that_it_runs_in(search_values, tmp_path):
+    def hours(**hypergradient):
+        search_values["engine"] = {"dtype": "bf16"}
+        search_values["hypergradient"] |= hypergradient
+        file = tmp_path / "plan.yaml"
+        file.write_text(yaml.safe_dump(search_values))
+        config = load_config(file)
+        return make_plan(config, check_inputs(config, 2), ranks=2)
+
+    plan = hours(estimator="finite_difference")
+    rest = plan.training_flops + plan.outer_flops - plan.probe_flops
+    seconds = (plan.probe_flops / 67e12 + rest / 989e12) / 2 / 0.3
+    assert plan.hours == pytest.approx(seconds / 3600)
+    assert hours(estimator="per_source").probe_flops == 0
+
+
+def test_buckets_offload_and_recomputation_are_counted(search_values, tmp_path):
+    def plan(**changes):
+        search_values["engine"] = {"zero_stage": 2, **changes.get("engine", {})}
+        search_values["proxy"] |= changes.get("proxy", {})
+        file = tmp_path / "plan.yaml"
+        file.write_text(yaml.safe_dump(search_values))
+        return plan_of(load_config(file), 2)
+
+    plain = plan()
+    # DeepSpeed's buffer has 500 million elements, however small the model is.
+    assert plain.memory[2].buckets == 4 * 500_000_000
+    settings = tmp_path / "ds.json"
+    settings.write_text(
+        json.dumps(
+            {
+                "zero_optimization": {
+                    "reduce_bucket_size": 1000,
+                    "overlap_comm": True,
+                    "offload_optimizer": {"device": "cpu"},
+                }
+            }
+        )
+    )
+    small = plan(engine={"deepspeed_config": str(settings)})
+    assert small.memory[2].buckets == 2 * 4 * 1000
+    assert small.memory[2].optimizer == 0 < plain.memory[2].optimizer
+    deep = plan(proxy={"num_layers": 20})
+    again = plan(proxy={"num_layers": 20, "recompute_granularity": "full"})
+    assert again.activations < deep.activations / 2
+
+
+@pytest.mark.parametrize("text", ["300B", "3e11", "300_000_000_000", "0.3T", "300000M", "300b"])
+def test_tokens_are_read_as_people_write_them(text):
+    assert token_count(text) == 300_000_000_000
+
+
+@pytest.mark.parametrize("text", ["", "B", "many", "-3B", "nan", "0"])
+def test_what_is_no_number_of_tokens_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="300B"):
+        token_count(text)

@@ -1,0 +1,209 @@
+"""A first configuration for the data that a user has, with the reasons for what it chose.
+
+Imports neither torch nor Megatron.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_fastmix.corpus.answer_rows import is_answer_only
+from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.corpus.manifest import read_manifest
+from megatron_fastmix.errors import ConfigError
+
+SHIPPED = Path(__file__).parent.parent / "configurations"
+"""The folder of the shipped configurations."""
+HELD_OUT = ("valid", "target", "held_out", "heldout", "test", "dev")
+"""Words in a dataset's name that make it a target where none is named."""
+OUTER_STEPS = 100
+"""At least so many outer steps."""
+EPOCHS = 4
+"""No source is read more often in the search (Muennighoff et al., arXiv 2305.16264)."""
+
+
+@dataclass(kw_only=True)
+class FirstConfig:
+    """Values of a configuration, and a reason for each choice."""
+
+    values: dict[str, Any]
+    reasons: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        """The YAML file, its reasons as comments at the head."""
+        head = "".join(
+            f"# {line}\n" for line in ["Written by megatron-fastmix init.", *self.reasons]
+        )
+        return head + yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
+
+
+def shipped_configurations() -> dict[str, str]:
+    """The shipped configurations: name to text."""
+    return {file.stem: file.read_text(encoding="utf-8") for file in sorted(SHIPPED.glob("*.yaml"))}
+
+
+def find_prefixes(places: Sequence[str]) -> list[str]:
+    """Prefixes of indexed datasets: each place is one, or a folder that holds some."""
+    found: list[str] = []
+    for place in places:
+        if Path(f"{place}.idx").exists():
+            found.append(place)
+        elif Path(place).is_dir():
+            inside = sorted(str(file)[: -len(".idx")] for file in Path(place).glob("*.idx"))
+            inside = [prefix for prefix in inside if not prefix.endswith("_loss_mask")]
+            if not inside:
+                raise ConfigError(
+                    f"{place}: a folder without .idx files; preprocess the data first"
+                )
+            found += inside
+        else:
+            raise ConfigError(f"{place}: found neither {place}.idx nor a folder of that name")
+    return found
+
+
+def first_config(
+    prefixes: Sequence[str],
+    targets: Sequence[str],
+    *,
+    shares: Sequence[float] | None = None,
+    huggingface: str | None = None,
+    tokenizer_type: str | None = None,
+    tokenizer_model: str | None = None,
+    run_dir: str = "runs/search",
+) -> FirstConfig:
+    """A configuration for these datasets. Raises `ConfigError` and `DataError`."""
+    sources, held_out, reasons = _split(prefixes, targets)
+    tokens = {prefix: inspect_indexed_dataset(prefix).tokens for prefix in sources}
+    answers = is_answer_only(sources[0])
+    template = _template(sum(tokens.values()), answers, huggingface)
+    values: dict[str, Any] = yaml.safe_load(shipped_configurations()[template])
+    reasons.append(
+        f"proxy: as in the shipped {template}, for {sum(tokens.values()):.3g} tokens of "
+        + ("rows with answers" if answers else "text")
+    )
+    values["run_dir"] = run_dir
+    values["sources"] = [{"name": name, "path": path} for name, path in _named(sources)]
+    values["targets"] = [{"name": name, "path": path} for name, path in _named(held_out)]
+    if len(held_out) == 1:
+        values.get("objective", {}).pop("target_aggregation", None)
+        if values.get("objective") == {}:
+            del values["objective"]
+    values["tokenizer"] = _tokenizer(sources[0], tokenizer_type, tokenizer_model, huggingface)
+    if huggingface is not None:
+        values["proxy"]["path"] = huggingface
+    if shares is not None:
+        values["mixture"]["initial_weights"] = [round(float(share), 6) for share in shares]
+        reasons.append("mixture.initial_weights: the weights of your blend")
+    _fit_to_tokens(values, tokens, reasons, answers)
+    return FirstConfig(values=values, reasons=reasons)
+
+
+def _split(
+    prefixes: Sequence[str], targets: Sequence[str]
+) -> tuple[list[str], list[str], list[str]]:
+    """Sources, targets and why."""
+    named = list(targets)
+    reason = "targets: as named"
+    if not named:
+        named = [p for p in prefixes if any(word in Path(p).name.lower() for word in HELD_OUT)]
+        reason = f"targets: {', '.join(named)}, held out by their names"
+    if not named:
+        raise ConfigError(
+            "found no held-out dataset among the data: name one with --target PREFIX; it should "
+            "resemble what the final model is for"
+        )
+    sources = [prefix for prefix in prefixes if prefix not in named]
+    if len(sources) < 2:
+        raise ConfigError(f"found {len(sources)} sources; a mixture needs 2 or more to choose from")
+    return sources, named, [reason]
+
+
+def _template(tokens: int, answers: bool, huggingface: str | None) -> str:
+    if huggingface is not None:
+        return "sft_qwen2_1_5b" if answers else "midtrain_from_huggingface"
+    if answers:
+        raise ConfigError(
+            "the data are rows with answers: name the model that is fine-tuned with --huggingface "
+            "FOLDER, or start from --template midtrain_from_megatron"
+        )
+    if tokens < 5e9:
+        return "pretrain_15m"
+    return "pretrain_160m" if tokens < 5e11 else "pretrain_1b_zero3"
+
+
+def _named(prefixes: Sequence[str]) -> list[tuple[str, str]]:
+    names = [Path(prefix).name.removesuffix("_text_document") for prefix in prefixes]
+    if len(set(names)) < len(names):
+        names = ["_".join(Path(p).parts[-2:]).removesuffix("_text_document") for p in prefixes]
+    return list(zip(names, prefixes, strict=True))
+
+
+def _tokenizer(
+    prefix: str, kind: str | None, model: str | None, huggingface: str | None
+) -> dict[str, str]:
+    """The tokenizer that wrote `prefix`, by its manifest, or as named."""
+    manifest = read_manifest(prefix)
+    record = None if manifest is None else manifest.tokenizer
+    kind = kind or (record.tokenizer_type if record else None)
+    if model is None and huggingface is not None:
+        model = str(Path(huggingface) / "tokenizer.json")
+        kind = kind or "HuggingFaceTokenizer"
+    if model is None and record is not None and record.tokenizer_model is not None:
+        near = [Path(prefix).parent, Path(prefix).parent.parent, Path(".")]
+        files = [folder / record.tokenizer_model for folder in near]
+        model = next((str(file) for file in files if file.exists()), None)
+        if model is None:
+            raise ConfigError(
+                f"{prefix} was written with {record.tokenizer_model}, which is not beside it: give "
+                "its path with --tokenizer-model"
+            )
+    if kind is None:
+        raise ConfigError(
+            f"{prefix} has no manifest that names its tokenizer: give --tokenizer-type and "
+            "--tokenizer-model, as for Megatron"
+        )
+    return {"tokenizer_type": kind, **({"tokenizer_model": model} if model else {})}
+
+
+def _fit_to_tokens(
+    values: dict[str, Any], tokens: dict[str, int], reasons: list[str], answers: bool
+) -> None:
+    """Shortens batches, then intervals, then samples until no source is read too often."""
+    training, mixture, data = values["training"], values["mixture"], values["data"]
+    smallest = min(tokens, key=lambda prefix: tokens[prefix])
+    # A row with an answer is shorter than a sample of text; this counts it as a quarter.
+    per_sample = data["seq_length"] // (4 if answers else 1)
+    admitted = EPOCHS * tokens[smallest] * len(tokens) / per_sample
+    steps = training["train_iters"]
+    while steps * training["global_batch_size"] > admitted:
+        if training["global_batch_size"] > 32:
+            training["global_batch_size"] //= 2
+        elif mixture["inner_steps"] > 5:
+            mixture["inner_steps"] //= 2
+            steps = OUTER_STEPS * mixture["inner_steps"]
+        elif training["global_batch_size"] > 8:
+            training["global_batch_size"] //= 2
+        elif not answers and data["seq_length"] > 128:
+            data["seq_length"] //= 2
+            admitted *= 2
+        else:
+            reasons.append(f"{smallest} is so small that it is read more than {EPOCHS} times")
+            break
+    training["train_iters"] = steps
+    training["micro_batch_size"] = math.gcd(
+        training["micro_batch_size"], training["global_batch_size"]
+    )
+    training["lr_warmup_iters"] = min(training["lr_warmup_iters"], max(1, steps // 20))
+    read = steps * training["global_batch_size"] * per_sample
+    reasons += [
+        f"tokens: {read:.3g} in {steps} steps of {training['global_batch_size']} samples of "
+        f"{data['seq_length']}; the smallest source, {smallest}, is read about "
+        f"{read / len(tokens) / tokens[smallest]:.2g} times",
+        f"outer steps: {steps // mixture['inner_steps']}, one every {mixture['inner_steps']} steps",
+    ]

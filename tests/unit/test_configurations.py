@@ -1,0 +1,228 @@
+"""The shipped configurations, and what `init` and `config` write and say."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_fastmix.cli import main as cli
+from megatron_fastmix.config import SearchConfig, load_config
+from megatron_fastmix.config.reference import MEGATRON, find_keys, keys
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.search.inputs import assumed_inputs
+from megatron_fastmix.start.first_config import SHIPPED, shipped_configurations
+from megatron_fastmix.start.plan import duration, make_plan, warnings
+from tests.conftest import SOURCES, write_dataset
+
+ASSUMED_TOKENS = 10_000_000_000
+VOCABULARY = 50_304
+QWEN2_1_5B = {
+    "model_type": "qwen2",
+    "vocab_size": 151_936,
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+MODELS = {
+    "sft_qwen2_1_5b": QWEN2_1_5B,
+    "sft_qwen2_1_5b_lora": QWEN2_1_5B,
+    "midtrain_from_huggingface": {
+        **QWEN2_1_5B,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+    },
+    "sft_moe": {
+        "model_type": "olmoe",
+        "vocab_size": VOCABULARY,
+        "hidden_size": 2048,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+    },
+}
+"""Sizes of the models that the configurations name, from their authors' config.json."""
+
+
+def configuration(name: str, folder: Path) -> SearchConfig:
+    """A shipped configuration; a model that it names has its sizes in `folder`."""
+    config = load_config(SHIPPED / f"{name}.yaml")
+    if config.proxy.path is not None:
+        import json
+
+        (folder / "config.json").write_text(json.dumps(MODELS[name]))
+        proxy = dataclasses.replace(config.proxy, path=str(folder))
+        config = dataclasses.replace(config, proxy=proxy)
+    return config
+
+
+def head_lines(name: str, folder: Path) -> list[str]:
+    """What stands at the head of a configuration."""
+    config = configuration(name, folder)
+    inputs = assumed_inputs(config, ASSUMED_TOKENS, VOCABULARY)
+    lines = []
+    for gpus in (1, 8, 64):
+        if config.training.global_batch_size % (config.training.micro_batch_size * gpus):
+            continue
+        plan = make_plan(config, inputs, ranks=gpus)
+        gib = plan.most_memory(config.engine.zero_stage) / 2**30
+        fits = "" if gib <= 80 else " (does not fit)"
+        name_of = f"{gpus:2} GPU{'s' if gpus > 1 else ' '}"
+        lines.append(f"{name_of}  {duration(plan.hours)}, {gib:.3g} GiB each{fits}")
+    return lines
+
+
+@pytest.mark.parametrize("name", sorted(shipped_configurations()))
+def test_a_shipped_configuration_is_planned_and_says_so(name: str, tmp_path: Path) -> None:
+    if name in MODELS:
+        pytest.importorskip("transformers")
+        pytest.importorskip("peft")
+    text = shipped_configurations()[name]
+    for line in head_lines(name, tmp_path):
+        assert f"#   {line}\n" in text
+    config = configuration(name, tmp_path)
+    plan = make_plan(config, assumed_inputs(config, ASSUMED_TOKENS, VOCABULARY), ranks=8)
+    assert warnings(plan, config) == []
+    assert plan.most_memory(config.engine.zero_stage) < 80 * 2**30
+
+
+def test_they_are_the_ones_that_users_ask_for() -> None:
+    assert sorted(shipped_configurations()) == [
+        "midtrain_from_huggingface",
+        "midtrain_from_megatron",
+        "pretrain_15m",
+        "pretrain_160m",
+        "pretrain_1b_zero3",
+        "sft_moe",
+        "sft_qwen2_1_5b",
+        "sft_qwen2_1_5b_lora",
+    ]
+    assert len(load_config(SHIPPED / "pretrain_160m.yaml").sources) == 17
+
+
+def test_init_lists_and_copies_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["init", "--list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(shipped_configurations())
+    output = tmp_path / "my.yaml"
+    assert cli.main(["init", "--template", "sft_moe", "--output", str(output)]) == 0
+    assert output.read_text() == shipped_configurations()["sft_moe"]
+    assert cli.main(["init", "--template", "sft_moe", "--output", str(output)]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert cli.main(["init", "--template", "x", "--output", str(tmp_path / "y")]) == 2
+    assert "choose one of" in capsys.readouterr().err
+
+
+BYTES = ["--tokenizer-type", "ByteLevelTokenizer"]
+
+
+@pytest.mark.parametrize("given", ["words", "file", "prefixes", "folder"])
+def test_init_writes_one_for_the_data_that_there_are(
+    corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str
+) -> None:
+    prefixes = [str(corpora / name) for name in SOURCES]
+    blend = ["0.5", prefixes[0], "0.25", prefixes[1], "0.25", prefixes[2]]
+    (tmp_path / "blend.txt").write_text(" ".join(blend))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in (*SOURCES, "target_valid"):
+        write_dataset(folder / name, [list(range(60))] * 50, 256)
+    words = {
+        "words": ["--data-path", *blend],
+        "file": ["--data-path", str(tmp_path / "blend.txt")],
+        "prefixes": ["--data", *prefixes],
+        "folder": ["--data", str(folder)],
+    }[given]
+    if given != "folder":
+        words += ["--target", str(corpora / "target")]
+    output = tmp_path / "search.yaml"
+    assert cli.main(["init", *words, *BYTES, "--output", str(output)]) == 0
+    out = capsys.readouterr().out
+    config = load_config(output)
+    assert sorted(config.source_names) == sorted(SOURCES)
+    assert [t.name for t in config.targets] == ["target_valid" if given == "folder" else "target"]
+    weights = (0.5, 0.25, 0.25) if given in ("words", "file") else None
+    assert config.mixture.initial_weights == weights
+    assert config.outer_steps >= 100
+    for chosen in ("proxy:", "tokens:", "outer steps:", "targets:"):
+        assert f"  {chosen}" in out
+        assert f"# {chosen}" in output.read_text()
+    assert cli.main(["plan", "--config", str(output), "--gpus-per-node", "1"]) == 0
+
+
+def test_init_names_what_is_missing(
+    corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prefixes = [str(corpora / name) for name in SOURCES]
+    output = ["--output", str(tmp_path / "search.yaml")]
+    for words, message in (
+        (["--data", *prefixes, *BYTES], "--target PREFIX"),
+        (["--data", *prefixes, "--target", str(corpora / "target")], "--tokenizer-type"),
+        (["--data", str(tmp_path / "nothing")], "neither"),
+        (["--data", str(tmp_path)], "without .idx"),
+        (["--data", prefixes[0], "--target", str(corpora / "target"), *BYTES], "found 1 sources"),
+    ):
+        assert cli.main(["init", *words, *output]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "search.yaml").exists()
+
+
+def test_config_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    undocumented = {"sources[].name"} - {key.name for key in keys() if key.explanation}
+    assert undocumented == set()
+    assert cli.main(["config"]) == 0
+    out = capsys.readouterr().out
+    for key in keys():
+        assert f"{key.name}: {key.default}    (" in out
+    (lr,) = find_keys("training.lr")
+    assert (lr.default, lr.type) == ("0.002", "float")
+    assert lr.explanation == "Peak learning rate η of AdamW."
+    assert {key.name for key in find_keys("proxy")} >= {"proxy.kind", "proxy.num_query_groups"}
+    assert [key.name for key in find_keys("--num-query-groups")] == ["proxy.num_query_groups"]
+    assert [key.name for key in find_keys("--global-batch-size")] == ["training.global_batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--bf16", "engine.dtype: bf16"),
+        ("--data-path", "sources"),
+        ("--save", "run_dir"),
+        ("--num-gpus", "--num-ranks"),
+        ("training.lrr", "training.lr"),
+        ("engine.zero", "engine.zero_stage"),
+    ],
+)
+def test_config_knows_what_is_meant(
+    flag: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["config", flag]) == 2
+    assert meant in capsys.readouterr().err
+
+
+def test_what_megatrons_users_mean_is_no_key_and_names_keys_that_are() -> None:
+    names = {key.name for key in keys()}
+    lasts = {name.rpartition(".")[2] for name in names}
+    for flag, meaning in MEGATRON.items():
+        for word in meaning.replace(",", " ").replace(":", " ").replace(";", " ").split():
+            section, dot, _ = word.partition(".")
+            if dot and section in ("engine", "proxy", "training", "mixture", "data"):
+                assert word in names, (flag, word)
+    assert "bf16" not in lasts
+    with pytest.raises(ConfigError, match="nearest are"):
+        find_keys("quantum")
+
+
+def test_every_shipped_file_is_packaged() -> None:
+    setup = (SHIPPED.parent.parent / "setup.py").read_text()
+    assert '"configurations/*.yaml"' in setup
+    for text in shipped_configurations().values():
+        assert yaml.safe_load(text)["run_dir"].startswith("runs/")
