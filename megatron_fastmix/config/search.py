@@ -107,15 +107,22 @@ class SearchConfig:
             "hypergradient.estimator",
             self.hypergradient.estimator,
             "the frozen weights around LoRA stay in bf16, which the finite difference cannot see "
-            "through; use per_source, or engine.dtype fp32",
+            "through; use one_pass, per_source, or engine.dtype fp32",
         )
         require(
             not self.proxy.lora_rank or self.hypergradient.estimator != "last_layer",
             "hypergradient.estimator",
             self.hypergradient.estimator,
-            "LoRA leaves the output layer frozen; use finite_difference or per_source",
+            "LoRA leaves the output layer frozen; use one_pass or another",
         )
         pattern = self.proxy.hybrid_layer_pattern
+        require(
+            pattern is None or "M" not in pattern or self.hypergradient.estimator != "one_pass",
+            "hypergradient.estimator",
+            self.hypergradient.estimator,
+            f"proxy.hybrid_layer_pattern {pattern} has Mamba layers, which hand their weights to "
+            "one kernel: use finite_difference or per_source",
+        )
         require(
             pattern is None or "M" not in pattern or not self.data.packing,
             "data.packing",

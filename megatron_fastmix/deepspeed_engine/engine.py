@@ -80,8 +80,14 @@ def engine_parameters(
     parameters = [p for p in engine.module.parameters() if p.requires_grad]
     sharers = tensor_group if tensor_group.size > 1 else None
     if engine.zero_optimization_stage() == 3:
-        release = engine.optimizer.empty_partition_cache
-        return ShardedParameters(parameters, group, release, sharers)
+        optimizer = engine.optimizer
+        return ShardedParameters(
+            parameters,
+            group,
+            optimizer.empty_partition_cache,
+            sharers,
+            list(getattr(optimizer, "leaf_parameters", ())),
+        )
     return Parameters(parameters, group, sharers)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -24,15 +25,31 @@ class ShardedParameters(Parameters):
         group: DataParallelGroup,
         release: Callable[[], None],
         tensor_group: DataParallelGroup | None = None,
+        leaf_modules: Sequence[torch.nn.Module] = (),
     ) -> None:
         """`release` drops every gathered parameter (DeepSpeed: `empty_partition_cache`).
 
         ZeRO-3 keeps small parameters gathered, and those of modules whose inputs need no gradient,
         so the next forward pass would not see a shard that was replaced; and after a backward pass
         that fires none of its hooks it takes them for in use.
+
+        `leaf_modules` are those whose gradients DeepSpeed reduces together, once a backward pass
+        has left them (blocks of experts): see `outside_training`.
         """
         super().__init__(parameters, group, tensor_group)
         self._release = release
+        self._leaf_modules = leaf_modules
+
+    @contextlib.contextmanager
+    def outside_training(self) -> Iterator[None]:
+        kept = [module._backward_hooks for module in self._leaf_modules]
+        try:
+            for module in self._leaf_modules:
+                module._backward_hooks = OrderedDict()
+            yield
+        finally:
+            for module, hooks in zip(self._leaf_modules, kept, strict=True):
+                module._backward_hooks = hooks
 
     def release(self) -> None:
         self._release()
@@ -59,7 +76,9 @@ class ShardedParameters(Parameters):
 
     def subset(self, keep: Callable[[torch.nn.Parameter], bool]) -> Parameters:
         kept = [p for p in self.parameters if keep(p)]
-        return ShardedParameters(kept, self.group, self._release, self.tensor_group)
+        return ShardedParameters(
+            kept, self.group, self._release, self.tensor_group, self._leaf_modules
+        )
 
     def _point_at(self, storage: Vector) -> None:
         for parameter, part in zip(self.parameters, storage, strict=True):

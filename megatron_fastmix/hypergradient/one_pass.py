@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -49,6 +48,7 @@ class OnePass:
         self.index = {id(p): i for i, p in enumerate(parameters.parameters)}
         self.sites = find_sites(model)
         self.positions_first = any("megatron.core" in type(m).__module__ for m in model.modules())
+        self.samples_run_alone = getattr(model, "samples_run_alone", False)
 
     def products(
         self,
@@ -87,7 +87,11 @@ class _Pass:
     def __init__(self, estimator: OnePass, batch: Batch, vectors: Sequence[Vector]) -> None:
         self.estimator = estimator
         self.parameters = estimator.parameters
-        self.samples = TokenSamples(batch, positions_first=estimator.positions_first)
+        self.samples = TokenSamples(
+            batch,
+            positions_first=estimator.positions_first,
+            samples_run_alone=estimator.samples_run_alone,
+        )
         self.vectors = vectors
         self.totals = torch.zeros(
             len(vectors), batch.num_samples, dtype=torch.float64, device=batch.tokens.device
@@ -95,6 +99,8 @@ class _Pass:
         self.leaves: list[torch.Tensor] = []
         """Where the graph begins: outputs of the first modules with trained weights."""
         self.called: set[str] = set()
+        self.routing: dict[str, torch.Tensor] = {}
+        """By layer of experts, which of them each token goes to, bool (R·S, experts)."""
 
     def hook(self, site: Site) -> Callable[..., Any]:
         """A forward hook that adds the share of one call of a module as soon as ∂L/∂y is known."""
@@ -114,29 +120,36 @@ class _Pass:
                 keywords=kwargs,
                 parameters={key: self.estimator.index[id(p)] for key, p in used.items()},
             )
+            if site.routes_for is not None:
+                self.routing[site.routes_for] = output[1]
+            routed = None
+            if site.expert is not None:
+                layer, number = site.expert
+                # Megatron's dispatcher keeps the order of the tokens that an expert gets.
+                routed = self.routing[layer][:, number].nonzero().flatten()
             if isinstance(output, tuple):
                 return tuple(
-                    self._watched(y, dataclasses.replace(call, output=number))
+                    self._watched(y, dataclasses.replace(call, output=number), routed)
                     for number, y in enumerate(output)
                 )
-            return self._watched(output, call)
+            return self._watched(output, call, routed)
 
         return on_call
 
     def check_all_called(self) -> None:
         """Raises `ConfigError` for a module whose trained weights are used behind its back.
 
-        One of many experts may have no token; and what has no part in the target's loss, as the
-        image tower of a model that reads text, has none in the products.
+        What has no part in the target's loss, as the image tower of a model that reads text, has
+        none in the products.
         """
         for site in self.estimator.sites:
-            if site.name in self.called or re.search(r"experts\.\d+\b", site.name):
+            if site.name in self.called:
                 continue
             places = [self.estimator.index[id(p)] for p in site.parameters.values()]
             if any(bool(vector[i].any()) for vector in self.vectors for i in places):
                 raise refusal(site.name, site.module, "is not called, though its weights are used")
 
-    def _watched(self, y: Any, call: Call) -> Any:
+    def _watched(self, y: Any, call: Call, routed: torch.Tensor | None) -> Any:
         if not isinstance(y, torch.Tensor) or not y.is_floating_point():
             return y
         y = self.samples.spread(y)
@@ -146,11 +159,19 @@ class _Pass:
         elif call.output is not None:
             # Keeps apart what reaches this output from what does through another of the module's.
             y = y.view_as(y)
-        waiting = [(call, y.stride())]  # popped, so that what is kept is let go with the gradient
+        waiting = [
+            (call, y.stride(), routed)
+        ]  # popped, so that what is kept is let go with the gradient
         y.register_hook(lambda gradient: self._add_share(gradient, *waiting.pop()))
         return y
 
-    def _add_share(self, gradient: torch.Tensor, call: Call, strides: tuple[int, ...]) -> None:
+    def _add_share(
+        self,
+        gradient: torch.Tensor,
+        call: Call,
+        strides: tuple[int, ...],
+        routed: torch.Tensor | None,
+    ) -> None:
         """Adds a module's share of the products to the totals."""
         rule = rule_of(call.module)
         # What all tensor-parallel ranks hold alike counts once.
@@ -162,7 +183,9 @@ class _Pass:
                 v = {key: self.parameters.whole(i, vector[i]) for key, i in mine.items()}
                 dots = rule(call, gradient, v)
                 try:
-                    total += self.samples.sums(dots, of_ids=reads_ids(rule), strides=strides)
+                    total += self.samples.sums(
+                        dots, of_ids=reads_ids(rule), strides=strides, routed=routed
+                    )
                 except ValueError as error:
                     raise refusal(call.name, call.module, f"has {error}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ _WHOLE = ("peft.tuners.lora.layer.ParamWrapper",)
 
 _COLUMN = "megatron.core.tensor_parallel.layers.ColumnParallelLinear"
 _ROW = "megatron.core.tensor_parallel.layers.RowParallelLinear"
+_ROUTER = "megatron.core.transformer.moe.router.TopKRouter"
+_EXPERT = re.compile(r"(?P<layer>.*\.)experts\.local_experts\.(?P<number>\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,18 @@ class Site:
         """Whether its weight, if any, comes with each call: Megatron's output layer is called with
         the embedding's where the two are tied."""
         return not self.parameters
+
+    @property
+    def routes_for(self) -> str | None:
+        """The layer whose experts get the tokens that this module, a router, sends them."""
+        is_router = forward_class(self.module) == _ROUTER
+        return self.name.removesuffix("router") if is_router else None
+
+    @property
+    def expert(self) -> tuple[str, int] | None:
+        """(layer, number) of the expert that the module is part of, if it gets tokens routed."""
+        found = _EXPERT.match(self.name)
+        return (found["layer"], int(found["number"])) if found else None
 
 
 def find_sites(model: torch.nn.Module) -> list[Site]:
@@ -79,6 +94,8 @@ def _check(
         # What it does with the weights of the modules inside it is hidden from their hooks: a Mamba
         # mixer hands them to one kernel.
         raise refusal(name, module, f"has {', '.join(own)} beside modules with parameters")
+    if re.search(r"experts\.\d+\.", name) and not _EXPERT.match(name):
+        raise refusal(name, module, "gets some of the tokens, in an order that is not known")
     if kind not in (_COLUMN, _ROW):
         return
     parallel: Any = module

@@ -143,6 +143,14 @@ class Parameters:
         """The vector of those parameters alone."""
         return Parameters([p for p in self.parameters if keep(p)], self.group, self.tensor_group)
 
+    def outside_training(self) -> contextlib.AbstractContextManager[None]:
+        """For a forward pass whose backward pass is ours: the engine takes no gradient from it.
+
+        DeepSpeed hangs its reduction of a block of experts onto the block's backward pass, which
+        `torch.autograd.grad` runs too, and a forward pass decides whether it is there.
+        """
+        return contextlib.nullcontext()
+
     def release(self) -> None:
         """Leaves the engine's view of θ as it was before a backward pass of ours."""
 

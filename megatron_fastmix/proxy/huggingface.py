@@ -24,6 +24,11 @@ class HuggingFaceProxy(torch.nn.Module):
         self.model = model.eval()
         self.rows = find_way(model, _architecture(model))
 
+    @property
+    def samples_run_alone(self) -> bool:
+        """Whether the model gets a row for each sample where a row holds several."""
+        return self.rows.way == "rows"
+
     def train(self, mode: bool = True) -> HuggingFaceProxy:
         """Leaves the model in eval mode, whatever an engine asks for; gradients flow all the
         same."""
@@ -116,12 +121,17 @@ def import_extra(name: str) -> Any:
 def count_parameters(config: ProxyConfig) -> tuple[int, int]:
     """All parameters of the model at `proxy.path`, and those that are trained: with LoRA, those of
     the adapters."""
+    counts = [(p.numel(), p.requires_grad) for p in without_weights(config).parameters()]
+    return sum(n for n, _ in counts), sum(n for n, trained in counts if trained)
+
+
+def without_weights(config: ProxyConfig) -> torch.nn.Module:
+    """The model that a search trains, adapters included, without memory for its weights."""
     _, empty = on_paper(config)
     if config.lora_rank:
         with torch.device("meta"):
             empty = _with_adapters(empty, config)
-    counts = [(p.numel(), p.requires_grad) for p in empty.parameters()]
-    return sum(n for n, _ in counts), sum(n for n, trained in counts if trained)
+    return empty
 
 
 def on_paper(config: ProxyConfig) -> tuple[Any, Any]:

@@ -21,6 +21,7 @@ from megatron_fastmix.hypergradient import (
     noise_to_signal,
     target_gradient,
 )
+from megatron_fastmix.hypergradient.sites import check_supported
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.mixture.objective import TargetAggregation, regularizer_gradient
 from megatron_fastmix.parallel.groups import DataParallelGroup
@@ -64,7 +65,10 @@ class OuterLoop:
         world: DataParallelGroup,
         precondition: AdamPreconditioner | None,
     ) -> None:
-        """`world` are all ranks, tensor-parallel ones included."""
+        """`world` are all ranks, tensor-parallel ones included. Raises `ConfigError` for a model
+        that the estimator cannot take."""
+        if config.hypergradient.estimator == "one_pass":
+            check_supported(model)
         self.config = config
         self.model = model
         self.parameters = parameters
@@ -152,7 +156,8 @@ class OuterLoop:
             _check_finite(term.values, names, number)
 
     def _losses(self, batch: Batch) -> torch.Tensor:
-        return batch_losses(self.model, batch)
+        with self.parameters.outside_training():
+            return batch_losses(self.model, batch)
 
 
 class TargetLosses:

@@ -24,6 +24,7 @@ from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
 from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.start.artifacts import write_run_artifacts
+from megatron_fastmix.start.check_estimator import check_estimator
 from megatron_fastmix.start.claim import claim
 from megatron_fastmix.start.worker import STOPPED_EXIT_CODE
 
@@ -47,6 +48,7 @@ def launch(config: SearchConfig, ranks: int | None = None, *, accept_changes: bo
             "needs its own (DS_ACCELERATOR=cpu runs on the CPU)"
         )
     check_inputs(config, ranks)
+    check_estimator(config)
     lock = RunLock(RunFolder(Path(config.run_dir)))
     lock.acquire(lambda text: print(f"megatron-fastmix: {text}", file=sys.stderr))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 
 from megatron_fastmix.batch.batch import Batch, Role
 from megatron_fastmix.batch.packing import collate_rows
-from megatron_fastmix.config import ProxyConfig
+from megatron_fastmix.config import ProxyConfig, SearchConfig
+from megatron_fastmix.config.strict_yaml import from_dict
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.hypergradient.one_pass import OnePass
 from megatron_fastmix.hypergradient.sites import check_supported
@@ -18,6 +20,8 @@ from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.parameters import Parameters, Vector
 from megatron_fastmix.proxy.huggingface import HuggingFaceProxy
 from megatron_fastmix.proxy.megatron_gpt import batch_losses, build_proxy, initialize_world_of_one
+from megatron_fastmix.proxy.recompute import recompute_layers
+from megatron_fastmix.start.check_estimator import check_estimator
 
 VOCABULARY = 96
 SOURCES = 3
@@ -126,6 +130,33 @@ def test_megatron_gpt(dtype: torch.dtype, untied: bool) -> None:
         init_method_std=0.1,
     )
     model = build_proxy(config, vocab_size=VOCABULARY, seq_length=16, seed=1, dtype=dtype)
+    check_layouts(model, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, slow(torch.bfloat16)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_experts": 4, "moe_router_topk": 2},
+        slow({"num_experts": 4, "moe_router_topk": 1, "recompute_granularity": "full"}),
+        slow({"qk_layernorm": True, "num_query_groups": 1, "normalization": "LayerNorm"}),
+    ],
+)
+def test_megatron_gpt_of_other_layers(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    initialize_world_of_one()
+    config = ProxyConfig(
+        num_layers=2,
+        hidden_size=32,
+        num_attention_heads=2,
+        make_vocab_size_divisible_by=16,
+        init_method_std=0.1,
+        **options,
+    )
+    model = build_proxy(config, vocab_size=VOCABULARY, seq_length=16, seed=1, dtype=dtype)
+    check_layouts(model, dtype)
+
+
+def check_layouts(model: torch.nn.Module, dtype: torch.dtype) -> None:
     # As many positions as rows: the layout must not be read off the shape.
     batches = [rows_of_text(7), rows_of_text(), *both_packings()]
     check(model, batches, TOLERANCE[dtype])
@@ -192,7 +223,21 @@ def test_huggingface(family: str, tied: bool, dtype: torch.dtype) -> None:
     model = HuggingFaceProxy(huggingface(family, tied=tied, dtype=dtype))
     # As many positions as heads, and as rows: no layout must be read off the shape alone.
     batches = [rows_of_text(), rows_of_text(4), rows_of_text(7), *both_packings()]
-    check(model, batches[: 4 if family == "Gemma2" else 5], TOLERANCE[dtype])
+    check(model, batches, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("family", ["GPT2", slow("Llama"), slow("Qwen3Moe")])
+def test_samples_that_run_in_rows_of_their_own(family: str) -> None:
+    model = HuggingFaceProxy(huggingface(family, tied=True, dtype=torch.float32))
+    model.rows.way = "rows"
+    check(model, [rows_of_text(), *both_packings()], TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("family", ["Llama", slow("GPT2"), slow("Mixtral")])
+def test_layers_that_are_recomputed(family: str) -> None:
+    model = huggingface(family, tied=True, dtype=torch.float32)
+    recompute_layers(model.transformer.h if family == "GPT2" else model.model.layers)
+    check(HuggingFaceProxy(model), [rows_of_text()], TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("family", ["Qwen2", slow("GPT2"), slow("Qwen3Moe"), slow("Gemma3")])
@@ -290,10 +335,22 @@ def test_a_module_that_hides_its_weights_is_named() -> None:
         check(model, [rows_of_text()], 1.0)
 
 
-def test_mamba_is_refused_before_it_has_weights() -> None:
+def test_mamba_is_refused_before_a_rank_starts(search_values: dict, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    config = transformers.MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1)
-    with torch.device("meta"):
-        model = transformers.MambaForCausalLM(config)
+    config = transformers.MambaConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, architectures=["MambaForCausalLM"]
+    )
+    config.save_pretrained(tmp_path / "mamba")
+    search_values["proxy"] = {"kind": "huggingface", "path": str(tmp_path / "mamba")}
+    search_values["hypergradient"]["estimator"] = "one_pass"
     with pytest.raises(ConfigError, match=r"layers\.0\.mixer \(MambaMixer\).*finite_difference"):
-        check_supported(model)
+        check_estimator(from_dict(SearchConfig, search_values))
+    search_values["hypergradient"]["estimator"] = "per_source"
+    check_estimator(from_dict(SearchConfig, search_values))
+
+
+def test_mamba_layers_of_megatron_are_refused(search_values: dict) -> None:
+    search_values["proxy"]["hybrid_layer_pattern"] = "M*-"
+    search_values["hypergradient"]["estimator"] = "one_pass"
+    with pytest.raises(ConfigError, match=r"hypergradient\.estimator.*Mamba layers"):
+        from_dict(SearchConfig, search_values)

@@ -1,0 +1,182 @@
+"""one_pass in a search: the same products on any number of ranks, and training left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.lab.forked_ranks import run_ranks
+from tests.conftest import SOURCES
+from tests.distributed.searches import load, plain_training, products_of, run_search, slow
+
+EXACT = {"engine.zero_stage": 0, "hypergradient.estimator": "per_source"}
+
+
+def assert_same_products(values: dict, ranks: int, tolerance: float = 1e-4, **changes: Any) -> None:
+    """Those of one_pass on `ranks` ranks are those of per_source on one, at every outer step."""
+    run_dir = Path(values["run_dir"])
+    exact = load(values, **changes | EXACT, run_dir=run_dir / "exact")
+    config = load(values, **{"hypergradient.estimator": "one_pass"} | changes)
+    assert_equal_products(exact, config, ranks, tolerance)
+
+
+def assert_equal_products(
+    exact: SearchConfig, config: SearchConfig, ranks: int, tolerance: float = 1e-4
+) -> None:
+    run_ranks(1, run_search, exact)
+    run_ranks(ranks, run_search, config)
+    expected, found = products_of(exact.run_dir), products_of(config.run_dir)
+    scale = np.abs(expected).max(axis=1, keepdims=True)
+    np.testing.assert_allclose(found / scale, expected / scale, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "tensor_parallel", "stage"),
+    [
+        *(slow(ranks, 1, stage) for ranks in (1, 2, 4) for stage in (0, 1, 2)),
+        (2, 1, 3),
+        slow(4, 1, 3),
+        slow(2, 2, 0),
+        (2, 2, 2),
+        slow(4, 2, 1),
+        slow(4, 2, 3),
+    ],
+)
+def test_products_do_not_depend_on_sharding(
+    search_values: dict, ranks: int, tensor_parallel: int, stage: int
+) -> None:
+    search_values["mixture"]["lr"] = 0
+    changes = {"engine.zero_stage": stage, "engine.tensor_model_parallel_size": tensor_parallel}
+    exact = load(search_values, **EXACT, run_dir=Path(search_values["run_dir"]) / "exact")
+    config = load(search_values, **changes, **{"hypergradient.estimator": "one_pass"})
+    assert_equal_products(exact, config, ranks)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective.train_loss_weight": 0.3, "hypergradient.per_target": True},
+        slow({"objective.target_aggregation": "least_gain"}),
+        slow({"hypergradient.preconditioner": "adam"}),
+        slow({"training.micro_batch_size": 1, "engine.zero_stage": 2}),
+    ],
+)
+def test_products_of_every_objective(
+    search_values: dict, corpora: Path, changes: dict[str, Any]
+) -> None:
+    search_values["targets"].append({"name": "down", "path": str(corpora / "target_backward")})
+    search_values["mixture"]["lr"] = 0
+    assert_same_products(search_values, 2, **{"engine.zero_stage": 3} | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"proxy.num_experts": 4, "proxy.moe_router_topk": 2},
+        slow({"proxy.recompute_granularity": "full"}),
+        slow({"proxy.qk_layernorm": True, "proxy.normalization": "LayerNorm"}),
+    ],
+)
+def test_products_of_other_layers(search_values: dict, changes: dict[str, Any]) -> None:
+    search_values["mixture"]["lr"] = 0
+    assert_same_products(search_values, 2, **{"engine.zero_stage": 3} | changes)
+
+
+@pytest.mark.parametrize("stage", [slow(0), slow(2), 3])
+def test_training_is_what_it_is_without_a_search(
+    search_values: dict, tmp_path: Path, stage: int
+) -> None:
+    assert_trains_alike(search_values, tmp_path / "plain", stage)
+
+
+def assert_trains_alike(values: dict, plain_dir: Path, stage: int) -> None:
+    """Bitwise, with a mixture that outer steps leave where it is."""
+    changes = {"engine.zero_stage": stage, "hypergradient.estimator": "one_pass", "mixture.lr": 0}
+    searched = run_ranks(2, run_search, load(values, **changes))[0]
+    plain = run_ranks(2, plain_training, load(values, run_dir=plain_dir, **changes))[0]
+    assert searched["losses"] == plain["losses"]
+    assert searched["parameters"].tobytes() == plain["parameters"].tobytes()
+
+
+def make_model(folder: Path, family: str, **changes: Any) -> Path:
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.1,
+    }
+    torch.manual_seed(5)
+    config = getattr(transformers, f"{family}Config")(**sizes | changes)
+    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(folder)
+    return folder
+
+
+EXPERTS = {"num_experts_per_tok": 2, "router_aux_loss_coef": 0.0}
+MIXTRAL = ("Mixtral", EXPERTS | {"num_local_experts": 4})
+QWEN3_MOE = (
+    "Qwen3Moe",
+    EXPERTS | {"num_experts": 4, "moe_intermediate_size": 16, "head_dim": 8},
+)
+
+
+@pytest.fixture
+def fine_tuning(search_values: dict, answer_corpora: Path, tmp_path: Path) -> Any:
+    """A function: a family's name and settings to the values of a search that fine-tunes it."""
+
+    def values(name: str, settings: dict[str, Any]) -> dict:
+        search_values["sources"] = [{"name": n, "path": str(answer_corpora / n)} for n in SOURCES]
+        search_values["targets"] = [{"name": "target", "path": str(answer_corpora / "target")}]
+        search_values["proxy"] = {
+            "kind": "huggingface",
+            "path": str(make_model(tmp_path / name, name, **settings)),
+        }
+        search_values["mixture"]["lr"] = 0
+        return search_values
+
+    return values
+
+
+@pytest.mark.parametrize(
+    ("family", "stage", "changes"),
+    [
+        (MIXTRAL, 3, {}),
+        slow(QWEN3_MOE, 3, {}),
+        slow(("Qwen2", {"tie_word_embeddings": True}), 3, {"data.packing": True}),
+        slow(("Llama", {}), 2, {"data.packing": True}),
+        slow(("Llama", {}), 3, {"proxy.lora_rank": 4}),
+        slow(QWEN3_MOE, 2, {"proxy.lora_rank": 4}),
+    ],
+)
+def test_products_of_pretrained_models(
+    fine_tuning: Any, family: tuple[str, dict[str, Any]], stage: int, changes: dict[str, Any]
+) -> None:
+    assert_same_products(fine_tuning(*family), 2, **{"engine.zero_stage": stage} | changes)
+
+
+@pytest.mark.slow
+def test_blocks_of_experts_are_trained_as_without_a_search(
+    fine_tuning: Any, tmp_path: Path
+) -> None:
+    """DeepSpeed reduces their gradients in a hook of the backward pass, which ours must not run."""
+    assert_trains_alike(fine_tuning(*MIXTRAL), tmp_path / "plain", 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["per_source", "finite_difference"])
+def test_other_estimators_pass_blocks_of_experts_under_zero_3(
+    fine_tuning: Any, estimator: str
+) -> None:
+    # Routing flips along a finite step, which is the finite difference's own error.
+    tolerance = 1e-4 if estimator == "per_source" else 0.5
+    changes = {"engine.zero_stage": 3, "hypergradient.estimator": estimator}
+    assert_same_products(fine_tuning(*MIXTRAL), 2, tolerance, **changes)
