@@ -14,8 +14,9 @@ Estimator = Literal["one_pass", "finite_difference", "per_source", "last_layer"]
 class HypergradientConfig:
     """How ⟨v, ∇L_k⟩ is estimated."""
 
-    estimator: Estimator = "finite_difference"
-    """A name in `hypergradient.ESTIMATORS`."""
+    estimator: Estimator = "one_pass"
+    """A name in `hypergradient.ESTIMATORS`: `one_pass` is exact in any precision; a module that it
+    cannot take is named before a rank starts."""
     target_samples: int = 64
     """Target samples per outer step over all ranks, from which v is computed."""
     probe_samples_per_source: int = 8

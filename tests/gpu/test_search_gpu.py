@@ -39,7 +39,7 @@ def test_products_equal_those_of_the_cpu(config_file: Path, tmp_path: Path, stag
             assert one["products"][name] == pytest.approx(value, rel=1e-2, abs=1e-3)
 
 
-@pytest.mark.parametrize("estimator", ["finite_difference", "per_source"])
+@pytest.mark.parametrize("estimator", ["one_pass", "finite_difference", "per_source"])
 def test_bf16_finds_the_source_that_resembles_the_target(
     config_file: Path, tmp_path: Path, estimator: str
 ) -> None:

@@ -169,11 +169,11 @@ class Bench:
         """An outer step of the exact estimator over one of the default."""
         exact, default = (
             self.config(name, 17, hypergradient__estimator=name)
-            for name in ("per_source", "finite_difference")
+            for name in ("per_source", "one_pass")
         )
         return [
             Figure(
-                figure="outer step, per_source / finite_difference, K = 17",
+                figure="outer step, per_source / one_pass, K = 17",
                 value=self.run(outer_step_ratio, exact, default, self.settings),
                 reach=10,
                 better="higher",
