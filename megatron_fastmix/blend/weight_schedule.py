@@ -23,6 +23,9 @@ from megatron_fastmix.blend.shares import normalized
 from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.errors import ConfigError, DataError
 
+_LARGEST = 2**62
+"""More samples than any run has; beyond it their arithmetic would overflow."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
@@ -77,7 +80,7 @@ def read_schedule(path: str | Path) -> WeightSchedule:
     try:
         values = strict_yaml.load_yaml(path)
         if set(values) != {"schedule"} or not isinstance(values["schedule"], list):
-            raise ConfigError(f"expected one key, schedule, with a list; found {sorted(values)}")
+            raise ConfigError(f"expected one key, schedule, with a list; found {list(values)}")
         return WeightSchedule(changes=_changes(values["schedule"]))
     except ConfigError as error:
         message = str(error)
@@ -92,15 +95,16 @@ def _changes(entries: Sequence[Any]) -> tuple[Change, ...]:
         if not isinstance(entry, dict) or set(entry) != {"at_sample", "weights"}:
             raise ConfigError(f"{at}: found {entry!r}; expected the keys at_sample and weights")
         sample, weights = entry["at_sample"], entry["weights"]
-        if type(sample) is not int or sample < 0:
+        if type(sample) is not int or not 0 <= sample < _LARGEST:
             raise ConfigError(f"{at}.at_sample: found {sample!r}; expected a whole number, 0 or up")
         if not isinstance(weights, dict) or not weights:
             raise ConfigError(f"{at}.weights: found {weights!r}; expected weights by source name")
         numbers = {}
         for name, text in weights.items():
             value = strict_yaml.parse_scalar(text, at) if isinstance(text, str) else text
-            if type(value) not in (int, float):
-                raise ConfigError(f"{at}.weights.{name}: found {value!r}; expected a number")
+            strict_yaml.check_type(float, value, f"{at}.weights.{name}")
+            if str(name) in numbers:
+                raise ConfigError(f"{at}.weights: {name} is named twice; name it once")
             numbers[str(name)] = float(value)
         changes.append(Change(at_sample=sample, weights=numbers))
     return tuple(changes)

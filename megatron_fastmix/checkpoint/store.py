@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -23,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megatron_fastmix.atomic_file import write_atomically
-from megatron_fastmix.errors import CheckpointError
+from megatron_fastmix.errors import CheckpointError, DataError
 from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.text_files import read_json
 
 if TYPE_CHECKING:  # importing torch takes seconds, and the command line reads states alone
     from megatron_fastmix.parallel.groups import DataParallelGroup
@@ -226,7 +228,9 @@ def rank_files(run: RunFolder, step: int, tensor_rank: int = 0) -> list[Path]:
 def complete_steps(run: RunFolder) -> list[int]:
     """Steps of the checkpoints that were written to the end, ascending."""
     found = run.checkpoints.glob(f"step-*/{STATE_FILE}")
-    return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
+    steps = [path.parent.name.removeprefix("step-") for path in found]
+    # What somebody set aside under such a name is not of the run.
+    return sorted(int(step) for step in steps if re.fullmatch(r"[0-9]{8,18}", step))
 
 
 def _rank_file(tensor_rank: int, data_rank: int) -> str:
@@ -236,22 +240,24 @@ def _rank_file(tensor_rank: int, data_rank: int) -> str:
 def _read_state(folder: Path) -> tuple[SearchState, dict[str, Any]]:
     path = folder / STATE_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, "the state")
         seal = content.pop("sha256")
         if seal != _seal(content):
             raise ValueError("its sha256 differs from the one in it")
         if any(Path(name).name != name for name in content["files"]):
             raise ValueError("it names files outside its folder")
         return SearchState(**content["state"]), content["files"]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (DataError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path}: not the state of a search: {error}") from None
 
 
 def _check_file(path: Path, record: dict[str, Any]) -> None:
     try:
         size = path.stat().st_size
+        if not isinstance(record, dict) or not {"bytes", "sha256"} <= record.keys():
+            raise CheckpointError(f"{path}: {STATE_FILE} does not say what it holds")
         if size != record["bytes"]:
-            raise CheckpointError(f"{path}: {size:,} bytes found, {record['bytes']:,} written")
+            raise CheckpointError(f"{path}: {size:,} bytes found, {record['bytes']} written")
         if _sha256(path) != record["sha256"]:
             raise CheckpointError(f"{path}: its sha256 differs from the one when it was written")
     except OSError as error:

@@ -5,9 +5,12 @@ A fragment's key is `kind:start:numel:name`: where it begins in the flattened pa
 
 from __future__ import annotations
 
+import re
+import struct
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,23 +22,77 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's moments, fp32."""
 
 
+ADAM_STEPS = "adam_steps"
+_KEY = re.compile(
+    rf"(?P<kind>{'|'.join((MASTER, *MOMENTS))}):(?P<start>[0-9]{{1,18}}):(?P<numel>[0-9]{{1,18}})"
+    r":(?P<name>.+)",
+    re.DOTALL,
+)
+_DAMAGE = (
+    *(OSError, ValueError, EOFError, LookupError, RuntimeError, MemoryError, OverflowError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, SyntaxError, TypeError, struct.error),
+)
+"""What NumPy and zipfile raise for files that are cut, altered, encrypted or of another kind."""
+
+
+class _ArrayFile:
+    """A .npz file of flat float arrays, whose every fault is a `CheckpointError`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = np.load(path, allow_pickle=False)
+            self.keys: list[str] = list(self._file.files)
+        except AttributeError:
+            raise CheckpointError(f"{path}: one array, not the arrays of a checkpoint") from None
+        except _DAMAGE as error:
+            raise self._damaged(error) from None
+
+    def array(self, key: str, length: int) -> np.ndarray:
+        """The array of `length` numbers at `key`."""
+        try:
+            values = self._file[key]
+        except _DAMAGE as error:
+            raise self._damaged(error) from None
+        if (
+            not isinstance(values, np.ndarray)
+            or values.dtype.kind != "f"
+            or values.shape != (length,)
+        ):
+            raise self._damaged(f"{key} is no array of {length} numbers")
+        return values
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _damaged(self, error: object) -> CheckpointError:
+        reason = getattr(error, "strerror", None) or error
+        return CheckpointError(
+            f"{self.path}: not the arrays of a checkpoint: {reason}; restore the file, or go back "
+            "to an earlier checkpoint"
+        )
+
+
 class StoredParameters:
     """The fragments of a checkpoint's files, read as they are asked for."""
 
     def __init__(self, files: Sequence[Path]) -> None:
-        """`files` are those of one tensor-parallel rank."""
-        self._files = [np.load(file, allow_pickle=False) for file in files]
-        self._fragments: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
+        """`files` are those of one tensor-parallel rank. Raises `CheckpointError` for one that is
+        damaged, or is no file of a checkpoint."""
+        self._files = [_ArrayFile(file) for file in files]
+        self._fragments: dict[tuple[str, str], list[tuple[int, int, _ArrayFile, str]]] = {}
         self.adam_steps = 0.0
         """Adam's own count of steps."""
         for file in self._files:
-            for key in file.files:
-                if key == "adam_steps":
-                    self.adam_steps = float(file[key][0])
+            for key in file.keys:
+                if key == ADAM_STEPS:
+                    self.adam_steps = float(file.array(key, 1)[0])
                     continue
-                kind, start, numel, name = key.split(":", 3)
-                place = (int(start), int(numel), file, key)
-                self._fragments.setdefault((kind, name), []).append(place)
+                found = _KEY.fullmatch(key)
+                if found is None:
+                    raise CheckpointError(f"{file.path}: holds {key!r}, which no checkpoint has")
+                place = (int(found["start"]), int(found["numel"]), file, key)
+                self._fragments.setdefault((found["kind"], found["name"]), []).append(place)
 
     @property
     def names(self) -> list[str]:
@@ -62,10 +119,18 @@ class StoredParameters:
     def read(self, kind: str, name: str, start: int, numel: int) -> np.ndarray:
         """Elements `start` to `start + numel` of a flattened parameter or moment, fp32."""
         values = np.empty(numel, dtype=np.float32)
-        for first, length, file, key in self._fragments[kind, name]:
+        read = 0
+        for first, length, file, key in self._fragments.get((kind, name), []):
             low, high = max(first, start), min(first + length, start + numel)
             if low < high:
-                values[low - start : high - start] = file[key][low - first : high - first]
+                part = file.array(key, length)[low - first : high - first]
+                values[low - start : high - start] = part
+                read += high - low
+        if read != numel:
+            raise CheckpointError(
+                f"{', '.join(str(file.path) for file in self._files)}: {kind} of {name} has {read} "
+                f"of its elements {start} to {start + numel} there; restore the checkpoint's files"
+            )
         return values
 
     def close(self) -> None:

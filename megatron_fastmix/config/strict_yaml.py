@@ -2,7 +2,7 @@
 error that helps. The one reader of YAML.
 
 Supported field types: int, float, str, bool, `Any`, `Literal`, `X | None`, nested dataclasses,
-`tuple[X, ...]` and `dict[str, X]`. Nothing else is needed, and nothing else is accepted.
+`tuple[X, ...]`, `list[X]` and `dict[str, X]`. Nothing else is needed, and nothing else is accepted.
 """
 
 from __future__ import annotations
@@ -119,6 +119,11 @@ def from_dict(cls: type, values: Any, where: str = "") -> Any:
     return cls(**arguments)
 
 
+def check_type(hint: Any, value: Any, where: str) -> None:
+    """Raises `ConfigError` unless `value` is one for a field of the type `hint`."""
+    _convert(hint, value, where)
+
+
 def apply_overrides(
     cls: type, values: dict[str, Any], overrides: Sequence[str], own_sections: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -210,10 +215,10 @@ def _convert(hint: Any, value: Any, at: str) -> Any:
         return _convert(next(a for a in arguments if a is not type(None)), value, at)
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, at)
-    if origin is tuple:
+    if origin in (tuple, list):
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{at}: expected a list, found {value!r}")
-        return tuple(_convert(arguments[0], item, f"{at}[{i}]") for i, item in enumerate(value))
+        return origin(_convert(arguments[0], item, f"{at}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
             raise ConfigError(f"{at}: expected a mapping, found {value!r}")

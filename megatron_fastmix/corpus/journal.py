@@ -9,7 +9,8 @@ from pathlib import Path
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.corpus.writer import WriterState
-from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.text_files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +53,8 @@ def write_journal(prefix: str, journal: Journal) -> None:
 def read_journal(prefix: str, recipe: str) -> Journal | None:
     """The journal of a run of this recipe; None where there is none that can be used."""
     try:
-        values = json.loads(journal_path(prefix).read_text(encoding="utf-8"))
+        values = read_json(journal_path(prefix), "the journal")
         journal: Journal = strict_yaml.from_dict(Journal, values)
-    except (OSError, ValueError, ConfigError):
+    except (DataError, ConfigError):
         return None
     return journal if journal.recipe == recipe else None

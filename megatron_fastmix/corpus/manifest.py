@@ -13,6 +13,7 @@ from typing import Any
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.text_files import decode_text, parse_json
 
 FORMAT = "megatron_fastmix.manifest"
 
@@ -101,15 +102,22 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
     """The manifest of the dataset at `prefix`; None for a dataset that has none.
 
     A `PREFIX.json` of somebody else's, such as the text that the dataset was made from, is none.
-    Raises `DataError` for a manifest of ours that cannot be read.
+    Raises `DataError` for a manifest of ours that is damaged.
     """
     path = manifest_path(prefix)
+    fix = "preprocess the corpus again, or remove the file"
     try:
-        values: Any = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+        content = path.read_bytes()
+    except FileNotFoundError:
         return None
     except OSError as error:
-        raise DataError(f"{path}: cannot read the manifest: {error.strerror}") from None
+        raise DataError(f"{path}: cannot read the manifest: {error.strerror}; {fix}") from None
+    try:
+        values: Any = parse_json(decode_text(content))
+    except ValueError as error:
+        if FORMAT.encode() not in content:
+            return None
+        raise DataError(f"{path}: the manifest is damaged: {error}; {fix}") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         return None
     try:

@@ -18,6 +18,7 @@ from megatron_fastmix.corpus.manifest import input_records
 from megatron_fastmix.corpus.own_files import Output, check_outputs
 from megatron_fastmix.corpus.records import read_documents
 from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.text_files import read_bytes, read_json
 
 SPECIAL_PIECES = 4
 BYTE_PIECES = 256
@@ -146,10 +147,10 @@ def _record_path(output: Path) -> Path:
 
 def _is_trained(output: Path, record: dict[str, object]) -> bool:
     try:
-        found = json.loads(_record_path(output).read_text(encoding="utf-8"))
-        content = output.read_bytes()
-    except (OSError, ValueError):
-        return False
+        found = read_json(_record_path(output), "the record of the training")
+        content = read_bytes(output, "the tokenizer")
+    except DataError:
+        return False  # trained anew
     return bool(found == {**record, "sha256": hashlib.sha256(content).hexdigest()})
 
 

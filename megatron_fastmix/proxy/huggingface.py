@@ -8,6 +8,7 @@ import torch
 
 from megatron_fastmix.config import ProxyConfig
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.proxy.model_files import load_model_config, not_loadable
 from megatron_fastmix.proxy.packed_rows import find_way
 from megatron_fastmix.proxy.recompute import recompute_layers
 
@@ -63,18 +64,26 @@ def build_huggingface_proxy(
     trained, where `config.lora_rank` asks for them."""
     transformers = import_extra("transformers")
     torch.manual_seed(seed)
-    load = transformers.AutoModelForCausalLM.from_pretrained
-    try:
-        model = load(config.path, dtype=dtype, attn_implementation="sdpa")
-    except ValueError as error:
-        if "scaled_dot_product_attention" not in str(error):
-            raise
-        model = load(config.path, dtype=dtype, attn_implementation="eager")
+    model = _load(transformers, config.path, dtype)
     if config.recompute_granularity == "full":
         recompute_layers(_layers(model))
     if config.lora_rank:
         model = _with_adapters(model, config)
     return HuggingFaceProxy(model)
+
+
+def _load(transformers: Any, path: str | None, dtype: torch.dtype) -> Any:
+    """The model, with the attention that it has. Raises `ConfigError`."""
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    try:
+        try:
+            return load(path, dtype=dtype, attn_implementation="sdpa")
+        except ValueError as error:
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+            return load(path, dtype=dtype, attn_implementation="eager")
+    except Exception as error:  # each class of models checks in a way of its own
+        raise not_loadable(path, error) from None
 
 
 def _architecture(model: Any) -> Any:
@@ -137,6 +146,10 @@ def without_weights(config: ProxyConfig) -> torch.nn.Module:
 def on_paper(config: ProxyConfig) -> tuple[Any, Any]:
     """The model's configuration, and the model without memory for its weights."""
     transformers = import_extra("transformers")
-    model = transformers.AutoConfig.from_pretrained(config.path)
-    with torch.device("meta"):
-        return model, transformers.AutoModelForCausalLM.from_config(model)
+    assert config.path is not None
+    model = load_model_config(config.path)
+    try:
+        with torch.device("meta"):
+            return model, transformers.AutoModelForCausalLM.from_config(model)
+    except Exception as error:
+        raise not_loadable(config.path, error) from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron_fastmix.config import ProxyConfig, TokenizerConfig, load_config
 from megatron_fastmix.corpus.tokenizers import tokenizer_file
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.proxy.model_files import check_model_files
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.text_files import read_bytes, read_json_object
 
@@ -16,6 +17,8 @@ def check_starting_point(proxy: ProxyConfig, tokenizer: TokenizerConfig, vocab_s
     """Raises `ConfigError` where the proxy cannot start from what its configuration names."""
     if proxy.kind == "huggingface":
         check_model_folder(proxy, vocab_size, tokenizer)
+        if proxy.path is not None and Path(proxy.path).is_dir():
+            check_model_files(Path(proxy.path))
     elif proxy.checkpoint is not None and is_megatron_checkpoint(Path(proxy.checkpoint)):
         check_megatron_checkpoint(Path(proxy.checkpoint))
     elif proxy.checkpoint is not None:

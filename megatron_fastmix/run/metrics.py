@@ -14,7 +14,9 @@ from types import TracebackType
 from typing import Any
 
 from megatron_fastmix.atomic_file import write_atomically
-from megatron_fastmix.errors import DataError
+from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.run.metric_line import check_line
+from megatron_fastmix.text_files import parse_json
 
 
 class MetricsLog:
@@ -77,20 +79,24 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     lines = []
     for number, raw in enumerate(whole.split(b"\n") if whole else [], start=1):
         try:
-            line = json.loads(raw)
+            line = parse_json(raw.decode("utf-8"), constants=True)
         except ValueError as error:
             raise DataError(
-                f"{path}:{number}: not valid JSON: {error}; delete the line or write the run again"
+                f"{path}:{number}: {error}; delete the line or write the run again"
             ) from None
         if (
             not isinstance(line, dict)
             or not isinstance(line.get("kind"), str)
-            or not isinstance(line.get("step"), int)
+            or type(line.get("step")) is not int
         ):
             raise DataError(
                 f"{path}:{number}: expected an object with kind and step, found {raw[:80]!r}; "
                 "is this the metrics.jsonl of a run?"
             )
+        try:
+            check_line(line)
+        except ConfigError as error:
+            raise DataError(f"{path}:{number}: {error}; delete the line or restore it") from None
         lines.append(line)
     return lines
 

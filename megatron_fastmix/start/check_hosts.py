@@ -31,7 +31,7 @@ from megatron_fastmix.errors import ConfigError, FastMixError
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
 from megatron_fastmix.start.claim import claim
-from megatron_fastmix.text_files import read_file, read_text
+from megatron_fastmix.text_files import parse_json, read_file, read_text
 
 PACKAGES = ("megatron-fastmix", "megatron-core", "deepspeed", "torch", "numpy", "sentencepiece")
 PROBE_FOLDER = ".hosts"
@@ -224,10 +224,12 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 def _parse(line: str) -> Report | None:
     """The report in a line of output; None for another line, such as a greeting."""
     try:
-        answer = json.loads(line)
-        return {key: answer[key] for key in ("host", "facts", "problems", "wrote")}
+        answer = parse_json(line)
+        found = {key: answer[key] for key in ("host", "facts", "problems", "wrote")}
     except (ValueError, LookupError, TypeError):
         return None
+    types = {"host": str, "facts": dict, "problems": list, "wrote": str}
+    return found if all(isinstance(found[key], kind) for key, kind in types.items()) else None
 
 
 def _check_folder(config: SearchConfig, token: str) -> list[str]:

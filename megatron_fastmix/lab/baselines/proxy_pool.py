@@ -18,6 +18,7 @@ from megatron_fastmix.config import SearchConfig, strict_yaml
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.lab.jobs import Job, run_jobs
+from megatron_fastmix.text_files import read_json_object
 
 PRELOAD = ("megatron_fastmix.lab.baselines.proxy_run",)
 
@@ -150,7 +151,9 @@ def _train(
 
 
 def _read(file: Path) -> ProxyOutcome:
+    fix = "delete it to train it anew"
+    values = read_json_object(file, "the outcome of a proxy", fix=fix)
     try:
-        return strict_yaml.from_dict(ProxyOutcome, json.loads(file.read_text()))
-    except (OSError, ValueError, ConfigError) as error:
-        raise DataError(f"{file}: cannot be read: {error}; delete it to train it anew") from None
+        return strict_yaml.from_dict(ProxyOutcome, values)
+    except ConfigError as error:
+        raise DataError(f"{file}: cannot be read: {error}; {fix}") from None

@@ -1,0 +1,70 @@
+"""Which types the values in a line of `metrics.jsonl` have, checked where the file is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_fastmix.config import strict_yaml
+
+_Number = float | None
+_ByName = dict[str, float | None]
+
+_RUN = {
+    "sources": list[str],
+    "targets": list[str],
+    "initial_weights": dict[str, float],
+    "weights": dict[str, float],
+    "source_tokens": dict[str, int],
+    "token_budget": int | None,
+    "config": dict[str, Any],
+    "train_iters": int | None,
+    "averaging_fraction": float,
+    "seed": int | None,
+}
+_STEP = {
+    "loss": _Number,
+    "source_loss": _ByName,
+    "lr": _Number,
+    "grad_norm": _Number,
+    "tokens": int,
+    "tokens_per_second": _Number,
+    "seconds": _Number,
+    "data_seconds": _Number,
+    "outer_step": int,
+    "weights": dict[str, float],
+    "logits": _ByName,
+    "products": _ByName,
+    "products_standard_error": _ByName,
+    "noise_to_signal": _Number,
+    "hypergradient": _ByName,
+    "probe_samples": _ByName,
+    "target_loss": _ByName,
+    "target_weight": _ByName,
+    "target_products": dict[str, dict[str, float | None]] | None,
+    "path": str,
+    "complete": bool,
+    "training_flops": _Number,
+}
+_CONFIG = {
+    "seed": int,
+    "mixture": dict[str, Any],
+    "mixture.averaging_fraction": float,
+    "training": dict[str, Any],
+    "training.train_iters": int,
+}
+
+
+def check_line(line: dict[str, Any]) -> None:
+    """Raises `ConfigError` that names the first key whose value has another type.
+
+    Keys that a line lacks or that are not known pass: releases before and after have others.
+    """
+    for key, hint in {"time": _Number, **(_RUN if line["kind"] == "run" else _STEP)}.items():
+        if key in line:
+            strict_yaml.check_type(hint, line[key], key)
+    config: dict[str, Any] = (line.get("config") or {}) if line["kind"] == "run" else {}
+    for key, hint in _CONFIG.items():
+        section, _, last = key.rpartition(".")
+        values = config.get(section, {}) if section else config
+        if last in values:
+            strict_yaml.check_type(hint, values[last], f"config.{key}")
