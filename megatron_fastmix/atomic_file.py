@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -9,19 +10,31 @@ from pathlib import Path
 def write_atomically(path: str | Path, content: str | bytes) -> None:
     """Writes `content` aside, fsyncs it and renames it to `path`; makes missing folders.
 
-    Text is written as UTF-8. Raises `OSError` where the folder cannot be written.
+    Text is written as UTF-8. Raises `OSError`, which names the path, where it cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, content.encode("utf-8") if isinstance(content, str) else content)
+    except OSError as error:
+        if error.filename is None or str(error.filename).endswith(".tmp"):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _replace(path: Path, content: bytes) -> None:
+    # Shorter than the file's own name may be: names may have 255 bytes.
+    aside = path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")
     try:
         with open(aside, "wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    except OSError:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            aside.unlink(missing_ok=True)
+        raise
     # Without this the rename itself may be lost with the power.
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -41,6 +41,12 @@ class CheckpointError(FastMixError):
     exit_code = 5
 
 
+class StorageError(FastMixError):
+    """The file system failed or is full; names the path and says how to go on."""
+
+    exit_code = 5
+
+
 class CommunicationError(FastMixError):
     """A collective that failed or timed out: another rank, or the link to it, is gone."""
 

@@ -6,7 +6,14 @@ import os
 import sys
 from collections.abc import Callable
 
-from megatron_fastmix.errors import FastMixError
+from megatron_fastmix.errors import DataError, FastMixError, StorageError
+from megatron_fastmix.storage import describe, is_storage_error
+
+
+def printable(text: str) -> str:
+    """`text` as UTF-8 can say it: of names that are no Unicode, as those of old file systems, the
+    bytes as question marks."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def run_program(run: Callable[[], int | None], name: str) -> int:
@@ -16,7 +23,7 @@ def run_program(run: Callable[[], int | None], name: str) -> int:
         code = run() or 0
         sys.stdout.flush()
     except FastMixError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # What is left in the buffer would fail again when the interpreter flushes it at its end.
@@ -24,4 +31,12 @@ def run_program(run: Callable[[], int | None], name: str) -> int:
         return 141
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        # Of a file: what is left is about connections, and a traceback helps more.
+        if error.filename is None and not is_storage_error(error):
+            raise
+        print(
+            f"{name}: {printable(describe(error))} and run the same command again", file=sys.stderr
+        )
+        return StorageError.exit_code if is_storage_error(error) else DataError.exit_code
     return code

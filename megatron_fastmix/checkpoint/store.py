@@ -10,6 +10,8 @@ comes last, after every file is on disk: a folder without it is an interrupted w
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -26,7 +28,8 @@ import numpy as np
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.errors import CheckpointError, DataError
 from megatron_fastmix.run.folder import RunFolder
-from megatron_fastmix.text_files import read_json
+from megatron_fastmix.storage import describe, os_error_of
+from megatron_fastmix.text_files import read_json, read_json_object
 
 if TYPE_CHECKING:  # importing torch takes seconds, and the command line reads states alone
     from megatron_fastmix.parallel.groups import DataParallelGroup
@@ -103,10 +106,13 @@ class CheckpointWriter:
         """
         self.finish()
         folder = self.folder.checkpoint(state.step)
-        if self.world.rank == 0:
-            _remove(folder)  # a write that was interrupted, perhaps of more ranks
-        self.world.barrier()
         self._state, self._error = state, None
+        if self.world.rank == 0:
+            try:
+                _remove(folder)  # a write that was interrupted, perhaps of more ranks
+            except OSError as error:
+                self._error = error
+        self._raise_where_failed(folder, self._error)
         self._thread = threading.Thread(target=self._write, args=(folder, arrays), daemon=True)
         self._thread.start()
 
@@ -134,16 +140,19 @@ class CheckpointWriter:
                 self._publish(folder, state)
             except OSError as problem:
                 error = problem
-        # Also keeps a fast rank from going on to files that rank 0 still removes.
-        if self.world.sum(np.array([float(error is not None)]))[0]:
-            if error is not None:
-                _say(f"rank {self.world.rank}: cannot write {folder / self.file}: {error.strerror}")
-            complete = complete_steps(self.folder)
-            last = f"that of step {complete[-1]} stays" if complete else "there is none before it"
-            raise CheckpointError(
-                f"{folder}: the checkpoint could not be written; {last}; make room and run the "
-                "same command again"
-            )
+        self._raise_where_failed(folder, error)
+
+    def _raise_where_failed(self, folder: Path, error: OSError | None) -> None:
+        """Raises `CheckpointError` on all ranks where one has an error, which it tells. Every rank
+        must call; also keeps a fast rank from going on to files that rank 0 still removes."""
+        if not self.world.sum(np.array([float(error is not None)]))[0]:
+            return
+        if error is not None:
+            _say(f"rank {self.world.rank}: cannot write {describe(error, folder / self.file)}")
+        raise CheckpointError(
+            f"{folder}: the checkpoint could not be written; {_what_stays(self.folder)}; mend what "
+            "a rank names and run the same command again"
+        )
 
     def _write(self, folder: Path, arrays: dict[str, np.ndarray]) -> None:
         """In a thread of its own."""
@@ -158,26 +167,30 @@ class CheckpointWriter:
             record = {"bytes": aside.stat().st_size, "sha256": _sha256(aside)}
             os.replace(aside, path)
             write_atomically(path.with_suffix(".json"), json.dumps(record))
-        except OSError as error:
-            self._error = error
+        except Exception as error:
+            self._error = os_error_of(error) or OSError(errno.EIO, str(error), str(path))
             # What was written of it takes the room that others need.
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
 
     def _publish(self, folder: Path, state: SearchState) -> None:
-        files = {
-            name: json.loads((folder / name).with_suffix(".json").read_text())
-            for name in self.files
-        }
+        records = {name: (folder / name).with_suffix(".json") for name in self.files}
+        try:
+            files = {name: read_json_object(path, "the size") for name, path in records.items()}
+        except DataError as error:
+            raise OSError(errno.EIO, str(error), str(folder)) from None
         content = {"state": asdict(state), "files": files}
-        metrics = self.folder.metrics
-        if metrics.exists():
-            with open(metrics, "rb") as file:
-                os.fsync(file.fileno())  # a resumed run does not write these lines again
+        # A resumed run does not write these lines again; but they are worth less than a checkpoint.
+        with contextlib.suppress(OSError), open(self.folder.metrics, "rb") as file:
+            os.fsync(file.fileno())
         write_atomically(folder / STATE_FILE, json.dumps({**content, "sha256": _seal(content)}))
         self._steps = [*self._steps, state.step][-self.keep :]
         for old in folder.parent.glob("step-*"):
             if old not in [self.folder.checkpoint(step) for step in self._steps]:
-                _remove(old)
+                try:
+                    _remove(old)
+                except OSError as error:  # the new one is there
+                    _say(f"cannot remove {describe(error, old)}")
 
 
 def latest(run: RunFolder, world: DataParallelGroup | None = None) -> SearchState | None:
@@ -231,6 +244,14 @@ def complete_steps(run: RunFolder) -> list[int]:
     steps = [path.parent.name.removeprefix("step-") for path in found]
     # What somebody set aside under such a name is not of the run.
     return sorted(int(step) for step in steps if re.fullmatch(r"[0-9]{8,18}", step))
+
+
+def _what_stays(run: RunFolder) -> str:
+    try:
+        steps = complete_steps(run)
+    except OSError:
+        return "those before it stay"
+    return f"that of step {steps[-1]} stays" if steps else "there is none before it"
 
 
 def _rank_file(tensor_rank: int, data_rank: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
 import time
@@ -37,6 +36,7 @@ from megatron_fastmix.corpus.tokenizers import (
 from megatron_fastmix.corpus.workers import map_chunks
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.processes import available_cores
+from megatron_fastmix.storage import storage_errors
 
 JOURNAL_SECONDS = 5.0
 """At most this much work is done again after an interruption."""
@@ -53,7 +53,8 @@ def preprocess(
     there already if its manifest has the same recipe (inputs by path, size and time of change;
     tokenizer; options; held-out documents) and its files have the recorded sizes. Interrupted
     work is continued. `also_read` are files that must not be overwritten either, such as the one
-    that `config` is from. Raises `ConfigError` and `DataError`; what was finished before stays.
+    that `config` is from. Raises `ConfigError`, `DataError` and `StorageError`; what was finished
+    before stays.
     """
     # All inputs are looked at before any work.
     files = {d.prefix: expand_inputs(d.input, d.input_format) for d in config.datasets}
@@ -73,10 +74,13 @@ def preprocess(
     manifests = []
     for dataset in config.in_order:
         work = _DatasetWork(dataset, config, tokenizer, record, inputs[dataset.prefix], excluded)
-        manifests += work.finished(report) or work.run(report)
-        for prefix, _, held_out in dataset.outputs:
-            if held_out:
-                excluded |= read_digests(prefix)
+        with storage_errors(
+            f"{dataset.prefix}: cannot write", "run again, it continues where it stopped"
+        ):
+            manifests += work.finished(report) or work.run(report)
+            for prefix, _, held_out in dataset.outputs:
+                if held_out:
+                    excluded |= read_digests(prefix)
     return manifests
 
 
@@ -175,13 +179,6 @@ class _DatasetWork:
                 output.discard()
             journal_path(self.dataset.prefix).unlink(missing_ok=True)
             raise
-        except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-                raise
-            raise DataError(
-                f"{self.dataset.prefix}: cannot write: {error.strerror}; free some space and run "
-                "again, it continues where it stopped"
-            ) from None
         finally:
             for output in outputs:
                 output.close()

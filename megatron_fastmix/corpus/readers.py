@@ -7,6 +7,7 @@ order, cover it, and are the same each time, so that an interrupted run can skip
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import zlib
@@ -18,7 +19,8 @@ from typing import IO, Any
 
 from megatron_fastmix.corpus.first_bytes import HEAD_BYTES, check_head, without_mark
 from megatron_fastmix.corpus.inputs import InputFormat, file_format
-from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.errors import ConfigError, DataError, StorageError
+from megatron_fastmix.storage import is_storage_error
 
 CHUNK_BYTES = 1 << 20
 """Bytes of text per chunk: long enough to hide the hand-over, short enough to share out."""
@@ -53,7 +55,7 @@ class FileRange(Chunk):
     stop: int
 
     def records(self) -> list[Record]:
-        with open(self.path, "rb") as file:
+        with _reading(self.path), open(self.path, "rb") as file:
             file.seek(self.start)
             data = file.read(self.stop - self.start)
         if self.start == 0:
@@ -94,16 +96,36 @@ def iter_chunks(
     """
     name = str(path)
     record_format = (file_format(path) or "jsonl") if input_format == "auto" else input_format
+    if record_format == "parquet":
+        chunks = _parquet_chunks(name, columns)
+    elif name.endswith((".gz", ".zst")):
+        chunks = _unpacked_chunks(name, record_format, chunk_bytes)
+    else:
+        chunks = _plain_chunks(name, record_format, chunk_bytes)
+    while True:
+        # Around the reading alone: what is done with a chunk may fail for reasons of its own.
+        with _reading(name):
+            chunk = next(chunks, None)
+        if chunk is None:
+            return
+        yield chunk
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Raises `DataError` for an input that cannot be read, `StorageError` where the file system
+    failed."""
     try:
-        if record_format == "parquet":
-            yield from _parquet_chunks(name, columns)
-        elif name.endswith((".gz", ".zst")):
-            yield from _unpacked_chunks(name, record_format, chunk_bytes)
-        else:
-            yield from _plain_chunks(name, record_format, chunk_bytes)
+        yield
     except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and is_storage_error(error):
+            raise StorageError(
+                f"{path}: cannot read the input: {error.strerror}; mend the file system and run "
+                "again, it continues where it stopped"
+            ) from None
+        reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"{path}: cannot read the input: {error}; copy or make the file again"
+            f"{path}: cannot read the input: {reason}; copy or make the file again"
         ) from None
 
 

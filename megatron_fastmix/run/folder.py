@@ -91,8 +91,12 @@ class RunFolder:
         self.stop.touch()
 
     def stop_requested(self) -> bool:
-        """Whether `request_stop` was called."""
-        return self.stop.exists()
+        """Whether `request_stop` was called; no, where the file system fails, which is no reason
+        to lose the step: its next write tells."""
+        try:
+            return self.stop.exists()
+        except OSError:
+            return False
 
     def clear_stop(self) -> None:
         """Takes a request to stop back."""

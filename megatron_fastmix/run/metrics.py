@@ -6,8 +6,10 @@ Kinds: `run` (names and configuration, once), `inner`, `outer`, `checkpoint`, `e
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -31,13 +33,41 @@ class MetricsLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             _drop_torn_line(self.path)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._open()
+
+    def _open(self) -> None:
+        # Unbuffered: of a line that could not be written, nothing comes later by itself.
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        self._whole = self._file.seek(0, os.SEEK_END)
 
     def write(self, kind: str, step: int, **fields: Any) -> None:
-        """Appends one line. NaN and Inf become null; NumPy and torch scalars become numbers."""
+        """Appends one line. NaN and Inf become null; NumPy and torch scalars become numbers.
+
+        Where the file cannot be written any longer, as after the loss of a handle, it is written
+        anew. Raises `OSError`, which names the file, where that fails too; all lines before are
+        whole then.
+        """
         line = {"kind": kind, "step": step, "time": time.time(), **fields}
-        self._file.write(json.dumps(_plain(line), ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        text = json.dumps(_plain(line), ensure_ascii=False, allow_nan=False) + "\n"
+        content = text.encode("utf-8", errors="replace")
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except (OSError, ValueError):  # ValueError where it was closed and could not be opened
+            self._write_anew(content)
+            return
+        self._whole += len(content)
+
+    def _write_anew(self, content: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+        before = b""
+        if self._whole:
+            with open(self.path, "rb") as file:
+                before = file.read(self._whole)
+        write_atomically(self.path, before + content)
+        self._open()
 
     def truncate_after(self, step: int) -> None:
         """Drops the lines of later steps than `step`: a resumed run writes them again."""
@@ -47,10 +77,11 @@ class MetricsLog:
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
             write_atomically(self.path, text)
         finally:
-            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+            self._open()
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # each line was written when it came
+            self._file.close()
 
     def __enter__(self) -> MetricsLog:
         return self

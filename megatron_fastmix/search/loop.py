@@ -14,9 +14,10 @@ from megatron_fastmix.checkpoint.stored_parameters import StoredParameters
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.deepspeed_engine.engine import learning_rate
 from megatron_fastmix.deepspeed_engine.state import restore, snapshot
-from megatron_fastmix.errors import NonFiniteError
+from megatron_fastmix.errors import NonFiniteError, StorageError
 from megatron_fastmix.export.run_files import write_mixture_files
 from megatron_fastmix.parallel.device import local_device
+from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.proxy.cost import training_flops
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.run.sinks import open_sinks
@@ -24,6 +25,19 @@ from megatron_fastmix.search.assembly import assemble
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.outcome import search_outcome
 from megatron_fastmix.search.reporter import Reporter
+from megatron_fastmix.storage import describe
+
+
+def raise_where_failed(
+    world: DataParallelGroup, failure: OSError | None, path: str, stays: str
+) -> None:
+    """Raises `StorageError` on all ranks where rank 0 could not write `path`. Every rank must
+    call."""
+    if world.sum(np.array([float(failure is not None)]))[0]:
+        told = (
+            f"cannot write {describe(failure, path)}" if failure else f"{path}: cannot be written"
+        )
+        raise StorageError(f"{told}; {stays}")
 
 
 class Search:
@@ -67,7 +81,8 @@ class Search:
         complete.
 
         Every rank must call. Raises `NonFiniteError`, `RankDivergenceError`, and `CheckpointError`
-        where one cannot be written; the checkpoints written before stay.
+        where one cannot be written; the checkpoints written before stay. Where the metrics cannot
+        be written, a checkpoint ends the search and `StorageError` is raised.
         """
         total, n1 = self.config.training.train_iters, self.config.mixture.inner_steps
         if self.step == total:
@@ -88,6 +103,8 @@ class Search:
             self.checkpoints.finish()
             complete = self.step == total
             report.end(self.step, complete=complete, training_flops=self.training_flops)
+        stays = f"the same command resumes from the checkpoint of step {self.step}"
+        raise_where_failed(self.world, report.failure, str(self.folder.metrics), stays)
         return complete
 
     def inner_step(self, report: Reporter) -> bool:
@@ -98,7 +115,7 @@ class Search:
         lr = learning_rate(self.config.training, self.step)
         sums, counts = inner_step(self.engine, self.batches, self.step, self.mixture.loss_weights)
         self.step += 1
-        sums, counts, stop = self._reduce(sums, counts)
+        sums, counts, stop = self._reduce(sums, counts, report)
         mean = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
         grad_norm = self.engine.get_global_grad_norm()
         report.inner(
@@ -168,12 +185,14 @@ class Search:
         found = search_outcome(self.config, self.mixture, self.state(), self.training_flops)
         return found.learned_mixture(self.config, self.inputs)
 
-    def _reduce(self, sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+    def _reduce(
+        self, sums: np.ndarray, counts: np.ndarray, report: Reporter
+    ) -> tuple[np.ndarray, np.ndarray, bool]:
         """Sums losses and counts by source over the ranks; also whether any was asked to stop.
 
         The same collective tells whether all have written their part of a checkpoint.
         """
-        asked = self.stop_signalled
+        asked = self.stop_signalled or report.failure is not None
         asked |= self.world.rank == 0 and self.folder.stop_requested()
         # Tensor-parallel ranks count the same samples again, in sums and counts alike.
         parts = (sums, counts, [float(asked)], self.checkpoints.progress)
@@ -196,7 +215,10 @@ class Search:
         self.checkpoints.begin(self.state(), snapshot(self.engine, self.group))
         if self.world.rank == 0 and self.step < self.config.training.train_iters:
             # Of a finished search it is written when the last checkpoint is known to be whole.
-            write_mixture_files(self.folder.path, self.result())
+            try:
+                write_mixture_files(self.folder.path, self.result())
+            except OSError as error:  # the checkpoint is worth more
+                report.failure = report.failure or error
         name = self.folder.checkpoint(self.step).name
         report.checkpoint(self.step, name, time.monotonic() - began)
 

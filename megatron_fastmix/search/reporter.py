@@ -23,7 +23,9 @@ from megatron_fastmix.run.events import (
     RunStart,
     Sink,
 )
+from megatron_fastmix.run.sinks import MetricsSink
 from megatron_fastmix.search.outer_step import OuterResult
+from megatron_fastmix.storage import describe
 
 NOISE_WARNING = 1.0
 """Estimates whose standard error exceeds this many spreads between sources are called noise."""
@@ -45,10 +47,13 @@ class Reporter:
         self.tokens_per_step = tokens_per_step
         self.config = config
         self.mixture = mixture
-        self.sinks = sinks
+        self.sinks = list(sinks)
+        self.failure: OSError | None = None
+        """What kept the metrics from being written: the search is to end with a checkpoint."""
+        self._waiting: list[Event] = []
         self._stack = contextlib.ExitStack()
         for sink in sinks:
-            self._stack.callback(sink.close)
+            self._stack.callback(_close, sink)
         self._noisy = 0
         self._last = time.monotonic()
         if sinks and step == 0:
@@ -123,6 +128,7 @@ class Reporter:
 
     def end(self, step: int, *, complete: bool, training_flops: float | None = None) -> None:
         """The run ends here; `training_flops` are those of all its parts."""
+        self._send_what_waits()
         self._send(RunEnd(step=step, complete=complete, training_flops=training_flops))
 
     def _start(self) -> RunStart:
@@ -148,8 +154,28 @@ class Reporter:
         self._send(Note(step=step, text=f"step {step}: {text}"))
 
     def _send(self, event: Event) -> None:
-        for sink in self.sinks:
-            sink.receive(event)
+        """Hands the event to every sink. Where the metrics cannot be written, `failure` says so and
+        later events wait for `end`; another sink that cannot write is passed over from then on."""
+        for sink in list(self.sinks):
+            if self._waiting and sink is self.sinks[0]:
+                self._waiting.append(event)
+                continue
+            try:
+                sink.receive(event)
+            except OSError as error:
+                if isinstance(sink, MetricsSink):
+                    self.failure = error
+                    self._waiting.append(event)
+                else:
+                    self.sinks.remove(sink)
+                    print(f"megatron-fastmix: {describe(error)}: not logged there any longer")
+
+    def _send_what_waits(self) -> None:
+        """The file system may be back, and then nothing is missing from the metrics."""
+        with contextlib.suppress(OSError):
+            while self._waiting:
+                self.sinks[0].receive(self._waiting[0])
+                self._waiting.pop(0)
 
     def _by_source(self, values: Any) -> dict[str, float]:
         return dict(zip(self.mixture.names, map(float, values), strict=True))
@@ -168,3 +194,8 @@ class Reporter:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
+
+
+def _close(sink: Sink) -> None:
+    with contextlib.suppress(OSError):  # what it could not write was told
+        sink.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from megatron_fastmix.export.run_files import MixtureFiles, write_mixture_files
 from megatron_fastmix.report.write import read_runs, write_report
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.storage import describe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +46,25 @@ def _draw(path: Path, metrics: Path, mixture: LearnedMixture) -> Path | None:
         return None
     from megatron_fastmix.report.plots import plot_weights  # matplotlib takes a second
 
-    plot_weights(metrics, path, mixture)
+    try:
+        plot_weights(metrics, path, mixture)
+    except (OSError, DataError) as error:
+        _tell_without(path, error)
+        return None
     return path
 
 
 def _report(run: RunFolder) -> Path | None:
     try:
         return write_report(read_runs([run.path]), run.report, pictures=False)
-    except DataError:
-        run.page.unlink(missing_ok=True)
+    except (OSError, DataError) as error:
+        _tell_without(run.page, error)
         return None
+
+
+def _tell_without(path: Path, error: OSError | DataError) -> None:
+    """Says why there is no picture or page, and removes an earlier one. The result is there."""
+    reason = describe(error, path) if isinstance(error, OSError) else error
+    print(f"megatron-fastmix: {path} is not written: {reason}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)

@@ -11,8 +11,9 @@ from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.checkpoint.store import complete_steps
 from megatron_fastmix.config import SearchConfig, dump_config, load_config, strict_yaml
 from megatron_fastmix.corpus.manifest import read_manifest
-from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.errors import ConfigError, StorageError
 from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.storage import describe, is_storage_error
 
 _MAY_DIFFER = re.compile(
     r"run_dir|output\..*|engine\.(zero_stage|distributed_timeout_minutes)|data\.data_cache_path"
@@ -68,6 +69,11 @@ def claim(config: SearchConfig, *, write: bool = True, accept_changes: bool = Fa
             write_atomically(kept, dump_config(config))
             write_atomically(run.sources, _provenance(config))
         except OSError as error:
+            if is_storage_error(error):
+                told = describe(error, folder)
+                raise StorageError(
+                    f"run_dir: cannot write {told} and run the same command again"
+                ) from None
             raise ConfigError(f"run_dir: cannot write to {folder}: {error.strerror}") from None
     return run
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import signal
@@ -19,17 +18,15 @@ import numpy as np
 
 from megatron_fastmix.checkpoint.store import complete_steps
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.errors import CheckpointError, CommunicationError, ConfigError, FastMixError
+from megatron_fastmix.errors import CommunicationError, ConfigError, FastMixError, StorageError
 from megatron_fastmix.processes import stop_with_parent
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
 from megatron_fastmix.start.claim import claim
+from megatron_fastmix.storage import describe, is_storage_error
 
 STOPPED_EXIT_CODE = 75
 """Exit code of a search that was stopped and can be resumed (EX_TEMPFAIL of sysexits.h)."""
-
-_FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-
 
 _FROM_A_BACKEND = re.compile(r"/gloo/transport/|NCCL error in:|ProcessGroupNCCL|ncclRemoteError")
 """What the backends write into their own errors, which autograd's threads raise without a trace."""
@@ -56,10 +53,11 @@ def run_worker(config: SearchConfig, *, accept_changes: bool = False) -> int:
             _say(str(error))
         return error.exit_code
     except OSError as error:
-        if error.errno not in _FULL_OR_BROKEN:
+        # Without a path it is about a connection, unless it is one that only file systems have.
+        if error.filename is None and not is_storage_error(error):
             raise
-        _say(f"rank {_rank()}: {error}; make room, and {_last_checkpoint(config)}")
-        _exit(CheckpointError.exit_code)
+        _say(f"rank {_rank()}: {describe(error)}; {_last_checkpoint(config)}")
+        _exit(StorageError.exit_code)
     except RuntimeError as error:
         collective = failed_collective(error)
         if collective is None:
@@ -95,7 +93,7 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
     from megatron_fastmix.parallel.groups import DataParallelGroup, limit_waiting
     from megatron_fastmix.parallel.roll_call import register
     from megatron_fastmix.report.summary import final_table
-    from megatron_fastmix.search.loop import Search
+    from megatron_fastmix.search.loop import Search, raise_where_failed
     from megatron_fastmix.start.artifacts import write_run_artifacts
 
     device = local_device()
@@ -115,13 +113,17 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask_to_stop)
     complete = search.run()
+    failure: OSError | None = None
     if world.rank == 0:
-        mixture = search.result()
-        files = write_run_artifacts(config.run_dir, mixture)
-        print()
-        print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
-        search.folder.clear_stop()
-    world.barrier()
+        try:
+            mixture = search.result()
+            files = write_run_artifacts(config.run_dir, mixture)
+            print()
+            print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
+            search.folder.clear_stop()
+        except OSError as error:
+            failure = error
+    raise_where_failed(world, failure, f"{config.run_dir}: the result", _last_checkpoint(config))
     torch.distributed.destroy_process_group()
     return 0 if complete else STOPPED_EXIT_CODE
 
@@ -137,6 +139,8 @@ def _take_run_folder(config: SearchConfig, world: Any, accept_changes: bool) -> 
             claim(config, accept_changes=accept_changes)
         except FastMixError as error:
             refused = error
+        except OSError as error:
+            refused = StorageError(f"run_dir: {describe(error, config.run_dir)}")
     if world.sum(np.array([float(refused is not None)]))[0]:
         raise refused or ConfigError(f"{config.run_dir}: rank 0 was refused it, as it says")
 
@@ -153,7 +157,10 @@ def _who_is_missing() -> str:
 
 
 def _last_checkpoint(config: SearchConfig) -> str:
-    steps = complete_steps(RunFolder(Path(config.run_dir)))
+    try:
+        steps = complete_steps(RunFolder(Path(config.run_dir)))
+    except OSError:
+        return "the same command resumes from the newest checkpoint"
     if not steps:
         return "there is no checkpoint yet: the same command starts again"
     return f"the same command resumes from the checkpoint of step {steps[-1]}"
