@@ -17,9 +17,9 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, content.encode("utf-8") if isinstance(content, str) else content)
     except OSError as error:
-        if error.filename is None or str(error.filename).endswith(".tmp"):
-            error.filename, error.filename2 = str(path), None
-        raise
+        if error.filename is not None and not str(error.filename).endswith(".tmp"):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -65,9 +65,14 @@ class FaultyFile:
 
 @contextlib.contextmanager
 def file_faults(
-    folder: Path, number: int, fails: Callable[[int], bool] = lambda operation: False
+    folder: Path,
+    number: int,
+    fails: Callable[[int], bool] = lambda operation: False,
+    *,
+    descriptors: bool = True,
 ) -> Iterator[Faults]:
-    """Operations n on files below `folder` for which `fails(n)` raise the error `number`."""
+    """Operations n on files below `folder` for which `fails(n)` raise the error `number`; with
+    `descriptors` those on open descriptors count too, of whatever file."""
     faults = Faults(folder, fails, number)
     saved: list[tuple[Any, str, Any]] = []
 
@@ -101,7 +106,7 @@ def file_faults(
 
     for name in PATHS:
         patch(os, name, on_path)
-    for name in DESCRIPTORS:
+    for name in DESCRIPTORS if descriptors else ():
         patch(os, name, on_descriptor)
     patch(builtins, "open", on_open)
     patch(io, "open", on_open)

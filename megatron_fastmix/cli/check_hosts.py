@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from functools import partial
 from pathlib import Path
 
 from megatron_fastmix.config import load_config
+from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.start.check_hosts import (
@@ -45,6 +47,11 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     ranks, ask = config.engine.tensor_model_parallel_size, ask_nobody
     if args.hostfile:
+        if not re.fullmatch(r"[\w./@%+=:,-]+", config.run_dir):
+            raise ConfigError(
+                f"run_dir: found {config.run_dir!r}; the launcher hands it to a shell on each "
+                "host: use letters, digits and . _ / - alone"
+            )
         hosts = read_hostfile(args.hostfile)
         ranks, ask = sum(hosts.values()), partial(ask_over_ssh, hosts=list(hosts))
     elif args.srun:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_fastmix.config.require import require
+from megatron_fastmix.config.require import require, require_name, require_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,8 @@ class SourceConfig:
     """The source's share α_k never rises above this."""
 
     def __post_init__(self) -> None:
+        require_name(self.name, "sources: name")
+        require_path(self.path, f"source {self.name}: path")
         require(
             0 <= self.min_weight <= self.max_weight <= 1 and self.max_weight > 0,
             f"source {self.name}: min_weight and max_weight",
@@ -45,6 +47,10 @@ class TargetConfig:
     """Nats per token that count as good on this target, such as those of a model trained on it
     alone; `worst_case` compares what each target's loss has above it. Under `least_gain`, where
     other methods are compared, the proxy's loss under the initial mixture."""
+
+    def __post_init__(self) -> None:
+        require_name(self.name, "targets: name")
+        require_path(self.path, f"target {self.name}: path")
 
 
 @dataclass(frozen=True, kw_only=True)

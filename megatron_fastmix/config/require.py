@@ -2,9 +2,38 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 from megatron_fastmix.errors import ConfigError
+
+LONGEST_NAME = 200
+"""Characters: enough to tell sources apart, and few enough for tables, tags and file names."""
+
+
+def require_name(name: str, where: str) -> None:
+    """Raises `ConfigError` for a name that terminals, pages and tables cannot show as it is: line
+    breaks, control characters, marks that turn the direction of writing, or too long."""
+    require(
+        0 < len(name) <= LONGEST_NAME and name.isprintable() and name == name.strip(),
+        where,
+        name if len(name) <= LONGEST_NAME else f"{name[:40]}... of {len(name)} characters",
+        f"use 1 to {LONGEST_NAME} visible characters on one line, with no space at the ends",
+    )
+
+
+def require_path(path: str, where: str) -> None:
+    """Raises `ConfigError` for a path that no list of paths and no terminal can hold."""
+    controls = {c for c in path if unicodedata.category(c) == "Cc" or c in _TURNING}
+    require(
+        bool(path) and not controls,
+        where,
+        path,
+        "use a path without line breaks, control characters and marks that turn the writing",
+    )
+
+
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f"
 
 
 def require(condition: bool, where: str, found: Any, fix: str) -> None:

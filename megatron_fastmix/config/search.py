@@ -12,7 +12,7 @@ from megatron_fastmix.config.mixture import MixtureConfig
 from megatron_fastmix.config.objective import ObjectiveConfig
 from megatron_fastmix.config.output import OutputConfig
 from megatron_fastmix.config.proxy import ProxyConfig
-from megatron_fastmix.config.require import require
+from megatron_fastmix.config.require import require, require_path
 from megatron_fastmix.config.training import TrainingConfig
 from megatron_fastmix.same_file import same_dataset
 
@@ -40,6 +40,7 @@ class SearchConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
+        require_path(self.run_dir, "run_dir")
         names = [source.name for source in self.sources]
         require(
             len(names) >= 2, "sources", names, "a mixture needs at least 2 sources to choose from"

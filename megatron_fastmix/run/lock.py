@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 import socket
 import threading
 import time
@@ -146,5 +147,5 @@ def _refusal(folder: Path, holder: dict[str, Any]) -> str:
     host, process = holder.get("host", "an unknown host"), holder.get("pid", "?")
     return (
         f"{folder}: a search is running here, process {process} on {host}; wait for it, stop it "
-        f"(touch {folder}/stop), or choose another run_dir"
+        f"(touch {shlex.quote(str(folder))}/stop), or choose another run_dir"
     )

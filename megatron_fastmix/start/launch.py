@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -105,7 +106,7 @@ def _launch(
     if code == STOPPED_EXIT_CODE:
         print(
             "Stopped after a checkpoint. To resume, run the same command again, or: "
-            f"megatron-fastmix search --config {folder.config}"
+            f"megatron-fastmix search --config {shlex.quote(str(folder.config))}"
         )
     known = {FastMixError.exit_code, *(e.exit_code for e in FastMixError.__subclasses__())}
     if code in known | {0, STOPPED_EXIT_CODE}:

@@ -42,7 +42,7 @@ from megatron_fastmix.proxy.model_files import check_model_files
 from megatron_fastmix.proxy.starting_point import check_model_folder
 from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.report.write import read_runs, write_report
-from megatron_fastmix.result.mixture_file import read_mixture
+from megatron_fastmix.result.mixture_file import read_mixture, write_mixture
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.start.check_hosts import read_hostfile
 from tests.conftest import write_dataset, write_rows
@@ -234,7 +234,7 @@ def test_hosts_and_blends(tmp_path: Path, name: str, text: str) -> None:
 
 def test_mixtures(tmp_path: Path, make_mixture: Any) -> None:
     path = tmp_path / "mixture.json"
-    make_mixture({"a": 0.7, "b": 0.3}).write(path)
+    write_mixture(path, make_mixture({"a": 0.7, "b": 0.3}))
 
     def use(path: Path) -> None:
         mixture = read_mixture(path)

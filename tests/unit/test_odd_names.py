@@ -1,0 +1,71 @@
+"""Names with spaces, quotes and shell signs go through unharmed; those that nothing can show are
+refused at the start."""
+
+from __future__ import annotations
+
+import copy
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megatron_fastmix.config import SearchConfig, load_config, strict_yaml
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.export.blend import make_blend
+from megatron_fastmix.export.import_blend import read_blend
+from megatron_fastmix.export.registry import FORMATS
+from megatron_fastmix.report.summary import final_table, megatron_flags
+from megatron_fastmix.report.write import read_runs, write_report
+
+ODD = ["it's; $(touch x) `y`", '<script>alert("1")</script>', "naïve 文 %s {0}", "x" * 200]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_names_that_may_be(search_values: dict, tmp_path: Path, name: str) -> None:
+    search_values["sources"][0]["name"] = name
+    search_values["targets"][0]["name"] = name
+    search_values["run_dir"] = str(tmp_path / "it's a $(run)")
+    path = tmp_path / "search.yaml"
+    path.write_text(yaml.safe_dump(search_values))
+    assert load_config(path).source_names[0] == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", " a", "a\nb", "a\tb", "x" * 201, "a\u202eb", "a\u200fb", "\x1b[2J"]
+)
+@pytest.mark.parametrize("kind", ["sources", "targets"])
+def test_names_that_nothing_can_show(search_values: dict, kind: str, name: str) -> None:
+    values = copy.deepcopy(search_values)
+    values[kind][0]["name"] = name
+    with pytest.raises(ConfigError, match=f"{kind}: name: found .* visible characters on one line"):
+        strict_yaml.from_dict(SearchConfig, values)
+
+
+@pytest.mark.parametrize("path", ["", "a\nb", "a\u202eb", "\x1b[2J"])
+def test_paths_that_nothing_can_show(search_values: dict, path: str) -> None:
+    for change in ({"run_dir": path}, {"targets": [{"name": "t", "path": path}]}):
+        with pytest.raises(ConfigError, match="use a path without line breaks"):
+            strict_yaml.from_dict(SearchConfig, search_values | change)
+
+
+def test_exports_and_tables(tmp_path: Path, make_mixture: Any) -> None:
+    mixture = make_mixture(dict(zip(ODD, (0.4, 0.3, 0.2, 0.1), strict=True)))
+    blend = make_blend(mixture)
+    (tmp_path / "blend").write_text(FORMATS["megatron-per-split"].render(blend))
+    assert list(read_blend(tmp_path / "blend")) == [f"/data/{name}" for name in ODD]
+    (tmp_path / "blend").write_text(FORMATS["megatron-cli"].render(blend))
+    assert list(read_blend(tmp_path / "blend")) == [f"/data/{name}" for name in ODD]
+    assert all(name in final_table(mixture, blend_txt=None, blend_json=None) for name in ODD[:3])
+    (flags,) = megatron_flags(mixture, blend_txt=None, blend_json=tmp_path / "a 'b' $(c).json")
+    assert str(tmp_path / "a 'b' $(c).json") in shlex.split(flags)
+
+
+def test_the_page(tmp_path: Path, make_metrics: Any) -> None:
+    folder = tmp_path / "a <b> 'run'"
+    make_metrics(folder / "metrics.jsonl", ODD, outer_steps=2)
+    page = write_report(read_runs([folder]), folder / "report", pictures=False).read_text()
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+    assert "a <b>" not in page
