@@ -16,6 +16,7 @@ from megatron_fastmix.export.registry import FORMATS, find_format
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.result.rounding import DEFAULT_DECIMALS
+from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.token_count import token_count
 
 HELP = "write a learned mixture in the format of a training tool"
@@ -163,7 +164,7 @@ def _write_phases(args: argparse.Namespace, mixture: LearnedMixture) -> int:
     sources = {source.name: source for source in mixture.sources}
     if args.anneal is None:
         folder = Path(args.mixture)
-        metrics = (folder if folder.is_dir() else folder.parent) / "metrics.jsonl"
+        metrics = RunFolder(folder if folder.is_dir() else folder.parent).metrics
         main, anneal = learned_phases.trajectory_means(metrics, mixture, args.phases)
     else:
         later = read_mixture(args.anneal)

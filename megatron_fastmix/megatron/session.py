@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from megatron.core.datasets.utils import Split
@@ -27,6 +26,7 @@ from megatron_fastmix.megatron.resume import ATTRIBUTE, resumed, run_state
 from megatron_fastmix.megatron.run_mixture import RunMixture, read_run_mixture
 from megatron_fastmix.megatron.source_log import SourceRow, local_values, rows_of
 from megatron_fastmix.megatron.source_losses import Layout, SourceLosses
+from megatron_fastmix.parallel.device import collective_device
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class Session:
         if self._blend is not None and _is_first_of_stage():
             draws = list(self._blend.draws_before(consumed).values())
             sizes = self._blend.epoch_sizes
-        device = sums.device if sums is not None else _collective_device()
+        device = sums.device if sums is not None else collective_device()
         values = local_values(sums, draws, sizes, len(self.mixture.names), device)
         # Ranks that have built no blend (tensor-parallel ranks but the first) add zeros; the one
         # that logs is among them.
@@ -194,9 +194,3 @@ def _is_first_of_stage() -> bool:
         and mpu.get_context_parallel_rank() == 0
         and mpu.get_tensor_model_parallel_rank() == 0
     )
-
-
-def _collective_device() -> torch.device:
-    if torch.cuda.is_available() and dist.get_backend() != "gloo":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")

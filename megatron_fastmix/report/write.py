@@ -10,6 +10,7 @@ from megatron_fastmix.report.charts import Chart, build_charts
 from megatron_fastmix.report.page import render_page
 from megatron_fastmix.report.run_record import RunRecord, find_runs, read_run
 from megatron_fastmix.report.verdict import Verdict, are_repeats, judge
+from megatron_fastmix.run.folder import PAGE_NAME
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[RunRecord]:
@@ -34,7 +35,7 @@ def write_report(
     """
     verdict: Verdict | None = judge(runs) if are_repeats(runs) else None
     sections = build_charts(runs, _heaviest_first(runs))
-    page = Path(folder) / "report.html"
+    page = Path(folder) / PAGE_NAME
     write_atomically(page, render_page(runs, verdict, sections, reload_seconds=reload_seconds))
     if pictures:
         _write_pictures([chart for charts in sections.values() for chart in charts], folder)

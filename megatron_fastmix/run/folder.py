@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SEED_PREFIX = "seed-"
+PAGE_NAME = "report.html"
+"""The report, in whichever folder it is written to."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class RunFolder:
     @property
     def page(self) -> Path:
         """The report."""
-        return self.report / "report.html"
+        return self.report / PAGE_NAME
 
     def checkpoint(self, step: int) -> Path:
         """The checkpoint after `step` optimizer steps."""

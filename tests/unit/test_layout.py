@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import megatron_fastmix
+from megatron_fastmix.run.folder import RunFolder
 
 PACKAGE = Path(megatron_fastmix.__file__).parent
 
@@ -84,6 +85,25 @@ def test_plain_modules_import_no_room():
         if room_of(path) == "" and path.name != "__init__.py"
         for name in imported(ast.parse(path.read_text()))
         if name.split(".")[0] in ROOMS
+    ]
+    assert found == []
+
+
+def test_the_names_of_a_run_folder_are_spelled_once():
+    folder = RunFolder(Path("run"))
+    names = {
+        path.name
+        for name in vars(RunFolder)
+        if isinstance(path := getattr(folder, name, None), Path)
+    }
+    assert {"metrics.jsonl", "mixture.json", "checkpoints"} <= names
+    shared = {"report", "cache", "checkpoints", "lock", "stop"}  # also words of other kinds
+    found = [
+        f"{path.relative_to(PACKAGE)}: {constant.value}"
+        for path in modules()
+        if path != PACKAGE / "run/folder.py"
+        for constant in ast.walk(ast.parse(path.read_text()))
+        if isinstance(constant, ast.Constant) and constant.value in names - shared
     ]
     assert found == []
 

@@ -30,6 +30,7 @@ from megatron_fastmix.lab.benchmarks.search_ranks import (
 )
 from megatron_fastmix.lab.figures import Figure
 from megatron_fastmix.lab.forked_ranks import run_ranks
+from megatron_fastmix.run.folder import RunFolder
 
 RANKS = 2
 
@@ -114,7 +115,7 @@ class Bench:
                 check=True,
                 capture_output=True,
             )
-            lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+            lines = RunFolder(run_dir).metrics.read_text().splitlines()
             first = next(line for line in map(json.loads, lines) if line["kind"] == "inner")
             commands.append(first["time"] - began)
         # The first of each compiles, and reads from the disk.
