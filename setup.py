@@ -5,7 +5,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-CORPUS = ["pyarrow>=15", "zstandard>=0.22", "tokenizers>=0.19", "tiktoken>=0.7"]
+CORPUS = ["pyarrow>=15", "zstandard>=0.22", "tokenizers>=0.20", "tiktoken>=0.7"]
 HUGGINGFACE = ["transformers>=4.48", "peft>=0.13"]
 TENSORBOARD = ["tensorboard>=2.14"]
 BASELINES = ["lightgbm>=4"]
@@ -73,7 +73,7 @@ setup(
     ],
     install_requires=[
         "torch>=2.6",
-        "deepspeed>=0.18",
+        "deepspeed>=0.18,<0.20",
         # 0.16 is the last for Python 3.11; the patch layer refuses a version it does not know.
         "megatron-core>=0.16,<0.21",
         "sentencepiece>=0.2",

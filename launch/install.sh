@@ -1,9 +1,17 @@
 #!/usr/bin/env bash
 # Makes .venv beside setup.py and installs the package into it; a second run changes nothing.
-#   bash launch/install.sh [EXTRA]      EXTRA: an extra of setup.py, such as test
-# Environment: PYTHON (default python3, 3.11 or newer), VENV (default .venv).
+#   bash launch/install.sh [--system-site-packages] [EXTRA]   EXTRA: an extra of setup.py, such as test
+# With --system-site-packages, in an environment that has its own torch (NGC and other containers),
+# the packages there stay as they are, and only what is missing is installed beside them.
+# Environment: PYTHON (default python3, 3.11 or newer), VENV (default .venv), WHEELS (a folder of
+# wheels to install from without a network; `pip download` fills it).
 set -euo pipefail
 cd "$(dirname "$0")/.."
+shared=
+if [ "${1:-}" = --system-site-packages ]; then
+  shared=$1
+  shift
+fi
 extra=${1:-corpus}
 python=${PYTHON:-python3}
 venv=${VENV:-.venv}
@@ -13,8 +21,21 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   echo "install: $python is $("$python" --version 2>&1); Python 3.11 or newer is needed: set PYTHON" >&2
   exit 2
 fi
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+[ -x "$venv/bin/python" ] || "$python" -m venv $shared "$venv"
+constraints=launch/constraints.txt
+if [ -n "$shared" ]; then
+  # Their versions, not ours: torch and what is built against it are not touched.
+  constraints="$venv/constraints-of-the-environment.txt"
+  "$python" - > "$constraints" <<'PYTHON'
+from importlib.metadata import distributions
+
+for name, version in sorted({(d.metadata["Name"], d.version) for d in distributions()}):
+    if name and version:
+        print(f"{name}=={version}")
+PYTHON
+fi
 if ! cmp -s <(cat setup.py launch/constraints.txt $(find megatron_fastmix -name "*.c" | sort)) "$stamp"; then
-  "$venv/bin/pip" install --quiet --constraint launch/constraints.txt --editable ".[$extra]"
+  "$venv/bin/pip" install --quiet --constraint "$constraints" \
+    ${WHEELS:+--no-index --find-links "$WHEELS"} --editable ".[$extra]"
   cat setup.py launch/constraints.txt $(find megatron_fastmix -name "*.c" | sort) > "$stamp"
 fi

@@ -47,6 +47,12 @@ class StorageError(FastMixError):
     exit_code = 5
 
 
+class OutOfMemoryError(FastMixError):
+    """A rank's accelerator or host has no memory left; names the keys that help."""
+
+    exit_code = 7
+
+
 class CommunicationError(FastMixError):
     """A collective that failed or timed out: another rank, or the link to it, is gone."""
 

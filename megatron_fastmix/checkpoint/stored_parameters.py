@@ -36,14 +36,18 @@ _DAMAGE = (
 
 
 class _ArrayFile:
-    """A .npz file of flat float arrays, whose every fault is a `CheckpointError`."""
+    """A .npz file of flat float arrays, whose every fault is a `CheckpointError`.
+
+    Open only while it is read: a process may hold 1,024 files by default, and a checkpoint has one
+    for each rank.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = np.load(path, allow_pickle=False)
-            self.keys: list[str] = list(self._file.files)
-        except AttributeError:
+            with np.load(path, allow_pickle=False) as file:
+                self.keys: list[str] = list(file.files)
+        except (AttributeError, TypeError):
             raise CheckpointError(f"{path}: one array, not the arrays of a checkpoint") from None
         except _DAMAGE as error:
             raise self._damaged(error) from None
@@ -51,7 +55,8 @@ class _ArrayFile:
     def array(self, key: str, length: int) -> np.ndarray:
         """The array of `length` numbers at `key`."""
         try:
-            values = self._file[key]
+            with np.load(self.path, allow_pickle=False) as file:
+                values = file[key]
         except _DAMAGE as error:
             raise self._damaged(error) from None
         if (
@@ -61,9 +66,6 @@ class _ArrayFile:
         ):
             raise self._damaged(f"{key} is no array of {length} numbers")
         return values
-
-    def close(self) -> None:
-        self._file.close()
 
     def _damaged(self, error: object) -> CheckpointError:
         reason = getattr(error, "strerror", None) or error
@@ -132,7 +134,3 @@ class StoredParameters:
                 f"of its elements {start} to {start + numel} there; restore the checkpoint's files"
             )
         return values
-
-    def close(self) -> None:
-        for file in self._files:
-            file.close()

@@ -7,7 +7,7 @@ import argparse
 from megatron_fastmix.config import SearchConfig, load_config
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.search.inputs import assumed_inputs, check_inputs
-from megatron_fastmix.start.launch import visible_accelerators
+from megatron_fastmix.start.accelerators import visible_accelerators
 from megatron_fastmix.token_count import token_count
 
 HELP = "say what a search would take, before anything runs"

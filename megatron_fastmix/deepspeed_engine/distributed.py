@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from megatron_fastmix.deepspeed_engine.versions import check_deepspeed
+
 
 def init_distributed(**arguments: Any) -> None:
     """`deepspeed.init_distributed` without the op that DeepSpeed would compile for CPU ranks.
@@ -12,8 +14,10 @@ def init_distributed(**arguments: Any) -> None:
     it loads the op leaves a lock file on which every later run waits for ever, before any time
     limit of a collective holds.
     """
+    check_deepspeed()
     import deepspeed  # takes seconds
+    from deepspeed.ops.op_builder.all_ops import ALL_OPS
 
-    # The one reader of this is the loading of that op.
-    deepspeed.ops.__compatible_ops__ = {}
+    # Every op by its name, since DeepSpeed up to 0.19.2 looks them up without a default.
+    deepspeed.ops.__compatible_ops__ = dict.fromkeys(ALL_OPS, False)
     deepspeed.init_distributed(verbose=False, **arguments)

@@ -37,8 +37,6 @@ def load_trained(model: torch.nn.Module, run_dir: Path) -> None:
             _fill(parameter, whole, name)
         except ValueError as error:
             differing.append(f"{name}: {error}")
-    for part in parts:
-        part.close()
     if differing:
         raise CheckpointError(
             f"proxy.checkpoint: {run.checkpoint(state.step)} is of another model "

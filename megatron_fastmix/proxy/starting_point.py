@@ -98,6 +98,24 @@ def check_earlier_search(proxy: ProxyConfig, tokenizer: TokenizerConfig, run_dir
         )
 
 
+def check_hub_name(name: str) -> None:
+    """Raises `ConfigError` where the hub's model `name` is neither in the cache nor to be had."""
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        return  # building the model says which extra is missing
+    try:
+        hf_hub_download(name, "config.json")
+    except Exception as error:
+        # Its errors are of many kinds, and so are those of the libraries below it.
+        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise ConfigError(
+            f"proxy.path: {name} is no folder here, and the hub does not give a model of that name "
+            f"({type(error).__name__}: {reason}); give a model directory, or download it where "
+            "there is a network: hf download " + name
+        ) from None
+
+
 def check_model_folder(config: ProxyConfig, vocab_size: int, tokenizer: TokenizerConfig) -> None:
     """What can be known to be wrong of a local model directory without loading it.
 
@@ -110,6 +128,7 @@ def check_model_folder(config: ProxyConfig, vocab_size: int, tokenizer: Tokenize
     if not folder.is_dir():
         if folder.is_absolute() or config.path.startswith("."):
             raise ConfigError(f"proxy.path: found no folder {config.path}; give a model directory")
+        check_hub_name(config.path)
         return
     file = folder / "config.json"
     if not file.exists():

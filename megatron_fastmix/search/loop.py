@@ -226,7 +226,6 @@ class Search:
         files = store.rank_files(self.folder, state.step, self.tensor.rank)
         stored = StoredParameters(files)
         restore(self.engine, self.group, stored, state.step)
-        stored.close()
         self.checkpoints.resumed(state.step)
         self.mixture.load_state(state.mixture)
         self.targets.load_state(state.target_weights)

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
 from megatron_fastmix.search.inputs import check_inputs
+from megatron_fastmix.start.accelerators import visible_accelerators
 from megatron_fastmix.start.artifacts import write_run_artifacts
 from megatron_fastmix.start.check_estimator import check_estimator
 from megatron_fastmix.start.claim import claim
@@ -41,7 +41,14 @@ def launch(config: SearchConfig, ranks: int | None = None, *, accept_changes: bo
     Raises `ConfigError` and `DataError` before anything is started. `accept_changes`: see
     `claim`.
     """
+    if ranks is not None and ranks < 1:
+        raise ConfigError(f"--num-ranks: found {ranks}; use 1 or more, or leave it out")
     devices = visible_accelerators()
+    if not devices and os.environ.get("DS_ACCELERATOR") != "cpu":
+        print(
+            f"megatron-fastmix: found no accelerator; training on {ranks or CPU_RANKS} CPU ranks",
+            file=sys.stderr,
+        )
     ranks = ranks or len(devices) or CPU_RANKS
     if devices and ranks > len(devices):
         raise ConfigError(
@@ -132,22 +139,6 @@ def _show_finished(folder: RunFolder) -> bool:
         print(f"{folder.path}: this search is complete; choose another run_dir for a new one.\n")
         print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
     return mixture.complete
-
-
-def visible_accelerators() -> list[str]:
-    """The GPUs that a process started here would see, as CUDA_VISIBLE_DEVICES names them; none
-    under DS_ACCELERATOR=cpu.
-
-    Asks the driver's own tool, since importing torch takes seconds.
-    """
-    if os.environ.get("DS_ACCELERATOR") == "cpu" or not shutil.which("nvidia-smi"):
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [entry.strip() for entry in visible.split(",") if entry.strip()]
-    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    count = sum(line.startswith("GPU") for line in listing.stdout.splitlines())
-    return [str(index) for index in range(count)]
 
 
 def _world_info(devices: list[str]) -> str:

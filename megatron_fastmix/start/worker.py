@@ -18,16 +18,26 @@ import numpy as np
 
 from megatron_fastmix.checkpoint.store import complete_steps
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.errors import CommunicationError, ConfigError, FastMixError, StorageError
+from megatron_fastmix.errors import (
+    CommunicationError,
+    ConfigError,
+    FastMixError,
+    OutOfMemoryError,
+    StorageError,
+)
 from megatron_fastmix.processes import stop_with_parent
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
+from megatron_fastmix.start.accelerators import VISIBLE, device_files
 from megatron_fastmix.start.claim import claim
 from megatron_fastmix.storage import describe, is_storage_error
 
 STOPPED_EXIT_CODE = 75
 """Exit code of a search that was stopped and can be resumed (EX_TEMPFAIL of sysexits.h)."""
 
+_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|failed to allocate", re.IGNORECASE
+)
 _FROM_A_BACKEND = re.compile(r"/gloo/transport/|NCCL error in:|ProcessGroupNCCL|ncclRemoteError")
 """What the backends write into their own errors, which autograd's threads raise without a trace."""
 
@@ -58,7 +68,10 @@ def run_worker(config: SearchConfig, *, accept_changes: bool = False) -> int:
             raise
         _say(f"rank {_rank()}: {describe(error)}; {_last_checkpoint(config)}")
         _exit(StorageError.exit_code)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            _say(f"rank {_rank()} on {socket.gethostname()}: {_out_of_memory(error, config)}")
+            _exit(OutOfMemoryError.exit_code)
         collective = failed_collective(error)
         if collective is None:
             raise
@@ -69,6 +82,29 @@ def run_worker(config: SearchConfig, *, accept_changes: bool = False) -> int:
         _exit(CommunicationError.exit_code)
     finally:
         lock.release()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the accelerator or on the host."""
+    named = any(cls.__name__ == "OutOfMemoryError" for cls in type(error).__mro__)
+    return named or isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
+
+
+def _out_of_memory(error: BaseException, config: SearchConfig) -> str:
+    wishes = []
+    if config.training.micro_batch_size > 1:
+        wishes.append(f"lower training.micro_batch_size {config.training.micro_batch_size}")
+    if config.proxy.recompute_granularity is None:
+        wishes.append("set proxy.recompute_granularity full")
+    if config.engine.zero_stage < 3:
+        wishes.append(f"raise engine.zero_stage {config.engine.zero_stage}")
+    if config.engine.dtype == "fp32":
+        wishes.append("set engine.dtype bf16")
+    wishes.append("lower data.seq_length or use more ranks")
+    return (
+        f"out of memory: {_first_line(error)}; {', '.join(wishes)} (megatron-fastmix plan says "
+        f"what fits); {_last_checkpoint(config)}"
+    )
 
 
 def failed_collective(error: BaseException) -> str | None:
@@ -97,6 +133,13 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
     from megatron_fastmix.start.artifacts import write_run_artifacts
 
     device = local_device()
+    unused = device_files()
+    on_purpose = os.environ.get("DS_ACCELERATOR") == "cpu" or "" in map(os.environ.get, VISIBLE)
+    if device.type == "cpu" and unused and not on_purpose:
+        raise ConfigError(
+            f"{socket.gethostname()} has {unused[0]}, but torch {torch.__version__} sees no "
+            "accelerator: install a torch built for it; DS_ACCELERATOR=cpu runs on the CPU"
+        )
     if device.type != "cpu":
         torch.accelerator.set_device_index(device.index)
     timeout = timedelta(minutes=config.engine.distributed_timeout_minutes)

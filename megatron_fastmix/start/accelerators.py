@@ -1,0 +1,65 @@
+"""The accelerators that ranks started here would see."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from megatron_fastmix.errors import ConfigError
+
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+
+
+def visible_accelerators() -> list[str]:
+    """The GPUs that a process started here would see, as CUDA_VISIBLE_DEVICES names them; none
+    under DS_ACCELERATOR=cpu, and none where the machine has none.
+
+    Asks the driver's own tool, since importing torch takes seconds; where there is no such tool but
+    a device of the driver (ROCm, containers), torch. Raises `ConfigError` where there is a device
+    and torch cannot use it: training on the CPU instead would go unnoticed for hours.
+    """
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        return []
+    if shutil.which("nvidia-smi"):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is not None:
+            return [entry.strip() for entry in visible.split(",") if entry.strip()]
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+        count = sum(line.startswith("GPU") for line in listing.stdout.splitlines())
+        return [str(index) for index in range(count)]
+    devices = device_files()
+    if not devices:
+        return []
+    count, why = _torch_count()
+    if not count:
+        hidden = [name for name in VISIBLE if os.environ.get(name) == ""]
+        if hidden:
+            return []
+        raise ConfigError(
+            f"this machine has {devices[0]}, but torch sees no accelerator ({why}): install a "
+            "torch built for it, or give the container the driver; DS_ACCELERATOR=cpu runs on the CPU"
+        )
+    return [str(index) for index in range(count)]
+
+
+def device_files(root: Path = Path("/")) -> list[str]:
+    """Devices of NVIDIA's driver, and of AMD's where a node of it is a GPU."""
+    found = sorted(str(path) for path in (root / "dev").glob("nvidia[0-9]*"))
+    nodes = (root / "sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id")
+    if any(node.read_text().strip() not in ("", "0") for node in nodes):
+        found.append(str(root / "dev/kfd"))
+    return found
+
+
+def _torch_count() -> tuple[int, str]:
+    """Accelerators that torch sees in a process of its own, and what build of torch it is."""
+    code = "import torch; print(torch.cuda.device_count(), torch.__version__)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if answer.returncode:
+        lines = answer.stderr.strip().splitlines()
+        return 0, lines[-1] if lines else "it cannot be imported"
+    count, version = answer.stdout.split()
+    return int(count), f"torch {version}"
