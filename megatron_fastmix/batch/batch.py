@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 
 import numpy as np
@@ -42,6 +42,8 @@ class Batch:
     tokens_per_sample: torch.Tensor | None = None
     """(B,) by what the summed loss of a sample is divided: the mean number of answer tokens of a
     row of its source; None divides by the sample's own number of tokens in the loss."""
+    counted: np.ndarray | None = None
+    """(B,) `sample_weights`, worked out before the batch left the host; None asks the device."""
 
     @classmethod
     def of_sources(cls, index: np.ndarray, **tensors: torch.Tensor) -> Batch:
@@ -62,12 +64,31 @@ class Batch:
         """Which samples have this role, bool (B,)."""
         return self.role == role
 
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on `device`, copied without waiting."""
+        tensors = {
+            field.name: send(value, device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        return replace(self, counted=self.sample_weights(), **tensors)
+
     def sample_weights(self) -> np.ndarray:
         """What each sample counts in a mean loss, float64 (B,): 1, or for answer-only rows their
         answer tokens over the mean, so that Σ losses / Σ weights is the loss per token."""
+        if self.counted is not None:
+            return self.counted
         if self.segment is None or self.tokens_per_sample is None:
             return np.ones(self.num_samples)
         tokens = torch.zeros_like(self.tokens_per_sample).index_add(
             0, self.segment.clamp_min(0).flatten(), self.loss_mask.double().flatten()
         )
         return (tokens / self.tokens_per_sample).cpu().numpy()
+
+
+def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """`tensor`, of the host, on `device`. An accelerator copies it from pinned memory while the
+    host goes on."""
+    if torch.device(device).type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)

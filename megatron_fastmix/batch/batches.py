@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_fastmix.batch.batch import Batch, Role
+from megatron_fastmix.batch.batch import Batch, Role, send
 from megatron_fastmix.batch.packing import collate
 from megatron_fastmix.batch.probe_allocation import allocate
+from megatron_fastmix.batch.read_ahead import ReadAhead
 from megatron_fastmix.batch.targets import ValidationTarget
 from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
 from megatron_fastmix.config import SearchConfig
@@ -45,7 +46,11 @@ class Batches:
         blend: FastMixBlendedDataset,
         targets: Sequence[ValidationTarget],
         group: DataParallelGroup,
+        *,
+        read_ahead: bool = False,
     ) -> None:
+        """With `read_ahead`, training batches are read by a thread beforehand, up to the next step
+        of the mixture, on which draws may depend; otherwise those of the same step are."""
         self.config = config
         self.blend = blend
         self.targets = targets
@@ -53,20 +58,29 @@ class Batches:
         self.size = config.training.micro_batch_size
         self.accumulation_steps = config.accumulation_steps(group.size)
         self._seconds = 0.0
+        self._ahead = ReadAhead(
+            self._read_training,
+            micro_steps=self.accumulation_steps,
+            within=config.mixture.inner_steps if read_ahead else 1,
+            total=config.training.train_iters,
+        )
 
     def training(self, step: int, micro_step: int) -> Batch:
         """Micro-batch `micro_step` of optimizer step `step` (both from 0) on this rank."""
-        first = step * self.config.training.global_batch_size
-        first += (micro_step * self.group.size + self.group.rank) * self.size
         began = time.monotonic()
-        drawn = [self.blend[i] for i in range(first, first + self.size)]
-        samples = [Sample(content=sample, index=int(sample["dataset_id"])) for sample in drawn]
-        batch = self._collate(samples)[0]
+        batch = self._ahead.take(step, micro_step)
         self._seconds += time.monotonic() - began
         return batch
 
+    def _read_training(self, step: int, micro_step: int) -> Batch:
+        first = step * self.config.training.global_batch_size
+        first += (micro_step * self.group.size + self.group.rank) * self.size
+        drawn = [self.blend[i] for i in range(first, first + self.size)]
+        samples = [Sample(content=sample, index=int(sample["dataset_id"])) for sample in drawn]
+        return self._collate(samples)[0]
+
     def take_seconds(self) -> float:
-        """Seconds that reading training batches took since the last call."""
+        """Seconds that training waited for batches since the last call."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
@@ -146,7 +160,7 @@ class Batches:
         batch = Batch(
             index=np.array([sample.index for sample in samples]),
             role=np.array([sample.role for sample in samples]),
-            **{key: tensor.to(self.group.device) for key, tensor in tensors.items()},
+            **tensors,
         )
-        weights = torch.tensor([sample.weight for sample in samples], device=self.group.device)
-        return batch, weights
+        weights = torch.tensor([sample.weight for sample in samples])
+        return batch.to(self.group.device), send(weights, self.group.device)

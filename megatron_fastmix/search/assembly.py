@@ -77,6 +77,7 @@ def assemble(config: SearchConfig, device: torch.device) -> SearchParts:
         build_source_blend(config, mixture, tokenizer, cache),
         build_targets(config, tokenizer, cache),
         group,
+        read_ahead=True,
     )
     engine = build_engine(config, tokenizer.vocab_size, group.size)
     return SearchParts(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_fastmix.batch.batch import send
 from megatron_fastmix.batch.batches import Batches
 from megatron_fastmix.proxy.megatron_gpt import batch_losses
 
@@ -23,12 +24,17 @@ def inner_step(
     rank must call: the engine reduces gradients.
     """
     sums, counts = np.zeros_like(loss_weights), np.zeros_like(loss_weights)
+    seen: list[tuple[np.ndarray, torch.Tensor]] = []
     for micro_step in range(batches.accumulation_steps):
         batch = batches.training(step, micro_step)
         losses = batch_losses(engine, batch)
-        weights = torch.as_tensor(loss_weights[batch.index], device=losses.device)
+        weights = send(torch.from_numpy(loss_weights[batch.index]), losses.device)
         engine.backward((losses * weights).mean().float())
         engine.step()
-        np.add.at(sums, batch.index, losses.detach().cpu().numpy())
+        seen.append((batch.index, losses.detach()))
         np.add.at(counts, batch.index, batch.sample_weights())
+    # The one read of the step: the host has handed the accelerator all of it by now.
+    on_host = torch.cat([losses for _, losses in seen]).cpu().numpy()
+    for (index, _), losses in zip(seen, np.split(on_host, len(seen)), strict=True):
+        np.add.at(sums, index, losses)
     return sums, counts
