@@ -146,8 +146,15 @@ class Session:
             self.options,
             seed=self._args.seed,
             consumed=consumed,
-            block_size=self.options.block_size or self._args.global_batch_size,
+            block_size=self._block_size(),
         )
+
+    def _block_size(self) -> int:
+        """Samples per block: the global batch's, so that each is as even as can be. A batch size
+        that steps up has no one size, and Megatron's is then the smallest that ranks can share."""
+        steps = getattr(self._args, "step_batch_size_schedule", None)
+        natural = _DEFAULT_BLOCK_SIZE if steps else self._args.global_batch_size
+        return self.options.block_size or int(natural)
 
     def _install(self, mixture: LiveMixture) -> None:
         assert self._asked is not None

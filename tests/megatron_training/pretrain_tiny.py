@@ -15,7 +15,10 @@ from megatron.core import parallel_state as mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.enums import ModelType
-from megatron.core.num_microbatches_calculator import get_num_microbatches
+from megatron.core.num_microbatches_calculator import (
+    get_num_microbatches,
+    update_num_microbatches,
+)
 from megatron.core.rerun_state_machine import RerunDataIterator
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.core.utils import get_model_config
@@ -134,9 +137,7 @@ def main():
     args.iteration = 0
     if args.load:
         load(model)
-    train = train_valid_test_datasets_provider(
-        [args.train_iters * args.global_batch_size, args.global_batch_size, 0]
-    )[0]
+    train = train_valid_test_datasets_provider([1000, args.global_batch_size, 0])[0]
     loader = build_pretraining_data_loader(train, args.consumed_train_samples)
     iterator = None if loader is None else RerunDataIterator(iter(loader))
     passes = training.get_forward_backward_func()
@@ -144,6 +145,7 @@ def main():
     get_timers()("interval-time", log_level=0).start(barrier=True)
     for iteration in range(args.iteration, args.train_iters):
         args.curr_iteration = iteration
+        update_num_microbatches(args.consumed_train_samples, consistency_check=False)
         losses, skipped, *_ = training.train_step(
             forward_step, iterator, [model], optimizer, Scheduler(), config, passes, iteration
         )

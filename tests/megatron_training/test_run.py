@@ -50,14 +50,16 @@ class Runs:
         WeightSchedule(changes=entries).write(path)
         return path
 
-    def command(self, schedule: Path, output: Path, *flags: str, batch: int = BATCH) -> list[str]:
+    def command(
+        self, schedule: Path, output: Path, *flags: str, batch: int | None = BATCH
+    ) -> list[str]:
         output.mkdir(exist_ok=True)
         # Not in the mixture's order, and with weights that the mixture's replace.
         blend = [part for name in reversed(SOURCES) for part in ("1", str(self.corpora / name))]
         return [
             str(SCRIPT),
             *FIXED,
-            f"--global-batch-size={batch}",
+            *([f"--global-batch-size={batch}"] if batch else []),
             f"--tiny-output={output}",
             f"--data-cache-path={self.folder / 'cache'}",
             f"--tensorboard-dir={output / 'tensorboard'}",
@@ -69,7 +71,7 @@ class Runs:
         ]
 
     def run(
-        self, ranks: int, name: str, schedule: Path, *flags: str, batch: int = BATCH
+        self, ranks: int, name: str, schedule: Path, *flags: str, batch: int | None = BATCH
     ) -> tuple[list[str], list[list[tuple[int, float, int]]]]:
         """What each rank printed, and the (source, loss, tokens) of every sample that it saw."""
         output = self.folder / name
@@ -175,6 +177,19 @@ def test_a_resumed_run_draws_on_from_its_checkpoint(runs):
         2, "larger", schedule, "--train-iters=3", f"--load={saved / '2.pt'}", batch=2 * BATCH
     )
     assert sources_in_order(larger, 2) == sources_in_order(resumed, 2)
+
+
+def test_a_batch_size_that_steps_up_draws_the_same_samples(runs):
+    schedule = runs.schedule("static.yaml", (0, START))
+    block = "--fastmix-block-size=8"
+    fixed = runs.run(1, "fixed", schedule, "--train-iters=4", block)[1]
+    # In tokens: batches of 4 up to sample 16, then of 8.
+    steps = ["--step-batch-size-schedule", f"0:4 {16 * SEQ_LENGTH}:8", "--train-iters=6", block]
+    stepped = runs.run(2, "stepped", schedule, *steps, batch=None)[1]
+    assert sources_in_order(stepped, 2) == sources_in_order(fixed, 1)
+    scalars = tensorboard(runs.folder / "stepped" / "tensorboard")
+    tokens = [scalars[f"fastmix tokens/{name}"] for name in START]
+    assert [sum(t[i] for t in tokens) / SEQ_LENGTH for i in (2, 4, 6)] == [8, 16, 32]
 
 
 def test_another_mixture_on_resume_is_refused_or_holds_from_there_on(runs):
