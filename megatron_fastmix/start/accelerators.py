@@ -40,7 +40,7 @@ def visible_accelerators() -> list[str]:
             return []
         raise ConfigError(
             f"this machine has {devices[0]}, but torch sees no accelerator ({why}): install a "
-            "torch built for it, or give the container the driver (DS_ACCELERATOR=cpu: no GPU)"
+            "torch built for it, or give the container the driver (DS_ACCELERATOR=cpu: CPU)"
         )
     return [str(index) for index in range(count)]
 

@@ -30,7 +30,7 @@ def check_same_products(values: dict, tmp_path: Path, ranks: int, **changes: Any
     plain = {"engine.zero_stage": 0, "run_dir": tmp_path / "plain"}
     reference = load(values, **same, **plain, **{"proxy.recompute_granularity": "null"})
     run_ranks(1, run_search, reference)
-    config = load(values, **same, **changes)
+    config = load(values, **(same | changes))
     run_ranks(ranks, run_search, config)
     expected, found = products_of(reference.run_dir), products_of(config.run_dir)
     scale = np.abs(expected).max(axis=1, keepdims=True)
@@ -64,3 +64,12 @@ def test_recomputation_in_a_hugging_face_model_under_zero_3(
         "recompute_granularity": "full",
     }
     check_same_products(search_values, tmp_path, 2, **{"engine.zero_stage": 3})
+
+
+@pytest.mark.parametrize(("shape", "stage"), [(GROUPED, 3), slow(EXPERTS, 2)])
+def test_one_pass_takes_recomputed_layers(
+    search_values: dict, tmp_path: Path, shape: dict[str, Any], stage: int
+) -> None:
+    search_values["proxy"] |= shape | {"recompute_granularity": "full"}
+    changes = {"engine.zero_stage": stage, "hypergradient.estimator": "one_pass"}
+    check_same_products(search_values, tmp_path, 2, **changes)

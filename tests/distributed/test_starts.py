@@ -172,3 +172,28 @@ def test_a_hugging_face_model_goes_on_with_plain_text(search_values: dict, tmp_p
     assert result["complete"]
     assert result["losses"][-1] < result["losses"][0]
     assert not np.array_equal(result["history"][-1], result["history"][0])
+
+
+def test_midtraining_goes_on_with_a_replay_source_and_forgets_neither_target(
+    search_values: dict, corpora: Path, tmp_path: Path
+) -> None:
+    """As launch/quickstart_midtrain.sh: other sources than before, one of them a replay."""
+    earlier = load(search_values, run_dir=tmp_path / "earlier", **{"training.train_iters": 20})
+    run_ranks(1, run_search, earlier)
+    names = {"replay": "forward", "new": "backward", "noise": "noise"}
+    search_values["sources"] = [
+        {"name": name, "path": str(corpora / path)} for name, path in names.items()
+    ]
+    search_values["targets"] = [
+        {"name": "new_domain", "path": str(corpora / "target_backward")},
+        {"name": "known", "path": str(corpora / "target")},
+    ]
+    search_values["objective"] = {"target_aggregation": "least_gain"}
+    search_values["mixture"] |= {"optimizer": "scaled_mirror_descent", "lr": 0.5}
+    changes = {"proxy.checkpoint": earlier.run_dir, "training.train_iters": 40}
+    config = load(search_values, **changes)
+    weights = run_ranks(2, run_search, config)[0]["history"][-1]
+    # Noise helps neither target; each of the others helps one of them.
+    assert weights[2] == weights.min()
+    assert weights[2] < 0.25
+    assert min(weights[0], weights[1]) > weights[2] + 0.05

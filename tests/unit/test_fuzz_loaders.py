@@ -288,11 +288,8 @@ def test_checkpoint_arrays(tmp_path: Path) -> None:
 
     def use(path: Path) -> None:
         stored = StoredParameters([path])
-        try:
-            stored.check_names({"layer.weight": 6})
-            stored.read("master", "layer.weight", 0, 6)
-        finally:
-            stored.close()
+        stored.check_names({"layer.weight": 6})
+        stored.read("master", "layer.weight", 0, 6)
 
     try_damage(Case(path, use))
 
