@@ -94,8 +94,8 @@ def test_flops_hours_and_epochs_by_hand(search_values, tmp_path):
     hidden, ffn, rows = 32, load_config(file).proxy.feed_forward_size, 512
     forward = 2 * (4 * hidden**2 + 3 * hidden * ffn + rows * hidden) + 2 * 32 * hidden
     assert plan.training_flops == pytest.approx(3 * forward * tokens)
-    # 3 outer steps of 10 target samples (forward and backward) and 15 probe samples, twice.
-    assert plan.outer_flops == pytest.approx(3 * (3 * 10 + 2 * 15) * 32 * forward)
+    # 3 outer steps of 10 target samples and 15 probe samples, forward and backward.
+    assert plan.outer_flops == pytest.approx(3 * (3 * 10 + 3 * 15) * 32 * forward)
     total = plan.training_flops + plan.outer_flops
     assert plan.hours == pytest.approx(total / (4 * 1e12 * 0.5) / 3600)
     inputs = check_inputs(load_config(file), 1)
