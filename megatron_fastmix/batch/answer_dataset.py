@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ class AnswerOnlyDataset(MegatronDataset):
     """Rows of prompt and answer, at most `sequence_length` tokens each, unpadded.
 
     Rows whose answer lies beyond `sequence_length` have nothing to learn and are left out.
-    `tokens_per_sample` is the mean number of answer tokens of a row.
+    `tokens_per_sample` is the mean number of answer tokens of a row, of the `rows` that have any,
+    which have `answer_tokens` together; `share_mean` makes it that of a source of several datasets.
     """
 
     def __init__(
@@ -35,6 +37,8 @@ class AnswerOnlyDataset(MegatronDataset):
         kept = np.intersect1d(indices, rows.kept)
         super().__init__(dataset, dataset_path, kept, num_samples, index_split, config)
         self.mask = IndexedDataset(loss_mask_prefix(dataset_path))
+        self.answer_tokens = int(rows.answer_tokens.sum())
+        self.rows = len(rows.kept)
         self.tokens_per_sample = rows.mean_answer_tokens
 
     @staticmethod
@@ -60,3 +64,11 @@ class AnswerOnlyDataset(MegatronDataset):
             "loss_mask": mask,
             "tokens_per_sample": self.tokens_per_sample,
         }
+
+
+def share_mean(datasets: Sequence[AnswerOnlyDataset]) -> None:
+    """Makes `tokens_per_sample` of the datasets of one source the mean over all their rows: what a
+    row's loss is divided by must not depend on which shard it lies in."""
+    mean = sum(d.answer_tokens for d in datasets) / sum(d.rows for d in datasets)
+    for dataset in datasets:
+        dataset.tokens_per_sample = mean

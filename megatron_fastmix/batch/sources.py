@@ -10,10 +10,11 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.utils import Split
 
 from megatron_fastmix import blend
-from megatron_fastmix.batch.answer_dataset import AnswerOnlyDataset
+from megatron_fastmix.batch.answer_dataset import AnswerOnlyDataset, share_mean
 from megatron_fastmix.batch.index_cache import index_cache
 from megatron_fastmix.batch.targets import ValidationTarget
 from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
+from megatron_fastmix.blend.shards import Shards
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.corpus.answer_rows import is_answer_only
 from megatron_fastmix.errors import DataError
@@ -26,7 +27,8 @@ def build_source_blend(
     """The blend of all sources, one epoch of each indexed. Every rank must call."""
     batch_size, weighting = config.training.global_batch_size, config.mixture.weighting
     sampling = weighting == "sampling"
-    paths = [source.path for source in config.sources]
+    prefixes = {source.name: source.prefixes() for source in config.sources}
+    several = any(len(each) > 1 for each in prefixes.values())
     with blend.install(
         mixture,
         weighting=weighting,
@@ -34,22 +36,41 @@ def build_source_blend(
         num_samples=config.training.train_iters * batch_size,
         samples_per_update=config.mixture.inner_steps * batch_size if sampling else None,
         order="spread" if sampling else "shuffled",
+        # Without shards the order of the datasets tells the sources.
+        sources=prefixes if several else None,
     ):
-        return _one_epoch(config, tokenizer, cache_path, paths, Split.train)
+        paths = [path for each in prefixes.values() for path in each]
+        blended: FastMixBlendedDataset = _one_epoch(
+            config, tokenizer, cache_path, paths, Split.train
+        )
+    for dataset in blended.datasets:
+        _share_mean(dataset)
+    return blended
 
 
 def build_targets(config: SearchConfig, tokenizer: Any, cache_path: str) -> list[ValidationTarget]:
     """One target for each entry of the configuration. Every rank must call."""
     targets = []
     for target in config.targets:
-        dataset = _one_epoch(config, tokenizer, cache_path, [target.path], Split.valid)
+        prefixes = target.prefixes()
+        parts = [
+            _one_epoch(config, tokenizer, cache_path, [prefix], Split.valid) for prefix in prefixes
+        ]
+        # Megatron's own blend of datasets without weights would index all their samples.
+        dataset = parts[0] if len(parts) == 1 else Shards(target.name, parts)
+        _share_mean(dataset)
         if len(dataset) < 1:
             raise DataError(
-                f"target {target.name} ({target.path}): no sample of {config.data.seq_length} "
+                f"target {target.name} ({prefixes[0]}): no sample of {config.data.seq_length} "
                 "tokens; give it more text or a smaller data.seq_length"
             )
         targets.append(ValidationTarget(name=target.name, dataset=dataset, seed=config.seed))
     return targets
+
+
+def _share_mean(dataset: Any) -> None:
+    if isinstance(dataset, Shards) and isinstance(dataset.datasets[0], AnswerOnlyDataset):
+        share_mean(dataset.datasets)
 
 
 def build_datasets(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from megatron_fastmix.errors import DataError
@@ -36,9 +37,8 @@ def match_sources(
     a dataset that is given twice or belongs to two sources.
     """
     places = [os.path.realpath(prefix) for prefix in prefixes]
-    twice = sorted(
-        {p for p, place in zip(prefixes, places, strict=True) if places.count(place) > 1}
-    )
+    counts = Counter(places)
+    twice = sorted({p for p, place in zip(prefixes, places, strict=True) if counts[place] > 1})
     if twice:
         raise DataError(f"the blend has {twice[0]} more than once; give each dataset once")
     exact = {os.path.realpath(path): name for name, paths in sources.items() for path in paths}
@@ -56,10 +56,9 @@ def match_sources(
         if fitting:
             owners[number] = fitting[0]
     _match_last_parts(sources, prefixes, owners)
-    found = {
-        name: [number for number in range(len(prefixes)) if owners.get(number) == name]
-        for name in sources
-    }
+    found: dict[str, list[int]] = {name: [] for name in sources}
+    for number in sorted(owners):
+        found[owners[number]].append(number)
     strangers = [prefix for number, prefix in enumerate(prefixes) if number not in owners]
     missing = [name for name, numbers in found.items() if not numbers and name not in optional]
     if strangers or missing:
@@ -77,7 +76,8 @@ def _match_last_parts(
     sources: Mapping[str, Sequence[str]], prefixes: Sequence[str], owners: dict[int, str]
 ) -> None:
     """Adds to `owners` what the last part of a path or the source's name tells without doubt."""
-    free = [name for name in sources if name not in owners.values()]
+    owned = set(owners.values())
+    free = [name for name in sources if name not in owned]
     for number, prefix in enumerate(prefixes):
         if number in owners:
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,15 @@ def identity_of(config: SearchConfig, tokenizer_sha256: str) -> Identity:
     """What this search reads. Raises `DataError` for a file that cannot be read."""
     return {
         "tokenizer": tokenizer_sha256,
-        "sources": [[source.name, fingerprint(source.path)] for source in config.sources],
-        "targets": [[target.name, fingerprint(target.path)] for target in config.targets],
+        "sources": [[s.name, fingerprint_of(s.prefixes())] for s in config.sources],
+        "targets": [[t.name, fingerprint_of(t.prefixes())] for t in config.targets],
     }
+
+
+def fingerprint_of(prefixes: Sequence[str], sample_bytes: int = 64 << 20) -> str:
+    """`fingerprint` of a source's datasets together, in their order. Raises `OSError`."""
+    each = [fingerprint(prefix, sample_bytes) for prefix in prefixes]
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
 def fingerprint(prefix: str, sample_bytes: int = 64 << 20) -> str:

@@ -6,6 +6,8 @@ import argparse
 import sys
 
 from megatron_fastmix.blend.weight_schedule import read_schedule
+from megatron_fastmix.errors import DataError
+from megatron_fastmix.export.learned_phases import by_dataset
 from megatron_fastmix.export.megatron_phases import NOTE, phases
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.result.rounding import DEFAULT_DECIMALS
@@ -24,9 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the phases, a note to standard error. Raises `ConfigError` and `DataError`."""
+    schedule = read_schedule(args.schedule)
+    sources = {source.name: source for source in read_mixture(args.mixture).sources}
+    missing = [name for name in schedule.names if name not in sources]
+    if missing:
+        raise DataError(
+            f"{args.schedule}: {', '.join(missing)}: no source of {args.mixture}, which has "
+            f"{', '.join(sources)}"
+        )
     text = phases(
-        read_schedule(args.schedule),
-        {source.name: source.path for source in read_mixture(args.mixture).sources},
+        *by_dataset(schedule, sources),
         global_batch_size=args.global_batch_size,
         train_samples=args.train_samples,
         decimals=args.decimals,

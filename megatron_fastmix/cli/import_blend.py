@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from pathlib import PurePath
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.import_blend import read_blend, read_named_blend
+from megatron_fastmix.export.join_shards import join_shards
+
+if TYPE_CHECKING:
+    from megatron_fastmix.config import SourceConfig
 
 SECTIONS = {
     "initial_weights": ("mixture", "initial_weights"),
@@ -48,6 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="share of each source of the configuration that the blend lacks",
     )
+    parser.add_argument(
+        "--join",
+        action="append",
+        default=[],
+        metavar="[NAME=]PATTERN",
+        help="datasets that are one source, such as 'cc_*'; numbered parts (web_00001, web-part-2) "
+        "are joined without it",
+    )
+    parser.add_argument(
+        "--no-join-numbered", action="store_true", help="leave numbered parts apart"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,17 +80,24 @@ def run(args: argparse.Namespace) -> int:
     values: dict[str, Any] = {}
     if args.config is None:
         if named is None:
-            pairs = list(zip(_names(list(shares)), shares, strict=True))
+            joined = join_shards(list(shares), args.join, numbered=not args.no_join_numbered)
+            weights = [math.fsum(shares[path] for path in paths) for paths in joined.values()]
+            _say_joined(joined)
         else:
-            pairs = [(entry.name, entry.path) for entry in named]
+            _refuse_join(args, "a DataBlend names its sources")
+            joined = {entry.name: [entry.path] for entry in named}
+            weights = list(shares.values())
             print(
                 "note: the paths are those of a DataBlend, often of raw text; write in their place "
                 "the prefixes that your tokenized datasets have",
                 file=sys.stderr,
             )
-        values["sources"] = [{"name": name, "path": path} for name, path in pairs]
-        weights = list(shares.values())
+        values["sources"] = [
+            {"name": name, "path": paths[0] if len(paths) == 1 else paths}
+            for name, paths in joined.items()
+        ]
     else:
+        _refuse_join(args, "the sources of --config say what belongs together")
         weights = _in_order(shares, args, by_name=named is not None)
     values[section] = {key: [round(weight, SUM_DECIMALS) for weight in weights]}
     sys.stdout.write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
@@ -89,34 +112,54 @@ def _in_order(
     from megatron_fastmix.config import load_config
 
     sources = load_config(args.config).sources
-    paths = {source.name if by_name else source.path: source.name for source in sources}
-    strangers = [path for path in shares if path not in paths]
+    owners: dict[str, str] = {}
+    for source in sources:
+        owners |= dict.fromkeys([source.name] if by_name else _paths(source), source.name)
+    strangers = [path for path in shares if path not in owners]
     if strangers:
         raise ConfigError(
             f"{args.blend}: {strangers[0]} is no source of {args.config}, whose "
-            f"{'names' if by_name else 'paths'} are {', '.join(paths)}; write them the same way in "
-            "both"
+            f"{'names' if by_name else 'paths'} are {', '.join(owners)}; write them the same "
+            "way in both"
         )
-    missing = [path for path in paths if path not in shares]
+    found: dict[str, list[float]] = {}
+    for path, share in shares.items():
+        found.setdefault(owners[path], []).append(share)
+    missing = [source.name for source in sources if source.name not in found]
     floor = args.missing_weight
     if missing and (floor is None or not 0 < floor < 1 / len(missing)):
-        found = "is not given" if floor is None else f"is {floor:g}"
+        given = "is not given" if floor is None else f"is {floor:g}"
         raise ConfigError(
-            f"{args.blend}: lacks {', '.join(paths[path] for path in missing)}, and a search needs "
-            f"a positive weight for each; --missing-weight {found}: use a share above 0 and below "
+            f"{args.blend}: lacks {', '.join(missing)}, and a search needs "
+            f"a positive weight for each; --missing-weight {given}: use a share above 0 and below "
             f"{1 / len(missing):.4g}"
         )
     rest = 1 - (floor or 0.0) * len(missing)
-    return [shares[path] * rest if path in shares else floor for path in paths]
+    return [
+        math.fsum(found[source.name]) * rest if source.name in found else floor
+        for source in sources
+    ]
 
 
-def _names(paths: list[str]) -> list[str]:
-    """The last part of each prefix, numbered where two share it."""
-    names: list[str] = []
-    for path in paths:
-        stem = PurePath(path).name or path
-        name, number = stem, 2
-        while name in names:
-            name, number = f"{stem}_{number}", number + 1
-        names.append(name)
-    return names
+def _paths(source: SourceConfig) -> list[str]:
+    """Its path as it is written, and the prefixes of its datasets where they are there."""
+    written = [source.path] if isinstance(source.path, str) else list(source.path)
+    try:
+        return [*written, *source.prefixes()]
+    except DataError:
+        return written
+
+
+def _say_joined(joined: Mapping[str, Sequence[str]]) -> None:
+    for name, paths in joined.items():
+        if len(paths) > 1:
+            print(
+                f"note: {name} is {len(paths)} datasets, {paths[0]} to {paths[-1]}, with the sum "
+                "of their weights; in a search and its exports each has its part by its size",
+                file=sys.stderr,
+            )
+
+
+def _refuse_join(args: argparse.Namespace, reason: str) -> None:
+    if args.join:
+        raise ConfigError(f"--join: {reason}; leave it out")

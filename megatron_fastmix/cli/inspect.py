@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
 from megatron_fastmix.cli.tokenizer_flags import add_tokenizer_arguments, tokenizer_config
 from megatron_fastmix.corpus.answer_rows import is_answer_only
@@ -12,13 +13,14 @@ from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.corpus.inspection import LEARNED, length_statistics, overlap, sample_texts
 from megatron_fastmix.corpus.manifest import check_same_tokenizer, read_manifest
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
+from megatron_fastmix.dataset_paths import find_datasets
 from megatron_fastmix.errors import ConfigError
 
 HELP = "say what indexed datasets hold"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prefixes", nargs="+", help="prefixes of indexed datasets")
+    parser.add_argument("prefixes", nargs="+", help="indexed datasets: prefixes, folders or globs")
     parser.add_argument(
         "--target",
         nargs="+",
@@ -39,22 +41,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    sources, targets = _datasets(args.prefixes, ""), _datasets(args.target, "--target: ")
     tokenizer = None
     if args.samples:
         if not args.tokenizer_type:
             raise ConfigError("--samples: give --tokenizer-type and --tokenizer-model too")
         tokenizer = load_tokenizer(**vars(tokenizer_config(args)))
-        datasets = {prefix: prefix for prefix in [*args.prefixes, *args.target]}
+        datasets: dict[str, str | Path] = {prefix: prefix for prefix in [*sources, *targets]}
         check_same_tokenizer(datasets, tokenizer.sha256)
-    for prefix in [*args.prefixes, *args.target]:
+    for prefix in [*sources, *targets]:
         _print_dataset(prefix)
         if tokenizer is not None:
             if is_answer_only(prefix):
                 print(f"  {'…'.join(LEARNED)} in the samples counts in the loss")
             for text in sample_texts(prefix, tokenizer, args.samples):
                 print(f"  sample: {text!r}")
-    if args.target:
-        _print_overlaps(args.prefixes, args.target, args.ngram)
+    for path in [*args.prefixes, *args.target]:
+        _print_total(path)
+    if targets:
+        _print_overlaps(sources, targets, args.ngram)
+
+
+def _datasets(paths: list[str], where: str) -> list[str]:
+    return [prefix for path in paths for prefix in find_datasets(path, f"{where}{path}")]
+
+
+def _print_total(path: str) -> None:
+    """What a source of this path has, where that is several datasets."""
+    prefixes = find_datasets(path, path)
+    if len(prefixes) > 1:
+        found = [inspect_indexed_dataset(prefix) for prefix in prefixes]
+        documents, tokens = sum(s.documents for s in found), sum(s.tokens for s in found)
+        print(f"{path}: {len(found):,} datasets, {documents:,} documents, {tokens:,} tokens")
 
 
 def _print_dataset(prefix: str) -> None:

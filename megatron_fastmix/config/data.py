@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_fastmix.config.require import require, require_name, require_path
+from megatron_fastmix.dataset_paths import find_datasets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,8 +15,10 @@ class SourceConfig:
 
     name: str
     """Name of the source in every artefact."""
-    path: str
-    """Prefix of the indexed dataset PATH.bin and PATH.idx, as in Megatron's --data-path."""
+    path: str | tuple[str, ...]
+    """Its indexed datasets, one or many (shards): a prefix, as in Megatron's --data-path (PATH.bin
+    and PATH.idx); a folder that holds them; a glob such as /data/web_*; or a list of these. One
+    epoch of the source is one epoch of each."""
     min_weight: float = 0.0
     """The source's share α_k never falls below this."""
     max_weight: float = 1.0
@@ -23,13 +26,17 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         require_name(self.name, "sources: name")
-        require_path(self.path, f"source {self.name}: path")
+        _check_path(f"source {self.name}", self.path)
         require(
             0 <= self.min_weight <= self.max_weight <= 1 and self.max_weight > 0,
             f"source {self.name}: min_weight and max_weight",
             [self.min_weight, self.max_weight],
             "use shares with 0 ≤ min_weight ≤ max_weight ≤ 1 and max_weight > 0",
         )
+
+    def prefixes(self) -> tuple[str, ...]:
+        """Those of its datasets, as they are there now. Raises `DataError` for none."""
+        return find_datasets(self.path, f"source {self.name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +45,8 @@ class TargetConfig:
 
     name: str
     """Name of the target in every artefact."""
-    path: str
-    """Prefix of the indexed dataset, without .bin and .idx. Must not be a source."""
+    path: str | tuple[str, ...]
+    """As a source's. Must not be a source, nor share a dataset with one."""
     weight: float = 1.0
     """ω_v, the target's weight in ℓ; weights are normalised to sum 1. `least_gain` chooses its
     own, and admits no unequal ones."""
@@ -50,7 +57,19 @@ class TargetConfig:
 
     def __post_init__(self) -> None:
         require_name(self.name, "targets: name")
-        require_path(self.path, f"target {self.name}: path")
+        _check_path(f"target {self.name}", self.path)
+
+    def prefixes(self) -> tuple[str, ...]:
+        """Those of its datasets, as they are there now. Raises `DataError` for none."""
+        return find_datasets(self.path, f"target {self.name}")
+
+
+def _check_path(where: str, path: str | tuple[str, ...]) -> None:
+    paths = (path,) if isinstance(path, str) else path
+    found = bool(paths) and all(each.strip() for each in paths)
+    require(found, f"{where}: path", path, "name one dataset or more")
+    for each in paths:
+        require_path(each, f"{where}: path")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from megatron_fastmix.config.data import DataConfig, SourceConfig, TargetConfig, TokenizerConfig
@@ -14,7 +15,9 @@ from megatron_fastmix.config.output import OutputConfig
 from megatron_fastmix.config.proxy import ProxyConfig
 from megatron_fastmix.config.require import require, require_path
 from megatron_fastmix.config.training import TrainingConfig
-from megatron_fastmix.same_file import same_dataset
+from megatron_fastmix.dataset_paths import is_pattern
+from megatron_fastmix.errors import DataError
+from megatron_fastmix.same_file import dataset_keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +52,7 @@ class SearchConfig:
         for where, found in (("sources", names), ("targets", [t.name for t in self.targets])):
             twice = [name for name, count in Counter(found).items() if count > 1]
             require(not twice, where, twice, "each name may occur once; rename one of them")
-        shared = [
-            target.path
-            for target in self.targets
-            if any(same_dataset(source.path, target.path) for source in self.sources)
-        ]
-        require(not shared, "targets", shared, "a target must not be a source, by whatever path")
+        self._check_datasets()
         total = sum(target.weight for target in self.targets)
         require(
             all(t.weight >= 0 for t in self.targets) and total > 0,
@@ -93,6 +91,30 @@ class SearchConfig:
             self.mixture.inner_steps,
             f"it must not exceed train_iters {self.training.train_iters}: no outer step would run",
         )
+
+    def _check_datasets(self) -> None:
+        """What is not there yet is no reason to refuse a configuration; it is when it is opened."""
+        owners: dict[Hashable, SourceConfig] = {}
+        for source in self.sources:
+            pattern = is_pattern(source.path)
+            for prefix in _present(source):
+                keys = dataset_keys(prefix)
+                twice = next((owners[key] for key in keys if key in owners), None)
+                require(
+                    twice is None or not (pattern or is_pattern(twice.path)),
+                    "sources",
+                    prefix,
+                    f"both {twice and twice.name} and {source.name} hold it; narrow their paths: a "
+                    "dataset has one source",
+                )
+                owners |= dict.fromkeys(keys, source)
+        shared = [
+            prefix
+            for target in self.targets
+            for prefix in _present(target)
+            if not dataset_keys(prefix).isdisjoint(owners)
+        ]
+        require(not shared, "targets", shared, "a target must not be a source, by whatever path")
 
     def _check_proxy(self) -> None:
         size = self.engine.tensor_model_parallel_size
@@ -195,6 +217,13 @@ class SearchConfig:
             f"data-parallel size {data_parallel_size} = {per_pass}",
         )
         return self.training.global_batch_size // per_pass
+
+
+def _present(dataset: SourceConfig | TargetConfig) -> tuple[str, ...]:
+    try:
+        return dataset.prefixes()
+    except DataError:
+        return ()
 
 
 OWN_SECTIONS = ("objective", "mixture", "hypergradient", "output")

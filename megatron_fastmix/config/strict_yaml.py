@@ -2,7 +2,8 @@
 error that helps. The one reader of YAML.
 
 Supported field types: int, float, str, bool, `Any`, `Literal`, `X | None`, nested dataclasses,
-`tuple[X, ...]`, `list[X]` and `dict[str, X]`. Nothing else is needed, and nothing else is accepted.
+`tuple[X, ...]`, `X | tuple[X, ...]`, `list[X]` and `dict[str, X]`. Nothing else is needed, and
+nothing else is accepted.
 """
 
 from __future__ import annotations
@@ -210,9 +211,9 @@ def _unknown_key(key: str, valid: Sequence[str], where: str) -> str:
 def _convert(hint: Any, value: Any, at: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        if value is None:
+        if value is None and type(None) in arguments:
             return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, at)
+        return _convert(_member(arguments, value), value, at)
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, at)
     if origin in (tuple, list):
@@ -246,6 +247,15 @@ def _convert(hint: Any, value: Any, at: str) -> Any:
     if isinstance(value, str):
         _check_text(value, at)
     return value
+
+
+def _member(arguments: Sequence[Any], value: Any) -> Any:
+    """What `value` is meant to be of a union's types: a list where one may be given."""
+    others = [argument for argument in arguments if argument is not type(None)]
+    lists = [argument for argument in others if typing.get_origin(argument) is tuple]
+    if lists and isinstance(value, list | tuple):
+        return lists[0]
+    return next(argument for argument in others if argument not in lists[: len(others) - 1])
 
 
 def _check_text(value: str, at: str) -> None:

@@ -137,16 +137,21 @@ def _part(source: LearnedSource, shard: Shard, unit: Unit, seq_length: int) -> f
 
 
 def _targets(mixture: LearnedMixture, unit: Unit, decimals: int) -> tuple[BlendEntry, ...]:
-    rounded = round_weights(mixture.target_shares(unit), decimals)
+    shares = mixture.target_shares(unit)
+    parts: dict[str, tuple[str, Fraction, float]] = {}
+    for target in mixture.targets:
+        whole = target.size.count(unit, mixture.seq_length) if target.size else Fraction(0)
+        if not target.shards:
+            parts[target.name] = (target.path, whole, shares[target.name])
+        for number, shard in enumerate(target.shards, start=1):
+            count = shard.count(unit, mixture.seq_length)
+            share = shares[target.name] * float(count / whole)
+            parts[f"{target.name}/{number}"] = (shard.path, count, share)
+    rounded = round_weights({name: share for name, (_, _, share) in parts.items()}, decimals)
     return tuple(
-        BlendEntry(
-            name=target.name,
-            path=target.path,
-            weight=rounded[target.name],
-            count=target.size.count(unit, mixture.seq_length) if target.size else Fraction(0),
-        )
-        for target in mixture.targets
-        if float(rounded[target.name]) > 0
+        BlendEntry(name=name, path=path, weight=rounded[name], count=count)
+        for name, (path, count, _) in parts.items()
+        if float(rounded[name]) > 0
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.result.rounding import DEFAULT_DECIMALS, round_weights
-from megatron_fastmix.result.sizes import Shard, Size, Unit, shares_in
+from megatron_fastmix.result.sizes import Shard, Size, Unit, shares_in, total_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +42,7 @@ class LearnedSource:
     @property
     def size(self) -> Size:
         """Of all shards together."""
-        return Size(
-            tokens=sum(shard.tokens for shard in self.shards),
-            loss_tokens=sum(shard.loss_tokens for shard in self.shards),
-            rows=sum(shard.rows for shard in self.shards),
-        )
+        return total_size(self.shards)
 
     @property
     def path(self) -> str:
@@ -65,9 +61,12 @@ class TargetResult:
 
     name: str
     path: str
+    """Prefix of its first dataset."""
     tokens: int
     size: Size | None
     """None in files of older releases, which give the tokens alone."""
+    shards: tuple[Shard, ...] = ()
+    """Its datasets where it has several."""
     weight: float
     """ω, the target's share in the target loss."""
     initial_loss: float | None

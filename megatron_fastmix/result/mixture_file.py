@@ -29,7 +29,7 @@ from megatron_fastmix.result.mixture_keys import (
     TargetKeys,
     values_of,
 )
-from megatron_fastmix.result.sizes import Shard, Size
+from megatron_fastmix.result.sizes import Shard, Size, total_size
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.text_files import read_json_object
 
@@ -178,11 +178,18 @@ def _target(target: TargetKeys, keys: Keys, path: Path) -> TargetResult:
         _check_size(size, path, f"target {target.name}")
     elif keys.version > 1 and (target.loss_tokens, target.rows) != (None, None):
         raise _impossible(path, f"target {target.name}: rows", target.rows, "loss_tokens and rows")
+    where = f"target {target.name}"
+    for shard in target.shards:
+        _check_size(shard, path, f"{where}: {shard.path}")
+    if target.shards and total_size(target.shards) != size:
+        found = total_size(target.shards)
+        raise _impossible(path, f"{where}: size of its shards", found, f"{size}")
     return TargetResult(
         name=target.name,
         path=target.path,
         tokens=target.tokens,
         size=size,
+        shards=target.shards,
         weight=target.weight,
         initial_loss=target.initial_loss,
         final_loss=target.final_loss,

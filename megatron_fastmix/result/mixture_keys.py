@@ -60,6 +60,8 @@ class TargetKeys:
     final_loss: float | None
     loss_tokens: int | None = None
     rows: int | None = None
+    shards: tuple[Shard, ...] = ()
+    """Where the target has several datasets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,4 +137,5 @@ def _target_keys(target: TargetResult) -> TargetKeys:
         final_loss=target.final_loss,
         loss_tokens=target.size.loss_tokens if target.size else None,
         rows=target.size.rows if target.size else None,
+        shards=target.shards,
     )

@@ -10,7 +10,7 @@ that is read e times, e·size is drawn, whatever the size counts, so that
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -50,6 +50,16 @@ class Shard(Size):
 
     path: str
     """Prefix of the indexed dataset, without .bin and .idx."""
+
+
+def total_size(sizes: Iterable[Size]) -> Size:
+    """Of all of them together."""
+    parts = list(sizes)
+    return Size(
+        tokens=sum(part.tokens for part in parts),
+        loss_tokens=sum(part.loss_tokens for part in parts),
+        rows=sum(part.rows for part in parts),
+    )
 
 
 def shares_in(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from megatron_fastmix.config import DataConfig, SearchConfig, SourceConfig, TargetConfig
@@ -15,26 +16,31 @@ from megatron_fastmix.corpus.tokenizers import Tokenizer, load_tokenizer
 from megatron_fastmix.deepspeed_engine.settings import zero_config
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.proxy.starting_point import check_starting_point
-from megatron_fastmix.result.sizes import Size
+from megatron_fastmix.result.sizes import Shard, Size, total_size
 from megatron_fastmix.run.trackers import check_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSize:
-    """Size of a source or target."""
+    """Size of one dataset."""
 
+    path: str
+    """Its prefix."""
     tokens: int
     documents: int
     answer_rows: AnswerRows | None = None
     """Rows and their answer tokens where the dataset is answer-only."""
 
     @property
-    def size(self) -> Size:
-        """In every unit."""
+    def shard(self) -> Shard:
+        """The size in every unit."""
         rows = self.answer_rows
         if rows is None:
-            return Size(tokens=self.tokens, loss_tokens=self.tokens, rows=self.documents)
-        return Size(
+            return Shard(
+                path=self.path, tokens=self.tokens, loss_tokens=self.tokens, rows=self.documents
+            )
+        return Shard(
+            path=self.path,
             tokens=self.tokens,
             loss_tokens=int(rows.answer_tokens.sum()),
             rows=len(rows.kept),
@@ -42,17 +48,53 @@ class DatasetSize:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceSize:
+    """Size of a source or target: of all its datasets together."""
+
+    datasets: tuple[DatasetSize, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(dataset.tokens for dataset in self.datasets)
+
+    @property
+    def documents(self) -> int:
+        return sum(dataset.documents for dataset in self.datasets)
+
+    @property
+    def answer_only(self) -> bool:
+        """Whether its rows are answer-only."""
+        return self.datasets[0].answer_rows is not None
+
+    @property
+    def tokens_per_row(self) -> float:
+        """Of answer-only rows, as a forward pass reads them."""
+        rows = [d.answer_rows.tokens for d in self.datasets if d.answer_rows is not None]
+        return float(sum(each.sum() for each in rows)) / sum(map(len, rows))
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """The sizes of its datasets in every unit."""
+        return tuple(dataset.shard for dataset in self.datasets)
+
+    @property
+    def size(self) -> Size:
+        """In every unit."""
+        return total_size(self.shards)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inputs:
     """The inputs of a search, found good."""
 
     tokenizer: Tokenizer
-    sources: list[DatasetSize]
-    targets: list[DatasetSize]
+    sources: list[SourceSize]
+    targets: list[SourceSize]
 
     def tokens_per_sample(self, seq_length: int) -> float:
         """Tokens of a sample, averaged over the sources as they are drawn, evenly."""
-        rows = [s.answer_rows.tokens.mean() for s in self.sources if s.answer_rows is not None]
-        return float(sum(rows)) / len(rows) if rows else float(seq_length)
+        rows = [source.tokens_per_row for source in self.sources if source.answer_only]
+        return sum(rows) / len(rows) if rows else float(seq_length)
 
 
 def check_inputs(config: SearchConfig, ranks: int) -> Inputs:
@@ -61,23 +103,18 @@ def check_inputs(config: SearchConfig, ranks: int) -> Inputs:
     check_trackers(config.output)
     tokenizer = load_tokenizer(**vars(config.tokenizer))
     check_starting_point(config.proxy, config.tokenizer, tokenizer.vocab_size)
-    datasets: list[SourceConfig | TargetConfig] = [*config.sources, *config.targets]
+    owners: list[SourceConfig | TargetConfig] = [*config.sources, *config.targets]
     sizes = []
-    for dataset in datasets:
-        summary = inspect_indexed_dataset(dataset.path)
-        # Megatron's sample has one token more than seq_length, the last label.
-        if not is_answer_only(dataset.path) and summary.tokens < config.data.seq_length + 1:
-            raise DataError(
-                f"{dataset.name} ({dataset.path}): found {summary.tokens} tokens, fewer than one "
-                f"sample of {config.data.seq_length + 1}; give it more text, leave it out, or "
-                "lower data.seq_length"
-            )
-        check_vocabulary(dataset.path, tokenizer.vocab_size)
-        rows = _answer_rows(dataset, config.data) if is_answer_only(dataset.path) else None
-        sizes.append(
-            DatasetSize(tokens=summary.tokens, documents=summary.documents, answer_rows=rows)
-        )
-    check_same_tokenizer({d.name: d.path for d in datasets}, tokenizer.sha256)
+    for owner in owners:
+        datasets = [_check_dataset(owner, p, config, tokenizer) for p in owner.prefixes()]
+        _check_shards(owner, datasets)
+        sizes.append(SourceSize(datasets=tuple(datasets)))
+    prefixes: dict[str, str | Path] = {}
+    for owner, size in zip(owners, sizes, strict=True):
+        several = len(size.datasets) > 1
+        for dataset in size.datasets:
+            prefixes[f"{owner.name} ({dataset.path})" if several else owner.name] = dataset.path
+    check_same_tokenizer(prefixes, tokenizer.sha256)
     count = len(config.sources)
     _check_one_kind(config.sources, sizes[:count])
     return Inputs(tokenizer=tokenizer, sources=sizes[:count], targets=sizes[count:])
@@ -91,8 +128,8 @@ class _AssumedTokenizer:
 
 
 def assumed_inputs(config: SearchConfig, tokens: int, vocab_size: int) -> Inputs:
-    """Inputs on paper, of data that are not there yet: `tokens` in every dataset, text."""
-    size = DatasetSize(tokens=tokens, documents=0)
+    """Inputs on paper, of data that are not there yet: `tokens` in every source, text."""
+    size = SourceSize(datasets=(DatasetSize(path="", tokens=tokens, documents=0),))
     return Inputs(
         tokenizer=cast(Tokenizer, _AssumedTokenizer(vocab_size=vocab_size)),
         sources=[size] * len(config.sources),
@@ -100,22 +137,54 @@ def assumed_inputs(config: SearchConfig, tokens: int, vocab_size: int) -> Inputs
     )
 
 
-def _answer_rows(dataset: SourceConfig | TargetConfig, data: DataConfig) -> AnswerRows:
-    rows = read_answer_rows(dataset.path, data.seq_length)
+def _check_dataset(
+    owner: SourceConfig | TargetConfig, prefix: str, config: SearchConfig, tokenizer: Tokenizer
+) -> DatasetSize:
+    """One dataset of a source or target."""
+    summary = inspect_indexed_dataset(prefix)
+    answer_only = is_answer_only(prefix)
+    # Megatron's sample has one token more than seq_length, the last label.
+    if not answer_only and summary.tokens < config.data.seq_length + 1:
+        raise DataError(
+            f"{owner.name} ({prefix}): found {summary.tokens} tokens, fewer than one "
+            f"sample of {config.data.seq_length + 1}; give it more text, leave it out, or "
+            "lower data.seq_length"
+        )
+    check_vocabulary(prefix, tokenizer.vocab_size)
+    return DatasetSize(
+        path=prefix,
+        tokens=summary.tokens,
+        documents=summary.documents,
+        answer_rows=_answer_rows(owner, prefix, config.data) if answer_only else None,
+    )
+
+
+def _check_shards(owner: SourceConfig | TargetConfig, datasets: Sequence[DatasetSize]) -> None:
+    """All datasets of a source are of one kind."""
+    kinds = {dataset.answer_rows is not None: dataset.path for dataset in datasets}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"{owner.name}: {kinds[True]} is answer-only, {kinds[False]} is plain text; a source "
+            "is of one kind: make two sources of them"
+        )
+
+
+def _answer_rows(owner: SourceConfig | TargetConfig, prefix: str, data: DataConfig) -> AnswerRows:
+    rows = read_answer_rows(prefix, data.seq_length)
     if rows.cut_share > data.max_cut_share:
         raise DataError(
-            f"{dataset.name} ({dataset.path}): the answers of {rows.cut_share:.1%} of the rows end "
+            f"{owner.name} ({prefix}): the answers of {rows.cut_share:.1%} of the rows end "
             f"beyond {data.seq_length} tokens; raise data.seq_length, or data.max_cut_share "
             f"{data.max_cut_share:g}"
         )
     return rows
 
 
-def _check_one_kind(sources: Sequence[SourceConfig], sizes: Sequence[DatasetSize]) -> None:
+def _check_one_kind(sources: Sequence[SourceConfig], sizes: Sequence[SourceSize]) -> None:
     """All sources are text, or all are answer-only: shares of the two have no common unit."""
     kinds: dict[bool, list[str]] = {True: [], False: []}
     for source, size in zip(sources, sizes, strict=True):
-        kinds[size.answer_rows is not None].append(source.name)
+        kinds[size.answer_only].append(source.name)
     if kinds[True] and kinds[False]:
         raise ConfigError(
             f"sources: {', '.join(kinds[True])} are answer-only, {', '.join(kinds[False])} are "

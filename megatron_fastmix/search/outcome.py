@@ -12,8 +12,7 @@ from megatron_fastmix.checkpoint.store import SearchState
 from megatron_fastmix.config import SearchConfig, strict_yaml
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource, TargetResult
-from megatron_fastmix.result.sizes import Shard
-from megatron_fastmix.search.inputs import DatasetSize, Inputs
+from megatron_fastmix.search.inputs import Inputs
 
 PACKAGES = ("megatron-fastmix", "megatron-core", "deepspeed", "torch", "numpy")
 
@@ -50,7 +49,7 @@ class Outcome:
         sources = tuple(
             LearnedSource(
                 name=source.name,
-                shards=(_shard(source.path, size),),
+                shards=size.shards,
                 documents=size.documents,
                 initial_weight=float(self.initial[k]),
                 final_weight=float(self.final[k]),
@@ -63,9 +62,10 @@ class Outcome:
         targets = tuple(
             TargetResult(
                 name=target.name,
-                path=target.path,
+                path=size.datasets[0].path,
                 tokens=size.tokens,
                 size=size.size,
+                shards=size.shards if len(size.shards) > 1 else (),
                 weight=self.target_weights[v],
                 initial_loss=self.initial_losses[v],
                 final_loss=self.final_losses[v],
@@ -93,11 +93,6 @@ class Outcome:
             versions={name: version(name) for name in PACKAGES},
             config=strict_yaml.to_dict(config),
         )
-
-
-def _shard(path: str, found: DatasetSize) -> Shard:
-    size = found.size
-    return Shard(path=path, tokens=size.tokens, loss_tokens=size.loss_tokens, rows=size.rows)
 
 
 def search_outcome(

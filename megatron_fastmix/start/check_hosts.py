@@ -24,7 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from megatron_fastmix.checkpoint.identity import fingerprint
+from megatron_fastmix.checkpoint.identity import fingerprint_of
 from megatron_fastmix.config import SearchConfig, dump_config, load_config
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import ConfigError, FastMixError
@@ -90,9 +90,12 @@ def report(config: SearchConfig, token: str) -> Report:
     for kind, datasets in (("source", config.sources), ("target", config.targets)):
         for dataset in datasets:
             try:
-                facts[f"{kind} {dataset.name}"] = fingerprint(dataset.path, _SAMPLE_BYTES)
+                prefixes = dataset.prefixes()
+                facts[f"{kind} {dataset.name}"] = fingerprint_of(prefixes, _SAMPLE_BYTES)
             except OSError as error:
                 problems.append(f"{kind} {dataset.name}: {error.filename}: {error.strerror}")
+            except FastMixError as error:
+                problems.append(str(error))
     try:
         facts["tokenizer"] = load_tokenizer(**vars(config.tokenizer)).sha256
     except FastMixError as error:

@@ -18,7 +18,8 @@ from megatron_fastmix.storage import describe, is_storage_error
 _MAY_DIFFER = re.compile(
     r"run_dir|output\..*|engine\.(zero_stage|distributed_timeout_minutes)|data\.data_cache_path"
     # A checkpoint knows its data by content, and reads every sharding.
-    r"|training\.micro_batch_size|(sources|targets)\.\d+\.path|tokenizer\.(tokenizer_model|vocab_file|merge_file)"
+    r"|training\.micro_batch_size|(sources|targets)\.\d+\.path(\.\d+)?"
+    r"|tokenizer\.(tokenizer_model|vocab_file|merge_file)"
 )
 """Keys that may change between the parts of one search: they move no result, but for rounding."""
 
@@ -83,9 +84,10 @@ def _provenance(config: SearchConfig) -> str:
     entries = []
     for kind, datasets in (("source", config.sources), ("target", config.targets)):
         for dataset in datasets:
-            manifest = read_manifest(dataset.path)
-            known = {} if manifest is None else strict_yaml.to_dict(manifest)
-            entries.append(known | {"name": dataset.name, "path": dataset.path, "kind": kind})
+            for prefix in dataset.prefixes():
+                manifest = read_manifest(prefix)
+                known = {} if manifest is None else strict_yaml.to_dict(manifest)
+                entries.append(known | {"name": dataset.name, "path": prefix, "kind": kind})
     return json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -13,11 +13,13 @@ from megatron_fastmix.corpus.answer_rows import is_answer_only, read_answer_rows
 from megatron_fastmix.corpus.indexed_files import check_vocabulary, inspect_indexed_dataset
 from megatron_fastmix.corpus.manifest import check_same_tokenizer, read_manifest
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
+from megatron_fastmix.dataset_paths import DatasetPath, find_datasets, only_dataset
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.lab.comparison.config import CompareConfig, Dataset, Setting
 from megatron_fastmix.proxy.starting_point import check_starting_point
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
+from megatron_fastmix.result.sizes import Shard
 from megatron_fastmix.same_file import same_dataset
 
 
@@ -76,7 +78,7 @@ class NamedData(Protocol):
     def name(self) -> str: ...
 
     @property
-    def path(self) -> str: ...
+    def path(self) -> DatasetPath: ...
 
 
 def check_setting(
@@ -122,17 +124,24 @@ def check_setting(
             weight=weight,
         )
 
-    described = tuple(describe(source.name, source.path) for source in sources)
-    tests = tuple(describe(test.name, test.path, test.weight / total) for test in config.tests)
+    described = tuple(
+        describe(source.name, only_dataset(source.path, f"source {source.name}"))
+        for source in sources
+    )
+    tests = tuple(
+        describe(test.name, only_dataset(test.path, f"test {test.name}"), test.weight / total)
+        for test in config.tests
+    )
     check_same_tokenizer({d.path: d.path for d in (*described, *tests)}, tokenizer.sha256)
     for test in tests:
         for role, seen in (("source", sources), ("target", targets)):
             for dataset in seen:
-                if _same_data(test.path, dataset.path):
-                    raise ConfigError(
-                        f"--test {test.name}: {test.path} is {role} {dataset.name} of the search "
-                        f"({dataset.path}); test on data that the search never saw"
-                    )
+                for prefix in _prefixes(dataset, role):
+                    if _same_data(test.path, prefix):
+                        raise ConfigError(
+                            f"--test {test.name}: {test.path} is {role} {dataset.name} of the "
+                            f"search ({prefix}); test on data that the search never saw"
+                        )
     return Setting(
         sources=described,
         tests=tests,
@@ -143,6 +152,12 @@ def check_setting(
         training=config.training,
         eval_samples=config.eval_samples,
     )
+
+
+def _prefixes(data: NamedData, role: str) -> tuple[str, ...]:
+    """Those of all its datasets; a learned target lists them where it has several."""
+    shards: Sequence[Shard] = getattr(data, "shards", ())
+    return tuple(s.path for s in shards) or find_datasets(data.path, f"{role} {data.name}")
 
 
 def _same_data(prefix: str, other: str) -> bool:
