@@ -36,7 +36,7 @@ class AnswerOnlyDataset(MegatronDataset):
         rows = read_answer_rows(dataset_path, config.sequence_length)
         kept = np.intersect1d(indices, rows.kept)
         super().__init__(dataset, dataset_path, kept, num_samples, index_split, config)
-        self.mask = IndexedDataset(loss_mask_prefix(dataset_path))
+        self.mask = IndexedDataset(loss_mask_prefix(dataset_path), mmap=config.mmap_bin_files)
         self.answer_tokens = int(rows.answer_tokens.sum())
         self.rows = len(rows.kept)
         self.tokens_per_sample = rows.mean_answer_tokens
@@ -47,7 +47,7 @@ class AnswerOnlyDataset(MegatronDataset):
 
     @staticmethod
     def build_low_level_dataset(dataset_path: str, config: Any) -> Any:
-        return IndexedDataset(dataset_path)
+        return IndexedDataset(dataset_path, mmap=config.mmap_bin_files)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -7,8 +7,9 @@ Global batches are laid out over ranks as Megatron does: micro-batch m of rank r
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,8 @@ from megatron_fastmix.parallel.groups import DataParallelGroup
 class Sample:
     """One sample of a batch to be."""
 
-    content: dict[str, Any]
-    """What its dataset gives."""
+    read: Callable[[], dict[str, Any]]
+    """What its dataset gives; called on the rank that the sample falls to, and nowhere else."""
     index: int
     """Its source or target."""
     role: Role = Role.SOURCE
@@ -76,7 +77,7 @@ class Batches:
         first = step * self.config.training.global_batch_size
         first += (micro_step * self.group.size + self.group.rank) * self.size
         drawn = [self.blend[i] for i in range(first, first + self.size)]
-        samples = [Sample(content=sample, index=int(sample["dataset_id"])) for sample in drawn]
+        samples = [Sample(read=sample.copy, index=int(sample["dataset_id"])) for sample in drawn]
         return self._collate(samples)[0]
 
     def take_seconds(self) -> float:
@@ -102,7 +103,7 @@ class Batches:
         terms: list[list[Sample]] = [
             [
                 Sample(
-                    content=target.sample(outer_step * n + j),
+                    read=partial(target.sample, outer_step * n + j),
                     index=v,
                     role=Role.TARGET,
                     weight=omega / n,
@@ -117,7 +118,7 @@ class Batches:
             terms.append(
                 [
                     Sample(
-                        content=self.blend.sample("objective", k, outer_step * m + j),
+                        read=partial(self.blend.sample, "objective", k, outer_step * m + j),
                         index=k,
                         weight=beta * alpha / m,
                     )
@@ -138,7 +139,7 @@ class Batches:
         # Ordinals must not depend on what earlier steps allocated.
         stride = m if config.probe_allocation == "even" else m * len(counts)
         samples = [
-            Sample(content=self.blend.sample("probe", k, outer_step * stride + j), index=k)
+            Sample(read=partial(self.blend.sample, "probe", k, outer_step * stride + j), index=k)
             for j in range(counts.max())
             for k in np.flatnonzero(counts > j).tolist()
         ]
@@ -156,7 +157,7 @@ class Batches:
 
     def _collate(self, samples: Sequence[Sample]) -> tuple[Batch, torch.Tensor]:
         data = self.config.data
-        tensors = collate([s.content for s in samples], data.seq_length, data.packing)
+        tensors = collate([s.read() for s in samples], data.seq_length, data.packing)
         batch = Batch(
             index=np.array([sample.index for sample in samples]),
             role=np.array([sample.role for sample in samples]),

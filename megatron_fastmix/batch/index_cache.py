@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megatron_fastmix.checkpoint.identity import fingerprint
+from megatron_fastmix.checkpoint.identity import fingerprint, sample_bytes_for
 from megatron_fastmix.errors import DataError
 
 
@@ -25,7 +25,9 @@ def index_cache(cache_path: str | Path, prefixes: Sequence[str]) -> Path:
     read.
     """
     try:
-        digest = hashlib.sha256("".join(map(fingerprint, prefixes)).encode()).hexdigest()
+        size = sample_bytes_for(len(prefixes))
+        each = [fingerprint(prefix, size) for prefix in prefixes]
+        digest = hashlib.sha256("".join(each).encode()).hexdigest()
     except OSError as error:
         raise DataError(f"{error.filename}: cannot read the dataset: {error.strerror}") from None
     folder = Path(cache_path) / digest[:32]

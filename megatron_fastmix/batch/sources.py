@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.utils import Split
@@ -12,6 +13,8 @@ from megatron.core.datasets.utils import Split
 from megatron_fastmix import blend
 from megatron_fastmix.batch.answer_dataset import AnswerOnlyDataset, share_mean
 from megatron_fastmix.batch.index_cache import index_cache
+from megatron_fastmix.batch.index_progress import IndexProgress
+from megatron_fastmix.batch.open_files import is_lean
 from megatron_fastmix.batch.targets import ValidationTarget
 from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
 from megatron_fastmix.blend.shards import Shards
@@ -28,6 +31,7 @@ def build_source_blend(
     batch_size, weighting = config.training.global_batch_size, config.mixture.weighting
     sampling = weighting == "sampling"
     prefixes = {source.name: source.prefixes() for source in config.sources}
+    lean = _is_lean(config)
     several = any(len(each) > 1 for each in prefixes.values())
     with blend.install(
         mixture,
@@ -41,7 +45,7 @@ def build_source_blend(
     ):
         paths = [path for each in prefixes.values() for path in each]
         blended: FastMixBlendedDataset = _one_epoch(
-            config, tokenizer, cache_path, paths, Split.train
+            config, tokenizer, cache_path, paths, Split.train, lean
         )
     for dataset in blended.datasets:
         _share_mean(dataset)
@@ -50,11 +54,12 @@ def build_source_blend(
 
 def build_targets(config: SearchConfig, tokenizer: Any, cache_path: str) -> list[ValidationTarget]:
     """One target for each entry of the configuration. Every rank must call."""
-    targets = []
+    targets, lean = [], _is_lean(config)
     for target in config.targets:
         prefixes = target.prefixes()
         parts = [
-            _one_epoch(config, tokenizer, cache_path, [prefix], Split.valid) for prefix in prefixes
+            _one_epoch(config, tokenizer, cache_path, [prefix], Split.valid, lean)
+            for prefix in prefixes
         ]
         # Megatron's own blend of datasets without weights would index all their samples.
         dataset = parts[0] if len(parts) == 1 else Shards(target.name, parts)
@@ -81,13 +86,14 @@ def build_datasets(
     seed: int,
     tokenizer: Any,
     cache_path: str,
+    lean: bool = False,
 ) -> list[Any]:
     """The datasets or blends of the train, validation and test split, by Megatron-core's builder.
 
     `blends` are prefixes and their weights, or None, by split, all text or all answer-only; `sizes`
     samples, where None builds exactly one epoch. Indices are cached in a folder of `cache_path`
-    that is named after the datasets' content, as Megatron knows them by their paths alone. Every
-    rank must call.
+    that is named after the datasets' content, as Megatron knows them by their paths alone. With
+    `lean` they keep few files open; see `open_files`. Every rank must call.
     """
     prefixes = [prefix for blend in blends if blend for prefix in blend[0]]
     config = GPTDatasetConfig(
@@ -100,13 +106,34 @@ def build_datasets(
         reset_attention_mask=False,
         eod_mask_loss=False,
         create_attention_mask=False,
+        mmap_bin_files=not lean,
     )
-    dataset_class = AnswerOnlyDataset if is_answer_only(prefixes[0]) else GPTDataset
-    return BlendedMegatronDatasetBuilder(dataset_class, sizes, lambda: True, config).build()
+    text = LeanGPTDataset if lean else GPTDataset
+    dataset_class = AnswerOnlyDataset if is_answer_only(prefixes[0]) else text
+    counted = IndexProgress(len(prefixes)).counted(dataset_class)
+    return BlendedMegatronDatasetBuilder(counted, sizes, lambda: True, config).build()
+
+
+class LeanGPTDataset(GPTDataset):
+    """Megatron's, with the order of its samples in memory: a mapped array is an open file."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        for name in ("document_index", "sample_index", "shuffle_index"):
+            setattr(self, name, np.array(getattr(self, name)))
+
+
+def _is_lean(config: SearchConfig) -> bool:
+    return is_lean(len(config.prefixes()))
 
 
 def _one_epoch(
-    config: SearchConfig, tokenizer: Any, cache_path: str, paths: list[str], split: Split
+    config: SearchConfig,
+    tokenizer: Any,
+    cache_path: str,
+    paths: list[str],
+    split: Split,
+    lean: bool,
 ) -> Any:
     """draw_order makes the further epochs."""
     return build_datasets(
@@ -116,4 +143,5 @@ def _one_epoch(
         seed=config.seed,
         tokenizer=tokenizer,
         cache_path=cache_path,
+        lean=lean,
     )[split.value]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # importing torch takes seconds, and the command line has no 
     from megatron_fastmix.parallel.groups import DataParallelGroup
 
 _BLOCK_BYTES = 1 << 20
+_SMALL_BLOCK_BYTES = 1 << 16
+"""Of samples below 16 blocks."""
 
 Identity = dict[str, Any]
 """JSON: `tokenizer` (sha256), `sources` and `targets` (lists of [name, fingerprint])."""
@@ -24,11 +26,25 @@ Identity = dict[str, Any]
 
 def identity_of(config: SearchConfig, tokenizer_sha256: str) -> Identity:
     """What this search reads. Raises `DataError` for a file that cannot be read."""
+    sources = [(source.name, source.prefixes()) for source in config.sources]
+    targets = [(target.name, target.prefixes()) for target in config.targets]
+    size = sample_bytes_for(sum(len(prefixes) for _, prefixes in (*sources, *targets)))
     return {
         "tokenizer": tokenizer_sha256,
-        "sources": [[s.name, fingerprint_of(s.prefixes())] for s in config.sources],
-        "targets": [[t.name, fingerprint_of(t.prefixes())] for t in config.targets],
+        "sources": [[name, fingerprint_of(prefixes, size)] for name, prefixes in sources],
+        "targets": [[name, fingerprint_of(prefixes, size)] for name, prefixes in targets],
     }
+
+
+def sample_bytes_for(datasets: int) -> int:
+    """What is read of each file, so that a start reads a few GiB however many datasets there are.
+
+    In steps, since a fingerprint holds for one size of the sample: a dataset more is no change of
+    the others.
+    """
+    if datasets <= 64:
+        return 64 << 20
+    return 1 << 20 if datasets <= 4096 else 128 << 10
 
 
 def fingerprint_of(prefixes: Sequence[str], sample_bytes: int = 64 << 20) -> str:
@@ -51,16 +67,17 @@ def fingerprint(prefix: str, sample_bytes: int = 64 << 20) -> str:
     return digest.hexdigest()
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 17)
 def _sample(path: str, state: tuple[int, int, int], sample_bytes: int) -> bytes:
     """The state, with size, time of change and inode, has a changed file read again."""
     digest = hashlib.sha256()
-    blocks, wanted = -(-state[0] // _BLOCK_BYTES), max(2, sample_bytes // _BLOCK_BYTES)
+    size = _BLOCK_BYTES if sample_bytes >= 16 * _BLOCK_BYTES else _SMALL_BLOCK_BYTES
+    blocks, wanted = -(-state[0] // size), max(2, sample_bytes // size)
     chosen = np.unique(np.linspace(0, max(blocks - 1, 0), min(blocks, wanted)).astype(int))
     with open(path, "rb") as file:
         for block in chosen.tolist():
-            file.seek(block * _BLOCK_BYTES)
-            digest.update(file.read(_BLOCK_BYTES))
+            file.seek(block * size)
+            digest.update(file.read(size))
     return digest.digest()
 
 

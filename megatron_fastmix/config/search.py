@@ -175,6 +175,12 @@ class SearchConfig:
             tuple(source.max_weight for source in self.sources),
         )
 
+    def prefixes(self) -> list[str]:
+        """Those of all datasets of sources and targets, as they are there now. Raises `DataError`
+        for a source or target without one."""
+        found = [prefix for source in self.sources for prefix in source.prefixes()]
+        return found + [prefix for target in self.targets for prefix in target.prefixes()]
+
     @property
     def outer_steps(self) -> int:
         """Outer steps of the whole run."""

@@ -17,6 +17,7 @@ from megatron_fastmix.errors import DataError
 
 _HEADER = struct.Struct("<9sQBQQ")
 _BLOCK_TOKENS = 1 << 20
+_LEAST_BLOCK_TOKENS = 1 << 13
 _BLOCK_ENTRIES = 1 << 20
 _MADE_WRONG = "the index was made or merged wrongly: make the dataset again"
 
@@ -48,7 +49,7 @@ def inspect_indexed_dataset(prefix: str | Path) -> IndexedSummary:
     return _inspect(index_path, data_path, *(_state(path) for path in (index_path, data_path)))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)
 def _inspect(
     index_path: str, data_path: str, index_state: FileState, data_state: FileState
 ) -> IndexedSummary:
@@ -171,12 +172,13 @@ def check_vocabulary(prefix: str | Path, vocab_size: int, *, max_tokens: int = 5
         return
     path = f"{prefix}.bin"
     tokens = np.memmap(path, np.dtype(summary.dtype), "r")
-    starts = np.arange(0, summary.tokens, _BLOCK_TOKENS)
-    allowed = max(2, max_tokens // _BLOCK_TOKENS)
+    block_tokens = min(_BLOCK_TOKENS, max(_LEAST_BLOCK_TOKENS, max_tokens // 8))
+    starts = np.arange(0, summary.tokens, block_tokens)
+    allowed = max(2, max_tokens // block_tokens)
     if len(starts) > allowed:
         starts = starts[np.linspace(0, len(starts) - 1, allowed).astype(np.int64)]
     for start in starts.tolist():
-        block = tokens[start : start + _BLOCK_TOKENS]
+        block = tokens[start : start + block_tokens]
         low, high = int(block.min()), int(block.max())
         if low < 0 or high >= vocab_size:
             bad = low if low < 0 else high

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from megatron.core import parallel_state
 
@@ -19,13 +22,17 @@ from megatron_fastmix.deepspeed_engine.engine import (
     engine_parameters,
     engine_preconditioner,
 )
+from megatron_fastmix.errors import DataError, FastMixError
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.mixture.objective import AGGREGATIONS, TargetAggregation
-from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.parallel.groups import DataParallelGroup, limit_waiting
 from megatron_fastmix.proxy.megatron_gpt import initialize_parallel_state
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.search.inputs import Inputs, check_inputs
 from megatron_fastmix.search.outer_step import OuterLoop
+
+INDEXING_LIMIT = timedelta(days=2)
+"""How long the ranks wait for the indices of all datasets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +67,7 @@ def assemble(config: SearchConfig, device: torch.device) -> SearchParts:
     world = DataParallelGroup(device=device)
     group = DataParallelGroup(parallel_state.get_data_parallel_group(), device)
     tensor = DataParallelGroup(parallel_state.get_tensor_model_parallel_group(), device)
-    inputs = check_inputs(config, world.size)
+    inputs = _check_inputs(config, world)
     tokenizer = inputs.tokenizer
     identity = identity_of(config, tokenizer.sha256)
     check_same_on_all_ranks(identity, world)
@@ -72,6 +79,8 @@ def assemble(config: SearchConfig, device: torch.device) -> SearchParts:
         config.target_weights, [t.reference_loss for t in config.targets], config.objective
     )
     cache = config.data.data_cache_path or str(folder.index_cache)
+    # Rank 0 may index for longer than a collective of the search may take.
+    limit_waiting(INDEXING_LIMIT)
     batches = Batches(
         config,
         build_source_blend(config, mixture, tokenizer, cache),
@@ -79,6 +88,8 @@ def assemble(config: SearchConfig, device: torch.device) -> SearchParts:
         group,
         read_ahead=True,
     )
+    world.barrier()
+    limit_waiting(timedelta(minutes=config.engine.distributed_timeout_minutes))
     engine = build_engine(config, tokenizer.vocab_size, group.size)
     return SearchParts(
         folder=folder,
@@ -103,3 +114,21 @@ def assemble(config: SearchConfig, device: torch.device) -> SearchParts:
         ),
         checkpoints=CheckpointWriter(folder, world, group, tensor, config.output.keep_checkpoints),
     )
+
+
+def _check_inputs(config: SearchConfig, world: DataParallelGroup) -> Inputs:
+    """What every rank finds; ids are looked at by one rank of each host. Every rank must call.
+
+    Raises on all ranks what one of them finds wrong.
+    """
+    first_of_host = os.environ.get("LOCAL_RANK", "0") == "0"
+    inputs: Inputs | None = None
+    refused: FastMixError | None = None
+    try:
+        inputs = check_inputs(config, world.size, vocabulary=first_of_host)
+    except FastMixError as error:
+        refused = error
+    if world.sum(np.array([float(refused is not None)]))[0]:
+        raise refused or DataError("the inputs: another rank was refused them, as it says")
+    assert inputs is not None
+    return inputs

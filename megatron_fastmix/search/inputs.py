@@ -19,6 +19,10 @@ from megatron_fastmix.proxy.starting_point import check_starting_point
 from megatron_fastmix.result.sizes import Shard, Size, total_size
 from megatron_fastmix.run.trackers import check_trackers
 
+VOCABULARY_TOKENS = 500_000_000
+"""Ids that the check of the vocabulary looks at, of all datasets together: seconds, whatever their
+number and size."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSize:
@@ -97,16 +101,21 @@ class Inputs:
         return sum(rows) / len(rows) if rows else float(seq_length)
 
 
-def check_inputs(config: SearchConfig, ranks: int) -> Inputs:
-    """Opens the tokenizer and every dataset. Raises `ConfigError` or `DataError`."""
+def check_inputs(config: SearchConfig, ranks: int, *, vocabulary: bool = True) -> Inputs:
+    """Opens the tokenizer and every dataset. Raises `ConfigError` or `DataError`.
+
+    `vocabulary` False leaves out the look at the ids, which another rank of this host takes.
+    """
     zero_config(config, config.data_parallel_size(ranks))
     check_trackers(config.output)
     tokenizer = load_tokenizer(**vars(config.tokenizer))
     check_starting_point(config.proxy, config.tokenizer, tokenizer.vocab_size)
     owners: list[SourceConfig | TargetConfig] = [*config.sources, *config.targets]
+    paths = [owner.prefixes() for owner in owners]
+    ids = VOCABULARY_TOKENS // sum(map(len, paths)) if vocabulary else 0
     sizes = []
-    for owner in owners:
-        datasets = [_check_dataset(owner, p, config, tokenizer) for p in owner.prefixes()]
+    for owner, each in zip(owners, paths, strict=True):
+        datasets = [_check_dataset(owner, path, config, tokenizer, ids) for path in each]
         _check_shards(owner, datasets)
         sizes.append(SourceSize(datasets=tuple(datasets)))
     prefixes: dict[str, str | Path] = {}
@@ -138,9 +147,13 @@ def assumed_inputs(config: SearchConfig, tokens: int, vocab_size: int) -> Inputs
 
 
 def _check_dataset(
-    owner: SourceConfig | TargetConfig, prefix: str, config: SearchConfig, tokenizer: Tokenizer
+    owner: SourceConfig | TargetConfig,
+    prefix: str,
+    config: SearchConfig,
+    tokenizer: Tokenizer,
+    ids: int,
 ) -> DatasetSize:
-    """One dataset of a source or target."""
+    """One dataset of a source or target, of which about `ids` ids are looked at."""
     summary = inspect_indexed_dataset(prefix)
     answer_only = is_answer_only(prefix)
     # Megatron's sample has one token more than seq_length, the last label.
@@ -150,7 +163,8 @@ def _check_dataset(
             f"sample of {config.data.seq_length + 1}; give it more text, leave it out, or "
             "lower data.seq_length"
         )
-    check_vocabulary(prefix, tokenizer.vocab_size)
+    if ids:
+        check_vocabulary(prefix, tokenizer.vocab_size, max_tokens=ids)
     return DatasetSize(
         path=prefix,
         tokens=summary.tokens,

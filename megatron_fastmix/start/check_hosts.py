@@ -24,13 +24,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from megatron_fastmix.checkpoint.identity import fingerprint_of
+from megatron_fastmix.checkpoint.identity import fingerprint_of, sample_bytes_for
 from megatron_fastmix.config import SearchConfig, dump_config, load_config
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import ConfigError, FastMixError
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
 from megatron_fastmix.start.claim import claim
+from megatron_fastmix.start.limits import check_limits
 from megatron_fastmix.text_files import parse_json, read_file, read_text
 
 PACKAGES = ("megatron-fastmix", "megatron-core", "deepspeed", "torch", "numpy", "sentencepiece")
@@ -87,11 +88,12 @@ def report(config: SearchConfig, token: str) -> Report:
         "configuration": hashlib.sha256(dump_config(config).encode()).hexdigest(),
     }
     problems = []
+    sample = _sample_bytes(config)
     for kind, datasets in (("source", config.sources), ("target", config.targets)):
         for dataset in datasets:
             try:
                 prefixes = dataset.prefixes()
-                facts[f"{kind} {dataset.name}"] = fingerprint_of(prefixes, _SAMPLE_BYTES)
+                facts[f"{kind} {dataset.name}"] = fingerprint_of(prefixes, sample)
             except OSError as error:
                 problems.append(f"{kind} {dataset.name}: {error.filename}: {error.strerror}")
             except FastMixError as error:
@@ -100,6 +102,10 @@ def report(config: SearchConfig, token: str) -> Report:
         facts["tokenizer"] = load_tokenizer(**vars(config.tokenizer)).sha256
     except FastMixError as error:
         problems.append(f"tokenizer: {error}")
+    try:
+        check_limits(config)
+    except FastMixError as error:
+        problems += [] if str(error) in problems else [str(error)]
     problems += _check_folder(config, token) + _check_interfaces()
     return {"host": socket.gethostname(), "facts": facts, "problems": problems}
 
@@ -273,6 +279,16 @@ def _environment_lines() -> list[str]:
             text = read_text(file, "the variables for the ranks", error=ConfigError)
             lines += [line for line in text.splitlines() if "=" in line]
     return lines
+
+
+def _sample_bytes(config: SearchConfig) -> int:
+    """More than a start reads, where that takes no longer: hosts are compared once."""
+    try:
+        count = len(config.prefixes())
+    except FastMixError:
+        return _SAMPLE_BYTES  # the source is named below
+    few = sample_bytes_for(count) == sample_bytes_for(1)
+    return _SAMPLE_BYTES if few else sample_bytes_for(count)
 
 
 def _version(package: str) -> str:

@@ -27,6 +27,7 @@ from megatron_fastmix.start.accelerators import visible_accelerators
 from megatron_fastmix.start.artifacts import write_run_artifacts
 from megatron_fastmix.start.check_estimator import check_estimator
 from megatron_fastmix.start.claim import claim
+from megatron_fastmix.start.limits import check_limits
 from megatron_fastmix.start.worker import STOPPED_EXIT_CODE
 
 CPU_RANKS = 2
@@ -55,6 +56,7 @@ def launch(config: SearchConfig, ranks: int | None = None, *, accept_changes: bo
             f"--num-ranks: found {ranks}; {len(devices)} accelerators are visible, and each rank "
             "needs its own (DS_ACCELERATOR=cpu runs on the CPU)"
         )
+    check_limits(config)
     check_inputs(config, ranks)
     check_estimator(config)
     lock = RunLock(RunFolder(Path(config.run_dir)))

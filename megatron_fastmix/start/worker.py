@@ -30,6 +30,7 @@ from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
 from megatron_fastmix.start.accelerators import VISIBLE, device_files
 from megatron_fastmix.start.claim import claim
+from megatron_fastmix.start.limits import raise_open_files
 from megatron_fastmix.storage import describe, is_storage_error
 
 STOPPED_EXIT_CODE = 75
@@ -52,6 +53,7 @@ def run_worker(config: SearchConfig, *, accept_changes: bool = False) -> int:
     warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     stop_with_parent()
+    raise_open_files()
     lock = RunLock(RunFolder(Path(config.run_dir)))
     try:
         if _rank() == "0":

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_fastmix.checkpoint.identity import fingerprint, fingerprint_of
+from megatron_fastmix.checkpoint.identity import fingerprint, fingerprint_of, sample_bytes_for
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.config import dump_config, load_config
+from megatron_fastmix.corpus.indexed_files import check_vocabulary
 from megatron_fastmix.dataset_paths import find_datasets, only_dataset
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.search.inputs import check_inputs
@@ -197,3 +198,22 @@ def test_inspect_and_plan_take_them(sharded, tmp_path, capsys):
     call = ["plan", "--config", str(tmp_path / "search.yaml"), "--gpus-per-node", "1"]
     assert main(call) == 0
     assert "forward" in capsys.readouterr().out
+
+
+def test_a_start_reads_no_dataset_whole(tmp_path, monkeypatch):
+    """Of a dataset in a search of many, the look at ids and the hash read a part."""
+    documents = [[1] * 1000 for _ in range(600)]
+    write_dataset(tmp_path / "long", documents, 100_000)
+    prefix = str(tmp_path / "long")
+    size = (tmp_path / "long.bin").stat().st_size
+    with open(f"{prefix}.bin", "r+b") as file:
+        file.seek(size * 3 // 4 + 8)
+        file.write((99_999).to_bytes(4, "little"))
+    check_vocabulary(prefix, 1000, max_tokens=16_384)
+    with pytest.raises(DataError, match="99999"):
+        check_vocabulary(prefix, 1000)
+    assert sample_bytes_for(64) > sample_bytes_for(65) > sample_bytes_for(16_000)
+    before = fingerprint(prefix, sample_bytes_for(16_000))
+    with open(f"{prefix}.bin", "r+b") as file:
+        file.write(b"\x02")
+    assert fingerprint(prefix, sample_bytes_for(16_000)) != before

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -96,15 +97,20 @@ class ProxyRun:
         for source, weight in zip(np.asarray(sources).tolist(), shares.tolist(), strict=True):
             ordinal = self._read[stream, source]
             self._read[stream, source] += 1
-            sample = self._batches.blend.sample(stream, source, ordinal)
-            samples.append(Sample(content=sample, index=source, weight=weight))
+            read = partial(self._batches.blend.sample, stream, source, ordinal)
+            samples.append(Sample(read=read, index=source, weight=weight))
         return self._batches.split(samples)
 
     def read_target(self, target: int, first: int, count: int) -> list[WeightedBatch]:
         """Samples `first` … of a target's walk, weighing 1/count each."""
         walk = self._batches.targets[target]
         samples = [
-            Sample(content=walk.sample(first + j), index=target, role=Role.TARGET, weight=1 / count)
+            Sample(
+                read=partial(walk.sample, first + j),
+                index=target,
+                role=Role.TARGET,
+                weight=1 / count,
+            )
             for j in range(count)
         ]
         return self._batches.split(samples)

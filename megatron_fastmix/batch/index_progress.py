@@ -1,0 +1,41 @@
+"""Says how far the indexing of the datasets has come, where that takes long."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+EVERY_SECONDS = 10.0
+
+
+class IndexProgress:
+    """Counts datasets as Megatron's builder makes them; rank 0 says so, every `EVERY_SECONDS`."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.done = 0
+        self._silent = torch.distributed.is_initialized() and torch.distributed.get_rank() != 0
+        self._last = time.monotonic()
+
+    def begin(self, path: str | None) -> None:
+        """The next dataset is indexed."""
+        self.done += 1
+        now = time.monotonic()
+        if not self._silent and now - self._last >= EVERY_SECONDS:
+            self._last = now
+            print(f"indexing dataset {self.done:,} of {self.total:,}: {path}", flush=True)
+
+    def counted(self, dataset_class: type[Any]) -> type[Any]:
+        """`dataset_class`, whose instances are counted."""
+        progress = self
+
+        class Counted(dataset_class):  # type: ignore[misc]
+            def __init__(self, dataset: Any, dataset_path: str | None, *others: Any) -> None:
+                progress.begin(dataset_path)
+                super().__init__(dataset, dataset_path, *others)
+
+        # Megatron names a cached index after the class.
+        Counted.__name__ = dataset_class.__name__
+        return Counted
