@@ -24,6 +24,7 @@ from megatron.core.datasets.utils import Split
 from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
 from megatron_fastmix.blend.followed_mixture import FollowedMixture
 from megatron_fastmix.blend.live_mixture import LiveMixture
+from megatron_fastmix.blend.offered_share import OfferedShare
 from megatron_fastmix.blend.options import BlendOptions, Order, Weighting
 from megatron_fastmix.blend.shards import gather
 from megatron_fastmix.blend.source_paths import match_sources
@@ -66,6 +67,7 @@ def install(
     splits: Sequence[str] = ("train",),
     order: Order = "spread",
     sources: Mapping[str, Sequence[str]] | None = None,
+    share: float | None = None,
     on_build: Callable[[FastMixBlendedDataset], None] | None = None,
 ) -> contextlib.AbstractContextManager[None]:
     """Makes every `BlendedMegatronDatasetBuilder` build `FastMixBlendedDataset` for training.
@@ -108,6 +110,8 @@ def install(
         sources: the paths of each source, of which it may have several (shards): prefixes, folders
             or patterns. One epoch of a source is one epoch of all its datasets, and `dataset_id`
             is the source's. `match_sources` says how paths are told.
+        share: the part of every source's samples that the blend offers, with repetition beyond it;
+            see `OfferedShare`. Default: all.
         on_build: called with every blend of ours when it is built, on the ranks that build it.
 
     Raises `ConfigError` for an unknown version of megatron-core, for options that do not go
@@ -175,6 +179,11 @@ def install(
                 paths = [str(dataset.dataset_path) for dataset in datasets]
                 datasets = gather(datasets, match_sources(sources, paths))
                 weights = [1.0] * len(datasets)
+            if share is not None:
+                datasets = [
+                    OfferedShare(dataset, share, config.random_seed, name)
+                    for dataset, name in zip(datasets, mixture.names, strict=True)
+                ]
             blend = FastMixBlendedDataset(
                 datasets, weights, size, config, mixture=mixture, history=history, options=options
             )

@@ -11,6 +11,7 @@ from pathlib import Path
 from megatron_fastmix.config import load_config
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.search.budget import offered_share
 from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.start.check_hosts import (
     ask_nobody,
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         ranks, ask = sum(hosts.values()), partial(ask_over_ssh, hosts=list(hosts))
     elif args.srun:
         ranks, ask = slurm_count("SLURM_NTASKS"), ask_with_srun
-    check_inputs(config, ranks)
+    offered_share(config, check_inputs(config, ranks))
     # The hosts see the configuration that the ranks will be given.
     command = [sys.executable, "-m", "megatron_fastmix.cli", "check-hosts"]
     command += ["--config", str(RunFolder(Path(config.run_dir).absolute()).config)]

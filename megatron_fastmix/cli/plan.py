@@ -6,6 +6,7 @@ import argparse
 
 from megatron_fastmix.config import SearchConfig, load_config
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.search.budget import offered_share
 from megatron_fastmix.search.inputs import assumed_inputs, check_inputs
 from megatron_fastmix.start.accelerators import visible_accelerators
 from megatron_fastmix.token_count import token_count
@@ -75,9 +76,16 @@ def run(args: argparse.Namespace) -> int:
     if args.gpus_per_node is None:
         print(f"For {args.nodes} node(s) of {per_node} GPUs (--nodes, --gpus-per-node).")
     print(plan.text(made, config, **on, memory_gib=args.memory_gib))
-    if args.token_budget is not None:
-        print(f"\nA run of {args.token_budget:.4g} tokens at even shares would read")
-        share = args.token_budget / len(config.sources)
+    offered = offered_share(config, inputs)
+    if offered is not None:
+        print(
+            f"\ndata.token_budget: the search reads {offered:.3g} of every source's samples, the "
+            "same in training and probe, and repeats them as the run will"
+        )
+    budget = args.token_budget or config.token_budget
+    if budget is not None:
+        print(f"\nA run of {budget:.4g} tokens at even shares would read")
+        share = budget / len(config.sources)
         for source, size in zip(config.sources, inputs.sources, strict=True):
             print(f"  {source.name}: {share / size.tokens:.3g} times")
     return 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_fastmix.config.require import require, require_name, require_path
+from megatron_fastmix.config.tokens import tokens
 from megatron_fastmix.dataset_paths import find_datasets
 
 
@@ -120,10 +121,16 @@ class DataConfig:
     alone; otherwise each has a row of its own, padded to the longest of the micro-batch."""
     max_cut_share: float = 0.05
     """Largest share of a dataset's rows whose answer seq_length may cut."""
+    token_budget: int | float | str | None = None
+    """D, the tokens of the final run that count in its loss (answer tokens of answer-only sources),
+    as 300e9 or 300B. The search then reads only its own share T/D of every source, so that it
+    repeats each as often as the run will; needs mixture.weighting sampling. Epochs, plan and
+    exports count with it too."""
     data_cache_path: str | None = None
     """Where Megatron caches dataset indices; default: `cache` in the run folder."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "token_budget", tokens(self.token_budget, "data.token_budget"))
         require(self.seq_length >= 2, "data.seq_length", self.seq_length, "use at least 2")
         require(
             0 <= self.max_cut_share <= 1,
@@ -131,3 +138,8 @@ class DataConfig:
             self.max_cut_share,
             "use a share from 0 to 1",
         )
+
+    @property
+    def budget(self) -> int | None:
+        """`token_budget` as a number."""
+        return tokens(self.token_budget, "data.token_budget")

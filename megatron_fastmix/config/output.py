@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_fastmix.config.require import require
+from megatron_fastmix.config.tokens import tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,17 +18,17 @@ class OutputConfig:
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2
     """How many checkpoints stay on disk."""
-    token_budget: int | None = None
-    """Tokens of the final run that count in its loss (answer tokens of answer-only sources), for
-    the epochs implied; default: those of all sources together."""
+    token_budget: int | float | str | None = None
+    """Older name of data.token_budget, for the epochs implied alone: the search does not see how
+    often the run repeats a source. Default: the tokens of all sources together."""
     tensorboard_dir: str | None = None
     """Folder of TensorBoard's event files (Megatron's --tensorboard-dir); default: none."""
     wandb_project: str | None = None
     """Project of Weights & Biases (Megatron's --wandb-project); default: none."""
 
     def __post_init__(self) -> None:
-        budget = self.token_budget
-        require(budget is None or budget >= 1, "output.token_budget", budget, "use at least 1")
+        budget = tokens(self.token_budget, "output.token_budget")
+        object.__setattr__(self, "token_budget", budget)
         for name in ("log_interval", "save_interval", "keep_checkpoints"):
             require(
                 getattr(self, name) >= 1, f"output.{name}", getattr(self, name), "use at least 1"

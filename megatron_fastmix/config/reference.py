@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import inspect
 import textwrap
+import types
 import typing
 from dataclasses import dataclass
 
@@ -134,6 +135,8 @@ def _type_name(hint: typing.Any) -> str:
     arguments = typing.get_args(hint)
     if type(None) in arguments:
         return " or ".join(_type_name(a) for a in arguments if a is not type(None)) + " or null"
+    if typing.get_origin(hint) is types.UnionType:
+        return " or ".join(map(_type_name, arguments))
     if typing.get_origin(hint) is tuple:
         return f"list of {_type_name(arguments[0])}"
     return getattr(hint, "__name__", str(hint))

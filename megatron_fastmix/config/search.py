@@ -14,6 +14,7 @@ from megatron_fastmix.config.objective import ObjectiveConfig
 from megatron_fastmix.config.output import OutputConfig
 from megatron_fastmix.config.proxy import ProxyConfig
 from megatron_fastmix.config.require import require, require_path
+from megatron_fastmix.config.tokens import tokens
 from megatron_fastmix.config.training import TrainingConfig
 from megatron_fastmix.dataset_paths import is_pattern
 from megatron_fastmix.errors import DataError
@@ -77,6 +78,7 @@ class SearchConfig:
             [[source.min_weight, source.max_weight] for source in self.sources],
             "the sum of min_weight must not exceed 1, nor that of max_weight fall below it",
         )
+        self._check_budget()
         self._check_proxy()
         shares = sorted({target.weight for target in self.targets})
         require(
@@ -90,6 +92,23 @@ class SearchConfig:
             "mixture.inner_steps",
             self.mixture.inner_steps,
             f"it must not exceed train_iters {self.training.train_iters}: no outer step would run",
+        )
+
+    def _check_budget(self) -> None:
+        budget, older = self.data.budget, tokens(self.output.token_budget, "output.token_budget")
+        require(
+            budget is None or older in (None, budget),
+            "output.token_budget",
+            older,
+            f"it is the older name of data.token_budget, which is {budget}: leave it out",
+        )
+        require(
+            budget is None or self.mixture.weighting == "sampling",
+            "mixture.weighting",
+            self.mixture.weighting,
+            "data.token_budget has the search repeat sources as the run will, and so needs draws "
+            "that follow the mixture: use sampling; or set output.token_budget, which only counts "
+            "the epochs implied",
         )
 
     def _check_datasets(self) -> None:
@@ -180,6 +199,11 @@ class SearchConfig:
         for a source or target without one."""
         found = [prefix for source in self.sources for prefix in source.prefixes()]
         return found + [prefix for target in self.targets for prefix in target.prefixes()]
+
+    @property
+    def token_budget(self) -> int | None:
+        """Loss tokens of the final run, for epochs and exports; None for those of all sources."""
+        return self.data.budget or tokens(self.output.token_budget, "output.token_budget")
 
     @property
     def outer_steps(self) -> int:

@@ -255,7 +255,9 @@ def _member(arguments: Sequence[Any], value: Any) -> Any:
     lists = [argument for argument in others if typing.get_origin(argument) is tuple]
     if lists and isinstance(value, list | tuple):
         return lists[0]
-    return next(argument for argument in others if argument not in lists[: len(others) - 1])
+    # The value's own type where it is one of them, such as text for a number with a unit.
+    own = [argument for argument in others if type(value) is argument]
+    return (own or [argument for argument in others if argument not in lists] or others)[0]
 
 
 def _check_text(value: str, at: str) -> None:

@@ -28,6 +28,7 @@ from megatron_fastmix.mixture.objective import AGGREGATIONS, TargetAggregation
 from megatron_fastmix.parallel.groups import DataParallelGroup, limit_waiting
 from megatron_fastmix.proxy.megatron_gpt import initialize_parallel_state
 from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.search.budget import offered_share
 from megatron_fastmix.search.inputs import Inputs, check_inputs
 from megatron_fastmix.search.outer_step import OuterLoop
 
@@ -69,6 +70,7 @@ def assemble(config: SearchConfig, device: torch.device) -> SearchParts:
     tensor = DataParallelGroup(parallel_state.get_tensor_model_parallel_group(), device)
     inputs = _check_inputs(config, world)
     tokenizer = inputs.tokenizer
+    share = offered_share(config, inputs)
     identity = identity_of(config, tokenizer.sha256)
     check_same_on_all_ranks(identity, world)
 
@@ -83,7 +85,7 @@ def assemble(config: SearchConfig, device: torch.device) -> SearchParts:
     limit_waiting(INDEXING_LIMIT)
     batches = Batches(
         config,
-        build_source_blend(config, mixture, tokenizer, cache),
+        build_source_blend(config, mixture, tokenizer, cache, share),
         build_targets(config, tokenizer, cache),
         group,
         read_ahead=True,

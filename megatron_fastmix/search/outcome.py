@@ -80,7 +80,7 @@ class Outcome:
             outer_steps=self.outer_steps,
             averaging_fraction=self.averaging_fraction,
             averaged_outer_steps=self.averaged_outer_steps,
-            token_budget=config.output.token_budget or all_tokens,
+            token_budget=config.token_budget or all_tokens,
             seed=config.seed,
             estimator=self.estimator,
             sources=sources,

@@ -22,6 +22,7 @@ from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
+from megatron_fastmix.search.budget import offered_share
 from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.start.accelerators import visible_accelerators
 from megatron_fastmix.start.artifacts import write_run_artifacts
@@ -57,7 +58,13 @@ def launch(config: SearchConfig, ranks: int | None = None, *, accept_changes: bo
             "needs its own (DS_ACCELERATOR=cpu runs on the CPU)"
         )
     check_limits(config)
-    check_inputs(config, ranks)
+    inputs = check_inputs(config, ranks)
+    if offered_share(config, inputs) is None and config.output.token_budget is not None:
+        print(
+            "megatron-fastmix: output.token_budget only counts epochs; data.token_budget in its "
+            "place has the search see how often the run repeats a source",
+            file=sys.stderr,
+        )
     check_estimator(config)
     lock = RunLock(RunFolder(Path(config.run_dir)))
     lock.acquire(lambda text: print(f"megatron-fastmix: {text}", file=sys.stderr))

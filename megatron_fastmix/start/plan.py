@@ -14,6 +14,7 @@ from megatron_fastmix.proxy.cost import (
 from megatron_fastmix.proxy.huggingface import count_parameters
 from megatron_fastmix.proxy.megatron_cost import megatron_parameters
 from megatron_fastmix.proxy.provider import provided_parameters
+from megatron_fastmix.search.budget import offered_share
 from megatron_fastmix.search.inputs import Inputs
 from megatron_fastmix.start.memory import (
     StageMemory,
@@ -58,7 +59,7 @@ class Plan:
     gathered_bytes: float
     """Bytes that each rank gathers in an outer step under ZeRO-3, parameters for every pass."""
     epochs: dict[str, float]
-    """Epochs of each source in the search, which draws them evenly."""
+    """Epochs of each source in the search, drawn evenly, of the share that a budget leaves it."""
 
     def most_memory(self, stage: int) -> float:
         """Bytes per rank at once, activations included."""
@@ -103,6 +104,7 @@ def make_plan(
     seconds = probe_flops / peaks["fp32"]
     seconds += (training_flops + outer_flops - probe_flops) / peaks[config.engine.dtype]
     seconds /= ranks * 1e12 * utilisation
+    offered = offered_share(config, inputs) or 1.0
     return Plan(
         parameters=parameters,
         trained_parameters=trained,
@@ -124,7 +126,7 @@ def make_plan(
         },
         gathered_bytes=0.0 if alone else float((2 * micro_batches + probe_passes) * size * held),
         epochs={
-            source.name: samples / len(config.sources) * per_sample / inputs_of.tokens
+            source.name: samples / len(config.sources) * per_sample / inputs_of.tokens / offered
             for source, inputs_of in zip(config.sources, inputs.sources, strict=True)
         },
     )
