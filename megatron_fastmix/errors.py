@@ -50,7 +50,7 @@ class StorageError(FastMixError):
 class OutOfMemoryError(FastMixError):
     """A rank's accelerator or host has no memory left; names the keys that help."""
 
-    exit_code = 7
+    exit_code = 8
 
 
 class CommunicationError(FastMixError):

@@ -216,6 +216,12 @@ def bridge_weights(text: str) -> dict[str, float]:
     return {Path(path).name: weight for path, weight in zip(paths, weights, strict=True)}
 
 
+def bridge_sources(text: str) -> dict[str, float]:
+    values = yaml.safe_load(text)["dataset"]
+    paths = [Path(entry["path_or_dataset"]).name for entry in values["source"]]
+    return dict(zip(paths, values["source_weights"], strict=True))
+
+
 def neox_weights(text: str) -> dict[str, float]:
     values = yaml.safe_load(text)
     pairs = zip(values["train-data-paths"], values["train-data-weights"], strict=True)
@@ -248,6 +254,13 @@ EXPORTS: dict[str, tuple[str, Callable[[str], dict[str, float]]]] = {
     "megatron-data-args": ("samples", lambda text: named(text.split())),
     "megatron-per-split": ("samples", lambda text: named(json.loads(text)["train"])),
     "megatron-bridge": ("samples", bridge_weights),
+    "megatron-bridge-sources": ("epochs", bridge_sources),
+    "megatron-bridge-manifest": ("rows", lambda text: named(json.loads(text)["train"])),
+    "model-optimizer": ("samples", lambda text: named(text.split())),
+    "nemotron": (
+        "samples",
+        lambda text: {entry["name"]: entry["weight"] for entry in json.loads(text)["train"]},
+    ),
     "nemo-2": ("samples", lambda text: named(ast.literal_eval(text.removeprefix("paths=")))),
     "nemo-1": (
         "samples",

@@ -88,7 +88,7 @@ def test_memory_errors_are_told_from_others() -> None:
         torch.empty(1 << 60)  # more than any host has
     assert is_out_of_memory(caught.value)
     assert not is_out_of_memory(RuntimeError("shapes differ"))
-    assert OutOfMemoryError.exit_code == 7
+    assert OutOfMemoryError.exit_code == 8
 
 
 def test_the_hub_that_cannot_be_reached_is_one_message(
