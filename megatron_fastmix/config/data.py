@@ -59,6 +59,9 @@ class TargetConfig:
     def __post_init__(self) -> None:
         require_name(self.name, "targets: name")
         _check_path(f"target {self.name}", self.path)
+        for key in ("weight", "reference_loss"):
+            value = getattr(self, key)
+            require(value >= 0, f"target {self.name}: {key}", value, "use 0 or more")
 
     def prefixes(self) -> tuple[str, ...]:
         """Those of its datasets, as they are there now. Raises `DataError` for none."""
@@ -100,7 +103,7 @@ class TokenizerConfig:
     """Megatron's --tiktoken-special-tokens; default: its own seven."""
 
     def __post_init__(self) -> None:
-        for name, least in (("vocab_size", 1), ("eod", 0)):
+        for name, least in (("vocab_size", 1), ("eod", 0), ("tiktoken_num_special_tokens", 0)):
             value = getattr(self, name)
             require(
                 value is None or least <= value < 1 << 31,

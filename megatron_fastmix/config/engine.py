@@ -7,6 +7,9 @@ from typing import Literal
 
 from megatron_fastmix.config.require import require
 
+_LONGEST_MINUTES = 365 * 24 * 60
+"""A year: no rank is waited for longer, and clocks hold it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
@@ -29,6 +32,13 @@ class EngineConfig:
     """Longest wait in a collective before the run is stopped (Megatron's flag)."""
 
     def __post_init__(self) -> None:
+        minutes = self.distributed_timeout_minutes
+        require(
+            1 <= minutes <= _LONGEST_MINUTES,
+            "engine.distributed_timeout_minutes",
+            minutes,
+            f"use 1 to {_LONGEST_MINUTES}",
+        )
         size = self.tensor_model_parallel_size
         require(size >= 1, "engine.tensor_model_parallel_size", size, "use at least 1")
         require(

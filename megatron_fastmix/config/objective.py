@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_fastmix.config.require import require
+from megatron_fastmix.config.require import require, require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +23,21 @@ class ObjectiveConfig:
     train_loss_weight: float = 0.0
     """β: v becomes ∇ℓ_target + β·∇L_train (paper: 0.1 to 0.3 best)."""
     entropy_weight: float = 0.0
-    """λ; positive values raise the entropy of the mixture (paper: < 1e-5)."""
+    """λ at the peak of training.lr; positive values raise the entropy of the mixture (paper: <
+    1e-5). λ·Σ α_k log α_k stands beside η·⟨v, ∇L_k⟩, so that λ is multiplied by η/η_peak: what the
+    mixture is drawn to does not then move with the decay of η."""
     prior_weights: tuple[float, ...] | None = None
     """α₀ in the order of `sources`: λ·KL(α‖α₀) replaces λ·Σ α_k log α_k, and pulls α to α₀."""
 
     def __post_init__(self) -> None:
-        for name in ("target_lr", "train_loss_weight"):
-            require(
-                getattr(self, name) >= 0, f"objective.{name}", getattr(self, name), "use 0 or more"
-            )
+        require_at_least(self, "objective", 0, ("target_lr", "train_loss_weight", "entropy_weight"))
+        require(
+            self.prior_weights is None or self.entropy_weight > 0,
+            "objective.prior_weights",
+            self.prior_weights and list(self.prior_weights),
+            "they act through objective.entropy_weight, which is 0: set it (1e-6 is gentle), or "
+            "leave them out",
+        )
 
     @property
     def needs_products_by_target(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_fastmix.config.require import require
+from megatron_fastmix.config.require import require_at_least
 from megatron_fastmix.config.tokens import tokens
 
 
@@ -29,7 +29,4 @@ class OutputConfig:
     def __post_init__(self) -> None:
         budget = tokens(self.token_budget, "output.token_budget")
         object.__setattr__(self, "token_budget", budget)
-        for name in ("log_interval", "save_interval", "keep_checkpoints"):
-            require(
-                getattr(self, name) >= 1, f"output.{name}", getattr(self, name), "use at least 1"
-            )
+        require_at_least(self, "output", 1, ("log_interval", "save_interval", "keep_checkpoints"))

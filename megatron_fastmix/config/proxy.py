@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_fastmix.config.require import require
+from megatron_fastmix.config.require import require, require_at_least, require_positive
+
+_SIZES = (
+    *("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "kv_channels"),
+    *("rotary_base", "ffn_hidden_size", "num_experts", "moe_router_topk", "moe_ffn_hidden_size"),
+    "make_vocab_size_divisible_by",
+)
+"""Keys that count something there is at least one of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +115,12 @@ class ProxyConfig:
             "only proxy.kind megatron starts from one; huggingface starts from proxy.path, a "
             "provider from what it loads itself",
         )
+        require_at_least(self, "proxy", 1, _SIZES)
+        require_positive(self, "proxy", ("lora_alpha", "init_method_std"))
         if self.kind == "megatron":
             self._check_layers()
 
     def _check_layers(self) -> None:
-        require(self.num_layers >= 1, "proxy.num_layers", self.num_layers, "use at least 1")
         require(
             self.kv_channels is not None or self.hidden_size % self.num_attention_heads == 0,
             "proxy.num_attention_heads",

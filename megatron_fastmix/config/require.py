@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 from megatron_fastmix.errors import ConfigError
@@ -40,3 +41,27 @@ def require(condition: bool, where: str, found: Any, fix: str) -> None:
     """Raises `ConfigError` unless `condition` holds: where, what was found, how to fix it."""
     if not condition:
         raise ConfigError(f"{where}: found {found!r}; {fix}")
+
+
+def require_at_least(config: Any, section: str, least: float, names: Iterable[str]) -> None:
+    """Raises `ConfigError` for the first of the fields `names` below `least`; None passes."""
+    for name in names:
+        found = getattr(config, name)
+        require(
+            found is None or found >= least, f"{section}.{name}", found, f"use {least:g} or more"
+        )
+
+
+def require_positive(config: Any, section: str, names: Iterable[str]) -> None:
+    """Raises `ConfigError` for the first of the fields `names` that is not above 0."""
+    for name in names:
+        found = getattr(config, name)
+        require(found > 0, f"{section}.{name}", found, "use a number above 0")
+
+
+def require_decay(config: Any, section: str, names: Iterable[str]) -> None:
+    """Raises `ConfigError` for the first of the fields `names`, factors of a running mean, that is
+    not in [0, 1)."""
+    for name in names:
+        found = getattr(config, name)
+        require(0 <= found < 1, f"{section}.{name}", found, "use a factor from 0 to below 1")

@@ -45,6 +45,12 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         require_path(self.run_dir, "run_dir")
+        require(
+            0 <= self.seed < 2**32,
+            "seed",
+            self.seed,
+            "use 0 to 4294967295, the seeds of NumPy's generators, which cut the samples",
+        )
         names = [source.name for source in self.sources]
         require(
             len(names) >= 2, "sources", names, "a mixture needs at least 2 sources to choose from"
@@ -56,10 +62,10 @@ class SearchConfig:
         self._check_datasets()
         total = sum(target.weight for target in self.targets)
         require(
-            all(t.weight >= 0 for t in self.targets) and total > 0,
+            total > 0,
             "targets",
-            [t.weight for t in self.targets],
-            "target weights must be 0 or more, and not all 0",
+            [target.weight for target in self.targets],
+            "target weights must not all be 0",
         )
         for where, weights in (
             ("mixture.initial_weights", self.mixture.initial_weights),
@@ -92,6 +98,12 @@ class SearchConfig:
             "mixture.inner_steps",
             self.mixture.inner_steps,
             f"it must not exceed train_iters {self.training.train_iters}: no outer step would run",
+        )
+        require(
+            self.mixture.lr_warmup_steps <= self.outer_steps,
+            "mixture.lr_warmup_steps",
+            self.mixture.lr_warmup_steps,
+            f"it must not exceed the {self.outer_steps} outer steps of the run",
         )
 
     def _check_budget(self) -> None:

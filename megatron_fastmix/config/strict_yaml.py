@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Hashable, Sequence
@@ -235,7 +236,9 @@ def _convert(hint: Any, value: Any, at: str) -> Any:
             raise ConfigError(f"{at}: found {value!r}; choose one of {choices}")
         return value
     if hint is float and isinstance(value, str) and _is_exponent(value):
-        return float(value)  # YAML 1.1 reads 1e-4, without a point, as text
+        value = float(value)  # YAML 1.1 reads 1e-4, without a point, as text
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{at}: found {value}; use a finite number")
     if isinstance(value, int) and not isinstance(value, bool) and hint in (int, float):
         if abs(value) >= _LARGEST:
             raise ConfigError(

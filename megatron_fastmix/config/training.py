@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_fastmix.config.require import require
+from megatron_fastmix.config.require import (
+    require,
+    require_at_least,
+    require_decay,
+    require_positive,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +40,17 @@ class TrainingConfig:
     """Gradient norm is clipped to this; 0 switches clipping off."""
 
     def __post_init__(self) -> None:
-        for name in ("train_iters", "micro_batch_size", "global_batch_size"):
-            require(
-                getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "use at least 1"
-            )
-        require(self.lr > 0, "training.lr", self.lr, "use a positive learning rate")
+        sizes = ("train_iters", "micro_batch_size", "global_batch_size")
+        require_at_least(self, "training", 1, sizes)
+        require_at_least(self, "training", 0, ("weight_decay", "clip_grad"))
+        require_decay(self, "training", ("adam_beta1", "adam_beta2"))
+        require_positive(self, "training", ("lr", "adam_eps"))
+        require(
+            0 <= self.lr_warmup_iters <= self.train_iters,
+            "training.lr_warmup_iters",
+            self.lr_warmup_iters,
+            f"choose it between 0 and train_iters {self.train_iters}",
+        )
         require(
             0 <= self.min_lr <= self.lr,
             "training.min_lr",

@@ -112,7 +112,12 @@ def scenario(search_values, corpora, tmp_path):
     compare = {
         "tests": [{"name": "target", "path": str(corpora / "target_backward")}],
         "model": search_values["proxy"],
-        "training": {"train_iters": 4, "micro_batch_size": 4, "global_batch_size": 4},
+        "training": {
+            "train_iters": 4,
+            "micro_batch_size": 4,
+            "global_batch_size": 4,
+            "lr_warmup_iters": 1,
+        },
         "eval_samples": 8,
     }
     file = tmp_path / "tiny.yaml"

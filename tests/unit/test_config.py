@@ -1,7 +1,11 @@
 """The configuration is strict: what cannot work is refused with what, where, value and fix."""
 
+import copy
 import dataclasses
 import inspect
+import math
+import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,9 @@ import yaml
 from megatron_fastmix import config
 from megatron_fastmix.config import dump_config, load_config
 from megatron_fastmix.errors import ConfigError
+
+LAMBDA = ("--objective.entropy_weight=1e-6",)
+"""Without it, weights of a prior are refused as such."""
 
 
 def load(values: dict, tmp_path: Path, *overrides: str):
@@ -60,17 +67,71 @@ def test_an_exponent_without_a_point_is_a_number(search_values, tmp_path):
         ("--engine.zero_stage=4", r"engine.zero_stage: found 4; choose one of 0, 1, 2, 3"),
         ("--train-iters=many", r"training.train_iters: expected int, found 'many'"),
         ("--train-iters", r"overrides have the form --key=value"),
-        ("--micro-batch-size=0", r"training.micro_batch_size: found 0; use at least 1"),
+        ("--micro-batch-size=0", r"training.micro_batch_size: found 0; use 1 or more"),
         ("--mixture.inner_steps=7", r"must not exceed train_iters 6"),
         ("--mixture.initial_weights=[1, 2]", r"one positive weight for each of the 3 sources"),
         ("--min-lr=1", r"training.min_lr: found 1.0; choose it between 0 and lr"),
         ("--num-attention-heads=5", r"proxy.num_attention_heads: found 5"),
         ("--training=3", r"unknown key"),
+        ("--objective.prior_weights=[1, 2, 3]", r"prior_weights: .*entropy_weight, which is 0"),
+        ("--objective.entropy_weight=-1e-6", r"objective.entropy_weight: found -1e-06; use 0"),
+        ("--objective.entropy_weight=.nan", r"objective.entropy_weight: found nan; use a finite"),
+        ("--mixture.lr=1e400", r"mixture.lr: found inf; use a finite number"),
+        ("--mixture.initial_weights=[1, .inf, 1]", r"initial_weights\[1\]: found inf"),
+        ("--lr-warmup-iters=7", r"lr_warmup_iters: found 7; .* train_iters 6"),
+        ("--mixture.lr_warmup_steps=4", r"lr_warmup_steps: found 4; .* the 3 outer steps"),
+        ("--mixture.adam_beta2=1", r"mixture.adam_beta2: found 1.0; use a factor from 0 to below"),
+        ("--distributed-timeout-minutes=-5", r"distributed_timeout_minutes: found -5; use 1 to"),
+        ("--distributed-timeout-minutes=9000000000000", r"found 9000000000000; use 1 to"),
+        ("--num-attention-heads=0", r"proxy.num_attention_heads: found 0; use 1 or more"),
+        ("--seed=4294967296", r"seed: found 4294967296"),
     ],
 )
 def test_a_wrong_override_is_refused(search_values, tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
         load(search_values, tmp_path, override)
+
+
+def numbers(cls: type, prefix: str = "") -> list[tuple[str, bool]]:
+    """Every numeric key of a configuration, and whether it is a float."""
+    found = []
+    for name, hint in typing.get_type_hints(cls).items():
+        kinds = typing.get_args(hint) or (hint,)
+        if dataclasses.is_dataclass(hint):
+            found += numbers(hint, f"{prefix}{name}.")
+        elif float in kinds or int in kinds:
+            found.append((prefix + name, float in kinds))
+    return found
+
+
+NUMBERS = numbers(config.SearchConfig)
+
+
+@pytest.mark.parametrize("key", [key for key, _ in NUMBERS])
+def test_no_number_may_be_negative(search_values, tmp_path, key):
+    """Nothing that is counted, waited for or weighed by is below 0."""
+    least = "[-5, 1, 1]" if "weights" in key else "-5"
+    with pytest.raises(ConfigError, match=re.escape(key.split(".")[-1])):
+        load(search_values, tmp_path, *LAMBDA, f"--{key}={least}")
+
+
+@pytest.mark.parametrize("key", [key for key, is_float in NUMBERS if is_float])
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e999"])
+def test_no_number_may_be_nan_or_infinite(search_values, tmp_path, key, value):
+    text = f"[{value}, 1, 1]" if "weights" in key else value
+    with pytest.raises(ConfigError, match=rf"{re.escape(key)}.*use a finite number"):
+        load(search_values, tmp_path, *LAMBDA, f"--{key}={text}")
+
+
+@pytest.mark.parametrize("kind", ["sources", "targets"])
+@pytest.mark.parametrize("value", [-5.0, math.nan, math.inf])
+def test_nor_may_one_of_a_source_or_target(search_values, tmp_path, kind, value):
+    cls = config.SourceConfig if kind == "sources" else config.TargetConfig
+    for key, _ in numbers(cls):
+        values = copy.deepcopy(search_values)
+        values[kind][0][key] = value
+        with pytest.raises(ConfigError):
+            load(values, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +144,10 @@ def test_a_wrong_override_is_refused(search_values, tmp_path, override, message)
         (lambda v: v.update(targets=[]), r"at least one held-out target"),
         (lambda v: v["sources"].append(v["sources"][0]), r"sources: found \['forward'\]"),
         (lambda v: v.update(targets=v["sources"][:1]), r"a target must not be a source"),
-        (lambda v: v["targets"][0].update(weight=-1.0), r"weights must be 0 or more"),
+        (
+            lambda v: v["targets"][0].update(weight=-1.0),
+            r"target target: weight: found -1.0",
+        ),
         (
             lambda v: v.update(
                 objective={"target_aggregation": "least_gain"},

@@ -93,7 +93,10 @@ class Bench:
 
     def start(self) -> list[Figure]:
         """From the command to the first inner step."""
-        config = self.config("start", 17, training__train_iters=self.settings.inner_steps)
+        steps = self.settings.inner_steps
+        config = self.config(
+            "start", 17, training__train_iters=steps, training__lr_warmup_iters=min(20, steps)
+        )
         file = self.folder / "start.yaml"
         file.write_text(yaml.safe_dump(strict_yaml.to_dict(config)))
         commands, imports = [], []
