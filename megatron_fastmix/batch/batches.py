@@ -133,17 +133,32 @@ class Batches:
     def probe(self, outer_step: int, weights: np.ndarray) -> list[Batch]:
         """This rank's part of the probe: `probe_samples_per_source` samples of a source on
         average, shared out by `probe_allocation`; `weights` is α (K,)."""
+        first, counts = self._probe_ordinals(outer_step, weights)
+        samples = [
+            Sample(read=partial(self.blend.sample, "probe", k, first + j), index=k)
+            for j in range(counts.max())
+            for k in np.flatnonzero(counts > j).tolist()
+        ]
+        return [batch for batch, _ in self.split(samples)]
+
+    def distinct_in_probe(self, outer_step: int, weights: np.ndarray) -> np.ndarray:
+        """Distinct samples of each source among those of `probe` over all ranks, int (K,)."""
+        first, counts = self._probe_ordinals(outer_step, weights)
+        return np.array(
+            [
+                len({self.blend.position("probe", k, first + j) for j in range(count)})
+                for k, count in enumerate(counts.tolist())
+            ]
+        )
+
+    def _probe_ordinals(self, outer_step: int, weights: np.ndarray) -> tuple[int, np.ndarray]:
+        """(first ordinal of every source, samples of each source (K,)) of a probe."""
         config = self.config.hypergradient
         m = config.probe_samples_per_source
         counts = allocate(weights, m, config.probe_allocation)
         # Ordinals must not depend on what earlier steps allocated.
         stride = m if config.probe_allocation == "even" else m * len(counts)
-        samples = [
-            Sample(read=partial(self.blend.sample, "probe", k, outer_step * stride + j), index=k)
-            for j in range(counts.max())
-            for k in np.flatnonzero(counts > j).tolist()
-        ]
-        return [batch for batch, _ in self.split(samples)]
+        return outer_step * stride, counts
 
     def split(self, samples: Sequence[Sample]) -> list[tuple[Batch, torch.Tensor]]:
         """Spreads samples over ranks and micro-batches, as many passes on each rank."""

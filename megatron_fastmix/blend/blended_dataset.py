@@ -155,8 +155,12 @@ class FastMixBlendedDataset(BlendedDataset):
 
     def sample(self, stream: str, source: int, ordinal: int) -> dict[str, Any]:
         """The `ordinal`-th sample that `stream` reads of a source, with its `dataset_id`."""
-        within = epoch_sample(self.config.random_seed, stream, source, ordinal, self._sizes[source])
+        within = self.position(stream, source, ordinal)
         return {"dataset_id": self._ids[source], **self.datasets[source][within]}
+
+    def position(self, stream: str, source: int, ordinal: int) -> int:
+        """Which sample of a source the `ordinal`-th is that `stream` reads."""
+        return epoch_sample(self.config.random_seed, stream, source, ordinal, self._sizes[source])
 
     @property
     def epoch_sizes(self) -> list[int]:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megatron_fastmix.atomic_file import write_atomically
-from megatron_fastmix.errors import CheckpointError, DataError
+from megatron_fastmix.errors import CheckpointError, DataError, NonFiniteError
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.storage import describe, os_error_of
 from megatron_fastmix.text_files import read_json, read_json_object
@@ -59,6 +59,8 @@ class SearchState:
     """Ranks that wrote the checkpoint; another number may read it."""
     identity: dict[str, Any]
     """The data that it rests on: `identity.identity_of`."""
+    nonfinite_gradients: int = 0
+    """Optimizer steps so far whose gradient norm was NaN or Inf."""
 
 
 class CheckpointWriter:
@@ -102,9 +104,18 @@ class CheckpointWriter:
     def begin(self, state: SearchState, arrays: dict[str, np.ndarray]) -> None:
         """Starts to write `arrays` (`engine_state.snapshot`). Every rank must call: `world`.
 
-        Raises what `finish` raises of the checkpoint before.
+        Raises what `finish` raises of the checkpoint before, and `NonFiniteError` on every rank
+        where a number of one is NaN or Inf: nothing is written then, and no checkpoint removed.
         """
         self.finish()
+        bad = next((key for key, array in arrays.items() if not np.isfinite(array).all()), None)
+        if self.world.sum(np.array([float(bad is not None)]))[0]:
+            what = "another rank's share" if bad is None else bad.rpartition(":")[2]
+            raise NonFiniteError(
+                f"step {state.step}: NaN or Inf in the proxy's parameters or Adam's moments, in "
+                f"{what}; lower training.lr or raise training.lr_warmup_iters; the last good "
+                f"checkpoint stays in {self.folder.checkpoints}"
+            )
         folder = self.folder.checkpoint(state.step)
         self._state, self._error = state, None
         if self.world.rank == 0:

@@ -30,7 +30,8 @@ class HypergradientConfig:
     instead of one for all. `least_gain` implies it."""
     preconditioner: Literal["none", "adam"] = "none"
     """`adam` divides v by √(second moment) + eps, as the inner AdamW step divides the gradient:
-    the derivative of the step that is taken, at another scale (λ must follow it)."""
+    the derivative of the step that is taken, at another scale (λ must follow it). Moments far
+    below the mean of their parameter's count as `deepspeed_engine.preconditioner.FLOOR` of it."""
 
     def __post_init__(self) -> None:
         for name in ("target_samples", "probe_samples_per_source"):
@@ -48,8 +49,8 @@ class HypergradientConfig:
             "more, or probe_allocation even",
         )
         require(
-            self.relative_step > 0,
+            0 < self.relative_step < 1,
             "hypergradient.relative_step",
             self.relative_step,
-            "use a positive step",
+            "use a step between 0 and 1",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -73,6 +74,16 @@ def learning_rate(training: TrainingConfig, step: int) -> float:
     )
 
 
+def gradient_norm(engine: Any) -> float | None:
+    """Norm of the last step's gradient before clipping, NaN where it is NaN or Inf (DeepSpeed 0.19
+    skips such a step); None in fp32 without ZeRO, where the engine has none."""
+    norm = engine.get_global_grad_norm()
+    if norm is None:
+        return None
+    # ZeRO writes −1 in the place of NaN and Inf.
+    return float(norm) if 0 <= float(norm) < math.inf else math.nan
+
+
 def engine_parameters(
     engine: Any, group: DataParallelGroup, tensor_group: DataParallelGroup
 ) -> Parameters:
@@ -91,8 +102,11 @@ def engine_parameters(
     return Parameters(parameters, group, sharers)
 
 
-def engine_preconditioner(engine: Any, config: SearchConfig) -> AdamPreconditioner | None:
+def engine_preconditioner(
+    engine: Any, config: SearchConfig, group: DataParallelGroup, tensor_group: DataParallelGroup
+) -> AdamPreconditioner | None:
     """What divides v, if anything."""
     if config.hypergradient.preconditioner == "none":
         return None
-    return AdamPreconditioner(engine, config.training.adam_beta2, config.training.adam_eps)
+    training = config.training
+    return AdamPreconditioner(engine, training.adam_beta2, training.adam_eps, group, tensor_group)

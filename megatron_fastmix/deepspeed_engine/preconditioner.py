@@ -5,23 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
+from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.parameters import Vector
+
+FLOOR = 0.1
+"""Least second moment of an element, as a share of the mean over its parameter.
+
+Measured (tests/distributed/test_preconditioner.py, an untied output layer and a source hardly
+drawn yet): relative error 0.01 with 0.1, 0.36 with 0.3, 1.1 with 0.01, 25,000 without a floor;
+where every token was met (12 or 60 steps), 0.15 and 0.04 with 0.1 as without."""
 
 
 class AdamPreconditioner:
     """P⁻¹v with P = diag(√v̂ + eps): AdamW's own step divides the gradient by the same P.
 
     The derivative of one AdamW step with respect to α_k is −η·P⁻¹∇L_k, but for a factor that all
-    sources share and for the slow change of P itself; so ⟨P⁻¹v, ∇L_k⟩ replaces ⟨v, ∇L_k⟩.
+    sources share and for the change of P itself; so ⟨P⁻¹v, ∇L_k⟩ replaces ⟨v, ∇L_k⟩.
+
+    The change of P is slow but where v̂ is far below the square of the present gradient, as for the
+    embeddings of tokens that are new or rare: there AdamW's step is the sign of the gradient, whose
+    derivative is about 0, while 1/P grows without bound and such elements made all of P⁻¹v. Hence a
+    floor under v̂.
     """
 
-    def __init__(self, engine: Any, beta2: float, eps: float) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        beta2: float,
+        eps: float,
+        group: DataParallelGroup,
+        tensor_group: DataParallelGroup,
+    ) -> None:
         """`engine` is a DeepSpeed engine around AdamW that has taken a step."""
         self.engine = engine
         self.beta2 = beta2
         self.eps = eps
+        self.group = group
+        self.tensor_group = tensor_group
 
     def __call__(self, parameters: Sequence[torch.nn.Parameter], vector: Vector) -> None:
         """Divides `vector`, parts of `parameters`, in place. Every rank must call."""
@@ -31,9 +54,24 @@ class AdamPreconditioner:
             self.engine.optimizer._hp_optimizer_states_linked = False
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
         correction = 1 - self.beta2**self.engine.global_steps
-        for parameter, part in zip(parameters, vector, strict=True):
+        means = self._means(parameters)
+        for parameter, part, mean in zip(parameters, vector, means, strict=True):
             moment = self._second_moment(parameter).view_as(part)
-            part.div_((moment / correction).sqrt_().add_(self.eps))
+            moment = moment.clamp_min(FLOOR * mean)
+            part.div_(moment.div_(correction).sqrt_().add_(self.eps))
+
+    def _means(self, parameters: Sequence[torch.nn.Parameter]) -> list[float]:
+        """Mean second moment of each whole parameter. Every rank must call."""
+        totals = np.array([float(self._second_moment(p).double().sum()) for p in parameters])
+        sizes = np.array([getattr(p, "ds_numel", p.numel()) for p in parameters])
+        if self.engine.zero_optimization_stage() == 3:
+            totals = self.group.sum(totals)
+        split = np.array([getattr(p, "tensor_model_parallel", False) for p in parameters])
+        if self.tensor_group.size > 1:
+            totals = np.where(split, self.tensor_group.sum(totals), totals)
+            sizes = np.where(split, sizes * self.tensor_group.size, sizes)
+        means: list[float] = (totals / sizes).tolist()
+        return means
 
     def _second_moment(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         """The second moment of a parameter, or of this rank's shard under ZeRO-3."""

@@ -48,12 +48,21 @@ class Products:
 
     @classmethod
     def mean_by_source(
-        cls, found: SampleProducts, num_sources: int, group: DataParallelGroup
+        cls,
+        found: SampleProducts,
+        num_sources: int,
+        group: DataParallelGroup,
+        distinct: np.ndarray | None = None,
     ) -> Products:
         """Means over the samples of all ranks. Every rank of `group` must call.
 
+        `distinct` are the distinct samples of each source over all ranks, (K,): a source smaller
+        than its probe is read more than once, and repeated samples are no further evidence. None
+        takes all for distinct.
+
         The standard error is that of independent entries: with entry i the sum s_i over n_i of N
-        samples, its square is [Σ s_i²/n_i / N − (Σ s_i / N)²] / (entries − 1).
+        samples, its square is [Σ s_i²/n_i / N − (Σ s_i / N)²] / (entries − 1), where entries
+        beyond the distinct samples do not count.
         """
         sums = np.zeros((4, num_sources))
         entries = (
@@ -65,6 +74,8 @@ class Products:
         for row, values in zip(sums, entries, strict=True):
             np.add.at(row, found.source, values)
         total, squares, counts, parts = group.sum(sums)
+        if distinct is not None:
+            parts = np.minimum(parts, distinct)
         samples = np.maximum(counts, 1)
         mean = total / samples
         variance = np.maximum(squares / samples - mean**2, 0) / np.maximum(parts - 1, 1)
@@ -83,6 +94,12 @@ class Products:
             counts=first.counts,
             standard_error=np.sqrt(np.sum([term.standard_error**2 for term in terms], axis=0)),
         )
+
+    def agreed(self, tensor_group: DataParallelGroup) -> Products:
+        """Those of the first tensor-parallel rank. Every rank of the group must call."""
+        together = np.stack([self.values, self.counts, self.standard_error])
+        values, counts, error = tensor_group.of_first(together)
+        return Products(values=values, counts=counts, standard_error=error)
 
     def scaled(self, factor: float) -> Products:
         """Of an objective `factor` times as large."""

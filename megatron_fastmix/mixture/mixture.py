@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from megatron_fastmix.config import MixtureConfig
-from megatron_fastmix.errors import CheckpointError
+from megatron_fastmix.errors import CheckpointError, NonFiniteError
+from megatron_fastmix.mixture.optimality import Optimality, judge_optimality
 from megatron_fastmix.mixture.outer_optimizer import OUTER_OPTIMIZERS, logit_gradient
 from megatron_fastmix.mixture.schedule import scheduled_rate
 from megatron_fastmix.mixture.simplex import project_onto_bounds, safe_log, softmax
@@ -47,6 +48,8 @@ class Mixture:
         self._keep_bounds()
         self._optimizer = OUTER_OPTIMIZERS[config.optimizer](len(self.names), config)
         self.history = [self.weights]
+        self.advantages: list[np.ndarray] = []
+        """A_k of each outer step, (K,), NaN where it is not known."""
 
     @property
     def weights(self) -> np.ndarray:
@@ -79,22 +82,32 @@ class Mixture:
             style=config.lr_decay_style,
         )
 
-    def update(self, gradient: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+    def update(
+        self,
+        gradient: np.ndarray,
+        seen: np.ndarray | None = None,
+        advantage: np.ndarray | None = None,
+    ) -> np.ndarray:
         """One outer step; returns ∂ℓ/∂z before it, shape (K,).
 
         Args:
             gradient: h = ∂ℓ/∂α, shape (K,).
             seen: bool, shape (K,): sources with evidence. The others keep their logit and do not
                 shift the mean that centres the rest.
+            advantage: A_k (`optimality.advantages`), shape (K,), kept for the verdict on the run.
+
+        Raises `NonFiniteError` where a logit would become NaN or Inf; the logits stay then.
         """
         weights = self.weights
         seen = np.ones(len(weights), dtype=bool) if seen is None else seen
         slope = np.zeros_like(weights)
         if seen.any():
             slope = logit_gradient(gradient, weights, seen)
-            self.logits += self._optimizer.step(gradient, weights, seen, self.lr)
+            self._move(self._optimizer.step(gradient, weights, seen, self.lr))
             self._keep_bounds()
         self.history.append(self.weights)
+        unknown = np.full(len(weights), np.nan)
+        self.advantages.append(unknown if advantage is None else advantage)
         return slope
 
     def averaged(self) -> tuple[np.ndarray, np.ndarray, int]:
@@ -106,6 +119,19 @@ class Mixture:
         tail = np.stack(self.history[-count:])
         return tail.mean(axis=0), tail.std(axis=0), count
 
+    def optimality(self) -> Optimality:
+        """Whether the averaged part of the run is at an optimum."""
+        count = averaged_steps(self.outer_steps, self.config.averaging_fraction)
+        shape = (-1, len(self.names))
+        return judge_optimality(
+            self.names,
+            np.reshape(self.advantages[-count:], shape),
+            np.reshape(self.history[:-1][-count:], shape),
+            outer_steps=self.outer_steps,
+            lower=self._lower.tolist(),
+            upper=self._upper.tolist(),
+        )
+
     def state(self) -> dict[str, Any]:
         """Everything that exact resume needs, as JSON values (float64 round-trips by repr)."""
         return {
@@ -113,6 +139,10 @@ class Mixture:
             "logits": self.logits.tolist(),
             "optimizer": self._optimizer.state(),
             "history": [weights.tolist() for weights in self.history],
+            "advantages": [
+                [value if np.isfinite(value) else None for value in each.tolist()]
+                for each in self.advantages
+            ],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -122,9 +152,28 @@ class Mixture:
                 f"the checkpoint's sources are {state['names']}, the configuration's {self.names}; "
                 "use the same sources in the same order, or another run_dir"
             )
-        self.logits = np.array(state["logits"])
+        logits = np.array(state["logits"], dtype=np.float64)
+        if not np.isfinite(logits).all():
+            raise CheckpointError(
+                f"the checkpoint's logits are {logits.tolist()}; remove it, so that the one before "
+                "is taken"
+            )
+        self.logits = logits
         self._optimizer.load_state(state["optimizer"])
         self.history = [np.array(weights) for weights in state["history"]]
+        # Checkpoints of before they were kept have none.
+        kept = state.get("advantages", [[None] * len(self.names)] * self.outer_steps)
+        self.advantages = [np.array(each, dtype=np.float64) for each in kept]
+
+    def _move(self, change: np.ndarray) -> None:
+        logits = self.logits + change
+        for name, value in zip(self.names, logits, strict=True):
+            if not np.isfinite(value):
+                raise NonFiniteError(
+                    f"outer step {self.outer_steps}: the logit of source {name} would become "
+                    f"{value}; lower mixture.lr, and resume from the last checkpoint"
+                )
+        self.logits = logits
 
     def _keep_bounds(self) -> None:
         """Moves z so that α lies within its bounds; leaves it bit for bit where it does."""

@@ -62,7 +62,7 @@ class Adam:
         self, gradient: np.ndarray, weights: np.ndarray, seen: np.ndarray, lr: float
     ) -> np.ndarray:
         config = self.config
-        gradient = logit_gradient(gradient, weights, seen)
+        gradient = self._direction(gradient, weights, seen)
         self.updates += seen
         for moment, beta, value in (
             (self.first_moment, config.adam_beta1, gradient),
@@ -73,6 +73,10 @@ class Adam:
         first = self.first_moment / (1 - config.adam_beta1**updates)
         second = self.second_moment / (1 - config.adam_beta2**updates)
         return np.where(seen, -lr * first / (np.sqrt(second) + config.adam_eps), 0.0)
+
+    def _direction(self, gradient: np.ndarray, weights: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """What the moments are of, shape (K,)."""
+        return logit_gradient(gradient, weights, seen)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -85,6 +89,17 @@ class Adam:
         self.first_moment = np.array(state["first_moment"])
         self.second_moment = np.array(state["second_moment"])
         self.updates = np.array(state["updates"])
+
+
+class MirrorAdam(Adam):
+    """Adam on the centred h, without the factor α_k of a gradient on z.
+
+    Adam divides by the root of a slow mean of squares. With the factor, a source that fell has
+    gradients far smaller than that mean, which remembers its large weight, and does not come back.
+    """
+
+    def _direction(self, gradient: np.ndarray, weights: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        return centred(gradient, weights, seen)
 
 
 class Stateless:
@@ -156,6 +171,7 @@ class ScaledMirrorDescent:
 # `MixtureConfig.optimizer` names the same.
 OUTER_OPTIMIZERS: dict[str, Callable[[int, MixtureConfig], OuterOptimizer]] = {
     "adam": Adam,
+    "mirror_adam": MirrorAdam,
     "sgd": SGD,
     "mirror_descent": MirrorDescent,
     "scaled_mirror_descent": ScaledMirrorDescent,

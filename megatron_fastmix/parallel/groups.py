@@ -47,6 +47,14 @@ class DataParallelGroup:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
+    def of_first(self, values: np.ndarray) -> np.ndarray:
+        """The values of the group's first rank, bit for bit, on each. Every rank must call."""
+        if self.size == 1:
+            return values
+        tensor = torch.from_numpy(values.copy()).to(self.device)
+        dist.broadcast(tensor, group=self.group, group_src=0)
+        return tensor.cpu().numpy()
+
     def barrier(self) -> None:
         """Waits for the others. Every rank must call."""
         if self.size > 1:

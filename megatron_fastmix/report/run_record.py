@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
@@ -83,6 +85,31 @@ class RunRecord:
             if is_number(value):
                 found.append((line["step"], float(value)))
         return found
+
+    def by_source(self, key: str) -> np.ndarray:
+        """The values of `key` in the outer steps, (T, K); NaN where one was not logged."""
+        found = []
+        for line in self.outer:
+            values = line.get(key)
+            each = values if isinstance(values, dict) else {}
+            found.append([v if is_number(v := each.get(n)) else np.nan for n in self.sources])
+        return np.array(found, dtype=float).reshape(-1, len(self.sources))
+
+    def weights_before(self) -> np.ndarray:
+        """α before each outer step, (T, K)."""
+        steps = [self.initial, *(line["weights"] for line in self.outer)][: len(self.outer)]
+        found = [[weights[name] for name in self.sources] for weights in steps]
+        return np.array(found, dtype=float).reshape(-1, len(self.sources))
+
+    def bounds(self) -> tuple[list[float], list[float]]:
+        """Lower and upper bounds of the weights."""
+        configured = {
+            source["name"]: source
+            for source in self.config.get("sources", [])
+            if isinstance(source, dict) and "name" in source
+        }
+        each = [configured.get(name, {}) for name in self.sources]
+        return [s.get("min_weight", 0.0) for s in each], [s.get("max_weight", 1.0) for s in each]
 
     def figure(self, kind: str, key: str) -> Points:
         """The values of a single number, such as `noise_to_signal`."""

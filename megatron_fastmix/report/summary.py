@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from megatron_fastmix.result.learned_mixture import LearnedMixture
+from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource
 from megatron_fastmix.text_table import align
 
 MANY_EPOCHS = 4
@@ -33,6 +33,8 @@ def final_table(
         rows = mixture.rounded("rows")
         columns["rows"] = [f"{source.size.rows:,}" for source in heaviest]
         columns["share of rows"] = [rows[source.name] for source in heaviest]
+    if any(source.advantage is not None for source in heaviest):
+        columns["advantage"] = [_advantage(source) for source in heaviest]
     lines = [
         align(list(columns), list(zip(*columns.values(), strict=True))),
         "",
@@ -41,6 +43,8 @@ def final_table(
     ]
     if mixture.answer_only:
         lines.append("Blends for Megatron and tools that draw rows have the shares of rows.")
+    if mixture.optimality is not None:
+        lines.append(mixture.optimality.text)
     many = [source.name for source in mixture.sources if epochs[source.name] > MANY_EPOCHS]
     if many:
         lines.append(
@@ -59,6 +63,12 @@ def final_table(
     if flags:
         lines += ["", "Train with Megatron, one of:", *(f"  {flag}" for flag in flags)]
     return "\n".join(lines)
+
+
+def _advantage(source: LearnedSource) -> str:
+    if source.advantage is None or source.advantage_standard_error is None:
+        return ""
+    return f"{source.advantage:+.1e} ± {source.advantage_standard_error:.0e}"
 
 
 def megatron_flags(

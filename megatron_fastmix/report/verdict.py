@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
+from megatron_fastmix.mixture.optimality import CLEAR as CLEAR_ERRORS
+from megatron_fastmix.mixture.optimality import Optimality, judge_optimality
 from megatron_fastmix.report.run_record import RunRecord
 from megatron_fastmix.result.learned_mixture import LearnedMixture, average
 
@@ -60,7 +64,7 @@ def judge(runs: Sequence[RunRecord]) -> Verdict:
     findings = [
         _progress(runs),
         mixture and _against_uniform(mixture),
-        _movement(runs[0]) if one else None,
+        *(_rest(run, named=len(runs) > 1) for run in runs),
         _noise(runs),
         _one_seed() if one else None,
     ]
@@ -100,6 +104,33 @@ def _against_uniform(mixture: LearnedMixture) -> Finding | None:
     return Finding(level="good", text=f"Clearly not a uniform mixture: {figures}.")
 
 
+def optimality(run: RunRecord) -> Optimality | None:
+    """Whether the averaged part of a run is at an optimum; None where advantages were not logged,
+    by earlier releases."""
+    advantage = run.by_source("advantage")
+    if not np.isfinite(advantage).any():
+        return None
+    count = len(run.tail)
+    lower, upper = run.bounds()
+    return judge_optimality(
+        run.sources,
+        advantage[-count:],
+        run.weights_before()[-count:],
+        outer_steps=len(run.outer),
+        lower=lower,
+        upper=upper,
+    )
+
+
+def _rest(run: RunRecord, *, named: bool) -> Finding | None:
+    """Every seed is judged by itself: their mean does not settle what one of them has not."""
+    found = optimality(run)
+    if found is None:
+        return None if named else _movement(run)
+    who = f"Seed {run.seed}: " if named else ""
+    return Finding(level="good" if found.status == "settled" else "fair", text=who + found.text)
+
+
 def _movement(run: RunRecord) -> Finding | None:
     tail = run.tail
     if len(tail) < 4:
@@ -133,9 +164,22 @@ def _noise(runs: Sequence[RunRecord]) -> Finding | None:
         f"Single estimates in the averaged part have a standard error of {ratio:.2f} times the "
         "spread between sources (median)"
     )
+    if ratio > NOISE and any(map(_tells_sources_apart, runs)):
+        # At an optimum the gains of all sources are equal, and single estimates show it.
+        return Finding(
+            level="good", text=f"{text}; those of the whole run together tell sources apart."
+        )
     if ratio > NOISE:
         return Finding(level="fair", text=f"{text}: noise, unless many are averaged.")
     return Finding(level="good", text=f"{text}.")
+
+
+def _tells_sources_apart(run: RunRecord) -> bool:
+    """Whether a source's advantages over the whole run together are clearly not 0, as in the
+    search's own warning."""
+    total = np.nansum(run.by_source("advantage"), axis=0)
+    variance = np.nansum(run.by_source("advantage_standard_error") ** 2, axis=0)
+    return bool(np.any((variance > 0) & (np.abs(total) > CLEAR_ERRORS * np.sqrt(variance))))
 
 
 def _one_seed() -> Finding:

@@ -38,6 +38,11 @@ class LearnedSource:
     iterate. Where several seeds ran, that of the learned weight over the seeds (n − 1)."""
     logit: float
     """z after the last outer step."""
+    advantage: float | None = None
+    """A_k = ⟨v, ∇L_k⟩ − Σ α_i⟨v, ∇L_i⟩, its mean over the averaged part of the run; None where it
+    is not known. Where several seeds ran, that which is the most standard errors from 0."""
+    advantage_standard_error: float | None = None
+    """Of that mean."""
 
     @property
     def size(self) -> Size:
@@ -53,6 +58,16 @@ class LearnedSource:
                 "others, and this needs a source of one; merge them"
             )
         return self.shards[0].path
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimalityResult:
+    """Whether the search was done: `mixture.optimality`."""
+
+    status: str
+    """`settled`, `too_short`, `moving` or `not_optimal`."""
+    text: str
+    """The same in a sentence, with the source and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +113,8 @@ class LearnedMixture:
     """Seeds of the searches that the weights average; empty for a single search."""
     estimator: str
     """Name of the hypergradient estimator, or of another method that found the mixture."""
+    optimality: OptimalityResult | None = None
+    """The verdict on the averaged part, of several seeds the worst; None for other methods."""
     sources: tuple[LearnedSource, ...]
     targets: tuple[TargetResult, ...]
     cost: dict[str, float]
@@ -231,6 +248,7 @@ def average(mixtures: Sequence[LearnedMixture]) -> LearnedMixture:
         first,
         seeds=tuple(mixture.seed for mixture in mixtures),
         complete=all(mixture.complete for mixture in mixtures),
+        optimality=_worst_verdict(mixtures),
         sources=tuple(dataclasses.replace(s, weight=s.weight / total) for s in sources),
         targets=tuple(
             _average_target([mixture.targets[v] for mixture in mixtures])
@@ -241,14 +259,34 @@ def average(mixtures: Sequence[LearnedMixture]) -> LearnedMixture:
 
 
 def _average_source(sources: Sequence[LearnedSource]) -> LearnedSource:
+    known = [s for s in sources if s.advantage is not None and s.advantage_standard_error]
+    surest = max(known, key=_standard_errors, default=sources[0])
     return dataclasses.replace(
         sources[0],
+        advantage=surest.advantage,
+        advantage_standard_error=surest.advantage_standard_error,
         initial_weight=statistics.fmean(source.initial_weight for source in sources),
         final_weight=statistics.fmean(source.final_weight for source in sources),
         weight=statistics.fmean(source.weight for source in sources),
         weight_std=statistics.stdev(source.weight for source in sources),
         logit=statistics.fmean(source.logit for source in sources),
     )
+
+
+def _standard_errors(source: LearnedSource) -> float:
+    """By how many an advantage differs from 0."""
+    assert source.advantage is not None
+    assert source.advantage_standard_error
+    return abs(source.advantage) / source.advantage_standard_error
+
+
+def _worst_verdict(mixtures: Sequence[LearnedMixture]) -> OptimalityResult | None:
+    """Of the first seed that has not settled; an average does not settle what a seed has not."""
+    for mixture in mixtures:
+        verdict = mixture.optimality
+        if verdict is not None and verdict.status != "settled":
+            return dataclasses.replace(verdict, text=f"Seed {mixture.seed}: {verdict.text}")
+    return mixtures[0].optimality
 
 
 def _average_target(targets: Sequence[TargetResult]) -> TargetResult:

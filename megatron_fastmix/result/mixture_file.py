@@ -134,6 +134,8 @@ def _source(source: SourceKeys, keys: Keys, path: Path) -> LearnedSource:
         weight=source.weight,
         weight_std=source.weight_std,
         logit=source.logit,
+        advantage=source.advantage,
+        advantage_standard_error=source.advantage_standard_error,
     )
     size = learned.size
     if size.answer_only != (keys.unit == ANSWER_UNIT):

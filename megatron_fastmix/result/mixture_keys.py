@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_fastmix.config import strict_yaml
-from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource, TargetResult
+from megatron_fastmix.result.learned_mixture import (
+    LearnedMixture,
+    LearnedSource,
+    OptimalityResult,
+    TargetResult,
+)
 from megatron_fastmix.result.sizes import Shard
 
 FORMAT = "megatron_fastmix.mixture"
@@ -17,7 +22,7 @@ ANSWER_UNIT = "share of answer tokens"
 
 SAME = (
     *("seq_length", "complete", "steps", "outer_steps", "averaging_fraction"),
-    *("averaged_outer_steps", "token_budget", "seed", "seeds", "estimator"),
+    *("averaged_outer_steps", "token_budget", "seed", "seeds", "estimator", "optimality"),
     *("cost", "versions", "config"),
 )
 """Keys that are fields of `LearnedMixture`."""
@@ -46,6 +51,8 @@ class SourceKeys:
     """The share of rows that gives `weight` as the share of loss tokens."""
     loss_tokens: int | None = None
     shards: tuple[Shard, ...] = ()
+    advantage: float | None = None
+    advantage_standard_error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +88,7 @@ class Keys:
     seed: int
     seeds: tuple[int, ...] = ()
     estimator: str
+    optimality: OptimalityResult | None = None
     sources: tuple[SourceKeys, ...]
     targets: tuple[TargetKeys, ...]
     cost: dict[str, float]
@@ -124,6 +132,8 @@ def _source_keys(source: LearnedSource, epochs: float, row_weight: float) -> Sou
         row_weight=row_weight,
         loss_tokens=size.loss_tokens,
         shards=source.shards,
+        advantage=source.advantage,
+        advantage_standard_error=source.advantage_standard_error,
     )
 
 

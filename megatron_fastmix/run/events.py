@@ -47,7 +47,7 @@ class InnerStep(Event):
     """Unweighted, nats per token; NaN where the batch had no sample."""
     lr: float
     grad_norm: float | None
-    """Before clipping; None where DeepSpeed has none."""
+    """Before clipping; None where DeepSpeed has none, NaN where it is NaN or Inf."""
     tokens: int
     """Tokens trained on so far."""
     tokens_per_second: float
@@ -55,6 +55,8 @@ class InnerStep(Event):
     """Wall time."""
     data_seconds: float | None = None
     """Of the step that went into waiting for batches."""
+    nonfinite_gradients: int = 0
+    """Steps of the search so far whose gradient norm was NaN or Inf."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,9 @@ class OuterStep(Event):
     noise_to_signal: float | None
     hypergradient: Mapping[str, float]
     """∂ℓ/∂z before the step."""
+    advantage: Mapping[str, float]
+    """A_k, by how much a source gains over the mixture before the step; NaN without evidence."""
+    advantage_standard_error: Mapping[str, float]
     probe_samples: Mapping[str, float]
     lr: float
     target_products: Mapping[str, Mapping[str, float]] | None

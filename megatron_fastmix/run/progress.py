@@ -64,8 +64,10 @@ class Progress:
         tokens_per_second: float,
         lr: float | None = None,
         grad_norm: float | None = None,
+        nonfinite_gradients: int = 0,
     ) -> None:
-        """Shows that `step` optimizer steps are done. `target_loss` is None before the first."""
+        """Shows that `step` optimizer steps are done, `nonfinite_gradients` of them with a gradient
+        norm of NaN or Inf. `target_loss` is None before the first."""
         if self._bar is not None:
             target = "" if target_loss is None else f" target {target_loss:.3f}"
             self._bar.set_description_str(
@@ -77,9 +79,8 @@ class Progress:
             return
         self._losses.append(loss)
         if step % self.log_interval == 0 or step == self.total:
-            self.line(
-                self._plain_line(step, target_loss, weights, tokens_per_second, lr, grad_norm)
-            )
+            figures = (target_loss, weights, tokens_per_second, lr, grad_norm)
+            self.line(self._plain_line(step, *figures, nonfinite_gradients))
             self._losses.clear()
 
     def line(self, text: str) -> None:
@@ -112,6 +113,7 @@ class Progress:
         tokens_per_second: float,
         lr: float | None,
         grad_norm: float | None,
+        nonfinite_gradients: int,
     ) -> str:
         now = time.monotonic()
         milliseconds = 1000 * (now - self._last_line) / max(step - self._last_step, 1)
@@ -130,8 +132,11 @@ class Progress:
         parts += [f"lm loss: {statistics.fmean(self._losses):.6E}", "loss scale: 1.0"]
         if grad_norm is not None:
             parts.append(f"grad norm: {grad_norm:.3f}")
-        # A NaN ends the search, and no step is skipped.
-        parts += ["number of skipped iterations:   0", "number of nan iterations:   0"]
+        # DeepSpeed skips a step whose gradient is no number; a loss that is none ends the search.
+        parts += [
+            f"number of skipped iterations: {nonfinite_gradients:3d}",
+            f"number of nan iterations: {nonfinite_gradients:3d}",
+        ]
         if target_loss is not None:
             parts.append(f"target loss: {target_loss:.6E}")
         parts += [

@@ -69,6 +69,7 @@ class TerminalSink:
                 tokens_per_second=event.tokens_per_second,
                 lr=event.lr,
                 grad_norm=event.grad_norm,
+                nonfinite_gradients=event.nonfinite_gradients,
             )
         elif isinstance(event, OuterStep):
             self._weights = event.weights

@@ -108,8 +108,10 @@ def inner_figures(event: InnerStep, batch_size: int) -> dict[str, float]:
         "batch-size": float(batch_size),
         "iteration-time": event.seconds,
     }
-    if event.grad_norm is not None:
+    if event.grad_norm is not None and math.isfinite(event.grad_norm):
         figures["grad-norm"] = event.grad_norm
+    if event.nonfinite_gradients:
+        figures["fastmix/nonfinite gradients"] = float(event.nonfinite_gradients)
     for name, value in event.source_loss.items():
         if not math.isnan(value):
             figures[f"fastmix/source loss/{name}"] = value
@@ -123,8 +125,10 @@ def outer_figures(event: OuterStep, mean_target_loss: float) -> dict[str, float]
         ("target loss", event.target_loss),
         ("weight", event.weights),
         ("product", event.products),
+        ("advantage", event.advantage),
     ):
-        figures |= {f"fastmix/{kind}/{name}": value for name, value in values.items()}
+        known = {name: value for name, value in values.items() if not math.isnan(value)}
+        figures |= {f"fastmix/{kind}/{name}": value for name, value in known.items()}
     if event.noise_to_signal is not None:
         figures["fastmix/noise to signal"] = event.noise_to_signal
     return figures

@@ -112,7 +112,8 @@ def assemble(config: SearchConfig, device: torch.device) -> SearchParts:
             mixture,
             targets,
             world,
-            engine_preconditioner(engine, config),
+            tensor,
+            engine_preconditioner(engine, config, group, tensor),
         ),
         checkpoints=CheckpointWriter(folder, world, group, tensor, config.output.keep_checkpoints),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -12,7 +13,7 @@ from megatron_fastmix.checkpoint.identity import check_identity
 from megatron_fastmix.checkpoint.store import SearchState
 from megatron_fastmix.checkpoint.stored_parameters import StoredParameters
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.deepspeed_engine.engine import learning_rate
+from megatron_fastmix.deepspeed_engine.engine import gradient_norm, learning_rate
 from megatron_fastmix.deepspeed_engine.state import restore, snapshot
 from megatron_fastmix.errors import NonFiniteError, StorageError
 from megatron_fastmix.export.run_files import write_mixture_files
@@ -68,6 +69,7 @@ class Search:
         self.step = 0
         self.first_target_losses: list[float] | None = None
         self.last_target_losses: list[float] | None = None
+        self.nonfinite_gradients = 0
         self.stop_signalled = False
         self._seconds_before = 0.0
         self._began = time.monotonic()
@@ -117,14 +119,16 @@ class Search:
         self.step += 1
         sums, counts, stop = self._reduce(sums, counts, report)
         mean = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
-        grad_norm = self.engine.get_global_grad_norm()
+        grad_norm = gradient_norm(self.engine)
+        self.nonfinite_gradients += grad_norm is not None and math.isnan(grad_norm)
         report.inner(
             self.step,
             float(sums.sum() / counts.sum()),
             mean,
             lr,
-            None if grad_norm is None else float(grad_norm),
+            grad_norm,
             self.batches.take_seconds(),
+            self.nonfinite_gradients,
         )
         return stop
 
@@ -178,6 +182,7 @@ class Search:
             final_target_losses=self.last_target_losses,
             data_parallel_size=self.group.size,
             identity=self.identity,
+            nonfinite_gradients=self.nonfinite_gradients,
         )
 
     def result(self) -> LearnedMixture:
@@ -230,6 +235,7 @@ class Search:
         self.mixture.load_state(state.mixture)
         self.targets.load_state(state.target_weights)
         self.step = state.step
+        self.nonfinite_gradients = state.nonfinite_gradients
         self._seconds_before = state.seconds
         self.first_target_losses = state.initial_target_losses
         self.last_target_losses = state.final_target_losses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,7 +12,13 @@ import numpy as np
 from megatron_fastmix.checkpoint.store import SearchState
 from megatron_fastmix.config import SearchConfig, strict_yaml
 from megatron_fastmix.mixture.mixture import Mixture
-from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource, TargetResult
+from megatron_fastmix.mixture.optimality import Optimality
+from megatron_fastmix.result.learned_mixture import (
+    LearnedMixture,
+    LearnedSource,
+    OptimalityResult,
+    TargetResult,
+)
 from megatron_fastmix.search.inputs import Inputs
 
 PACKAGES = ("megatron-fastmix", "megatron-core", "deepspeed", "torch", "numpy")
@@ -41,6 +48,8 @@ class Outcome:
     flops: float
     seconds: float
     tokens: int
+    optimality: Optimality | None = None
+    """None for methods that know no advantages."""
 
     def learned_mixture(self, config: SearchConfig, inputs: Inputs) -> LearnedMixture:
         """The outcome with what is known of its sources and targets."""
@@ -56,6 +65,8 @@ class Outcome:
                 weight=float(weights[k]),
                 weight_std=float(self.spread[k]),
                 logit=float(self.logits[k]),
+                advantage=self._advantage(k)[0],
+                advantage_standard_error=self._advantage(k)[1],
             )
             for k, (source, size) in enumerate(zip(config.sources, inputs.sources, strict=True))
         )
@@ -83,6 +94,9 @@ class Outcome:
             token_budget=config.token_budget or all_tokens,
             seed=config.seed,
             estimator=self.estimator,
+            optimality=None
+            if self.optimality is None
+            else OptimalityResult(status=self.optimality.status, text=self.optimality.text),
             sources=sources,
             targets=targets,
             cost={
@@ -93,6 +107,14 @@ class Outcome:
             versions={name: version(name) for name in PACKAGES},
             config=strict_yaml.to_dict(config),
         )
+
+    def _advantage(self, k: int) -> tuple[float | None, float | None]:
+        """A_k and its standard error, where they are known."""
+        if self.optimality is None:
+            return None, None
+        found = self.optimality.advantage[k], self.optimality.standard_error[k]
+        mean, error = (value if math.isfinite(value) else None for value in found)
+        return mean, error
 
 
 def search_outcome(
@@ -119,4 +141,5 @@ def search_outcome(
         flops=flops,
         seconds=state.seconds,
         tokens=state.tokens,
+        optimality=mixture.optimality(),
     )

@@ -24,6 +24,7 @@ from megatron_fastmix.hypergradient import (
 from megatron_fastmix.hypergradient.sites import check_supported
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.mixture.objective import TargetAggregation, regularizer_gradient
+from megatron_fastmix.mixture.optimality import advantages
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.parameters import Parameters, Vector
 from megatron_fastmix.proxy.megatron_gpt import batch_losses
@@ -45,6 +46,10 @@ class OuterResult:
     """Of the products; see `hypergradient.noise_to_signal`."""
     gradient: np.ndarray
     """∂/∂z, (K,)."""
+    advantage: np.ndarray
+    """A_k, (K,); NaN where the probe had no sample; see `mixture.optimality`."""
+    advantage_standard_error: np.ndarray
+    """(K,), over the probe's samples at this v."""
     lr: float
     """Outer learning rate."""
     seconds: float
@@ -63,10 +68,11 @@ class OuterLoop:
         mixture: Mixture,
         targets: TargetAggregation,
         world: DataParallelGroup,
+        tensor: DataParallelGroup,
         precondition: AdamPreconditioner | None,
     ) -> None:
-        """`world` are all ranks, tensor-parallel ones included. Raises `ConfigError` for a model
-        that the estimator cannot take."""
+        """`world` are all ranks, `tensor` those that share the layers of this one. Raises
+        `ConfigError` for a model that the estimator cannot take."""
         if config.hypergradient.estimator == "one_pass":
             check_supported(model)
         self.config = config
@@ -76,6 +82,7 @@ class OuterLoop:
         self.mixture = mixture
         self.targets = targets
         self.world = world
+        self.tensor = tensor
         self.precondition = precondition
 
     def step(self, inner_lr: float) -> OuterResult:
@@ -90,7 +97,7 @@ class OuterLoop:
 
         target_losses = TargetLosses(len(config.targets), self.batches.group)
         terms = self._products(self._target_gradients(number, alpha, target_losses), number, alpha)
-        losses = target_losses.mean()
+        losses = self.tensor.of_first(target_losses.mean())
         self._check_finite(losses, terms, number)
 
         target_products, omega = None, self.targets.weights
@@ -102,11 +109,15 @@ class OuterLoop:
             terms = [term.scaled(factor) for term, factor in zip(terms, factors, strict=True)]
         products = Products.total(terms)
 
-        # FastMix, horizon n2 = 1: ∂ℓ/∂α_k = −η·⟨v, ∇L_k⟩, and the term on α itself.
-        hypergradient = -inner_lr * products.values + regularizer_gradient(
-            alpha, config.objective.entropy_weight, config.objective.prior_weights
+        # FastMix, horizon n2 = 1: ∂ℓ/∂α_k = −η·⟨v, ∇L_k⟩, and the term on α itself, whose λ is that
+        # of the peak of η: by a decayed η it would weigh more and more.
+        gains = products.values - regularizer_gradient(
+            alpha,
+            config.objective.entropy_weight / config.training.lr,
+            config.objective.prior_weights,
         )
-        slope = mixture.update(hypergradient, products.seen)
+        advantage, error = advantages(gains, products.standard_error, alpha, products.seen)
+        slope = mixture.update(-inner_lr * gains, products.seen, advantage)
         self.targets.update(losses)
         self.world.check_equal(mixture.logits, mixture.names, "the logits")
         return OuterResult(
@@ -116,6 +127,8 @@ class OuterLoop:
             target_products=target_products,
             noise_to_signal=noise_to_signal(terms),
             gradient=slope,
+            advantage=advantage,
+            advantage_standard_error=error,
             lr=lr,
             seconds=time.monotonic() - began,
         )
@@ -146,8 +159,11 @@ class OuterLoop:
             relative_step=self.config.hypergradient.relative_step,
         )
         found = ESTIMATORS[self.config.hypergradient.estimator](probe, vectors)
-        group = self.batches.group
-        return [Products.mean_by_source(each, len(alpha), group) for each in found]
+        group, distinct = self.batches.group, self.batches.distinct_in_probe(number, alpha)
+        means = [Products.mean_by_source(each, len(alpha), group, distinct) for each in found]
+        # Each tensor-parallel rank has summed over a communicator of its own, whose order of
+        # summation, and so the last bits, may be others.
+        return [products.agreed(self.tensor) for products in means]
 
     def _check_finite(self, losses: np.ndarray, terms: Sequence[Products], number: int) -> None:
         _check_finite(losses, [f"target {t.name}: loss" for t in self.config.targets], number)

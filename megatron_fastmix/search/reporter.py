@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -12,6 +13,7 @@ import numpy as np
 
 from megatron_fastmix.config import SearchConfig, strict_yaml
 from megatron_fastmix.mixture.mixture import Mixture
+from megatron_fastmix.mixture.optimality import CLEAR
 from megatron_fastmix.run.events import (
     CheckpointBegun,
     Event,
@@ -55,6 +57,8 @@ class Reporter:
         for sink in sinks:
             self._stack.callback(_close, sink)
         self._noisy = 0
+        self._evidence = np.zeros((2, len(mixture.names)))
+        """Sums of the advantages and of their squared standard errors."""
         self._last = time.monotonic()
         if sinks and step == 0:
             self._send(self._start())
@@ -68,9 +72,11 @@ class Reporter:
         lr: float,
         grad_norm: float | None,
         data_seconds: float | None = None,
+        nonfinite_gradients: int = 0,
     ) -> None:
         """Step `step` is done; `source_losses` (K,) are unweighted, NaN where none was drawn;
-        `data_seconds` of it went into waiting for batches."""
+        `data_seconds` of it went into waiting for batches; `grad_norm` is NaN where it was not
+        finite, as it was not in `nonfinite_gradients` steps so far."""
         now = time.monotonic()
         seconds = max(now - self._last, 1e-9)
         self._last = now
@@ -85,8 +91,16 @@ class Reporter:
                 tokens_per_second=self.tokens_per_step / seconds,
                 seconds=seconds,
                 data_seconds=data_seconds,
+                nonfinite_gradients=nonfinite_gradients,
             )
         )
+        if grad_norm is not None and math.isnan(grad_norm):
+            self._note(
+                step,
+                "the norm of the gradient is NaN or Inf, so that DeepSpeed skips the step (such "
+                f"steps so far: {nonfinite_gradients}); lower training.lr or raise "
+                "training.lr_warmup_iters",
+            )
 
     def outer(self, step: int, result: OuterResult) -> None:
         """An outer step was taken after `step` optimizer steps."""
@@ -103,6 +117,8 @@ class Reporter:
                 products_standard_error=self._by_source(products.standard_error),
                 noise_to_signal=result.noise_to_signal,
                 hypergradient=self._by_source(result.gradient),
+                advantage=self._by_source(result.advantage),
+                advantage_standard_error=self._by_source(result.advantage_standard_error),
                 probe_samples=self._by_source(products.counts),
                 lr=result.lr,
                 target_products=None
@@ -119,7 +135,7 @@ class Reporter:
         for name, seen in zip(mixture.names, products.seen, strict=True):
             if not seen:
                 self._note(step, f"the probe held no sample of {name}; its logit stays")
-        self._warn_of_noise(step, result.noise_to_signal)
+        self._warn_of_noise(step, result)
 
     def checkpoint(self, step: int, name: str, seconds: float) -> None:
         """The checkpoint `name` is on its way to disk; training stood still for `seconds`."""
@@ -140,14 +156,24 @@ class Reporter:
             config=strict_yaml.to_dict(self.config),
         )
 
-    def _warn_of_noise(self, step: int, noise: float | None) -> None:
+    def _warn_of_noise(self, step: int, result: OuterResult) -> None:
+        noise = result.noise_to_signal
+        self._evidence += np.nan_to_num(
+            [result.advantage, result.advantage_standard_error**2], nan=0.0
+        )
+        # Once the evidence of all steps tells sources apart, the mixture follows it; that single
+        # estimates cannot is then no fault: near an optimum the advantages are about 0.
+        total, variance = self._evidence
+        if np.any(np.abs(total) > CLEAR * np.sqrt(variance)):
+            self._noisy = 0
+            return
         self._noisy = self._noisy + 1 if noise is not None and noise > NOISE_WARNING else 0
         if self._noisy == 3:
             self._note(
                 step,
                 f"the last 3 estimates were noise (standard error {noise:.1f} times the spread "
-                "between sources); raise hypergradient.probe_samples_per_source or "
-                "hypergradient.target_samples",
+                "between sources), and all so far tell no source from the others; raise "
+                "hypergradient.probe_samples_per_source or hypergradient.target_samples",
             )
 
     def _note(self, step: int, text: str) -> None:

@@ -11,12 +11,17 @@ import torch
 
 from megatron_fastmix.batch.batch import Role
 from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.corpus.tokenizers import load_tokenizer
+from megatron_fastmix.deepspeed_engine.engine import learning_rate
+from megatron_fastmix.deepspeed_engine.preconditioner import FLOOR
 from megatron_fastmix.lab.forked_ranks import run_ranks
+from megatron_fastmix.mixture.objective import regularizer_gradient
 from megatron_fastmix.mixture.objective.least_gain import least_gain_weights
 from megatron_fastmix.proxy.megatron_gpt import batch_losses
 from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.loop import Search
+from tests.conftest import synthetic_documents, write_dataset
 from tests.distributed.searches import (
     SAMPLING,
     load,
@@ -109,9 +114,10 @@ def preconditioned_products(config: SearchConfig) -> np.ndarray:
     v = torch.autograd.grad(total, parameters)
     state = search.engine.optimizer.state
     training = config.training
+    moments = [state[p]["exp_avg_sq"] / (1 - training.adam_beta2) for p in parameters]
     divisors = [
-        (state[p]["exp_avg_sq"] / (1 - training.adam_beta2)).sqrt() + training.adam_eps
-        for p in parameters
+        moment.clamp_min(FLOOR * float(moment.mean())).sqrt() + training.adam_eps
+        for moment in moments
     ]
     probe = search.batches.probe(0, search.mixture.weights)
     group = np.concatenate([batch.index for batch in probe])
@@ -151,6 +157,7 @@ def test_the_preconditioner_is_that_of_adamw_at_every_sharding(
         "hypergradient.estimator": estimator,
         "mixture.inner_steps": 1,
         "training.train_iters": 1,
+        "training.lr_warmup_iters": 1,
         # Without it, P⁻¹ magnifies the rounding of gradients that are nearly 0.
         "training.adam_eps": 1e-4,
     }
@@ -338,3 +345,48 @@ def test_a_weighted_probe_does_not_depend_on_the_ranks_and_repeats_no_sample(
     # 2 of each, and 0.7, 0.2 and 0.1 of the other 9.
     assert counts.tolist() == [8, 4, 3]
     assert len({tokens for _, _, tokens in found[0]}) == len(found[0])
+
+
+def test_the_regularizer_follows_the_learning_rate(search_values: dict) -> None:
+    """h = −η·(⟨v, ∇L_k⟩ − λ/η_peak·∂/∂α_k): the same balance of both at every η."""
+    config = load(
+        search_values, **{"objective.entropy_weight": 1e-3, "mixture.initial_weights": [5, 3, 2]}
+    )
+    run_ranks(1, run_search, config)
+    steps = [
+        line
+        for line in read_metrics(Path(config.run_dir) / "metrics.jsonl")
+        if line["kind"] == "outer"
+    ]
+    alpha, rates = np.array([0.5, 0.3, 0.2]), []
+    for line in steps:
+        eta = learning_rate(config.training, line["step"])
+        gains = np.array(list(line["products"].values()))
+        gains -= regularizer_gradient(alpha, 1e-3 / config.training.lr)
+        expected = -eta * alpha * (gains - alpha @ gains)
+        np.testing.assert_allclose(list(line["hypergradient"].values()), expected, rtol=1e-9)
+        np.testing.assert_allclose(list(line["advantage"].values()), gains - alpha @ gains)
+        alpha = np.array(list(line["weights"].values()))
+        rates.append(eta)
+    assert max(rates) > 2 * min(rates)
+
+
+def probe_and_distinct(config: SearchConfig) -> tuple[list[int], list[int]]:
+    """Different samples of each source in the second probe: as counted, and as they are."""
+    search = Search(config)
+    counted = search.batches.distinct_in_probe(1, search.mixture.weights).tolist()
+    rows: list[set[bytes]] = [set() for _ in config.sources]
+    for batch in search.batches.probe(1, search.mixture.weights):
+        for source, row in zip(batch.index, batch.tokens, strict=True):
+            rows[source].add(row.numpy().tobytes())
+    return counted, [len(found) for found in rows]
+
+
+def test_repeated_samples_of_a_probe_are_counted(search_values: dict, tmp_path: Path) -> None:
+    vocab_size = load_tokenizer("ByteLevelTokenizer").vocab_size
+    write_dataset(tmp_path / "tiny", synthetic_documents("noise", 3, 9), vocab_size)
+    search_values["sources"][2] = {"name": "tiny", "path": str(tmp_path / "tiny")}
+    config = load(search_values, **{"hypergradient.probe_samples_per_source": 20})
+    ((counted, distinct),) = run_ranks(1, probe_and_distinct, config)
+    assert counted == distinct
+    assert counted[2] < 10 < counted[0]

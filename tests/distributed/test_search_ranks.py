@@ -51,6 +51,23 @@ def test_logits_that_differ_between_ranks_stop_the_run(search_values: dict) -> N
         assert re.search(r"the logits of \w+ differ over 2 ranks", message)
 
 
+def last_bits_differ(config: SearchConfig) -> bytes:
+    """The logits, where each tensor-parallel rank's communicator rounds its sums in its own way."""
+    search = Search(config)
+    exact = search.batches.group.sum
+    factor = 1 + 1e-14 * search.tensor.rank
+    search.batches.group.sum = lambda values: exact(values) * factor  # type: ignore[method-assign]
+    search.run()
+    return search.mixture.logits.tobytes()
+
+
+def test_sums_over_several_communicators_do_not_tell_tensor_parallel_ranks_apart(
+    search_values: dict,
+) -> None:
+    config = load(search_values, **{"engine.tensor_model_parallel_size": 2})
+    assert len(set(run_ranks(2, last_bits_differ, config))) == 1
+
+
 def group_sum() -> tuple[np.ndarray, int]:
     group = DataParallelGroup()
     return group.sum(np.array([0.1, 0.2]) * (group.rank + 1)), group.size

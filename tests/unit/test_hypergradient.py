@@ -13,6 +13,7 @@ from megatron_fastmix.hypergradient import (
     ESTIMATORS,
     Probe,
     Products,
+    SampleProducts,
     noise_to_signal,
     target_gradient,
 )
@@ -278,3 +279,27 @@ def test_the_standard_error_tells_noise_from_signal(name):
 def test_the_configuration_names_the_registered_estimators():
     choices = typing.get_type_hints(HypergradientConfig)["estimator"]
     assert set(typing.get_args(choices)) == ESTIMATORS.keys()
+
+
+@pytest.mark.parametrize("copies", [1, 4])
+def test_a_sample_read_twice_is_no_further_evidence(copies):
+    """A source of 5 samples whose probe reads each several times, beside one of fresh samples."""
+    generator = np.random.default_rng(0)
+    five, fresh = generator.normal(size=5), generator.normal(size=5 * copies)
+    found = SampleProducts(
+        values=np.concatenate([np.tile(five, copies), fresh]),
+        source=np.repeat([0, 1], 5 * copies),
+        samples=np.ones(10 * copies),
+    )
+    products = Products.mean_by_source(
+        found, 2, DataParallelGroup(), distinct=np.array([5, 5 * copies])
+    )
+    expected = [each.std(ddof=1) / np.sqrt(len(each)) for each in (five, fresh)]
+    np.testing.assert_allclose(products.standard_error, expected)
+    np.testing.assert_allclose(products.values, [five.mean(), fresh.mean()])
+
+
+def test_one_sample_alone_has_no_standard_error_however_often_it_is_read():
+    found = SampleProducts(values=np.ones(3), source=np.zeros(3, int), samples=np.ones(3))
+    products = Products.mean_by_source(found, 1, DataParallelGroup(), distinct=np.array([1]))
+    assert np.isnan(products.standard_error[0])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_fastmix.config import MixtureConfig
-from megatron_fastmix.errors import CheckpointError
+from megatron_fastmix.errors import CheckpointError, NonFiniteError
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.mixture.objective import regularizer_gradient
 from megatron_fastmix.mixture.outer_optimizer import OUTER_OPTIMIZERS, logit_gradient
@@ -45,7 +45,13 @@ def test_positive_entropy_weight_raises_the_entropy():
 
 @pytest.mark.parametrize(
     ("optimizer", "lr"),
-    [("adam", 0.05), ("sgd", 2.0), ("mirror_descent", 0.5), ("scaled_mirror_descent", 0.01)],
+    [
+        ("adam", 0.05),
+        ("sgd", 2.0),
+        ("mirror_descent", 0.5),
+        ("scaled_mirror_descent", 0.01),
+        ("mirror_adam", 0.02),
+    ],
 )
 def test_a_prior_alone_draws_the_mixture_to_itself(optimizer, lr):
     mixture = Mixture(["a", "b", "c"], MixtureConfig(optimizer=optimizer, lr=lr))
@@ -56,7 +62,13 @@ def test_a_prior_alone_draws_the_mixture_to_itself(optimizer, lr):
 
 @pytest.mark.parametrize(
     ("optimizer", "lr"),
-    [("adam", 0.1), ("sgd", 5.0), ("mirror_descent", 1.0), ("scaled_mirror_descent", 0.5)],
+    [
+        ("adam", 0.1),
+        ("sgd", 5.0),
+        ("mirror_descent", 1.0),
+        ("scaled_mirror_descent", 0.5),
+        ("mirror_adam", 0.1),
+    ],
 )
 def test_a_source_with_smaller_gradient_gains_weight(optimizer, lr):
     mixture = Mixture(["good", "neutral", "bad"], MixtureConfig(optimizer=optimizer, lr=lr))
@@ -208,3 +220,45 @@ def test_a_state_of_other_sources_is_refused():
     state = Mixture(["a", "b"], MixtureConfig()).state()
     with pytest.raises(CheckpointError, match="same order"):
         Mixture(["b", "a"], MixtureConfig()).load_state(state)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_never_become_nan_or_infinite(bad):
+    mixture = Mixture(["a", "b"], MixtureConfig())
+    before = mixture.logits.copy()
+    with np.errstate(invalid="ignore"), pytest.raises(NonFiniteError, match=r"outer step 0: the l"):
+        mixture.update(np.array([bad, 1.0]))
+    assert mixture.logits.tobytes() == before.tobytes()
+
+
+def test_a_learning_rate_that_overflows_is_told_with_the_source():
+    mixture = Mixture(["a", "b"], MixtureConfig(optimizer="sgd", lr=1e308))
+    with np.errstate(over="ignore"), pytest.raises(NonFiniteError, match=r"source a .*mixture.lr"):
+        mixture.update(np.array([-100.0, 100.0]))
+
+
+def test_a_state_with_logits_that_are_no_numbers_is_refused():
+    mixture = Mixture(["a", "b"], MixtureConfig())
+    state = mixture.state() | {"logits": [float("nan"), 0.0]}
+    with pytest.raises(CheckpointError, match="logits are"):
+        mixture.load_state(state)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "beta2", "least", "most"),
+    [("scaled_mirror_descent", 0.9, 0.5, 1.0), ("adam", 0.99, 0.0, 0.1)],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_source_that_fell_comes_back(optimizer, beta2, least, most, seed):
+    """Clearly harmful for 20 steps, then useful at a third of that size for 100: Adam's gradient
+    has the factor α_k, and its scale remembers the time when that was large."""
+    mixture = Mixture(
+        ["late", "b", "c"], MixtureConfig(optimizer=optimizer, lr=0.1, adam_beta2=beta2)
+    )
+    generator, lowest = np.random.default_rng(seed), 1.0
+    for step in range(120):
+        late = 1.0 if step < 20 else -0.3
+        mixture.update(np.array([late, 0.0, 0.0]) + 0.3 * generator.normal(size=3))
+        lowest = min(lowest, mixture.weights[0])
+    assert lowest < 0.03
+    assert least < mixture.weights[0] < most

@@ -79,6 +79,8 @@ def outer_event() -> OuterStep:
         products_standard_error=each,
         noise_to_signal=None,
         hypergradient=each,
+        advantage={"a": 0.5, "b": math.nan},
+        advantage_standard_error=each,
         probe_samples=each,
         lr=0.1,
         target_products=None,
@@ -109,6 +111,8 @@ def test_tensorboard_gets_megatrons_tags(tmp_path):
     assert megatron | {f"{tag} vs samples" for tag in megatron} <= tags
     assert {"fastmix/weight/a", "fastmix/source loss/a", "fastmix/target loss/t"} <= tags
     assert "fastmix/source loss/b" not in tags
+    assert "fastmix/advantage/a" in tags
+    assert "fastmix/advantage/b" not in tags
     assert [(e.step, e.value) for e in found.Scalars("lm loss")] == [(1, 4.0), (2, 4.0), (3, 9.0)]
 
 
@@ -165,6 +169,8 @@ def test_the_reporter_feeds_metrics_and_trackers(config_file, search_values, tmp
         target_products=None,
         noise_to_signal=None,
         gradient=np.zeros(3),
+        advantage=np.array([0.5, -0.5, np.nan]),
+        advantage_standard_error=np.full(3, 0.1),
         lr=0.1,
         seconds=0.0,
     )
@@ -177,6 +183,8 @@ def test_the_reporter_feeds_metrics_and_trackers(config_file, search_values, tmp
     assert run["sources"] == config.source_names
     assert (inner["tokens"], inner["data_seconds"]) == (320, 0.25)
     assert outer["target_loss"] == {"target": 5.0}
+    assert list(outer["advantage"].values()) == [0.5, -0.5, None]
+    assert list(outer["advantage_standard_error"].values()) == [0.1] * 3
     assert end["training_flops"] == 1e9
     assert json.dumps(run["config"])
     found = events.EventAccumulator(str(tmp_path / "events"))

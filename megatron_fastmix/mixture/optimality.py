@@ -1,0 +1,181 @@
+"""First-order optimality: whether a search is done, told from the advantages of its sources.
+
+With the gain p_k = ⟨v, ∇L_k⟩ of each source (less the regularizer's pull), the advantage of source
+k is A_k = p_k − Σ_i α_i p_i. At an optimum A_k = 0 for every source inside its bounds, A_k ≤ 0 for
+one at its lower bound and A_k ≥ 0 for one at its upper. Pure NumPy; T outer steps, K sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+CLEAR = 3.0
+"""Standard errors from 0 beyond which an advantage, or a trend of a weight, counts."""
+FEWEST_OUTER_STEPS = 40
+"""Below so many outer steps a search is too short to be judged."""
+FLAT = 0.02
+"""A weight that changes by less between the halves of the averaged part is at rest."""
+_LEAST_BATCHES = 5
+
+Status = Literal["settled", "too_short", "moving", "not_optimal"]
+
+
+def advantages(
+    gains: np.ndarray, errors: np.ndarray, weights: np.ndarray, seen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A_k and its standard error in one outer step, (K,) each; NaN for sources that are not seen.
+
+    Args:
+        gains: p_k, shape (K,).
+        errors: their standard errors, independent between sources, (K,); NaN where unknown, which
+            leaves all unknown.
+        weights: α, shape (K,).
+        seen: bool, shape (K,).
+    """
+    alpha = np.where(seen, weights, 0.0)
+    if alpha.sum() == 0:
+        return np.full(len(weights), np.nan), np.full(len(weights), np.nan)
+    alpha = alpha / alpha.sum()
+    value = gains - alpha @ np.where(seen, gains, 0.0)
+    squares = np.where(seen, errors, 0.0) ** 2
+    # p_k itself has the factor 1 − α_k, every other one α_i.
+    variance = (1 - 2 * alpha) * squares + (alpha**2 * squares).sum()
+    return np.where(seen, value, np.nan), np.where(seen, np.sqrt(variance), np.nan)
+
+
+def series_mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of a series over its first axis and the standard error of it, without NaN entries.
+
+    By batch means (Conway, 1963): neighbours in the series are correlated, means of runs of them
+    less so. The largest error over runs of 1, 2, 4, ... with at least 5 runs is taken.
+    Returns NaN where fewer than 5 entries are known. Shapes (T, ...) to (...).
+    """
+    if not len(values):
+        return np.full(values.shape[1:], np.nan), np.full(values.shape[1:], np.nan)
+    flat = values.reshape(len(values), -1)
+    found = np.array([_series_mean(column) for column in flat.T]).reshape(-1, 2)
+    shape = values.shape[1:]
+    return found[:, 0].reshape(shape), found[:, 1].reshape(shape)
+
+
+def _series_mean(column: np.ndarray) -> tuple[float, float]:
+    known = column[np.isfinite(column)]
+    if len(known) < _LEAST_BATCHES:
+        return float("nan"), float("nan")
+    errors, length = [], 1
+    while len(known) // length >= _LEAST_BATCHES:
+        count = len(known) // length
+        means = known[len(known) - count * length :].reshape(count, length).mean(axis=1)
+        errors.append(means.std(ddof=1) / np.sqrt(count))
+        length *= 2
+    return float(known.mean()), float(max(errors))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimality:
+    """What the averaged part of a search says about its being done."""
+
+    status: Status
+    advantage: tuple[float, ...]
+    """Mean A_k, (K,); NaN where it is not known."""
+    standard_error: tuple[float, ...]
+    """Of that mean, (K,)."""
+    text: str
+    """One or two sentences for users: the verdict, the source and the remedy."""
+
+
+def judge_optimality(
+    names: Sequence[str],
+    advantage: np.ndarray,
+    weights: np.ndarray,
+    *,
+    outer_steps: int,
+    lower: Sequence[float],
+    upper: Sequence[float],
+) -> Optimality:
+    """The verdict on the averaged part of a search.
+
+    Args:
+        advantage: A_k of each outer step of that part, (T, K).
+        weights: α before each of these steps, (T, K).
+        outer_steps: of the whole search.
+        lower, upper: bounds of α, (K,).
+    """
+    mean, error = series_mean(advantage)
+
+    def found(status: Status, text: str) -> Optimality:
+        return Optimality(
+            status=status,
+            advantage=tuple(mean.tolist()),
+            standard_error=tuple(error.tolist()),
+            text=text,
+        )
+
+    if outer_steps < FEWEST_OUTER_STEPS:
+        return found(
+            "too_short",
+            f"Too short to tell: {outer_steps} outer steps, and {FEWEST_OUTER_STEPS} are the "
+            "least; raise training.train_iters or lower mixture.inner_steps.",
+        )
+    judged, sure = _among_the_free(advantage, weights, np.asarray(lower), np.asarray(upper))
+    if np.isnan(judged).all():
+        return found("too_short", "Too short to tell: no advantages of this search are known.")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(judged == 0, 0.0, np.nan_to_num(judged / sure))
+    worst = int(np.argmax(np.abs(ratios)))
+    if abs(ratios[worst]) > CLEAR:
+        more = "gain" if ratios[worst] > 0 else "lose"
+        return found(
+            "not_optimal",
+            f"Not at an optimum: {names[worst]} should {more} weight, its advantage is "
+            f"{judged[worst]:+.2g} ± {sure[worst]:.2g} ({ratios[worst]:+.1f} standard errors); "
+            "search longer (training.train_iters) or with a larger mixture.lr.",
+        )
+    moved, doubt = _trend(weights)
+    largest = int(np.argmax(np.where(np.abs(moved) > CLEAR * doubt, np.abs(moved), 0.0)))
+    if abs(moved[largest]) >= FLAT and abs(moved[largest]) > CLEAR * doubt[largest]:
+        return found(
+            "moving",
+            f"Still moving: {names[largest]} changed by {moved[largest]:+.3f} between the halves "
+            "of the averaged part; search longer (training.train_iters).",
+        )
+    return found(
+        "settled",
+        f"Settled: no source inside its bounds has an advantage beyond {CLEAR:g} standard errors, "
+        "and no weight has a trend.",
+    )
+
+
+def _among_the_free(
+    advantage: np.ndarray, weights: np.ndarray, lower: np.ndarray, upper: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean advantage over the sources inside their bounds and its standard error, (K,) each; 0 for
+    a source at a bound that holds it.
+
+    Against the mean over all, the many that are held at 0 would lend the others an advantage.
+    """
+    share = weights.mean(axis=0)
+    near = min(0.01, 0.1 / len(share))
+    at_lower, at_upper = share < lower + near, share > upper - near
+    free = ~(at_lower | at_upper)
+    if not free.any():
+        free = at_upper if at_upper.any() else ~free
+    alpha = np.where(free & np.isfinite(advantage), weights, 0.0)
+    total = alpha.sum(axis=1, keepdims=True)
+    base = (alpha * np.nan_to_num(advantage)).sum(axis=1, keepdims=True)
+    mean, error = series_mean(advantage - base / np.where(total > 0, total, np.nan))
+    held = (at_lower & (mean < 0)) | (at_upper & (mean > 0))
+    # What is left of a source that is free alone.
+    held |= np.abs(mean) < 1e-9 * np.nanmax(np.abs(advantage), initial=0.0)
+    return np.where(held, 0.0, mean), error
+
+
+def _trend(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Change of each weight between the halves, and its standard error, (K,) each."""
+    half = len(weights) // 2
+    (before, one), (after, other) = series_mean(weights[:half]), series_mean(weights[half:])
+    return after - before, np.sqrt(one**2 + other**2)
