@@ -121,7 +121,13 @@ def small_search(corpora: Path, folder: Path) -> dict:
             "min_lr": 3e-4,
             "lr_warmup_iters": 2,
         },
-        "mixture": {"inner_steps": 2},
+        "mixture": {
+            "inner_steps": 2,
+            "weighting": "loss",
+            "optimizer": "adam",
+            "lr": 0.1,
+            "adam_beta2": 0.99,
+        },
         "hypergradient": {"target_samples": 10, "probe_samples_per_source": 5},
         "output": {"save_interval": 3},
     }

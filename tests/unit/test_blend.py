@@ -19,7 +19,7 @@ from tests.conftest import SEQ_LENGTH, SOURCES
 
 @pytest.fixture
 def mixture():
-    return Mixture(list(SOURCES), MixtureConfig())
+    return Mixture(list(SOURCES), MixtureConfig(weighting="loss"))
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +136,7 @@ def test_a_sample_past_the_end_is_refused(corpora, mixture):
 
 def test_a_mixture_of_other_sources_is_refused(corpora):
     with (
-        blend.install(Mixture(["a", "b"], MixtureConfig())),
+        blend.install(Mixture(["a", "b"], MixtureConfig(weighting="loss"))),
         pytest.raises(DataError, match=r"3 datasets, the mixture 2 sources \(a, b\)"),
     ):
         build(corpora)
