@@ -59,6 +59,7 @@ setup(
             "corpus/_segments.pyi",
             "report/page.css",
             "report/page.js",
+            "report/templates/*.html",
         ]
     },
     ext_modules=[
@@ -81,6 +82,7 @@ setup(
         "pyyaml>=6",
         "tqdm>=4.66",
         "matplotlib>=3.8",
+        "jinja2>=3.1",
     ],
     extras_require={
         "baselines": BASELINES,

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the lint, the type check and the tests, in .venv, which it makes if need be.
-#   bash tests/run.sh            everything; as root it also installs what tests/multinode needs
+#   bash tests/run.sh            everything; as root it also installs what tests/multinode and
+#                              the report's page need
 #   bash tests/run.sh quick      lint, types and the tests of seconds (under 3 minutes)
 #   bash tests/run.sh [quick] ARGS...   further arguments go to pytest
 # Where there is another .venv-*, such as one that bash tests/second_python.sh has made, all but
@@ -15,8 +16,9 @@ if [ "${1:-}" = quick ]; then
   shift
   select=(-m "not slow")
 elif [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
-  # For tests/multinode, which is skipped with a reason where these are missing.
-  packages=(openssh-server openssh-client pdsh openmpi-bin iproute2)
+  # For tests/multinode and the page in a browser, which are skipped with a reason where these are
+  # missing.
+  packages=(openssh-server openssh-client pdsh openmpi-bin iproute2 chromium)
   if ! dpkg -s "${packages[@]}" &> /dev/null; then
     { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
       "${packages[@]}"; } > /dev/null 2>&1 || echo "some of ${packages[*]} cannot be installed here"

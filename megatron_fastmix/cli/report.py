@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.export.blend_weights import read_blend_weights
+from megatron_fastmix.export.paths import read_path_map
+from megatron_fastmix.report.run_record import RunRecord
 from megatron_fastmix.report.write import read_runs, write_report
 from megatron_fastmix.run.folder import RunFolder
 
@@ -25,6 +29,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         metavar="DIR",
         help="folder of report.html and the pictures (default: `report` in the first RUN)",
+    )
+    parser.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="BLEND",
+        help="a blend to compare the learned mixture with, such as the one in use (what "
+        "`megatron-fastmix import` reads); may be repeated",
+    )
+    parser.add_argument(
+        "--path-map",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="in the commands of the page, what stands for paths that begin with OLD where the "
+        "training runs; may be repeated",
     )
     parser.add_argument("--no-png", action="store_true", help="write the page alone")
     parser.add_argument(
@@ -46,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.output) if args.output else (first.parent if first.is_file() else first)
     folder = folder if args.output else RunFolder(folder).report
     pictures = not args.no_png
+    path_map = read_path_map(args.path_map)
     while True:
         try:
             runs = read_runs(args.runs)
@@ -59,7 +80,14 @@ def run(args: argparse.Namespace) -> int:
         ended = all(run.ended for run in runs)
         live = args.watch if args.watch and not ended else None
         try:
-            page = write_report(runs, folder, pictures=pictures, reload_seconds=live)
+            page = write_report(
+                runs,
+                folder,
+                pictures=pictures,
+                reload_seconds=live,
+                against=_read_blends(args.against, runs),
+                path_map=path_map,
+            )
         except OSError as error:
             raise ConfigError(f"--output: cannot write {folder}: {error.strerror}") from None
         if live is None:
@@ -67,3 +95,11 @@ def run(args: argparse.Namespace) -> int:
             return 0
         print(f"wrote {page}, at step {runs[0].step}", file=sys.stderr)
         time.sleep(live)
+
+
+def _read_blends(paths: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, dict[str, float]]:
+    """By file the weights of the blends; none before the searches have a result."""
+    mixture = runs[0].mixture
+    if mixture is None:
+        return {}
+    return {path: read_blend_weights(path, mixture) for path in paths}

@@ -8,10 +8,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
-
-import numpy as np
 
 from megatron_fastmix.report.alignment import (
     ALIGNMENT_PART,
@@ -19,38 +17,13 @@ from megatron_fastmix.report.alignment import (
     smooth,
     smooth_advantage,
 )
+from megatron_fastmix.report.chart import Chart, Series
 from megatron_fastmix.report.palette import MOST_LINES
 from megatron_fastmix.report.run_record import Points, RunRecord
+from megatron_fastmix.report.scale import share_axis
 
 MOST_POINTS = 240
 """Points of a line; a longer one is averaged in buckets."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """One line."""
-
-    name: str
-    points: Points
-    band: list[tuple[int, float, float]] = field(default_factory=list)
-    """(optimizer step, lower, upper)"""
-    colour: int | None = None
-    """Place in the palette; None for a line in the background, thin and grey."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """Lines over the optimizer steps of the proxy."""
-
-    key: str
-    """File name of the picture, without its suffix."""
-    title: str
-    unit: str
-    series: list[Series]
-    note: str = ""
-    from_zero: bool = False
-    line: float | None = None
-    """A value to compare with, drawn across."""
 
 
 def thin(points: Points) -> Points:
@@ -62,22 +35,6 @@ def thin(points: Points) -> Points:
         (bucket[-1][0], statistics.fmean(value for _, value in bucket))
         for bucket in (points[i : i + size] for i in range(0, len(points), size))
     ]
-
-
-def weight_band(run: RunRecord, name: str) -> list[tuple[int, float, float]]:
-    """What the learned weight and its spread would have been, had the run ended at each step.
-
-    (optimizer step, mean − standard deviation, mean + standard deviation) of the averaged part.
-    """
-    weights = np.array([line["weights"][name] for line in run.outer])
-    band = []
-    # Few ends need few sums: the bucket ends suffice.
-    ends = thin([(i, float(i)) for i in range(1, len(weights) + 1)])
-    for end, _ in ends:
-        tail = weights[end - max(1, round(run.averaging_fraction * end)) : end]
-        mean, spread = float(tail.mean()), float(tail.std())
-        band.append((run.outer[end - 1]["step"], max(0.0, mean - spread), min(1.0, mean + spread)))
-    return band
 
 
 def build_charts(runs: Sequence[RunRecord], order: Sequence[str]) -> dict[str, list[Chart]]:
@@ -92,9 +49,7 @@ def build_charts(runs: Sequence[RunRecord], order: Sequence[str]) -> dict[str, l
             "Weights",
             "share of tokens in the loss",
             lambda run, name: [(0, run.initial[name]), *run.by_name("outer", "weights", name)],
-            bands=True,
-            note="The band is the mean and standard deviation of the part of the run that the "
-            "learned weight averages, as it would be if the run ended there.",
+            note="The learned weight is the mean over the shaded part.",
             from_zero=True,
         ),
         "Alignment of each source with the target": _alignment(runs, order, targets),
@@ -128,11 +83,21 @@ def build_charts(runs: Sequence[RunRecord], order: Sequence[str]) -> dict[str, l
             lambda run: run.figure("inner", "tokens_per_second"),
         ),
     }
+    tail = _averaged_steps(runs)
     return {
-        title: charts
+        title: [replace(chart, tail=tail) for chart in charts]
         for title, found in sections.items()
         if (charts := [c for c in found if any(s.points for s in c.series)])
     }
+
+
+def _averaged_steps(runs: Sequence[RunRecord]) -> tuple[int, int] | None:
+    """First and last step of the averaged part; None where the runs differ in it."""
+    found = {
+        (run.outer[-len(run.tail)]["step"], run.outer[-1]["step"]) if run.outer else None
+        for run in runs
+    }
+    return found.pop() if len(found) == 1 else None
 
 
 def _alignment(
@@ -223,7 +188,7 @@ def _per_name(
     line: float | None = None,
 ) -> list[Chart]:
     def series(run: RunRecord, name: str, label: str, colour: int | None) -> Series:
-        band = _band(run, name, key) if bands and colour is not None else []
+        band = _band(run, name) if bands and colour is not None else []
         return Series(name=label, points=thin(values(run, name)), band=band, colour=colour)
 
     def place(i: int) -> int | None:
@@ -242,7 +207,7 @@ def _per_name(
                 line=line,
             )
         ]
-    return [
+    charts = [
         Chart(
             key=f"{key}_{name}",
             title=f"{title}: {name}",
@@ -258,11 +223,10 @@ def _per_name(
         )
         for k, name in enumerate(names)
     ]
+    return share_axis(charts)
 
 
-def _band(run: RunRecord, name: str, key: str) -> list[tuple[int, float, float]]:
-    if key == "weights":
-        return weight_band(run, name)
+def _band(run: RunRecord, name: str) -> list[tuple[int, float, float]]:
     # The standard error of a mean of independent estimates.
     squares = [(s, e * e) for s, e in run.by_name("outer", "products_standard_error", name)]
     width = max(1, len(run.outer) // ALIGNMENT_PART)

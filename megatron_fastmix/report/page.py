@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
 
 import yaml
+from markupsafe import Markup
 
 from megatron_fastmix.report import palette
-from megatron_fastmix.report.answer import answer
-from megatron_fastmix.report.charts import Chart
+from megatron_fastmix.report.chart import Chart
 from megatron_fastmix.report.configuration import differences
-from megatron_fastmix.report.durations import duration
+from megatron_fastmix.report.first_screen import (
+    cost_facts,
+    first_screen,
+    level_text,
+    setting_facts,
+    target_losses,
+)
+from megatron_fastmix.report.number_texts import decimals
 from megatron_fastmix.report.run_record import RunRecord
 from megatron_fastmix.report.svg import draw
+from megatron_fastmix.report.templating import render
 from megatron_fastmix.report.verdict import Verdict
 
 PARTS = {
@@ -26,12 +34,26 @@ PARTS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page below the first screen."""
+
+    heading: str
+    notes: list[str] = field(default_factory=list)
+    charts: list[Markup] = field(default_factory=list)
+    times: list[tuple[str, dict[str, float], float]] | None = None
+    """By run: shares of its time by part, and seconds in all."""
+    configurations: list[tuple[str, str]] | None = None
+
+
 def render_page(
     runs: Sequence[RunRecord],
     verdict: Verdict | None,
     sections: dict[str, list[Chart]],
     *,
     reload_seconds: int | None = None,
+    against: Mapping[str, Mapping[str, float]] | None = None,
+    path_map: Mapping[str, str] | None = None,
 ) -> str:
     """The whole page.
 
@@ -39,41 +61,47 @@ def render_page(
         verdict: that on the runs taken together; None where they are different searches.
         sections: charts by heading.
         reload_seconds: the page loads itself again after this long; None for a finished run.
+        against: further mixtures that the result is compared with, weights by source, by name.
+        path_map: beginnings of paths in the commands, and what stands for them elsewhere.
     """
     title = f"Mixture of {runs[0].name}" if len(runs) == 1 else f"Mixtures of {len(runs)} runs"
-    refresh = f'<meta http-equiv="refresh" content="{reload_seconds}">' if reload_seconds else ""
-    bodies = {heading: _charts(charts) for heading, charts in sections.items()}
-    bodies["Where the time went"] = _time_split(runs)
-    bodies["Configuration"] = _configuration(runs)
-    links = "".join(f'<a href="#s{i}">{escape(heading)}</a>' for i, heading in enumerate(bodies))
-    parts = "".join(
-        f'<section id="s{i}"><h2>{escape(heading)}</h2>{body}</section>'
-        for i, (heading, body) in enumerate(bodies.items())
-    )
     assets = files("megatron_fastmix.report")
     style = palette.css() + (assets / "page.css").read_text(encoding="utf-8")
     script = (assets / "page.js").read_text(encoding="utf-8")
-    written = time.strftime("%Y-%m-%d %H:%M:%S")
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-{refresh}<link rel="icon" href="data:,"><title>{escape(title)}</title>
-<style>{style}</style></head>
-<body><header><h1>{escape(title)}</h1>
-<p class="status">{escape(" · ".join(_status(runs)))}</p></header>
-<main>{answer(runs, verdict)}
-<nav aria-label="Sections">{links}</nav>
-{parts}</main>
-<footer>Written {written} from mixture.json and metrics.jsonl by megatron_fastmix.</footer>
-<script>{script}</script></body></html>
-"""
+    values = {
+        "title": title,
+        "reload_seconds": reload_seconds,
+        "style": Markup(style),
+        "script": Markup(script),
+        "status": _status(runs),
+        "verdict": verdict,
+        "targets": target_losses(runs),
+        "sections": [*map(_section, sections.items()), _time_split(runs), _configuration(runs)],
+        "parts": PARTS,
+        "written": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "runs": runs,
+    }
+    if verdict is None:
+        return render("page.html", **values, **_side_by_side(runs))
+    found = verdict.mixture
+    screen = None
+    if found is not None:
+        screen = first_screen(runs, found, against=against or {}, path_map=path_map or {})
+    return render(
+        "page.html",
+        **values,
+        screen=screen,
+        level_text=level_text(verdict),
+        cost=cost_facts(runs),
+        setting=setting_facts(runs),
+    )
 
 
-def _charts(charts: Sequence[Chart]) -> str:
+def _section(item: tuple[str, list[Chart]]) -> Section:
     """The charts of a section under their notes, so that charts side by side are level."""
+    heading, charts = item
     notes = dict.fromkeys(chart.note for chart in charts if chart.note)
-    texts = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
-    return f'{texts}<div class="charts">{"".join(map(draw, charts))}</div>'
+    return Section(heading=heading, notes=list(notes), charts=[draw(chart) for chart in charts])
 
 
 def _status(runs: Sequence[RunRecord]) -> list[str]:
@@ -86,60 +114,48 @@ def _status(runs: Sequence[RunRecord]) -> list[str]:
     return texts
 
 
-def _time_split(runs: Sequence[RunRecord]) -> str:
+def _side_by_side(runs: Sequence[RunRecord]) -> dict[str, object]:
+    """Weights, costs and configurations of different searches."""
+    found = [{s.name: s for s in run.mixture.sources} if run.mixture else {} for run in runs]
+    names = list(dict.fromkeys(name for run in runs for name in run.sources))
+    names.sort(key=lambda name: -max(by[name].weight if name in by else 0.0 for by in found))
+    places = decimals(source.weight_std for by in found for source in by.values())
     rows = []
+    for name in names:
+        weights = [by[name].weight if name in by else None for by in found]
+        cells = ["–" if weight is None else f"{weight:.{places}f}" for weight in weights]
+        first, last = weights[0], weights[-1]
+        change = "–" if first is None or last is None else f"{last - first:+.{places}f}"
+        rows.append((name, cells, change))
+    each = [cost_facts([run]) for run in runs]
+    keys = dict.fromkeys(key for facts in each for key in facts)
+    return {
+        "rows": rows,
+        "costs": {key: [facts.get(key, "–") for facts in each] for key in keys},
+        "differing": differences(runs),
+    }
+
+
+def _time_split(runs: Sequence[RunRecord]) -> Section:
+    times = []
     for run in runs:
         total = sum(run.seconds.values())
-        if not total:
-            continue
-        bar = "".join(
-            f'<span style="width:{run.seconds[part] / total:.2%};background:var(--c{i})"></span>'
-            for i, part in enumerate(PARTS)
-            if part in run.seconds
-        )
-        cells = "".join(
-            f"<td>{run.seconds.get(part, 0) / total:.1%}</td>"
-            if part in run.seconds
-            else "<td>–</td>"
-            for part in PARTS
-        )
-        rows.append(
-            f'<tr><th scope="row">{escape(run.name)}<div class="split" aria-hidden="true">{bar}'
-            f"</div></th>{cells}<td>{duration(total)}</td></tr>"
-        )
-    if not rows:
-        return "<p>The metrics hold no times.</p>"
-    head = "".join(
-        f'<th scope="col"><span style="color:var(--c{i})">■</span> {text}</th>'
-        for i, text in enumerate(PARTS.values())
-    )
-    return (
-        '<div class="panel scroll" tabindex="0"><table class="times"><thead><tr>'
-        f'<th scope="col">run</th>{head}<th scope="col">all</th></tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+        if total:
+            shares = {part: run.seconds[part] / total for part in PARTS if part in run.seconds}
+            times.append((run.name, shares, total))
+    return Section(heading="Where the time went", times=times)
 
 
-def _configuration(runs: Sequence[RunRecord]) -> str:
-    texts = []
-    differing = differences(runs)
-    if differing:
-        head = "".join(f'<th scope="col">{escape(run.name)}</th>' for run in runs)
-        rows = "".join(
-            f'<tr><th scope="row">{escape(key)}</th>'
-            + "".join(f"<td>{escape(str(value))}</td>" for value in values)
-            + "</tr>"
-            for key, values in differing.items()
-        )
-        texts.append(
-            '<h3>What differs</h3><div class="scroll" tabindex="0"><table><thead><tr>'
-            f'<th scope="col">key</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-        )
-    for run in runs:
-        dumped = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
-        shown = escape(dumped) if run.config else "The metrics hold no configuration."
-        texts.append(
-            f"<details><summary>Resolved configuration of {escape(run.name)}</summary>"
-            f'<pre tabindex="0">{shown}</pre></details>'
-        )
-    return f'<div class="panel">{"".join(texts)}</div>'
+def _configuration(runs: Sequence[RunRecord]) -> Section:
+    return Section(
+        heading="Configuration",
+        configurations=[
+            (
+                run.name,
+                yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
+                if run.config
+                else "The metrics hold no configuration.",
+            )
+            for run in runs
+        ],
+    )

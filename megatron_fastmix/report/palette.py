@@ -40,6 +40,7 @@ def css() -> str:
     """The style sheet's part about lines: their colours in both themes, and their dashes."""
     rules = [_variables(":root", COLOURS)]
     rules.append(f"@media (prefers-color-scheme: dark) {{ {_variables(':root', DARK_COLOURS)} }}")
+    rules.append(f"@media print {{ {_variables(':root', COLOURS)} }}")
     for i in range(len(COLOURS)):
         rules.append(f"svg .c{i} {{ stroke: var(--c{i}); }}")
         rules.append(f"svg .band.c{i} {{ fill: var(--c{i}); stroke: none; }}")

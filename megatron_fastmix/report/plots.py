@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from megatron_fastmix.errors import DataError
-from megatron_fastmix.report.charts import Chart
+from megatron_fastmix.report.chart import Chart
 from megatron_fastmix.report.drawing import FAINT, TEXT, new_figure, plain, styled, write_png
 from megatron_fastmix.report.palette import REST, line_style
-from megatron_fastmix.report.svg import y_range
+from megatron_fastmix.report.scale import spread_out, y_range
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.run.metrics import read_metrics
 
@@ -120,33 +119,14 @@ def _label_ends(
         )
 
 
-def spread_out(positions: Sequence[float], gap: float) -> list[float]:
-    """Moves `positions` so that neighbours are `gap` apart or more, all within [0, 1].
-
-    Where they cannot all fit, the gap shrinks to what does.
-    """
-    if len(positions) > 1:
-        gap = min(gap, 1 / (len(positions) - 1))
-    order = sorted(range(len(positions)), key=lambda i: positions[i])
-    placed = list(positions)
-    # Upwards so that nobody overlaps, then down from the top where that ran past it.
-    floor = 0.0
-    for i in order:
-        placed[i] = max(placed[i], floor)
-        floor = placed[i] + gap
-    ceiling = 1.0
-    for i in reversed(order):
-        placed[i] = min(placed[i], ceiling)
-        ceiling = placed[i] - gap
-    return placed
-
-
 def plot_chart(chart: Chart, folder: str | Path) -> Path:
     """Draws `chart` to FOLDER/KEY.png, where characters that file names lack become `_`."""
     path = Path(folder) / f"{re.sub(r'[^0-9A-Za-z_.-]', '_', chart.key)}.png"
     figure = new_figure(9, 4.6)
     axes = figure.add_subplot()
     shown = [series for series in chart.series if series.points]
+    if chart.tail is not None:
+        axes.axvspan(*chart.tail, color="black", alpha=0.06, linewidth=0)
     handles: list[Line2D] = []
     for series in reversed(shown):
         rest = series.colour is None

@@ -43,6 +43,10 @@ class RunRecord:
     config: dict[str, Any]
     """The resolved configuration; empty where it was not logged."""
     seed: int | None
+    began: float | None
+    """When its first line was written, in seconds since the epoch."""
+    parameters: int | None
+    """Of the proxy; None where they were not logged."""
     initial: dict[str, float]
     """Weights before the first outer step."""
     mixture: LearnedMixture | None
@@ -182,6 +186,8 @@ def read_run(path: str | Path, name: str | None = None) -> RunRecord:
         targets=_targets(start, outer),
         config=config,
         seed=config.get("seed", start.get("seed")),
+        began=start.get("time"),
+        parameters=start.get("parameters"),
         initial=initial,
         mixture=_result(path, sources),
         training_flops=next(

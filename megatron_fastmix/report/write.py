@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megatron_fastmix.atomic_file import write_atomically
-from megatron_fastmix.report.charts import Chart, build_charts
+from megatron_fastmix.report.chart import Chart
+from megatron_fastmix.report.charts import build_charts
 from megatron_fastmix.report.page import render_page
 from megatron_fastmix.report.run_record import RunRecord, find_runs, read_run
 from megatron_fastmix.report.verdict import Verdict, are_repeats, judge
@@ -28,15 +29,26 @@ def write_report(
     *,
     pictures: bool = True,
     reload_seconds: int | None = None,
+    against: Mapping[str, Mapping[str, float]] | None = None,
+    path_map: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes report.html, and a PNG for each chart, into `folder`; returns the page's path.
 
     Runs that differ in nothing but the seed are averaged; others are shown side by side.
+    `against` and `path_map`: see `render_page`.
     """
     verdict: Verdict | None = judge(runs) if are_repeats(runs) else None
     sections = build_charts(runs, _heaviest_first(runs))
     page = Path(folder) / PAGE_NAME
-    write_atomically(page, render_page(runs, verdict, sections, reload_seconds=reload_seconds))
+    text = render_page(
+        runs,
+        verdict,
+        sections,
+        reload_seconds=reload_seconds,
+        against=against,
+        path_map=path_map,
+    )
+    write_atomically(page, text)
     if pictures:
         _write_pictures([chart for charts in sections.values() for chart in charts], folder)
     return page

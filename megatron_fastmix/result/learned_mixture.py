@@ -177,6 +177,37 @@ class LearnedMixture:
         """`shares` as decimal texts whose sum is exactly 1; see `round_weights`."""
         return round_weights(self.shares(unit), decimals)
 
+    def weights_of(self, unit: Unit, shares: Mapping[str, float]) -> dict[str, float]:
+        """Shares of loss tokens that drawing `unit` by `shares`, which sum to 1, gives: the way
+        back from `shares`."""
+        scaled = {
+            name: shares[name] * float(size.loss_tokens / size.count(unit, self.seq_length))
+            for name, size in self.sizes.items()
+        }
+        total = math.fsum(scaled.values())
+        return {name: value / total for name, value in scaled.items()}
+
+    @property
+    def uniform(self) -> dict[str, float]:
+        """The same share of loss tokens for each source."""
+        return dict.fromkeys(self.weights, 1 / len(self.sources))
+
+    @property
+    def proportional(self) -> dict[str, float]:
+        """Shares by size: every source is read equally often."""
+        total = sum(size.loss_tokens for size in self.sizes.values())
+        return {name: size.loss_tokens / total for name, size in self.sizes.items()}
+
+    @property
+    def initial(self) -> dict[str, float]:
+        """The weights at the start by source."""
+        return {source.name: source.initial_weight for source in self.sources}
+
+    def group_weights(self, groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
+        """The sum of the weights of each group's sources."""
+        weights = self.weights
+        return {group: math.fsum(weights[n] for n in names) for group, names in groups.items()}
+
     def target_shares(self, unit: Unit) -> dict[str, float]:
         """By target the share of `unit` that gives ω as the share of loss tokens; ω where sizes
         are not known."""

@@ -76,6 +76,11 @@ class RunFolder:
         """The report."""
         return self.report / PAGE_NAME
 
+    @property
+    def comparisons(self) -> list[Path]:
+        """Rows of target models that were trained on its mixture and on others, where there are."""
+        return sorted(self.path.glob("*/rows.jsonl"))
+
     def checkpoint(self, step: int) -> Path:
         """The checkpoint after `step` optimizer steps."""
         return self.checkpoints / f"step-{step:08d}"

@@ -117,5 +117,6 @@ def test_lines_from_the_ninth_on_are_dashed():
     assert all(dashes for _, dashes in styles[8:])
     assert [css_class(place) for place in (0, 8, 17, None)] == ["c0", "c0 d1", "c1 d2", "rest"]
     sheet = css()
-    assert all(sheet.count(colour) == 1 for colour in (*COLOURS, *DARK_COLOURS))
+    assert all(sheet.count(colour) == 2 for colour in COLOURS)  # on white, and on paper
+    assert all(sheet.count(colour) == 1 for colour in DARK_COLOURS)
     assert all(f".line.d{i} {{ stroke-dasharray" in sheet for i in range(1, len(DASHES)))

@@ -1,0 +1,58 @@
+"""Paths of datasets as another machine has them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.result.learned_mixture import LearnedMixture
+
+
+def read_path_map(texts: Sequence[str]) -> dict[str, str]:
+    """From `OLD=NEW` texts. Raises `ConfigError`."""
+    found: dict[str, str] = {}
+    for text in texts:
+        old, separator, new = text.partition("=")
+        if not separator or not old or not new:
+            raise ConfigError(f"--path-map {text}: expected OLD=NEW, such as /local/data=/lustre/d")
+        if old in found:
+            raise ConfigError(f"--path-map {text}: {old} is given twice")
+        found[old] = new
+    return found
+
+
+def map_path(path: str, path_map: Mapping[str, str]) -> str:
+    """`path` made absolute, its longest beginning among the keys replaced by that key's value.
+
+    Whole parts of the path are compared: /data does not begin /data2/x. A relative key is taken
+    from the working directory, as the path is.
+    """
+    absolute = os.path.abspath(path)
+    for old in sorted(path_map, key=len, reverse=True):
+        start = os.path.abspath(old)
+        if absolute == start or absolute.startswith(start.rstrip("/") + "/"):
+            return path_map[old].rstrip("/") + absolute[len(start.rstrip("/")) :]
+    return absolute
+
+
+def mapped(mixture: LearnedMixture, path_map: Mapping[str, str]) -> LearnedMixture:
+    """The mixture with absolute, mapped paths of sources and targets."""
+    return dataclasses.replace(
+        mixture,
+        sources=tuple(
+            dataclasses.replace(
+                source,
+                shards=tuple(
+                    dataclasses.replace(shard, path=map_path(shard.path, path_map))
+                    for shard in source.shards
+                ),
+            )
+            for source in mixture.sources
+        ),
+        targets=tuple(
+            dataclasses.replace(target, path=map_path(target.path, path_map))
+            for target in mixture.targets
+        ),
+    )

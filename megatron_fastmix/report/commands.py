@@ -1,0 +1,75 @@
+"""What to type next, with paths that hold wherever it is typed."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_fastmix.errors import DataError
+from megatron_fastmix.export.blend import make_blend
+from megatron_fastmix.export.megatron import command_line
+from megatron_fastmix.export.paths import mapped
+from megatron_fastmix.report.summary import MANY_EPOCHS
+from megatron_fastmix.result.learned_mixture import LearnedMixture
+from megatron_fastmix.run.folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command, or the flags of one."""
+
+    title: str
+    text: str
+
+
+def next_commands(
+    folder: Path, mixture: LearnedMixture, path_map: Mapping[str, str]
+) -> list[Command]:
+    """Commands for the result in `folder`. Paths are absolute, with the beginnings that are keys of
+    `path_map` replaced by their values, for the machine that trains."""
+    commands = []
+    place = shlex.quote(str(folder.resolve()))
+    if mixture.answer_only:
+        # Megatron-LM's pretraining reads no loss mask, so its flags would train on the questions.
+        commands.append(
+            Command(
+                title="Fine-tune with a tool that reads a loss mask, such as Megatron-Bridge",
+                text=f"megatron-fastmix export {place} --format megatron-bridge-sources",
+            )
+        )
+    else:
+        try:
+            flags = command_line(make_blend(mapped(mixture, path_map))).rstrip()
+            commands.append(Command(title="Train with Megatron", text=flags))
+        except DataError:  # a path that Megatron cannot be told
+            pass
+    commands.append(
+        Command(title="Other tools", text=f"megatron-fastmix export {place} --format list")
+    )
+    if max(mixture.epochs.values()) > MANY_EPOCHS:
+        commands.append(
+            Command(
+                title=f"Capped at {MANY_EPOCHS} epochs",
+                text=f"megatron-fastmix export {place} --max-epochs {MANY_EPOCHS}",
+            )
+        )
+    tests = "NAME=PREFIX"
+    commands.append(
+        Command(
+            title="Measure it on held-out data",
+            text=f"megatron-fastmix compare-mixtures --mixture {place} --test {tests} "
+            f"--only learned,uniform,proportional --output {place}/comparison",
+        )
+    )
+    if not mixture.seeds:
+        config = shlex.quote(str(RunFolder(folder.resolve()).config))
+        runs = shlex.quote(f"{folder.resolve()}-seeds")
+        commands.append(
+            Command(
+                title="See what another seed learns",
+                text=f"megatron-fastmix search --config {config} --seeds 3 --run-dir {runs}",
+            )
+        )
+    return commands

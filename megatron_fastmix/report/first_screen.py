@@ -1,0 +1,364 @@
+"""The report's first screen, without its markup: which mixture, what it gains, how sure it is, what
+it cost, and what to type next."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.export.adjustment import Adjustment, adjust
+from megatron_fastmix.report.commands import Command, next_commands
+from megatron_fastmix.report.durations import duration
+from megatron_fastmix.report.measured_gain import Measurements
+from megatron_fastmix.report.name_groups import name_groups
+from megatron_fastmix.report.number_texts import amount, decimals, share, with_error
+from megatron_fastmix.report.predicted_gain import Gain, Prediction, predict
+from megatron_fastmix.report.run_record import RunRecord
+from megatron_fastmix.report.scale import ticks
+from megatron_fastmix.report.summary import MANY_EPOCHS
+from megatron_fastmix.report.verdict import Verdict
+from megatron_fastmix.result.learned_mixture import LearnedMixture
+from megatron_fastmix.run.folder import RunFolder
+
+LEVELS = {
+    "good": "Sure, as far as one can tell from the run.",
+    "fair": "Usable, with reservations.",
+    "poor": "Not to be relied on yet.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A source of the table."""
+
+    name: str
+    group: str
+    weight: str
+    spread: str
+    capped: str
+    row_share: str
+    start: str
+    train: str
+    size: str
+    epochs: str
+    many: bool
+    """Read more than `MANY_EPOCHS` times."""
+    bar: tuple[float, float, float, float]
+    """Weight, lower and upper end of its spread, and start, in parts of the scale."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GainRow:
+    """The learned mixture against another."""
+
+    over: str
+    predicted: str
+    measured: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstScreen:
+    """What the template shows of one search, or of repeats of it."""
+
+    heading: str
+    lead: str
+    rows: list[Row]
+    scale: list[tuple[str, float]]
+    """Marks of the bars' scale: text, and place in parts of it."""
+    groups: list[tuple[str, int, str]]
+    """Groups of sources by the first word of their names: name, sources, sum of their weights."""
+    notes: list[str]
+    gains: list[GainRow]
+    gain_notes: list[str]
+    commands: list[Command]
+    answer_only: bool
+    tokens_are: str
+    seeds: int
+
+
+def first_screen(
+    runs: Sequence[RunRecord],
+    found: LearnedMixture,
+    *,
+    against: Mapping[str, Mapping[str, float]],
+    path_map: Mapping[str, str],
+) -> FirstScreen:
+    """The result of `runs`, repeats of one search.
+
+    Args:
+        against: further mixtures to compare with, weights by source, by name.
+        path_map: see `next_commands`.
+    """
+    capped = _capped(found)
+    rows, scale = _rows(found, capped)
+    what = "to use" if found.complete else f"so far, at step {found.steps:,}"
+    seeds = f", the average of {len(found.seeds)} seeds" if found.seeds else ""
+    gains, gain_notes = compare_gains(runs, found, against)
+    groups = name_groups(list(found.weights))
+    sums = found.group_weights(groups)
+    return FirstScreen(
+        heading=f"The mixture {what}{seeds}",
+        lead=_lead(found, rows),
+        rows=rows,
+        scale=scale,
+        groups=[
+            (group, len(groups[group]), f"{sums[group]:.3f}")
+            for group in sorted(groups, key=lambda group: -sums[group])
+        ],
+        notes=_notes(found, capped),
+        gains=gains,
+        gain_notes=gain_notes,
+        commands=next_commands(run_folder(runs), found, path_map),
+        answer_only=found.answer_only,
+        tokens_are=found.loss_tokens_are,
+        seeds=len(found.seeds),
+    )
+
+
+def run_folder(runs: Sequence[RunRecord]) -> Path:
+    """The folder whose mixture.json is the result of all `runs`; of different ones the first's."""
+    folder = runs[0].path.parent
+    return folder if len(runs) == 1 else folder.parent
+
+
+def compare_gains(
+    runs: Sequence[RunRecord],
+    found: LearnedMixture,
+    against: Mapping[str, Mapping[str, float]],
+) -> tuple[list[GainRow], list[str]]:
+    """Gains over uniform, proportional, the blend that the search started from and `against`, with
+    what must be known to read them."""
+    others: dict[str, Mapping[str, float]] = {
+        "uniform": found.uniform,
+        "proportional to size": found.proportional,
+    }
+    start = found.initial
+    if any(abs(start[name] - 1 / len(start)) > 1e-6 for name in start):
+        others["the blend at the start"] = start
+    others |= against
+    measurements = Measurements(run_folder(runs))
+    rows, predictions, measured = [], [], []
+    for name, weights in others.items():
+        prediction = predict(runs, found.weights, weights)
+        trained = measurements.gain(found, weights)
+        if prediction is not None or trained is not None:
+            rows.append(
+                GainRow(over=name, predicted=_gain_text(prediction), measured=_gain_text(trained))
+            )
+        predictions += [prediction] if prediction is not None else []
+        measured += [trained] if trained is not None else []
+    return rows, _gain_notes(runs, predictions, measured)
+
+
+def _gain_text(gain: Gain | None) -> str:
+    if gain is None:
+        return "–"
+    unsure = "" if gain.clear or gain.error is None else " (not told from 0)"
+    return with_error(gain.value, gain.error) + unsure
+
+
+def _gain_notes(
+    runs: Sequence[RunRecord], predictions: Sequence[Prediction], measured: Sequence[Gain]
+) -> list[str]:
+    notes = []
+    if predictions:
+        first = predictions[0]
+        over_seeds = first.seeds > 1
+        error = (
+            f"± is the standard error over {first.seeds} seeds"
+            if over_seeds
+            else "± is the standard error of the products, not of another seed"
+        )
+        notes.append(
+            "Predicted to first order from the logged products: by how many nats per token the "
+            f"target loss would be lower after the {first.steps:,} optimizer steps of the averaged "
+            f"part, each taken on this mixture rather than on the other; {error}. The mixture was "
+            "chosen by the same products, so it is on the hopeful side."
+        )
+        config = runs[0].config.get("hypergradient", {})
+        if config.get("preconditioner", "none") == "none":
+            notes.append(
+                "The products are of plain gradients: the proxy's AdamW steps are larger, so read "
+                "signs and ratios, not sizes (hypergradient.preconditioner: adam has the scale)."
+            )
+    if measured:
+        notes.append(
+            "Measured: target models trained on both, nats per token on the test; ± is the "
+            "standard error over their seeds."
+        )
+    elif predictions:
+        notes.append(
+            "Measured appears once a comparison lies in the run folder (compare-mixtures "
+            "--output RUN/comparison)."
+        )
+    return notes
+
+
+def _capped(found: LearnedMixture) -> LearnedMixture | str | None:
+    """The mixture at `MANY_EPOCHS` at most; None where it is there already, and a text where no
+    mixture of the sources is."""
+    if max(found.epochs.values()) <= MANY_EPOCHS:
+        return None
+    try:
+        return adjust(found, Adjustment(fixed={}, groups={}, max_epochs=MANY_EPOCHS)).mixture
+    except ConfigError:
+        return (
+            f"The sources in use have too few tokens for {amount(found.token_budget)} at "
+            f"{MANY_EPOCHS} epochs each: add text, or lower output.token_budget."
+        )
+
+
+def _rows(
+    found: LearnedMixture, capped: LearnedMixture | str | None
+) -> tuple[list[Row], list[tuple[str, float]]]:
+    sources = sorted(found.sources, key=lambda source: -source.weight)
+    errors = {s.name: found.standard_error(s.name) for s in sources}
+    spreads = {s.name: s.weight_std if errors[s.name] is None else errors[s.name] for s in sources}
+    places = decimals(float(spread or 0.0) for spread in spreads.values())
+    top = min(1.0, max(max(s.weight + s.weight_std, s.initial_weight) for s in sources))
+    marks = [mark for mark in ticks(0.0, top, 3) if mark <= top]
+    limited = capped.weights if isinstance(capped, LearnedMixture) else {}
+    row_shares = found.rounded("rows") if found.answer_only else {}
+    owner = {
+        name: group for group, names in name_groups(list(found.weights)).items() for name in names
+    }
+    rows = []
+    for source in sources:
+        weight, spread = source.weight, source.weight_std
+        epochs = found.epochs[source.name]
+        rows.append(
+            Row(
+                name=source.name,
+                group=owner.get(source.name, ""),
+                weight=share(weight, places),
+                spread=f"{spreads[source.name]:.{places}f}",
+                capped=share(limited[source.name], places) if limited else "",
+                row_share=row_shares.get(source.name, ""),
+                start=f"{source.initial_weight:.{places}f}",
+                train=amount(weight * found.token_budget),
+                size=amount(source.size.loss_tokens),
+                epochs=f"{epochs:.3g}",
+                many=epochs > MANY_EPOCHS,
+                bar=(
+                    weight / top,
+                    max(0.0, weight - spread) / top,
+                    min(top, weight + spread) / top,
+                    source.initial_weight / top,
+                ),
+            )
+        )
+    return rows, [(f"{mark:g}", mark / top) for mark in marks]
+
+
+def _lead(found: LearnedMixture, rows: Sequence[Row]) -> str:
+    named = [f"{row.name} {row.weight}" for row in rows[:3]]
+    if len(rows) > 3:
+        named.append(f"{len(rows) - 3} more")
+    return f"{', '.join(named[:-1])} and {named[-1]}" if len(named) > 1 else named[0]
+
+
+def _notes(found: LearnedMixture, capped: LearnedMixture | str | None) -> list[str]:
+    tokens = found.loss_tokens_are
+    counted = " Blends for Megatron have the shares of rows." if found.answer_only else ""
+    spread = (
+        f"± is the standard error over {len(found.seeds)} seeds"
+        if found.seeds
+        else f"“moved” is {found.spread_is}: how far the weights wandered, not how sure they are"
+    )
+    notes = [
+        f"Weights are {found.weights_are}.{counted} {tokens[0].upper()}{tokens[1:]} and epochs are "
+        f"those of a run of {amount(found.token_budget)} {tokens}. {spread[0].upper()}{spread[1:]} "
+        "(the thin line on a bar); the orange mark is the weight at the start."
+    ]
+    many = [s.name for s in found.sources if found.epochs[s.name] > MANY_EPOCHS]
+    if many:
+        named = ", ".join(many[:3]) + (f" and {len(many) - 3} more" if len(many) > 3 else "")
+        worst = max(found.epochs[name] for name in many)
+        notes.append(
+            f"Read more than {MANY_EPOCHS} times: {named} (up to {worst:,.3g} times). The search "
+            "does not see what repetition costs. "
+            + (
+                capped
+                if isinstance(capped, str)
+                else "“Capped” holds them there, the others share "
+                f"the excess (export --max-epochs {MANY_EPOCHS})."
+            )
+        )
+    return notes
+
+
+def cost_facts(runs: Sequence[RunRecord]) -> dict[str, str]:
+    """What the runs cost together."""
+    seconds = math.fsum(value for run in runs for value in run.seconds.values())
+    tokens = sum(run.trained_tokens or 0 for run in runs)
+    flops = [run.training_flops for run in runs if run.training_flops is not None]
+    facts = {}
+    if seconds:
+        outer = math.fsum(run.seconds.get("outer", 0.0) for run in runs)
+        facts["time"] = duration(seconds)
+        facts["for the mixture"] = f"{outer / seconds:.0%} of it"
+    if tokens:
+        facts["proxy's tokens"] = amount(tokens)
+    if len(flops) == len(runs):
+        facts["training FLOPs"] = f"{math.fsum(flops):.2g}"
+    return facts
+
+
+def setting_facts(runs: Sequence[RunRecord]) -> dict[str, str]:
+    """Which search it was: date, seed, targets, proxy, n1 and versions, as far as it is known."""
+    run = runs[0]
+    config: dict[str, Any] = run.config
+    facts = {}
+    if run.began is not None:
+        facts["date"] = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.began))
+    seeds = [str(each.seed) for each in runs if each.seed is not None]
+    if seeds:
+        facts["seed" if len(seeds) == 1 else "seeds"] = ", ".join(seeds)
+    if run.targets:
+        facts["target" if len(run.targets) == 1 else "targets"] = ", ".join(run.targets)
+    if proxy := _proxy(run):
+        facts["proxy"] = proxy
+    if "inner_steps" in config.get("mixture", {}):
+        facts["n1"] = f"{config['mixture']['inner_steps']} optimizer steps per outer step"
+    if run.mixture is not None:
+        facts["versions"] = ", ".join(f"{k} {v}" for k, v in run.mixture.versions.items())
+    return facts
+
+
+def _proxy(run: RunRecord) -> str:
+    proxy = run.config.get("proxy", {})
+    texts = []
+    if run.parameters is not None:
+        texts.append(f"{amount(run.parameters)} parameters")
+    if proxy.get("path"):
+        texts.append(str(proxy["path"]))
+    elif "num_layers" in proxy:
+        texts.append(f"{proxy['num_layers']} layers of {proxy.get('hidden_size')}")
+    return ", ".join(texts)
+
+
+def target_losses(runs: Sequence[RunRecord]) -> list[tuple[str, str, str]]:
+    """Name, first and last loss of the proxy on each target, nats per token."""
+    rows = []
+    for run in runs:
+        for target in run.targets:
+            losses = run.by_name("outer", "target_loss", target)
+            if losses:
+                name = f"{run.name}: {target}" if len(runs) > 1 else target
+                rows.append((name, f"{losses[0][1]:.3f}", f"{losses[-1][1]:.3f}"))
+    return rows
+
+
+def folder_page(runs: Sequence[RunRecord]) -> Path:
+    """Where the page of the runs lies by default."""
+    return RunFolder(run_folder(runs)).page
+
+
+def level_text(verdict: Verdict) -> str:
+    """The verdict's level in a sentence."""
+    return LEVELS[verdict.level]

@@ -1,0 +1,63 @@
+"""What a comparison in the run folder measured: target models trained on the mixtures.
+
+`compare-mixtures --output RUN/NAME` leaves rows there. A row of the learned mixture counts where
+its weights are those of the result: a comparison of an earlier part of the search does not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_fastmix.report.predicted_gain import Gain
+from megatron_fastmix.report.run_record import is_number
+from megatron_fastmix.result.learned_mixture import LearnedMixture
+from megatron_fastmix.result.rounding import round_weights
+from megatron_fastmix.run.folder import RunFolder
+
+
+class Measurements:
+    """The trainings of target models that lie in a run folder, by weights."""
+
+    def __init__(self, folder: Path) -> None:
+        """Reads them; damaged lines are passed over."""
+        self._losses: dict[tuple[str, tuple[tuple[str, str], ...]], dict[int, float]] = {}
+        for path in RunFolder(folder).comparisons:
+            for line in path.read_text(encoding="utf-8").splitlines():
+                self._take(line)
+
+    def gain(self, mixture: LearnedMixture, other: Mapping[str, float]) -> Gain | None:
+        """How much lower the test loss is on `mixture` than on `other`, nats per token: the mean of
+        the differences at equal seeds, with the standard error over the seeds; None where nothing
+        was trained on one of them."""
+        for setting in {setting for setting, _ in self._losses}:
+            here = self._losses.get((setting, _key(mixture.weights)), {})
+            there = self._losses.get((setting, _key(other)), {})
+            changes = [there[seed] - here[seed] for seed in here.keys() & there.keys()]
+            if changes:
+                several = len(changes) > 1
+                error = statistics.stdev(changes) / math.sqrt(len(changes)) if several else None
+                return Gain(value=statistics.fmean(changes), error=error)
+        return None
+
+    def _take(self, line: str) -> None:
+        try:
+            row: Any = json.loads(line)
+        except ValueError:
+            return
+        if not isinstance(row, dict) or row.get("record") != "training":
+            return
+        weights, seed, loss = row.get("weights"), row.get("seed"), row.get("loss")
+        if isinstance(weights, dict) and isinstance(seed, int) and is_number(loss):
+            place = (str(row.get("setting")), tuple(sorted(weights.items())))
+            self._losses.setdefault(place, {})[seed] = loss
+
+
+def _key(weights: Mapping[str, float]) -> tuple[tuple[str, str], ...]:
+    """As the rows have them: four decimals, zeros left out."""
+    texts = round_weights(weights)
+    return tuple(sorted((name, text) for name, text in texts.items() if float(text) > 0))

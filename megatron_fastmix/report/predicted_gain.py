@@ -1,0 +1,117 @@
+"""What the learned mixture gains over another one, predicted from the logged products.
+
+An optimizer step of the proxy of size η on mixture α moves the target loss by −η·Σ_k α_k P_k to
+first order, with P_k = ⟨v, ∇L_k⟩; so a step on α rather than α⁰ lowers it by a further
+η·Σ_k (α_k − α⁰_k) P_k. Summed over the averaged part of the search, each outer step standing for
+the optimizer steps since the one before, that is how much lower the target loss would be at the
+end of that part, had each of its steps been taken on α rather than on α⁰ from where the proxy
+stood. What an earlier step on another mixture changes for a later one is left out.
+
+With `hypergradient.preconditioner: none` the steps are those of plain gradient descent at the
+proxy's learning rate, while the proxy takes larger ones with AdamW: then sign, error and the ratio
+of two gains mean something, and the size does not. With `adam` the products hold AdamW's scale.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from megatron_fastmix.report.run_record import RunRecord, is_number
+
+FEWEST_BATCHES = 5
+"""Of a series whose standard error is taken from batch means."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """How much lower a target loss is on the learned mixture than on another."""
+
+    value: float
+    """Nats per loss token; positive where the learned mixture is better."""
+    error: float | None
+    """Its standard error; None where it is not known."""
+
+    @property
+    def clear(self) -> bool:
+        """Whether it is more than two standard errors from 0."""
+        return self.error is not None and abs(self.value) > 2 * self.error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Gain):
+    """A gain from the products."""
+
+    steps: int
+    """Optimizer steps that it is summed over."""
+    seeds: int
+    """Searches that it averages; with several the error is that over the seeds."""
+
+
+def predict(
+    runs: Sequence[RunRecord], learned: Mapping[str, float], other: Mapping[str, float]
+) -> Prediction | None:
+    """The gain of `learned` over `other` in repeats of one search; None without products.
+
+    The error of a single search is that of its products alone: another seed may end elsewhere.
+    """
+    found = [each for run in runs if (each := _predict(run, learned, other)) is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    values = [each.value for each in found]
+    return Prediction(
+        value=statistics.fmean(values),
+        error=statistics.stdev(values) / math.sqrt(len(values)),
+        steps=found[0].steps,
+        seeds=len(found),
+    )
+
+
+def _predict(
+    run: RunRecord, learned: Mapping[str, float], other: Mapping[str, float]
+) -> Prediction | None:
+    rates = dict(run.figure("inner", "lr"))
+    gains, variances, steps = [], [], 0
+    start: dict[str, Any] = {"step": 0}
+    lines = list(itertools.pairwise([start, *run.outer]))
+    for before, line in lines[-len(run.tail) :]:
+        products, rate = line.get("products"), rates.get(line["step"])
+        if not isinstance(products, dict) or rate is None:
+            continue
+        if not all(is_number(products.get(name)) for name in learned):
+            continue  # a source without evidence
+        count = line["step"] - before["step"]
+        errors = line.get("products_standard_error") or {}
+        known = all(is_number(errors.get(name)) for name in learned)
+        changes = {name: learned[name] - other[name] for name in learned}
+        gains.append(count * rate * math.fsum(changes[n] * products[n] for n in changes))
+        square = math.fsum((changes[n] * errors[n]) ** 2 for n in changes) if known else math.nan
+        variances.append((count * rate) ** 2 * square)
+        steps += count
+    if not gains:
+        return None
+    return Prediction(
+        value=math.fsum(gains),
+        error=_sum_error(np.array(gains), math.fsum(variances)),
+        steps=steps,
+        seeds=1,
+    )
+
+
+def _sum_error(gains: np.ndarray, variance: float) -> float | None:
+    """Standard error of Σ gains: the larger of what the products' own errors give and of batch
+    means (Conway 1963), which see noise of v and dependence between neighbours too."""
+    errors = [math.sqrt(variance)] if math.isfinite(variance) else []
+    length = 1
+    while len(gains) // length >= FEWEST_BATCHES:
+        count = len(gains) // length
+        means = gains[len(gains) - count * length :].reshape(count, length).mean(axis=1)
+        errors.append(len(gains) * float(means.std(ddof=1)) / math.sqrt(count))
+        length *= 2
+    return max(errors, default=None)

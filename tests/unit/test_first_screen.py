@@ -1,0 +1,231 @@
+"""What the report's first screen says: gains, the capped mixture, commands; numbers against sums
+that are worked out here."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+
+from megatron_fastmix.cli.main import main
+from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.export.blend_weights import read_blend_weights
+from megatron_fastmix.export.paths import map_path, read_path_map
+from megatron_fastmix.report.first_screen import compare_gains, first_screen
+from megatron_fastmix.report.measured_gain import Measurements
+from megatron_fastmix.report.name_groups import name_groups
+from megatron_fastmix.report.number_texts import decimals, share, with_error
+from megatron_fastmix.report.predicted_gain import predict
+from megatron_fastmix.report.run_record import read_run
+from megatron_fastmix.result.mixture_file import read_mixture, write_mixture
+from megatron_fastmix.result.rounding import round_weights
+from megatron_fastmix.run.metrics import MetricsLog
+from tests.unit.report_runs import INNER, write_search
+
+NAMES = ("web", "code", "maths")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The record of a finished search."""
+    return read_run(write_search(tmp_path / "run", NAMES) / "metrics.jsonl")
+
+
+def test_the_predicted_gain_is_the_sum_over_the_averaged_part(run):
+    learned, other = run.mixture.weights, run.mixture.uniform
+    found = predict([run], learned, other)
+    tail = run.outer[len(run.outer) // 2 :]
+    by_hand = sum(
+        INNER * 1e-3 * sum((learned[n] - other[n]) * line["products"][n] for n in NAMES)
+        for line in tail
+    )
+    assert found.value == pytest.approx(by_hand)
+    assert found.steps == INNER * len(tail)
+    moved = np.array([learned[n] - other[n] for n in NAMES])
+    alone = INNER * 1e-3 * 0.2 * np.sqrt(len(tail) * (moved**2).sum())
+    assert found.error >= alone * (1 - 1e-12)  # the products' own errors at least
+    assert predict([run], other, learned).value == pytest.approx(-by_hand)
+    assert predict([run], learned, learned).value == 0
+
+
+def test_the_prediction_is_what_gradient_descent_on_a_quadratic_gains(tmp_path):
+    """One step: ℓ(θ) = ½|θ − t|², L_k = ½|θ − c_k|², exactly P_k = ⟨θ − t, θ − c_k⟩."""
+    rng = np.random.default_rng(3)
+    theta, target, centres, lr = (
+        rng.normal(size=4),
+        rng.normal(size=4),
+        rng.normal(size=(2, 4)),
+        1e-4,
+    )
+    products = (theta - centres) @ (theta - target)
+    with MetricsLog(tmp_path / "metrics.jsonl") as log:
+        log.write("run", 0, initial_weights={"a": 0.5, "b": 0.5})
+        log.write("inner", 1, lr=lr)
+        values = dict(zip("ab", products.tolist(), strict=True))
+        log.write("outer", 1, weights={"a": 0.8, "b": 0.2}, products=values)
+    found = predict(
+        [read_run(tmp_path / "metrics.jsonl")], {"a": 0.8, "b": 0.2}, {"a": 0.5, "b": 0.5}
+    )
+
+    def loss_after(weights):
+        moved = theta - lr * np.array(weights) @ (theta - centres)
+        return 0.5 * ((moved - target) ** 2).sum()
+
+    assert found.value == pytest.approx(loss_after([0.5, 0.5]) - loss_after([0.8, 0.2]), rel=1e-2)
+    assert found.error is None  # one step tells no error
+
+
+def test_over_seeds_the_error_is_theirs(tmp_path):
+    runs = [
+        read_run(write_search(tmp_path / f"seed-{s}", NAMES, seed=s) / "metrics.jsonl")
+        for s in (1, 2, 3)
+    ]
+    learned = runs[0].mixture.weights
+    each = [predict([r], learned, runs[0].mixture.uniform).value for r in runs]
+    together = predict(runs, learned, runs[0].mixture.uniform)
+    assert together.value == pytest.approx(np.mean(each))
+    assert together.error == pytest.approx(np.std(each, ddof=1) / np.sqrt(3))
+    notes = compare_gains(runs, runs[0].mixture, {})[1]
+    assert any("over 3 seeds" in note for note in notes)
+
+
+def test_a_measured_gain_is_paired_by_seed_and_of_this_mixture_alone(run):
+    mixture, folder = run.mixture, run.path.parent
+    (folder / "comparison").mkdir()
+    rows = folder / "comparison" / "rows.jsonl"
+
+    def row(weights, seed, loss):
+        kept = {n: t for n, t in round_weights(weights).items() if float(t) > 0}
+        return {"record": "training", "setting": "s", "seed": seed, "loss": loss, "weights": kept}
+
+    lines = [
+        *(row(mixture.weights, seed, 2.0 + seed) for seed in (1, 2, 3)),
+        *(row(mixture.uniform, seed, 2.1 + seed + 0.01 * seed) for seed in (1, 2)),
+    ]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"torn')
+    gain = Measurements(folder).gain(mixture, mixture.uniform)
+    assert gain.value == pytest.approx(0.115)
+    assert gain.error == pytest.approx(0.005)
+    assert "+0.1150 ± 0.0050" in {row.measured for row in compare_gains([run], mixture, {})[0]}
+    assert Measurements(folder).gain(mixture, {"web": 1.0, "code": 0.0, "maths": 0.0}) is None
+    later = mixture.corrected({"web": 0.2, "code": 0.3, "maths": 0.5})
+    assert Measurements(folder).gain(later, mixture.uniform) is None
+
+
+def test_what_would_be_read_too_often_is_shown_capped_too(run):
+    mixture = run.mixture.for_budget(4_000_000)
+    screen = first_screen([run], mixture, against={}, path_map={})
+    assert mixture.epochs["web"] > 4
+    web = screen.rows[0]
+    assert web.many and float(web.weight) > float(web.capped)
+    assert any("Read more than 4 times: web" in note for note in screen.notes)
+    assert any("--max-epochs 4" in command.text for command in screen.commands)
+    much = dataclasses.replace(run.mixture, token_budget=10**9)  # no mixture holds 4 epochs of it
+    screen = first_screen([run], much, against={}, path_map={})
+    assert not screen.rows[0].capped
+    assert any("too few tokens" in note for note in screen.notes)
+    few = first_screen([run], run.mixture.for_budget(10_000), against={}, path_map={})
+    assert not any("Read more than" in note for note in few.notes)
+
+
+def test_the_users_blend_is_compared_with(run, tmp_path, capsys):
+    folder, blend = run.path.parent, tmp_path / "mine.txt"
+    blend.write_text("3 /data/code 1 /data/web")
+    weights = read_blend_weights(blend, run.mixture)
+    assert weights == pytest.approx({"web": 0.25, "code": 0.75, "maths": 0.0})
+    assert main(["report", str(folder), "--against", str(blend), "--no-png"]) == 0
+    assert str(blend) in (folder / "report" / "report.html").read_text()
+    blend.write_text("1 /data/other")
+    assert main(["report", str(folder), "--against", str(blend), "--no-png"]) == 2
+    assert "is no dataset of the search" in capsys.readouterr().err
+
+
+def test_a_blend_of_answer_only_rows_counts_rows(make_mixture, with_sizes, tmp_path):
+    mixture = with_sizes(
+        make_mixture({"a": 0.5, "b": 0.5}),
+        a={"loss_tokens": 100, "rows": 10},
+        b={"loss_tokens": 300, "rows": 10},
+    )
+    path = tmp_path / "blend.txt"
+    path.write_text("1 /data/a 1 /data/b")
+    assert read_blend_weights(path, mixture) == pytest.approx({"a": 0.25, "b": 0.75})
+    shares = mixture.shares("samples")
+    assert mixture.weights_of("samples", shares) == pytest.approx(mixture.weights)
+
+
+def test_paths_in_commands_are_absolute_and_mapped(run):
+    folder = run.path.parent
+    main(["report", str(folder), "--path-map", "/data=/lustre/corpora", "--no-png"])
+    text = (folder / "report" / "report.html").read_text()
+    assert "/lustre/corpora/web" in text and "/data/web " not in text
+    assert f"export {folder.resolve()}" in text
+    assert map_path("/data2/x", {"/data": "/n"}) == "/data2/x"
+    assert map_path("/data/x", {"/data": "/n", "/data/x": "/m"}) == "/m"
+    for wrong in (["a"], ["=b"], ["a="], ["a=b", "a=c"]):
+        with pytest.raises(ConfigError, match="--path-map"):
+            read_path_map(wrong)
+
+
+def test_fine_tuning_is_sent_to_a_tool_that_reads_a_loss_mask(
+    tmp_path, make_mixture, with_sizes, run
+):
+    rows = {name: {"loss_tokens": 100, "rows": 10} for name in NAMES}
+    mixture = with_sizes(make_mixture(dict.fromkeys(NAMES, 1 / 3)), **rows)
+    screen = first_screen([run], mixture, against={}, path_map={})
+    assert "loss mask" in screen.commands[0].title
+    assert not any("--data-path" in command.text for command in screen.commands)
+
+
+def test_the_verdict_and_the_setting_are_told_once(run):
+    folder = run.path.parent
+    main(["report", str(folder), "--no-png"])
+    text = re.sub(r"<[^>]+>", " ", (folder / "report" / "report.html").read_text())
+    assert text.count("Usable, with reservations.") == 1
+    for fact in ("exams", "12 layers of 768", "10 optimizer steps per outer step", "torch 2.8.0"):
+        assert fact in text
+
+
+def test_one_run_has_no_plus_minus_and_seeds_have_their_standard_error(tmp_path):
+    paths = [write_search(tmp_path / f"seed-{seed}", NAMES, seed=seed) for seed in (1, 2, 3)]
+    main(["report", str(paths[0]), "--no-png"])
+    table = (paths[0] / "report" / "report.html").read_text().split("<tbody>")[0]
+    assert "moved</th>" in table and "±" not in table
+    main(["report", str(tmp_path), "--no-png"])
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "±</th>" in page.split("<tbody>")[0]
+    each = [read_mixture(path).weights["web"] for path in paths]
+    error = np.std(each, ddof=1) / np.sqrt(3)
+    assert f"<td>{error:.{decimals([error])}f}</td>" in page or f"<td>{error:.4f}</td>" in page
+
+
+def test_a_blend_without_a_source_is_refused_by_name(make_mixture, tmp_path):
+    write_mixture(tmp_path / "mixture.json", make_mixture({"a": 1.0}))
+    (tmp_path / "b.json").write_text('{"datasets": [{"name": "z", "path": "p", "weight": 1}]}')
+    with pytest.raises(DataError, match="z is no source of the search"):
+        read_blend_weights(tmp_path / "b.json", read_mixture(tmp_path))
+
+
+def test_many_names_are_grouped_by_their_first_word():
+    names = [f"{word}_{i}" for word in ("web", "code") for i in range(15)]
+    assert {group: len(found) for group, found in name_groups(names).items()} == {
+        "web": 15,
+        "code": 15,
+    }
+    assert name_groups(names[:10]) == {}
+    assert name_groups([f"{chr(97 + i)}x{chr(97 + j)}" for i in range(26) for j in range(2)]) == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (0.01234, 0.0021, "+0.0123 ± 0.0021"),
+        (-3.0, 0.5, "-3.00 ± 0.50"),
+        (0.1234, None, "+0.123"),
+        (2e-9, 1e-9, "+2.00e-09 ± 1.0e-09"),
+    ],
+)
+def test_numbers_have_the_digits_of_their_error(value, error, text):
+    assert with_error(value, error) == text
+    assert decimals([0.03, 0.03]) == 2 and decimals([0.004]) == 3 and decimals([0.0]) == 3
+    assert share(0.001, 2) == "<0.01" and share(0.0, 2) == "0.00"
