@@ -6,6 +6,7 @@ a glob, or a list of these.
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
 import re
@@ -99,6 +100,26 @@ def what_stands_there(prefix: str) -> str:
     more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
     kind = "the datasets" if datasets else "no dataset but"
     return f"{folder} has {kind} {', '.join(shown[:_SHOWN])}{more}"
+
+
+def nearest_dataset(prefix: str) -> str | None:
+    """Which dataset may have been meant by `prefix`, where there is none, and from where it was
+    looked for; None where nothing is alike."""
+    for end in ENDS:
+        if prefix.endswith(end) and os.path.exists(prefix):
+            return f"use {prefix.removesuffix(end)}"
+    folder, stem = os.path.split(prefix)
+    try:
+        files = sorted(os.listdir(folder or "."))
+    except OSError:
+        return None
+    names = [name.removesuffix(".idx") for name in files if name.endswith(".idx")]
+    like = [name for name in names if name.startswith(f"{stem}_") and not _is_mask(name, names)]
+    like += [name for name in difflib.get_close_matches(stem, names) if name not in like]
+    if not like:
+        return None
+    named = ", ".join(os.path.join(folder, name) for name in like[:3])
+    return f"there is {named} (looked in {os.path.abspath(folder)})"
 
 
 def _expand(path: str, where: str) -> list[str]:

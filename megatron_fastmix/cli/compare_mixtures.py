@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from megatron_fastmix.export.blend_weights import read_blend_weights
 from megatron_fastmix.lab.comparison.candidates import REPEATED, make_candidates, select
 from megatron_fastmix.lab.comparison.config import load_compare_config
 from megatron_fastmix.lab.comparison.inputs import make_setting, read_learned
@@ -21,6 +23,7 @@ from megatron_fastmix.lab.comparison.rows import Row, RowFile, Task
 from megatron_fastmix.lab.comparison.statistics import figures
 from megatron_fastmix.lab.figures import write_figures
 from megatron_fastmix.lab.jobs import worker_count
+from megatron_fastmix.result.learned_mixture import LearnedMixture
 
 ROWS = "rows.jsonl"
 """Name of the finished rows in the output folder."""
@@ -37,6 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="learned mixtures: mixture.json or run folders, such as those of several seeds",
     )
+    parser.add_argument(
+        "--blend",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a blend to compare, too, such as a capped export or the one in use (what "
+        "`megatron-fastmix import` reads); may be repeated",
+    )
     parser.add_argument("--output", required=True, help="folder of finished rows; resumed")
     parser.add_argument("--config", help="YAML file (configs/quickstart_compare.yaml)")
     parser.add_argument(
@@ -49,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only",
         default="",
-        help="mixtures to compare, by kind or name: learned,uniform,proportional,single,random",
+        help="mixtures to compare, by kind or name: learned,blend,uniform,proportional,single,"
+        "random",
     )
     parser.add_argument(
         "--workers", type=int, help="rows at once (default: one per core, or 1 on a GPU)"
@@ -78,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
         {name: (mixture.weights, search_flops[name]) for name, mixture in mixtures.items()},
         random_draws=config.random_draws,
         draw_seed=config.draw_seed,
+        blends=_read_blends(args.blend, next(iter(mixtures.values()))),
     )
     only = [name for name in args.only.split(",") if name]
     tasks = [
@@ -102,6 +115,16 @@ def run(args: argparse.Namespace) -> int:
     shares = {test.name: test.weight for test in setting.tests}
     _print(args, named, shares, search_flops)
     return 0
+
+
+def _read_blends(paths: Sequence[str], mixture: LearnedMixture) -> dict[str, dict[str, float]]:
+    """Weights by name of the file without its suffix, or by path where names recur."""
+    names = [Path(path).stem for path in paths]
+    if len(set(names)) < len(names):
+        names = list(paths)
+    return {
+        name: read_blend_weights(path, mixture) for name, path in zip(names, paths, strict=True)
+    }
 
 
 def _print(

@@ -12,6 +12,7 @@ from megatron_fastmix.export import learned_phases
 from megatron_fastmix.export.adjustment import Adjustment
 from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.notes import change_table, notes
+from megatron_fastmix.export.paths import mapped, read_path_map
 from megatron_fastmix.export.registry import FORMATS, find_format
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
@@ -43,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--allow-partial", action="store_true", help="export a run that is not finished"
+    )
+    parser.add_argument(
+        "--path-map",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="absolute paths, and NEW for what begins with OLD, as the machine that trains has it",
     )
     phase = parser.add_argument_group(
         "phases",
@@ -86,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=SHARE",
-        help="share of a source or group; the others keep their ratios",
+        help="share of a source or group, such as 0.2 or 20%%; the others keep their ratios",
     )
     change.add_argument(
         "--token-budget",
@@ -128,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
     if args.phases is not None:
         return _write_phases(args, mixture)
     adjustment = read_adjustment(args)
+    mixture = mapped(mixture, read_path_map(args.path_map)) if args.path_map else mixture
     blend = make_blend(
         mixture, chosen.unit(args.rows), decimals=args.decimals, adjustment=adjustment
     )
@@ -153,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write_phases(args: argparse.Namespace, mixture: LearnedMixture) -> int:
-    for flag in ("set", "group", "token_budget", "max_epochs", "min_weight", "rows"):
+    for flag in ("set", "group", "token_budget", "max_epochs", "min_weight", "rows", "path_map"):
         if getattr(args, flag):
             raise ConfigError(
                 f"--{flag.replace('_', '-')}: does not go with --phases; leave it out"
@@ -211,10 +220,13 @@ def read_adjustment(args: argparse.Namespace) -> Adjustment:
     fixed: dict[str, float] = {}
     for text in args.set:
         name, share = _assignment("--set", text, "NAME=SHARE")
+        percent = share.endswith("%")
         try:
-            value = float(share)
+            value = float(share.removesuffix("%")) / (100 if percent else 1)
         except ValueError:
-            raise ConfigError(f"--set {text}: {share!r} is no number; use a share") from None
+            raise ConfigError(
+                f"--set {text}: {share!r} is no number; use a share such as 0.2 or 20%"
+            ) from None
         if name in fixed:
             raise ConfigError(f"--set {name}: given twice")
         fixed[name] = value

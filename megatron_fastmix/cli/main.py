@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 from megatron_fastmix import __version__
 from megatron_fastmix.cli import (
@@ -25,6 +28,7 @@ from megatron_fastmix.cli import (
     search,
     train_tokenizer,
 )
+from megatron_fastmix.cli.examples import EXAMPLES
 from megatron_fastmix.program import run_program
 
 VERBS = {
@@ -58,15 +62,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
     for name, verb in VERBS.items():
-        text = verb.HELP
-        # An abbreviation would take `--seed=1`, an override, for `--seeds`.
-        verb.add_arguments(verbs.add_parser(name, help=text, description=text, allow_abbrev=False))
+        add_verb(verbs, name, verb)
     args, rest = parser.parse_known_args(arguments)
     if rest and hasattr(args, "overrides"):
         args.overrides = join_flags(rest)
     elif rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     return run_program(lambda: VERBS[args.verb].run(args), "megatron-fastmix")
+
+
+def add_verb(verbs: Any, name: str, verb: ModuleType) -> None:
+    """Adds the parser of a verb, with examples at the end of its help."""
+    # An abbreviation would take `--seed=1`, an override, for `--seeds`.
+    parser = verbs.add_parser(
+        name,
+        help=verb.HELP,
+        description=verb.HELP,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verb.add_arguments(parser)
+    examples = "\n".join(
+        f"  megatron-fastmix {name} {example}".rstrip() for example in EXAMPLES[name]
+    )
+    before = f"{textwrap.fill(parser.epilog, 80)}\n\n" if parser.epilog else ""
+    parser.epilog = f"{before}examples:\n{examples}"
 
 
 def join_flags(arguments: Sequence[str]) -> list[str]:

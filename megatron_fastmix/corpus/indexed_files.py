@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_fastmix.corpus.writer import DTYPE_CODES, INDEX_MAGIC, INDEX_VERSION
-from megatron_fastmix.dataset_paths import what_stands_there
+from megatron_fastmix.dataset_paths import nearest_dataset, what_stands_there
 from megatron_fastmix.errors import DataError
 
 _HEADER = struct.Struct("<9sQBQQ")
@@ -196,10 +196,12 @@ def _state(path: str) -> FileState:
         status = os.stat(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        near = f"; {what_stands_there(path)}" if isinstance(error, FileNotFoundError) else ""
+        near = None
+        if isinstance(error, FileNotFoundError):
+            near = nearest_dataset(path[:-4]) or what_stands_there(path)
         raise DataError(
             f"{path}: cannot read the dataset: {reason}; give the prefix of an indexed "
-            f"dataset, without .bin and .idx{near}"
+            "dataset, without .bin and .idx" + (f"; {near}" if near else "")
         ) from None
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path}: no file; give the prefix of an indexed dataset")

@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 
 from megatron_fastmix.export.blend import Blend
-from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource
+from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture, LearnedSource
 from megatron_fastmix.text_table import align
 
+SLACK = 1e-3
+"""A source held at the limit is over it by what rounding of the shares makes."""
 SHARES_OF = {
     "loss_tokens": "answer tokens",
     "tokens": "all tokens, questions' and answers'",
@@ -30,6 +32,9 @@ def notes(mixture: LearnedMixture, blend: Blend, *, decimals: int) -> list[str]:
         found.append(
             f"held at --max-epochs: {', '.join(blend.capped)}; the others share the excess"
         )
+    often = _read_often(blend)
+    if often:
+        found.append(often)
     rounded = [name for name in blend.left_out if name not in blend.dropped]
     if rounded:
         found.append(
@@ -37,6 +42,22 @@ def notes(mixture: LearnedMixture, blend: Blend, *, decimals: int) -> list[str]:
             + ", ".join(rounded)
         )
     return found
+
+
+def _read_often(blend: Blend) -> str | None:
+    """A remark where the run to come would read a source more often than is known to help."""
+    epochs = blend.mixture.epochs_at(blend.unit, blend.shares)
+    many = {name: e for name, e in epochs.items() if e > MANY_EPOCHS * (1 + SLACK)}
+    if not many:
+        return None
+    worst = sorted(many, key=lambda name: -many[name])[:5]
+    named = ", ".join(f"{name} {many[name]:.3g}" for name in worst)
+    more = f" and {len(many) - 5} more" if len(many) > 5 else ""
+    return (
+        f"more than {MANY_EPOCHS} epochs in {blend.mixture.token_budget:,} "
+        f"{blend.mixture.loss_tokens_are}: {named}{more}. The search does not see what repetition "
+        f"costs; --max-epochs {MANY_EPOCHS} limits it."
+    )
 
 
 def change_table(mixture: LearnedMixture, blend: Blend) -> str:

@@ -6,8 +6,8 @@ A backward pass counts as two forward passes.
 from __future__ import annotations
 
 from megatron_fastmix.config import ProxyConfig, SearchConfig
-from megatron_fastmix.proxy.huggingface import on_paper
-from megatron_fastmix.proxy.megatron_cost import megatron_flops_per_token
+from megatron_fastmix.proxy.huggingface import count_parameters, on_paper
+from megatron_fastmix.proxy.megatron_cost import megatron_flops_per_token, megatron_parameters
 from megatron_fastmix.proxy.provider import provided_parameters
 
 
@@ -25,6 +25,16 @@ def training_flops(
     passes += outer_steps * outer_step_forward_passes(config)
     per_token = flops_per_token(config.proxy, vocab_size, config.data.seq_length)
     return passes / 3.0 * tokens_per_sample * per_token
+
+
+def proxy_parameters(config: SearchConfig, vocab_size: int) -> int:
+    """Parameters of the proxy, those that are not trained included."""
+    if config.proxy.kind == "huggingface":
+        return count_parameters(config.proxy)[0]
+    if config.proxy.kind == "provider":
+        return provided_parameters(config.proxy, vocab_size, config.data.seq_length)[0]
+    split = config.engine.tensor_model_parallel_size
+    return megatron_parameters(config.proxy, vocab_size, split)
 
 
 def objective_samples(config: SearchConfig) -> list[int]:

@@ -1,10 +1,18 @@
-"""Parameters and floating-point operations of a Megatron-core proxy, by arithmetic."""
+"""Parameters and floating-point operations of a Megatron-core proxy, by arithmetic alone: torch is
+not imported."""
 
 from __future__ import annotations
 
 from megatron_fastmix.config import ProxyConfig
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.proxy.megatron_gpt import padded_vocab_size
+
+
+def padded_vocab_size(
+    config: ProxyConfig, vocab_size: int, tensor_model_parallel_size: int = 1
+) -> int:
+    """Rows of the embedding: `vocab_size` rounded up as Megatron does."""
+    multiple = config.make_vocab_size_divisible_by * tensor_model_parallel_size
+    return -(-vocab_size // multiple) * multiple
 
 
 def megatron_parameters(

@@ -14,6 +14,7 @@ from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.batch.packing import packed_mask
 from megatron_fastmix.config import ProxyConfig
 from megatron_fastmix.proxy.attention import RotaryEmbeddingAnywhere
+from megatron_fastmix.proxy.megatron_cost import padded_vocab_size
 from megatron_fastmix.proxy.megatron_layers import gpt_block, transformer_config
 from megatron_fastmix.proxy.recompute import recompute_layers
 
@@ -34,14 +35,6 @@ def initialize_world_of_one() -> None:
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     initialize_parallel_state()
-
-
-def padded_vocab_size(
-    config: ProxyConfig, vocab_size: int, tensor_model_parallel_size: int = 1
-) -> int:
-    """Rows of the embedding: `vocab_size` rounded up as Megatron does."""
-    multiple = config.make_vocab_size_divisible_by * tensor_model_parallel_size
-    return -(-vocab_size // multiple) * multiple
 
 
 def build_proxy(

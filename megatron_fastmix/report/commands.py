@@ -11,8 +11,7 @@ from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.megatron import command_line
 from megatron_fastmix.export.paths import mapped
-from megatron_fastmix.report.summary import MANY_EPOCHS
-from megatron_fastmix.result.learned_mixture import LearnedMixture
+from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture
 from megatron_fastmix.run.folder import RunFolder
 
 

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -37,6 +38,14 @@ def styled(place: int) -> dict[str, Any]:
     """`line_style` as the arguments of `Axes.plot`."""
     colour, dashes = line_style(place)
     return {"color": colour, "linestyle": (0, dashes) if dashes else "-"}
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """The picture, (height, width, 3), uint8."""
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def write_png(figure: Figure, path: str | Path) -> None:

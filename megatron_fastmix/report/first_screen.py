@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.export.adjustment import Adjustment, adjust
+from megatron_fastmix.report.capped import capped_mixture, read_often, repetition_note
 from megatron_fastmix.report.commands import Command, next_commands
 from megatron_fastmix.report.durations import duration
 from megatron_fastmix.report.measured_gain import Measurements
@@ -20,9 +19,8 @@ from megatron_fastmix.report.number_texts import amount, decimals, share, with_e
 from megatron_fastmix.report.predicted_gain import Gain, Prediction, predict
 from megatron_fastmix.report.run_record import RunRecord
 from megatron_fastmix.report.scale import ticks
-from megatron_fastmix.report.summary import MANY_EPOCHS
 from megatron_fastmix.report.verdict import Verdict
-from megatron_fastmix.result.learned_mixture import LearnedMixture
+from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture
 from megatron_fastmix.run.folder import RunFolder
 
 LEVELS = {
@@ -94,7 +92,7 @@ def first_screen(
         against: further mixtures to compare with, weights by source, by name.
         path_map: see `next_commands`.
     """
-    capped = _capped(found)
+    capped = capped_mixture(found) if read_often(found) else None
     rows, scale = _rows(found, capped)
     what = "to use" if found.complete else f"so far, at step {found.steps:,}"
     seeds = f", the average of {len(found.seeds)} seeds" if found.seeds else ""
@@ -199,22 +197,8 @@ def _gain_notes(
     return notes
 
 
-def _capped(found: LearnedMixture) -> LearnedMixture | str | None:
-    """The mixture at `MANY_EPOCHS` at most; None where it is there already, and a text where no
-    mixture of the sources is."""
-    if max(found.epochs.values()) <= MANY_EPOCHS:
-        return None
-    try:
-        return adjust(found, Adjustment(fixed={}, groups={}, max_epochs=MANY_EPOCHS)).mixture
-    except ConfigError:
-        return (
-            f"The sources in use have too few tokens for {amount(found.token_budget)} at "
-            f"{MANY_EPOCHS} epochs each: add text, or lower output.token_budget."
-        )
-
-
 def _rows(
-    found: LearnedMixture, capped: LearnedMixture | str | None
+    found: LearnedMixture, capped: LearnedMixture | None
 ) -> tuple[list[Row], list[tuple[str, float]]]:
     sources = sorted(found.sources, key=lambda source: -source.weight)
     errors = {s.name: found.standard_error(s.name) for s in sources}
@@ -222,7 +206,7 @@ def _rows(
     places = decimals(float(spread or 0.0) for spread in spreads.values())
     top = min(1.0, max(max(s.weight + s.weight_std, s.initial_weight) for s in sources))
     marks = [mark for mark in ticks(0.0, top, 3) if mark <= top]
-    limited = capped.weights if isinstance(capped, LearnedMixture) else {}
+    limited = {} if capped is None else capped.weights
     row_shares = found.rounded("rows") if found.answer_only else {}
     owner = {
         name: group for group, names in name_groups(list(found.weights)).items() for name in names
@@ -262,7 +246,7 @@ def _lead(found: LearnedMixture, rows: Sequence[Row]) -> str:
     return f"{', '.join(named[:-1])} and {named[-1]}" if len(named) > 1 else named[0]
 
 
-def _notes(found: LearnedMixture, capped: LearnedMixture | str | None) -> list[str]:
+def _notes(found: LearnedMixture, capped: LearnedMixture | None) -> list[str]:
     tokens = found.loss_tokens_are
     counted = " Blends for Megatron have the shares of rows." if found.answer_only else ""
     spread = (
@@ -275,21 +259,8 @@ def _notes(found: LearnedMixture, capped: LearnedMixture | str | None) -> list[s
         f"those of a run of {amount(found.token_budget)} {tokens}. {spread[0].upper()}{spread[1:]} "
         "(the thin line on a bar); the orange mark is the weight at the start."
     ]
-    many = [s.name for s in found.sources if found.epochs[s.name] > MANY_EPOCHS]
-    if many:
-        named = ", ".join(many[:3]) + (f" and {len(many) - 3} more" if len(many) > 3 else "")
-        worst = max(found.epochs[name] for name in many)
-        notes.append(
-            f"Read more than {MANY_EPOCHS} times: {named} (up to {worst:,.3g} times). The search "
-            "does not see what repetition costs. "
-            + (
-                capped
-                if isinstance(capped, str)
-                else "“Capped” holds them there, the others share "
-                f"the excess (export --max-epochs {MANY_EPOCHS})."
-            )
-        )
-    return notes
+    repeated = repetition_note(found, capped)
+    return [*notes, repeated] if repeated else notes
 
 
 def cost_facts(runs: Sequence[RunRecord]) -> dict[str, str]:

@@ -123,7 +123,13 @@ def plot_chart(chart: Chart, folder: str | Path) -> Path:
     """Draws `chart` to FOLDER/KEY.png, where characters that file names lack become `_`."""
     path = Path(folder) / f"{re.sub(r'[^0-9A-Za-z_.-]', '_', chart.key)}.png"
     figure = new_figure(9, 4.6)
-    axes = figure.add_subplot()
+    draw_lines(figure.add_subplot(), chart)
+    write_png(figure, path)
+    return path
+
+
+def draw_lines(axes: Axes, chart: Chart) -> None:
+    """Lines, bands, the averaged part and the legend of `chart`."""
     shown = [series for series in chart.series if series.points]
     if chart.tail is not None:
         axes.axvspan(*chart.tail, color="black", alpha=0.06, linewidth=0)
@@ -155,5 +161,3 @@ def plot_chart(chart: Chart, folder: str | Path) -> Path:
         )
         for text in legend.get_texts():
             text.set_parse_math(False)
-    write_png(figure, path)
-    return path

@@ -5,11 +5,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource
+from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture, LearnedSource
 from megatron_fastmix.text_table import align
-
-MANY_EPOCHS = 4
-"""Up to so many, repeated text is about as good as fresh (Muennighoff et al., NeurIPS 2023)."""
 
 
 def final_table(
@@ -22,10 +19,13 @@ def final_table(
     epochs = mixture.epochs
     heaviest = sorted(mixture.sources, key=lambda source: -source.weight)
     tokens = mixture.loss_tokens_are
+    # The spread of one run's iterates is no uncertainty, and is not written as one.
+    spread = "±" if mixture.seeds else "moved"
     columns = {
         "source": [source.name for source in heaviest],
         "initial weight": [f"{source.initial_weight:.4f}" for source in heaviest],
-        "learned weight": [f"{s.weight:.4f} ± {s.weight_std:.4f}" for s in heaviest],
+        "learned weight": [f"{source.weight:.4f}" for source in heaviest],
+        spread: [f"{_spread(mixture, source):.4f}" for source in heaviest],
         tokens: [f"{source.size.loss_tokens:,}" for source in heaviest],
         "epochs": [f"{epochs[source.name]:.2f}" for source in heaviest],
     }
@@ -35,10 +35,13 @@ def final_table(
         columns["share of rows"] = [rows[source.name] for source in heaviest]
     if any(source.advantage is not None for source in heaviest):
         columns["advantage"] = [_advantage(source) for source in heaviest]
+    what = mixture.spread_is
+    if spread == "±":
+        what = f"the standard error over {len(mixture.seeds)} seeds, which the weight averages"
     lines = [
         align(list(columns), list(zip(*columns.values(), strict=True))),
         "",
-        f"Weights are {mixture.weights_are}; ± is {mixture.spread_is}. "
+        f"Weights are {mixture.weights_are}; {spread} is {what}. "
         f"Epochs are those in {mixture.token_budget:,} {tokens}.",
     ]
     if mixture.answer_only:
@@ -60,7 +63,7 @@ def final_table(
                 f"{target.final_loss:.4f} at the last."
             )
     flags = megatron_flags(mixture, blend_txt=blend_txt, blend_json=blend_json)
-    if flags:
+    if flags and not mixture.answer_only:  # its pretraining reads no loss mask
         lines += ["", "Train with Megatron, one of:", *(f"  {flag}" for flag in flags)]
     return "\n".join(lines)
 
@@ -69,6 +72,11 @@ def _advantage(source: LearnedSource) -> str:
     if source.advantage is None or source.advantage_standard_error is None:
         return ""
     return f"{source.advantage:+.1e} ± {source.advantage_standard_error:.0e}"
+
+
+def _spread(mixture: LearnedMixture, source: LearnedSource) -> float:
+    error = mixture.standard_error(source.name)
+    return source.weight_std if error is None else error
 
 
 def megatron_flags(

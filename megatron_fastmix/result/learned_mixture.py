@@ -17,6 +17,9 @@ from megatron_fastmix.errors import DataError
 from megatron_fastmix.result.rounding import DEFAULT_DECIMALS, round_weights
 from megatron_fastmix.result.sizes import Shard, Size, Unit, shares_in, total_size
 
+MANY_EPOCHS = 4
+"""Up to so many, repeated text is about as good as fresh (Muennighoff et al., NeurIPS 2023)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedSource:

@@ -25,6 +25,8 @@ class RunStart(Event):
     targets: list[str]
     initial_weights: Mapping[str, float]
     config: Mapping[str, Any]
+    parameters: int | None = None
+    """Of the proxy."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ _RUN = {
     "train_iters": int | None,
     "averaging_fraction": float,
     "seed": int | None,
+    "parameters": int | None,
 }
 _STEP = {
     "loss": _Number,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import time
@@ -13,7 +14,9 @@ from typing import TextIO
 from tqdm import tqdm
 
 LEADING = 3
-"""How many sources are shown."""
+"""How many sources are shown on a plain line."""
+DAY = 24 * 3600
+"""Seconds; a time left of that many takes the most characters that are kept free for it."""
 
 
 class Progress:
@@ -48,7 +51,7 @@ class Progress:
                 file=self._stream,
                 dynamic_ncols=True,
                 unit="step",
-                bar_format="{n_fmt}/{total_fmt} {bar:12} {desc} [{remaining} left]",
+                bar_format="{n_fmt}/{total_fmt} {remaining} left {desc}",
             )
             if self._terminal
             else None
@@ -70,11 +73,11 @@ class Progress:
         norm of NaN or Inf. `target_loss` is None before the first."""
         if self._bar is not None:
             target = "" if target_loss is None else f" target {target_loss:.3f}"
-            self._bar.set_description_str(
-                f"loss {loss:.3f}{target} {leading_sources(weights)} "
-                f"{_thousands(tokens_per_second)} tokens/s",
-                refresh=False,
-            )
+            text = f"{_thousands(tokens_per_second)} tok/s loss {loss:.3f}{target}"
+            # tqdm cuts a line that is too long anywhere, also within a name.
+            taken = len(f"{self.total}/{self.total} {_clock(DAY)} left {text} ")
+            sources = leading_sources(weights, self._columns() - taken - 1)
+            self._bar.set_description_str(f"{text} {sources}".rstrip(), refresh=False)
             self._bar.update(step - self._bar.n)
             return
         self._losses.append(loss)
@@ -82,6 +85,13 @@ class Progress:
             figures = (target_loss, weights, tokens_per_second, lr, grad_norm)
             self.line(self._plain_line(step, *figures, nonfinite_gradients))
             self._losses.clear()
+
+    def _columns(self) -> int:
+        """Of the terminal; 80 where it does not say."""
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or 80
+        except (OSError, ValueError):
+            return 80
 
     def line(self, text: str) -> None:
         """Prints a line, above the bar where there is one."""
@@ -147,10 +157,16 @@ class Progress:
         return " | ".join(parts) + " |"
 
 
-def leading_sources(weights: Mapping[str, float]) -> str:
-    """The heaviest three sources, such as `code 0.62, math 0.21, web 0.09`."""
-    heaviest = sorted(weights, key=lambda name: -weights[name])[:LEADING]
-    return ", ".join(f"{name} {weights[name]:.2f}" for name in heaviest)
+def leading_sources(weights: Mapping[str, float], room: int | None = None) -> str:
+    """The heaviest sources, such as `code 0.62, math 0.21, web 0.09`: three, or as many whole ones
+    as `room` characters hold."""
+    heaviest = sorted(weights, key=lambda name: -weights[name])
+    texts = [f"{name} {weights[name]:.2f}" for name in heaviest]
+    if room is None:
+        return ", ".join(texts[:LEADING])
+    while texts and len(", ".join(texts)) > room:
+        texts.pop()
+    return ", ".join(texts)
 
 
 def _thousands(value: float) -> str:

@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from megatron_fastmix.config import SearchConfig, strict_yaml
-from megatron_fastmix.run.events import Event, InnerStep, Note, Opening, OuterStep, Sink
+from megatron_fastmix.run.events import (
+    CheckpointBegun,
+    Event,
+    InnerStep,
+    Note,
+    Opening,
+    OuterStep,
+    RunEnd,
+    Sink,
+)
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.metrics import MetricsLog
 from megatron_fastmix.run.progress import Progress
 from megatron_fastmix.run.trackers import Tracker, inner_figures, open_trackers, outer_figures
 
+PICTURES = 10
+"""Times in a search that trackers get a picture, at checkpoints, beside the one at its end."""
 
-def open_sinks(config: SearchConfig, folder: RunFolder, step: int) -> list[Sink]:
+Draw = Callable[[Path], np.ndarray | None]
+"""From the metrics of a search to the pixels of a picture, (height, width, 3); None where there is
+nothing to draw yet."""
+
+
+def open_sinks(
+    config: SearchConfig, folder: RunFolder, step: int, *, draw: Draw | None = None
+) -> list[Sink]:
     """The sinks of a search that has done `step` steps; lines of later steps, left by a run that
-    died, are dropped."""
+    died, are dropped. Trackers get the picture that `draw` makes."""
     metrics = MetricsSink(folder, step)
     terminal = TerminalSink(config, step)
     values = strict_yaml.to_dict(config)
     trackers = open_trackers(config.output, folder.path, step, values)
-    return [metrics, terminal, *(TrackerSink(each, config) for each in trackers)]
+    return [metrics, terminal, *(TrackerSink(each, config, folder, draw) for each in trackers)]
 
 
 class MetricsSink:
@@ -60,6 +79,8 @@ class TerminalSink:
     def receive(self, event: Event) -> None:
         if isinstance(event, Opening):
             self._weights = event.weights
+            if event.step:
+                self._progress.line(f"resumed from step {event.step}")
         elif isinstance(event, InnerStep):
             self._progress.update(
                 event.step,
@@ -84,8 +105,17 @@ class TerminalSink:
 class TrackerSink:
     """TensorBoard or Weights & Biases."""
 
-    def __init__(self, tracker: Tracker, config: SearchConfig) -> None:
+    def __init__(
+        self,
+        tracker: Tracker,
+        config: SearchConfig,
+        folder: RunFolder | None = None,
+        draw: Draw | None = None,
+    ) -> None:
         self._tracker = tracker
+        self._folder, self._draw = folder, draw
+        self._picture_every = max(1, config.training.train_iters // PICTURES)
+        self._pictured = 0
         self._batch_size = config.training.global_batch_size
         self._target_weights = config.target_weights
 
@@ -95,8 +125,19 @@ class TrackerSink:
         elif isinstance(event, OuterStep):
             figures = outer_figures(event, mean_target_loss(self._target_weights, event))
         else:
+            due = event.step - self._pictured >= self._picture_every
+            if isinstance(event, RunEnd) or (isinstance(event, CheckpointBegun) and due):
+                self._show(event.step)
             return
         self._tracker.log(figures, event.step, event.step * self._batch_size)
+
+    def _show(self, step: int) -> None:
+        if self._draw is None or self._folder is None:
+            return
+        self._pictured = step
+        pixels = self._draw(self._folder.metrics)
+        if pixels is not None:
+            self._tracker.picture("fastmix/weights and advantages", pixels, step)
 
     def close(self) -> None:
         self._tracker.close()

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from megatron_fastmix.config import OutputConfig
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.run.events import InnerStep, OuterStep
@@ -24,6 +26,9 @@ class Tracker(Protocol):
 
     def log(self, values: Mapping[str, float], step: int, samples: int) -> None:
         """Figures by tag after `step` optimizer steps and `samples` samples."""
+
+    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
+        """A picture of shape (height, width, 3), uint8, after `step` optimizer steps."""
 
     def close(self) -> None:
         """Writes what is left."""
@@ -73,6 +78,9 @@ class TensorBoard:
             if not tag.startswith("fastmix/"):
                 self._writer.add_scalar(f"{tag} vs samples", value, samples)
 
+    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
+        self._writer.add_image(tag, pixels, step, dataformats="HWC")
+
     def close(self) -> None:
         self._writer.close()
 
@@ -95,6 +103,11 @@ class WeightsAndBiases:
 
     def log(self, values: Mapping[str, float], step: int, samples: int) -> None:
         self._run.log({**values, "samples vs steps": samples}, step=step)
+
+    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
+        import wandb
+
+        self._run.log({tag: wandb.Image(pixels)}, step=step)
 
     def close(self) -> None:
         self._run.finish()

@@ -19,8 +19,10 @@ from megatron_fastmix.errors import NonFiniteError, StorageError
 from megatron_fastmix.export.run_files import write_mixture_files
 from megatron_fastmix.parallel.device import local_device
 from megatron_fastmix.parallel.groups import DataParallelGroup
-from megatron_fastmix.proxy.cost import training_flops
+from megatron_fastmix.proxy.cost import proxy_parameters, training_flops
+from megatron_fastmix.report.tracker_picture import progress_picture
 from megatron_fastmix.result.learned_mixture import LearnedMixture
+from megatron_fastmix.run.events import Sink
 from megatron_fastmix.run.sinks import open_sinks
 from megatron_fastmix.search.assembly import assemble
 from megatron_fastmix.search.inner_step import inner_step
@@ -143,13 +145,18 @@ class Search:
 
     def open_report(self) -> Reporter:
         """Where this rank tells its steps; nowhere but on rank 0."""
-        leader = self.world.rank == 0
+        sinks: list[Sink] = []
+        parameters = None
+        if self.world.rank == 0:
+            sinks = open_sinks(self.config, self.folder, self.step, draw=progress_picture)
+            parameters = proxy_parameters(self.config, self.inputs.tokenizer.vocab_size)
         return Reporter(
             self.config,
             self.mixture,
-            open_sinks(self.config, self.folder, self.step) if leader else [],
+            sinks,
             self.step,
             tokens_per_step=self.tokens_per_step,
+            parameters=parameters,
         )
 
     @property

@@ -44,9 +44,11 @@ class Reporter:
         step: int,
         *,
         tokens_per_step: int,
+        parameters: int | None = None,
     ) -> None:
         """`step` steps are done."""
         self.tokens_per_step = tokens_per_step
+        self.parameters = parameters
         self.config = config
         self.mixture = mixture
         self.sinks = list(sinks)
@@ -154,6 +156,7 @@ class Reporter:
             targets=[target.name for target in self.config.targets],
             initial_weights=self._by_source(self.mixture.weights),
             config=strict_yaml.to_dict(self.config),
+            parameters=self.parameters,
         )
 
     def _warn_of_noise(self, step: int, result: OuterResult) -> None:

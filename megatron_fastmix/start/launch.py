@@ -18,6 +18,7 @@ from megatron_fastmix.checkpoint.store import complete_steps
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import CommunicationError, ConfigError, FastMixError
 from megatron_fastmix.processes import available_cores, stop_with_parent
+from megatron_fastmix.report.closing import closing_lines
 from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
@@ -28,6 +29,7 @@ from megatron_fastmix.start.accelerators import visible_accelerators
 from megatron_fastmix.start.artifacts import write_run_artifacts
 from megatron_fastmix.start.check_estimator import check_estimator
 from megatron_fastmix.start.claim import claim
+from megatron_fastmix.start.first_line import first_line
 from megatron_fastmix.start.limits import check_limits
 from megatron_fastmix.start.worker import STOPPED_EXIT_CODE
 
@@ -65,6 +67,8 @@ def launch(config: SearchConfig, ranks: int | None = None, *, accept_changes: bo
             "place has the search see how often the run repeats a source",
             file=sys.stderr,
         )
+    if not _is_finished(config):
+        print(first_line(config, inputs, ranks), flush=True)
     check_estimator(config)
     lock = RunLock(RunFolder(Path(config.run_dir)))
     lock.acquire(lambda text: print(f"megatron-fastmix: {text}", file=sys.stderr))
@@ -94,10 +98,12 @@ def _launch(
         environment.setdefault("TORCHDYNAMO_DISABLE", "1")
         cores = available_cores()
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
+    # The launcher logs every exit code but 0 as an error, also that of an orderly stop; what there
+    # is to say of a rank that died is said below.
     # On one machine the `deepspeed` command only works out these arguments, and imports DeepSpeed
     # once more to do so.
     command = [
-        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--log_level", "error"),
+        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--log_level", "critical"),
         *("--world_info", _world_info(devices[:ranks] or [str(rank) for rank in range(ranks)])),
         *("--master_port", str(free_port()), "--no_local_rank"),
         *("--module", "megatron_fastmix.cli", "search"),
@@ -138,6 +144,11 @@ def _launch(
     return CommunicationError.exit_code
 
 
+def _is_finished(config: SearchConfig) -> bool:
+    folder = RunFolder(Path(config.run_dir))
+    return folder.mixture.exists() and read_mixture(folder.path).complete
+
+
 def _show_finished(folder: RunFolder) -> bool:
     """Shows the result of a search that is complete; False where it is not."""
     if not folder.mixture.exists():
@@ -147,6 +158,7 @@ def _show_finished(folder: RunFolder) -> bool:
         files = write_run_artifacts(folder.path, mixture)
         print(f"{folder.path}: this search is complete; choose another run_dir for a new one.\n")
         print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
+        print(f"\n{closing_lines(folder.path, mixture, files.report)}")
     return mixture.complete
 
 

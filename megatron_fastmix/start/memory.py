@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.deepspeed_engine.settings import zero_config
 from megatron_fastmix.proxy.huggingface import on_paper
-from megatron_fastmix.proxy.megatron_gpt import padded_vocab_size
+from megatron_fastmix.proxy.megatron_cost import padded_vocab_size
 
 BUCKET = 500_000_000
 """Elements of DeepSpeed's reduce_bucket_size by default."""

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.report.closing import closing_lines
 from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.result.learned_mixture import average
 from megatron_fastmix.result.mixture_file import read_mixture
@@ -32,4 +33,5 @@ def launch_seeds(config: SearchConfig, count: int, ranks: int | None = None) -> 
     files = write_run_artifacts(folder, mixture)
     print(f"\nAverage over seeds {', '.join(map(str, mixture.seeds))}:\n")
     print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
+    print(f"\n{closing_lines(folder, mixture, files.report)}")
     return 0

@@ -130,6 +130,7 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
     from megatron_fastmix.parallel.device import local_device
     from megatron_fastmix.parallel.groups import DataParallelGroup, limit_waiting
     from megatron_fastmix.parallel.roll_call import register
+    from megatron_fastmix.report.closing import closing_lines
     from megatron_fastmix.report.summary import final_table
     from megatron_fastmix.search.loop import Search, raise_where_failed
     from megatron_fastmix.start.artifacts import write_run_artifacts
@@ -165,6 +166,7 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
             files = write_run_artifacts(config.run_dir, mixture)
             print()
             print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
+            print(f"\n{closing_lines(search.folder.path, mixture, files.report)}")
             search.folder.clear_stop()
         except OSError as error:
             failure = error

@@ -332,7 +332,7 @@ def test_the_table_at_the_end_says_so_too(case: Case) -> None:
     said = case.table[case.table.rindex("source ") :]
     cells = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.split()}
     for k, source in enumerate(SOURCES):
-        _, weight, _, _, size, epochs, *rows = cells[source]
+        _, weight, _, size, epochs, *rows = cells[source]
         assert float(weight) == pytest.approx(case.weights[k], abs=1e-4)
         assert size == f"{int(case.loss_tokens[k]):,}"
         assert float(epochs) == pytest.approx(case.epochs[k], abs=0.006)
@@ -343,28 +343,36 @@ def test_the_table_at_the_end_says_so_too(case: Case) -> None:
             assert rows == []
     tokens = "answer tokens" if case.answers else "tokens"
     assert f"Epochs are those in {case.budget:,} {tokens}." in said
-    of_seeds = "± is the standard deviation over 2 seeds"
-    of_one = "± is the spread over the last 2 of 4 outer steps"
+    of_seeds = "± is the standard error over 2 seeds"
+    of_one = "moved is the spread over the last 2 of 4 outer steps"
     assert (of_seeds in said, of_one in said) == (case.seeds, not case.seeds)
 
 
 def test_the_page_says_so_too(case: Case) -> None:
     page = (case.folder / "report" / "report.html").read_text()
     first = page.split("<nav")[0]
-    flags = re.search(r'aria-label="Megatron flags">(.*?)</pre>', first, flags=re.S)
-    assert flags is not None
     blend = (case.folder / "blend.txt").read_text().split()
-    assert shlex.split(unescape(flags[1])) == ["--data-path", *blend]
-    table = first[first.index("<table>") : first.index("</table>")]
-    rows = dict(re.findall(r'<th scope="row">([^<]*)<(.*?)</tr>', table, flags=re.S))
+    flags = re.search(r"<pre[^>]*>(--data-path .*?)</pre>", first, flags=re.S)
+    # Megatron's pretraining would train on the questions, too.
+    assert (flags is None) == case.answers
+    if flags is not None:
+        found = shlex.split(unescape(flags[1]))
+        assert [Path(word).name for word in found[2::2]] == [Path(w).name for w in blend[1::2]]
+        assert found[1::2] == blend[0::2]
+        assert all(Path(word).is_absolute() for word in found[2::2])
+    table = first[first.index('<table class="sources">') : first.index("</table>")]
+    rows = dict(re.findall(r'<th scope="row">([^<]*)</th>(.*?)</tr>', table, flags=re.S))
     for k, source in enumerate(SOURCES):
-        cells = [re.sub(r"<[^>]+>", "", c) for c in re.findall(r"<td.*?</td>", rows[source])]
-        assert float(cells[0].split(" ± ")[0]) == pytest.approx(case.weights[k], abs=1e-3)
+        texts = [re.sub(r"<[^>]+>", "", c) for c in re.findall(r"<td.*?</td>", rows[source], re.S)]
+        cells = [text.strip() for text in texts if text.strip()]
+        if any(epochs > 4 for epochs in case.epochs):
+            cells.pop(2)  # the capped weight, where there is one
+        assert float(cells[0]) == pytest.approx(case.weights[k], abs=6e-3)
         if case.answers:
-            assert float(cells.pop(1)) == pytest.approx(case.samples[k], abs=1e-4)
-        assert counted(cells[2]) == pytest.approx(case.weights[k] * case.budget, rel=0.01)
-        assert counted(cells[3]) == pytest.approx(case.loss_tokens[k], rel=0.01)
-        assert float(cells[4]) == pytest.approx(case.epochs[k], abs=0.006)
+            assert float(cells.pop(2)) == pytest.approx(case.samples[k], abs=1e-4)
+        assert counted(cells[3]) == pytest.approx(case.weights[k] * case.budget, rel=0.01)
+        assert counted(cells[4]) == pytest.approx(case.loss_tokens[k], rel=0.01)
+        assert float(cells[5]) == pytest.approx(case.epochs[k], rel=0.01)
     assert "training tokens" not in page
     assert ("shares of answer tokens" in first) == case.answers
     # The three words of the lead are of the same mixture.

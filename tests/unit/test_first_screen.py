@@ -12,12 +12,14 @@ from megatron_fastmix.cli.main import main
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.blend_weights import read_blend_weights
 from megatron_fastmix.export.paths import map_path, read_path_map
+from megatron_fastmix.report.closing import closing_lines
 from megatron_fastmix.report.first_screen import compare_gains, first_screen
 from megatron_fastmix.report.measured_gain import Measurements
 from megatron_fastmix.report.name_groups import name_groups
 from megatron_fastmix.report.number_texts import decimals, share, with_error
 from megatron_fastmix.report.predicted_gain import predict
 from megatron_fastmix.report.run_record import read_run
+from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.result.mixture_file import read_mixture, write_mixture
 from megatron_fastmix.result.rounding import round_weights
 from megatron_fastmix.run.metrics import MetricsLog
@@ -124,7 +126,7 @@ def test_what_would_be_read_too_often_is_shown_capped_too(run):
     much = dataclasses.replace(run.mixture, token_budget=10**9)  # no mixture holds 4 epochs of it
     screen = first_screen([run], much, against={}, path_map={})
     assert not screen.rows[0].capped
-    assert any("too few tokens" in note for note in screen.notes)
+    assert any("has enough tokens at 4" in note for note in screen.notes)
     few = first_screen([run], run.mixture.for_budget(10_000), against={}, path_map={})
     assert not any("Read more than" in note for note in few.notes)
 
@@ -229,3 +231,24 @@ def test_numbers_have_the_digits_of_their_error(value, error, text):
     assert with_error(value, error) == text
     assert decimals([0.03, 0.03]) == 2 and decimals([0.004]) == 3 and decimals([0.0]) == 3
     assert share(0.001, 2) == "<0.01" and share(0.0, 2) == "0.00"
+
+
+def test_the_last_lines_decide_and_name_the_page(run):
+    folder, page = run.path.parent, run.path.parent / "report" / "report.html"
+    text = closing_lines(folder, run.mixture.for_budget(4_000_000), page)
+    assert text.splitlines()[-1] == f"The page: {page.resolve()}"
+    assert "Capped at 4 epochs the mixture is web" in text
+    assert re.search(r"^uniform +\+0\.\d+ ± 0\.\d+ +–$", text, re.M)
+    assert text.count("Usable, with reservations.") == 1
+    assert "Cost: time" in text and "seed 1" in text
+    assert f"compare-mixtures --mixture {folder.resolve()}" in text
+
+
+def test_the_last_lines_of_fine_tuning_name_a_tool_that_reads_a_loss_mask(
+    tmp_path, make_mixture, with_sizes
+):
+    mixture = with_sizes(
+        make_mixture({"a": 0.5, "b": 0.5}), a={"loss_tokens": 9}, b={"loss_tokens": 9}
+    )
+    assert "reads a loss mask" in closing_lines(tmp_path, mixture, None)
+    assert "Train with Megatron" not in final_table(mixture, blend_txt="b.txt", blend_json=None)

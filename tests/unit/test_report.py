@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import shlex
 
 import matplotlib.image
@@ -15,7 +16,7 @@ from megatron_fastmix.errors import DataError
 from megatron_fastmix.report.plots import plot_weights, spread_out
 from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.run.metrics import MetricsLog, read_metrics
-from megatron_fastmix.run.progress import Progress
+from megatron_fastmix.run.progress import Progress, leading_sources
 
 
 def test_lines_are_there_as_soon_as_they_are_written(tmp_path):
@@ -109,12 +110,38 @@ def test_a_terminal_gets_a_bar_with_lines_above_it():
     assert "a warning\n" in stream.getvalue()
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("count", [2, 6, 40])
+def test_80_columns_have_step_time_and_speed_first_and_whole_sources(count, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    weights = {f"source_{k}": (count - k) / 100 for k in range(count)}
+    stream = Terminal()
+    with Progress(4000, initial=1, stream=stream) as progress:
+        progress.update(2, loss=4.0, target_loss=4.5, weights=weights, tokens_per_second=12345.0)
+        progress._bar.refresh()
+    shown = stream.getvalue().split("\r")[-1].split("\n")[0].rstrip()
+    assert len(shown) <= 80
+    assert re.match(r"2/4000 [\d:?]+ left 12\.3k tok/s loss 4\.000 target 4\.500 source_0", shown)
+    assert re.search(r"source_0 0\.\d\d$|source_\d+ 0\.\d\d$", shown)  # no name is cut
+
+
+def test_as_many_sources_as_fit_are_named():
+    weights = {"a": 0.5, "bb": 0.3, "ccc": 0.2}
+    assert leading_sources(weights, 100) == "a 0.50, bb 0.30, ccc 0.20"
+    assert leading_sources(weights, 16) == "a 0.50, bb 0.30"[:15]
+    assert leading_sources(weights, 3) == ""
+
+
 def test_the_table_says_what_was_learned_and_how_to_use_it(make_mixture):
     text = final_table(
         make_mixture({"small": 0.1, "large": 0.9}), blend_txt="run/blend.txt", blend_json=None
     )
     rows = text.splitlines()
-    assert rows[2].split() == ["large", "0.5000", "0.9000", "±", "0.0100", "5,000", "1.80"]
+    assert rows[2].split() == ["large", "0.5000", "0.9000", "0.0100", "5,000", "1.80"]
     assert rows[3].startswith("small")
     assert "--data-args-path run/blend.txt --seq-length 32" in text
     assert "--per-split" not in text

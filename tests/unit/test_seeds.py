@@ -28,4 +28,4 @@ def test_the_average_has_the_mean_and_the_spread_over_seeds(make_mixture, tmp_pa
         assert mean.epochs[source.name] == pytest.approx(epochs)
     assert mean.cost["tokens"] == pytest.approx(sum(m.cost["tokens"] for m in mixtures))
     table = final_table(mean, blend_txt="blend.txt", blend_json=None)
-    assert "standard deviation over 3 seeds" in table
+    assert "± is the standard error over 3 seeds" in table

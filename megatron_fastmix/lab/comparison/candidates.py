@@ -12,8 +12,8 @@ import numpy as np
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.result.rounding import round_weights
 
-KINDS = ("learned", "uniform", "proportional", "single", "random")
-REPEATED = ("learned", "uniform", "proportional")
+KINDS = ("learned", "blend", "uniform", "proportional", "single", "random")
+REPEATED = ("learned", "blend", "uniform", "proportional")
 """Kinds that are trained with several seeds."""
 
 
@@ -43,16 +43,21 @@ def make_candidates(
     *,
     random_draws: int,
     draw_seed: int,
+    blends: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[Candidate]:
     """Every mixture of a comparison.
 
-    `tokens` by source; `learned` by name: weights and search FLOPs. Weights are rounded to four
+    `tokens` by source; `learned` by name: weights and search FLOPs; `blends` by name: weights of
+    the user's own, such as an export with caps. Weights are rounded to four
     places and zeros left out, as the exporter does, so that each mixture is one that a user could
     hand to Megatron.
     """
     count, total = len(tokens), sum(tokens.values())
     candidates = [
         _candidate(name, "learned", weights, flops) for name, (weights, flops) in learned.items()
+    ]
+    candidates += [
+        _candidate(f"blend:{name}", "blend", weights) for name, weights in (blends or {}).items()
     ]
     candidates.append(_candidate("uniform", "uniform", dict.fromkeys(tokens, 1 / count)))
     shares = {name: number / total for name, number in tokens.items()}

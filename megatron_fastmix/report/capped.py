@@ -1,0 +1,45 @@
+"""The learned mixture with no source read more often than repetition is known to be worth."""
+
+from __future__ import annotations
+
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.export.adjustment import Adjustment, adjust
+from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture
+
+
+def read_often(mixture: LearnedMixture) -> list[str]:
+    """Sources that are read more than `MANY_EPOCHS` times in the token budget, most often first."""
+    epochs = mixture.epochs
+    many = [name for name in epochs if epochs[name] > MANY_EPOCHS]
+    return sorted(many, key=lambda name: -epochs[name])
+
+
+def capped_mixture(mixture: LearnedMixture) -> LearnedMixture | None:
+    """The mixture with each source at `MANY_EPOCHS` at most, as `export --max-epochs` makes it.
+
+    None where no mixture of the sources in use holds the budget so.
+    """
+    try:
+        return adjust(mixture, Adjustment(fixed={}, groups={}, max_epochs=MANY_EPOCHS)).mixture
+    except ConfigError:
+        return None
+
+
+def repetition_note(mixture: LearnedMixture, capped: LearnedMixture | None) -> str | None:
+    """What to know of the sources that are read too often; None where there are none."""
+    many = read_often(mixture)
+    if not many:
+        return None
+    named = ", ".join(many[:3]) + (f" and {len(many) - 3} more" if len(many) > 3 else "")
+    worst = mixture.epochs[many[0]]
+    remedy = (
+        f"“Capped” holds them there and shares the excess among the others (export --max-epochs "
+        f"{MANY_EPOCHS})."
+        if capped is not None
+        else f"No mixture of the sources in use has enough tokens at {MANY_EPOCHS} epochs each: "
+        "add text, or lower the token budget."
+    )
+    return (
+        f"Read more than {MANY_EPOCHS} times: {named} (up to {worst:,.3g} times). The search does "
+        f"not see what repetition costs. {remedy}"
+    )

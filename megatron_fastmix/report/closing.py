@@ -1,0 +1,77 @@
+"""The last lines of a search after its table: what the mixture gains, how sure it is, what it cost,
+what to type next, and where the page is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_fastmix.errors import DataError
+from megatron_fastmix.report.capped import capped_mixture, read_often
+from megatron_fastmix.report.commands import next_commands
+from megatron_fastmix.report.first_screen import (
+    compare_gains,
+    cost_facts,
+    level_text,
+    setting_facts,
+)
+from megatron_fastmix.report.run_record import RunRecord
+from megatron_fastmix.report.verdict import are_repeats, judge
+from megatron_fastmix.report.write import read_runs
+from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture
+from megatron_fastmix.text_table import align
+
+MARKS = {"good": "+", "fair": "!", "poor": "x"}
+
+
+def closing_lines(folder: Path, mixture: LearnedMixture, page: Path | None) -> str:
+    """The text for the search in `folder`, whose result is `mixture`; without metrics what needs
+    them is left out. The last line names `page`."""
+    parts = [_capped_text(mixture)]
+    try:
+        runs = read_runs([folder])
+    except DataError:
+        runs = []
+    if runs and are_repeats(runs):
+        parts += [_gains_text(runs, mixture), _verdict_text(runs), _facts_text(runs)]
+    commands = next_commands(folder, mixture, {})
+    if mixture.answer_only:
+        parts.append(f"{commands[0].title}:\n  {commands[0].text}")
+    measure = next(each for each in commands if "compare-mixtures" in each.text)
+    parts.append(f"{measure.title}:\n  {measure.text}")
+    if page is not None:
+        parts.append(f"The page: {page.resolve()}")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _capped_text(mixture: LearnedMixture) -> str:
+    capped = capped_mixture(mixture) if read_often(mixture) else None
+    if capped is None:
+        return ""
+    heaviest = sorted(capped.weights, key=lambda name: -capped.weights[name])
+    named = ", ".join(f"{name} {capped.weights[name]:.4f}" for name in heaviest[:5])
+    more = f" and {len(heaviest) - 5} more" if len(heaviest) > 5 else ""
+    return f"Capped at {MANY_EPOCHS} epochs the mixture is {named}{more}."
+
+
+def _gains_text(runs: Sequence[RunRecord], mixture: LearnedMixture) -> str:
+    rows, notes = compare_gains(runs, mixture, {})
+    if not rows:
+        return ""
+    cells = [(row.over, row.predicted, row.measured) for row in rows]
+    table = align(("target loss lower than on", "predicted", "measured"), cells)
+    return "\n".join([table, *notes])
+
+
+def _verdict_text(runs: Sequence[RunRecord]) -> str:
+    verdict = judge(runs)
+    findings = [f"  {MARKS[found.level]} {found.text}" for found in verdict.findings]
+    return "\n".join([level_text(verdict), *findings])
+
+
+def _facts_text(runs: Sequence[RunRecord]) -> str:
+    lines = []
+    for title, facts in (("Cost", cost_facts(runs)), ("Search", setting_facts(runs))):
+        if facts:
+            lines.append(f"{title}: " + "; ".join(f"{key} {value}" for key, value in facts.items()))
+    return "\n".join(lines)
