@@ -3,6 +3,7 @@ what to type next, and where the page is."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from megatron_fastmix.report.write import read_runs
 from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture
 from megatron_fastmix.text_table import align
 
+WIDTH = 80
 MARKS = {"good": "+", "fair": "!", "poor": "x"}
 
 
@@ -60,12 +62,12 @@ def _gains_text(runs: Sequence[RunRecord], mixture: LearnedMixture) -> str:
         return ""
     cells = [(row.over, row.predicted, row.measured) for row in rows]
     table = align(("target loss lower than on", "predicted", "measured"), cells)
-    return "\n".join([table, *notes])
+    return "\n".join([table, *map(_wrapped, notes)])
 
 
 def _verdict_text(runs: Sequence[RunRecord]) -> str:
     verdict = judge(runs)
-    findings = [f"  {MARKS[found.level]} {found.text}" for found in verdict.findings]
+    findings = [_wrapped(f"  {MARKS[f.level]} {f.text}", "    ") for f in verdict.findings]
     return "\n".join([level_text(verdict), *findings])
 
 
@@ -73,5 +75,13 @@ def _facts_text(runs: Sequence[RunRecord]) -> str:
     lines = []
     for title, facts in (("Cost", cost_facts(runs)), ("Search", setting_facts(runs))):
         if facts:
-            lines.append(f"{title}: " + "; ".join(f"{key} {value}" for key, value in facts.items()))
+            told = "; ".join(f"{key} {value}" for key, value in facts.items())
+            lines.append(_wrapped(f"{title}: {told}", "  "))
     return "\n".join(lines)
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    # A name or path that is longer than the line stays whole, to be copied.
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )

@@ -309,7 +309,7 @@ def _proxy(run: RunRecord) -> str:
     if proxy.get("path"):
         texts.append(str(proxy["path"]))
     elif "num_layers" in proxy:
-        texts.append(f"{proxy['num_layers']} layers of {proxy.get('hidden_size')}")
+        texts.append(f"{proxy['num_layers']} × {proxy.get('hidden_size')} (layers × width)")
     return ", ".join(texts)
 
 

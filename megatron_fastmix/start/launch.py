@@ -173,7 +173,10 @@ def _stop(process: subprocess.Popen[bytes], folder: RunFolder) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     else:
         folder.request_stop()
-        print("Stopping after this step; Ctrl-C again kills the ranks.", file=sys.stderr)
+        # Under the bar of rank 0, where there is one.
+        start = "\n" if sys.stderr.isatty() else ""
+        text = f"{start}Stopping after this step; Ctrl-C again kills the ranks."
+        print(text, file=sys.stderr)
 
 
 def free_port() -> int:

@@ -49,9 +49,10 @@ def run_worker(config: SearchConfig, *, accept_changes: bool = False) -> int:
     Where a collective failed it does not return: the process ends, since its peers are gone and
     orderly ends would wait for them.
     """
-    # Neither is about anything that a user of the search could change.
+    # None is about anything that a user of the search could change.
     warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.optim\.lr_scheduler")
     stop_with_parent()
     raise_open_files()
     lock = RunLock(RunFolder(Path(config.run_dir)))

@@ -184,7 +184,12 @@ def test_the_verdict_and_the_setting_are_told_once(run):
     main(["report", str(folder), "--no-png"])
     text = re.sub(r"<[^>]+>", " ", (folder / "report" / "report.html").read_text())
     assert text.count("Usable, with reservations.") == 1
-    for fact in ("exams", "12 layers of 768", "10 optimizer steps per outer step", "torch 2.8.0"):
+    for fact in (
+        "exams",
+        "12 × 768 (layers × width)",
+        "10 optimizer steps per outer step",
+        "torch 2.8.0",
+    ):
         assert fact in text
 
 
