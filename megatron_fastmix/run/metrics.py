@@ -18,6 +18,7 @@ from typing import Any
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.run.metric_line import check_line
+from megatron_fastmix.run.packed_line import pack, unpack
 from megatron_fastmix.text_files import parse_json
 
 
@@ -30,6 +31,7 @@ class MetricsLog:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._names: list[str] = []  # of the sources, which packed lines leave out
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             _drop_torn_line(self.path)
@@ -48,7 +50,10 @@ class MetricsLog:
         whole then.
         """
         line = {"kind": kind, "step": step, "time": time.time(), **fields}
-        text = json.dumps(_plain(line), ensure_ascii=False, allow_nan=False) + "\n"
+        if kind == "run":
+            self._names = list(fields.get("sources", ()))
+        plain = pack(_plain(line), self._names)
+        text = json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n"
         content = text.encode("utf-8", errors="replace")
         try:
             rest = memoryview(content)
@@ -74,7 +79,9 @@ class MetricsLog:
         self._file.close()
         try:
             kept = [line for line in read_metrics(self.path) if line["step"] <= step]
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+            self._names = _sources(kept)
+            packed = [pack(line, self._names) for line in kept]
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in packed)
             write_atomically(self.path, text)
         finally:
             self._open()
@@ -107,7 +114,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             f"{path}: cannot read the metrics: {error.strerror}; give a run folder that holds them"
         ) from None
     whole, _, _ = content.rpartition(b"\n")
-    lines = []
+    lines: list[dict[str, Any]] = []
     for number, raw in enumerate(whole.split(b"\n") if whole else [], start=1):
         try:
             line = parse_json(raw.decode("utf-8"), constants=True)
@@ -125,11 +132,19 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
                 "is this the metrics.jsonl of a run?"
             )
         try:
+            line = unpack(line, _sources(lines))
             check_line(line)
         except ConfigError as error:
             raise DataError(f"{path}:{number}: {error}; delete the line or restore it") from None
         lines.append(line)
     return lines
+
+
+def _sources(lines: list[dict[str, Any]]) -> list[str]:
+    """Those of the first line that says them."""
+    run = next((line for line in lines if line["kind"] == "run"), {})
+    names: list[str] = run.get("sources", [])
+    return names
 
 
 def _drop_torn_line(path: Path) -> None:
