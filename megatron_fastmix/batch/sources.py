@@ -95,6 +95,7 @@ def build_datasets(
     tokenizer: Any,
     cache_path: str,
     lean: bool = False,
+    eod_mask_loss: bool = False,
 ) -> list[Any]:
     """The datasets or blends of the train, validation and test split, by Megatron-core's builder.
 
@@ -112,7 +113,7 @@ def build_datasets(
         tokenizer=tokenizer,
         reset_position_ids=False,
         reset_attention_mask=False,
-        eod_mask_loss=False,
+        eod_mask_loss=eod_mask_loss,
         create_attention_mask=False,
         mmap_bin_files=not lean,
     )
@@ -152,4 +153,5 @@ def _one_epoch(
         tokenizer=tokenizer,
         cache_path=cache_path,
         lean=lean,
+        eod_mask_loss=config.data.eod_mask_loss,
     )[split.value]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import get_args
 
 from megatron_fastmix.cli.tokenizer_flags import add_tokenizer_arguments, tokenizer_config
@@ -57,9 +58,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--append-eod", action="store_true", help="end each document with the end token"
     )
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    for flag in ("--log-interval", "--partitions"):
+        parser.add_argument(flag, type=int, help=_NEEDLESS[flag])
+    parser.add_argument(
+        "--keep-sequential-samples",
+        action="store_true",
+        help=_NEEDLESS["--keep-sequential-samples"],
+    )
+
+
+_NEEDLESS = {
+    "--log-interval": "of Megatron's script; changes nothing here, where progress comes by time",
+    "--partitions": "of Megatron's script; changes nothing here, where --workers share every file "
+    "and write one dataset",
+    "--keep-sequential-samples": "of Megatron's script; changes nothing here, where documents "
+    "always keep their order",
+}
+"""Flags of Megatron's preprocess_data.py that are taken, so that its command lines work."""
 
 
 def run(args: argparse.Namespace) -> None:
+    for flag, reason in _NEEDLESS.items():
+        if getattr(args, flag[2:].replace("-", "_"), None):
+            print(f"note: {flag}: {reason}", file=sys.stderr)
     preprocess(preprocess_config(args), also_read=[args.config] if args.config else ())
 
 

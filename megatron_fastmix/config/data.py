@@ -124,6 +124,9 @@ class DataConfig:
     alone; otherwise each has a row of its own, padded to the longest of the micro-batch."""
     max_cut_share: float = 0.05
     """Largest share of a dataset's rows whose answer seq_length may cut."""
+    eod_mask_loss: bool = False
+    """Megatron's --eod-mask-loss: what follows an end token does not count in the loss of text. Set
+    it as the final run does."""
     token_budget: int | float | str | None = None
     """D, the tokens of the final run that count in its loss (answer tokens of answer-only sources),
     as 300e9 or 300B. The search then reads only its own share T/D of every source, so that it
