@@ -137,6 +137,7 @@ def _config(data: Path, run: Path, sources: int, settings: Settings) -> SearchCo
             "micro_batch_size": 32,
             "global_batch_size": 32 * settings.ranks,
             "lr_decay_style": "constant",
+            "lr_warmup_iters": 0,
         },
         "mixture": {"inner_steps": max(1, settings.steps // 2)},
         "hypergradient": {"target_samples": 32, "probe_samples_per_source": 2},
