@@ -53,7 +53,7 @@ class MetricsLog:
         if kind == "run":
             self._names = list(fields.get("sources", ()))
         plain = pack(_plain(line), self._names)
-        text = json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n"
+        text = _text(plain)
         content = text.encode("utf-8", errors="replace")
         try:
             rest = memoryview(content)
@@ -81,7 +81,7 @@ class MetricsLog:
             kept = [line for line in read_metrics(self.path) if line["step"] <= step]
             self._names = _sources(kept)
             packed = [pack(line, self._names) for line in kept]
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in packed)
+            text = "".join(map(_text, packed))
             write_atomically(self.path, text)
         finally:
             self._open()
@@ -138,6 +138,11 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}:{number}: {error}; delete the line or restore it") from None
         lines.append(line)
     return lines
+
+
+def _text(line: dict[str, Any]) -> str:
+    between = (",", ":") if "packed" in line else None
+    return json.dumps(line, ensure_ascii=False, separators=between) + "\n"
 
 
 def _sources(lines: list[dict[str, Any]]) -> list[str]:

@@ -3,7 +3,7 @@
 Beyond `PACKED_ABOVE` sources a line names none of them: what has a value for each is an array in
 the order of the `run` line's `sources`, what has one for few (the losses of the sources that were
 drawn) a pair of arrays, places and values. `packed` lists the keys. Weights keep all digits, the
-other numbers nine. `read_metrics` gives the mappings back, so that nothing else knows.
+other numbers six. `read_metrics` gives the mappings back, so that nothing else knows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from megatron_fastmix.errors import ConfigError
 
 PACKED_ABOVE = 256
 EXACT = ("weights", "initial_weights")
-DIGITS = 9
+DIGITS = 6
 
 
 def pack(line: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

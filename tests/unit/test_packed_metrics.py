@@ -44,10 +44,10 @@ def test_names_are_left_out_on_disk_and_there_for_the_reader(tmp_path: Path) -> 
     assert [line["kind"] for line in lines] == ["run", *["outer", "inner"] * 3]
     generator = np.random.default_rng(0)
     assert lines[1]["weights"] == by(NAMES, generator.random(len(NAMES)))
-    assert lines[1]["products"][NAMES[9]] == pytest.approx(-lines[1]["weights"][NAMES[9]], rel=1e-8)
+    assert lines[1]["products"][NAMES[9]] == pytest.approx(-lines[1]["weights"][NAMES[9]], rel=1e-5)
     inner = lines[2]["source_loss"]
     assert list(inner) == NAMES
-    assert inner[NAMES[2]] == pytest.approx(1 / 3, rel=1e-8)
+    assert inner[NAMES[2]] == pytest.approx(1 / 3, rel=1e-5)
     assert inner[NAMES[3]] is None
     assert "packed" not in lines[1]
     assert max(len(line) for line in raw[2::2]) < 300
