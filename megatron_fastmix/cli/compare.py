@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(comparison: Comparison, first: LearnedMixture, second: LearnedMixture) -> str:
     """The table of sources and the verdict."""
-    header = ["source", "A", "B", "B - A", "± of A", "± of B"]
+    header = ["source", "A", "B", "B - A", "spread A", "spread B"]
     header += ["z"] if comparison.threshold is not None else []
     rows = [_row(source, comparison.threshold) for source in comparison.sources]
     lines = [
@@ -46,8 +46,8 @@ def describe(comparison: Comparison, first: LearnedMixture, second: LearnedMixtu
         "",
         _verdict(comparison, first, second),
         f"{comparison.distance:.1%} of the {first.loss_tokens_are} would come from another source.",
-        f"A and B are {first.weights_are}. ± of A is {first.spread_is}; ± of B is "
-        f"{second.spread_is}.",
+        f"A and B are {first.weights_are}. Spread A is {first.spread_is}; spread B "
+        f"is {second.spread_is}.",
     ]
     if comparison.threshold is not None:
         lines.append("z is B - A over its standard error; * marks those beyond the same bound.")

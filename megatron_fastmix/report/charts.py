@@ -22,6 +22,8 @@ from megatron_fastmix.report.palette import MOST_LINES
 from megatron_fastmix.report.run_record import Points, RunRecord
 from megatron_fastmix.report.scale import share_axis
 
+MOST_BANDS = 8
+"""Lines of a chart that have bands; more cover each other."""
 MOST_POINTS = 240
 """Points of a line; a longer one is averaged in buckets."""
 
@@ -188,7 +190,8 @@ def _per_name(
     line: float | None = None,
 ) -> list[Chart]:
     def series(run: RunRecord, name: str, label: str, colour: int | None) -> Series:
-        band = _band(run, name) if bands and colour is not None else []
+        few = len(names if len(runs) == 1 else runs) <= MOST_BANDS
+        band = _band(run, name) if bands and few and colour is not None else []
         return Series(name=label, points=thin(values(run, name)), band=band, colour=colour)
 
     def place(i: int) -> int | None:

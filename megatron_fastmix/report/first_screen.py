@@ -178,6 +178,12 @@ def _gain_notes(
             f"part, each taken on this mixture rather than on the other; {error}. The mixture was "
             "chosen by the same products, so it is on the hopeful side."
         )
+        beta = runs[0].config.get("objective", {}).get("train_loss_weight")
+        if beta:
+            notes.append(
+                f"The target loss is here the whole objective, with {beta:g} times the training "
+                "loss (objective.train_loss_weight)."
+            )
         config = runs[0].config.get("hypergradient", {})
         if config.get("preconditioner", "none") == "none":
             notes.append(

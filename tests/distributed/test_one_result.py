@@ -402,14 +402,14 @@ def test_two_runs_without_seeds_cannot_be_told_apart(
         assert main(["compare", *map(str, pair)]) == 7
         said = capsys.readouterr().out
         assert "Cannot tell whether the mixtures differ" in said
-        assert "± of A is the spread over the last 2 of 4 outer steps" in said
+        assert "Spread A is the spread over the last 2 of 4 outer steps" in said
         assert "uncertainty" not in said and "standard error" not in said
         cells = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.split()}
         for k, source in enumerate(SOURCES):
             assert float(cells[source][0]) == pytest.approx(single.weights[k], abs=1e-4)
     assert main(["compare", str(seeds.folder), str(seeds.folder)]) == 0
     said = capsys.readouterr().out
-    assert "± of B is the standard deviation over 2 seeds" in said
+    assert "spread B is the standard deviation over 2 seeds" in said
     unit = "answer tokens" if seeds.answers else "tokens"
     assert f"0.0% of the {unit} would come from another source" in said
 

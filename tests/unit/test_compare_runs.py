@@ -124,7 +124,7 @@ def test_the_exit_code_tells(tmp_path, make, capsys):
     assert main([*call, str(tmp_path / "single")]) == 7
     output = capsys.readouterr().out
     assert "Cannot tell whether the mixtures differ: B is of a single search" in output
-    assert "± of B is the spread over the last 6 of 12 outer steps" in output
+    assert "spread B is the spread over the last 6 of 12 outer steps" in output
     assert "uncertaint" not in output
     assert "standard error" not in output
     assert main([*call, str(tmp_path / "nothing")]) == 2

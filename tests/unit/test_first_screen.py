@@ -12,6 +12,7 @@ from megatron_fastmix.cli.main import main
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.blend_weights import read_blend_weights
 from megatron_fastmix.export.paths import map_path, read_path_map
+from megatron_fastmix.report.charts import build_charts
 from megatron_fastmix.report.closing import closing_lines
 from megatron_fastmix.report.first_screen import compare_gains, first_screen
 from megatron_fastmix.report.measured_gain import Measurements
@@ -90,6 +91,25 @@ def test_over_seeds_the_error_is_theirs(tmp_path):
     assert together.error == pytest.approx(np.std(each, ddof=1) / np.sqrt(3))
     notes = compare_gains(runs, runs[0].mixture, {})[1]
     assert any("over 3 seeds" in note for note in notes)
+
+
+def test_a_gain_of_more_than_the_target_loss_is_called_so(run):
+    whole = dataclasses.replace(run, config=run.config | {"objective": {"train_loss_weight": 0.2}})
+    for record, told in ((run, False), (whole, True)):
+        notes = compare_gains([record], run.mixture, {})[1]
+        assert any("0.2 times the training loss" in note for note in notes) == told
+
+
+def test_bands_are_drawn_where_they_can_be_told_apart(tmp_path):
+    for count, drawn in ((8, True), (9, False)):
+        names = [f"s{k}" for k in range(count)]
+        record = read_run(write_search(tmp_path / str(count), names) / "metrics.jsonl")
+        charts = [c for found in build_charts([record], names).values() for c in found]
+        (alignment,) = [chart for chart in charts if chart.key == "alignment"]
+        assert any(series.band for series in alignment.series) == drawn
+        (weights,) = [chart for chart in charts if chart.key == "weights"]
+        assert not any(series.band for series in weights.series)
+        assert weights.tail == (record.outer[20]["step"], 400)
 
 
 def test_a_measured_gain_is_paired_by_seed_and_of_this_mixture_alone(run):
