@@ -35,7 +35,7 @@ def closing_lines(folder: Path, mixture: LearnedMixture, page: Path | None) -> s
     except DataError:
         runs = []
     if runs and are_repeats(runs):
-        parts += [_gains_text(runs, mixture), _verdict_text(runs), _facts_text(runs)]
+        parts += [_gains_text(runs, mixture), _verdict_text(runs, mixture), _facts_text(runs)]
     commands = next_commands(folder, mixture, {})
     if mixture.answer_only:
         parts.append(f"{commands[0].title}:\n  {commands[0].text}")
@@ -65,9 +65,12 @@ def _gains_text(runs: Sequence[RunRecord], mixture: LearnedMixture) -> str:
     return "\n".join([table, *map(_wrapped, notes)])
 
 
-def _verdict_text(runs: Sequence[RunRecord]) -> str:
+def _verdict_text(runs: Sequence[RunRecord], mixture: LearnedMixture) -> str:
     verdict = judge(runs)
-    findings = [_wrapped(f"  {MARKS[f.level]} {f.text}", "    ") for f in verdict.findings]
+    told = mixture.optimality and mixture.optimality.text  # under the table
+    findings = [
+        _wrapped(f"  {MARKS[f.level]} {f.text}", "    ") for f in verdict.findings if f.text != told
+    ]
     return "\n".join([level_text(verdict), *findings])
 
 

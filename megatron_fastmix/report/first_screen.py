@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_fastmix.mixture.optimality import CLEAR
 from megatron_fastmix.report.capped import capped_mixture, read_often, repetition_note
 from megatron_fastmix.report.commands import Command, next_commands
 from megatron_fastmix.report.durations import duration
@@ -20,7 +21,7 @@ from megatron_fastmix.report.predicted_gain import Gain, Prediction, predict
 from megatron_fastmix.report.run_record import RunRecord
 from megatron_fastmix.report.scale import ticks
 from megatron_fastmix.report.verdict import Verdict
-from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture
+from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture, LearnedSource
 from megatron_fastmix.run.folder import RunFolder
 
 LEVELS = {
@@ -46,6 +47,11 @@ class Row:
     epochs: str
     many: bool
     """Read more than `MANY_EPOCHS` times."""
+    advantage: str
+    """With its standard error; empty where it is not known."""
+    pull: str
+    """`gain` or `lose` where the advantage is clear of 0, which says that the weight is not where
+    it is going; else empty."""
     bar: tuple[float, float, float, float]
     """Weight, lower and upper end of its spread, and start, in parts of the scale."""
 
@@ -234,6 +240,8 @@ def _rows(
                 size=amount(source.size.loss_tokens),
                 epochs=f"{epochs:.3g}",
                 many=epochs > MANY_EPOCHS,
+                advantage=_advantage(source),
+                pull=_pull(source),
                 bar=(
                     weight / top,
                     max(0.0, weight - spread) / top,
@@ -243,6 +251,19 @@ def _rows(
             )
         )
     return rows, [(f"{mark:g}", mark / top) for mark in marks]
+
+
+def _advantage(source: LearnedSource) -> str:
+    if source.advantage is None or source.advantage_standard_error is None:
+        return ""
+    return f"{source.advantage:+.1e} ± {source.advantage_standard_error:.0e}"
+
+
+def _pull(source: LearnedSource) -> str:
+    value, error = source.advantage, source.advantage_standard_error
+    if value is None or error is None or abs(value) <= CLEAR * error:
+        return ""
+    return "gain" if value > 0 else "lose"
 
 
 def _lead(found: LearnedMixture, rows: Sequence[Row]) -> str:
@@ -265,6 +286,13 @@ def _notes(found: LearnedMixture, capped: LearnedMixture | None) -> list[str]:
         f"those of a run of {amount(found.token_budget)} {tokens}. {spread[0].upper()}{spread[1:]} "
         "(the thin line on a bar); the orange mark is the weight at the start."
     ]
+    if any(source.advantage is not None for source in found.sources):
+        notes.append(
+            "Advantage: how much more than the mixture a step on the source lowers the target loss, "
+            "mean and standard error of the averaged part. At an optimum it is 0 for every source "
+            f"that has weight, and negative for one at 0; ↑ and ↓ are beyond {CLEAR:g} standard "
+            "errors."
+        )
     repeated = repetition_note(found, capped)
     return [*notes, repeated] if repeated else notes
 

@@ -89,7 +89,7 @@ for (const tools of document.querySelectorAll(".tools")) {
     for (const row of rows) {
       const name = row.querySelector("th").textContent.toLowerCase();
       const kind = chosen.startsWith("=") ? row.dataset.group === chosen.slice(1)
-        : chosen === "" || (chosen === "many" ? row.dataset.many === "true" : row.dataset.move === chosen);
+        : chosen === "" || (chosen === "many" ? row.dataset.many === "true" : chosen === "pull" ? row.dataset.pull : row.dataset.move === chosen);
       row.hidden = !(kind && words.every((word) => name.includes(word)));
       count += !row.hidden;
     }

@@ -364,7 +364,8 @@ def test_the_page_says_so_too(case: Case) -> None:
     rows = dict(re.findall(r'<th scope="row">([^<]*)</th>(.*?)</tr>', table, flags=re.S))
     for k, source in enumerate(SOURCES):
         texts = [re.sub(r"<[^>]+>", "", c) for c in re.findall(r"<td.*?</td>", rows[source], re.S)]
-        cells = [text.strip() for text in texts if text.strip()]
+        # The bar has no text, and the advantage, which 4 outer steps do not give, is a dash.
+        cells = [text for text in map(str.strip, texts) if text not in ("", "–")]
         if any(epochs > 4 for epochs in case.epochs):
             cells.pop(2)  # the capped weight, where there is one
         assert float(cells[0]) == pytest.approx(case.weights[k], abs=6e-3)

@@ -84,6 +84,8 @@ def write_search(
             weight=float(mean[k]),
             weight_std=float(tail[:, k].std()),
             logit=float(z[k]),
+            advantage=1e-3 * float(pull[k]),
+            advantage_standard_error=2e-4,
         )
         for k, name in enumerate(names)
     )

@@ -199,6 +199,16 @@ def test_fine_tuning_is_sent_to_a_tool_that_reads_a_loss_mask(
     assert not any("--data-path" in command.text for command in screen.commands)
 
 
+def test_a_source_with_a_clear_advantage_is_marked(run):
+    """1e-3, 0 and -1e-3 with an error of 2e-4; 3 errors are 6e-4."""
+    rows = {row.name: row for row in first_screen([run], run.mixture, against={}, path_map={}).rows}
+    assert [rows[name].pull for name in NAMES] == ["gain", "", "lose"]
+    assert rows["web"].advantage == "+1.0e-03 ± 2e-04"
+    main(["report", str(run.path.parent), "--no-png"])
+    page = (run.path.parent / "report" / "report.html").read_text()
+    assert "+1.0e-03 ± 2e-04 ↑" in page and "-1.0e-03 ± 2e-04 ↓" in page
+
+
 def test_the_verdict_and_the_setting_are_told_once(run):
     folder = run.path.parent
     main(["report", str(folder), "--no-png"])
