@@ -288,9 +288,9 @@ def _notes(found: LearnedMixture, capped: LearnedMixture | None) -> list[str]:
     ]
     if any(source.advantage is not None for source in found.sources):
         notes.append(
-            "Advantage: how much more than the mixture a step on the source lowers the target loss, "
-            "mean and standard error of the averaged part. At an optimum it is 0 for every source "
-            f"that has weight, and negative for one at 0; ↑ and ↓ are beyond {CLEAR:g} standard "
+            "Advantage: how much more than the mixture a step on the source lowers the target "
+            "loss, mean and standard error of the averaged part. At an optimum it is 0 for every "
+            f"source that has weight, and negative for one at 0; ↑ and ↓ are beyond {CLEAR:g} standard "
             "errors."
         )
     repeated = repetition_note(found, capped)
