@@ -290,8 +290,8 @@ def _notes(found: LearnedMixture, capped: LearnedMixture | None) -> list[str]:
         notes.append(
             "Advantage: how much more than the mixture a step on the source lowers the target "
             "loss, mean and standard error of the averaged part. At an optimum it is 0 for every "
-            f"source that has weight, and negative for one at 0; ↑ and ↓ are beyond {CLEAR:g} standard "
-            "errors."
+            f"source that has weight, and negative for one at 0; ↑ and ↓ are beyond {CLEAR:g} "
+            "standard errors."
         )
     repeated = repetition_note(found, capped)
     return [*notes, repeated] if repeated else notes
