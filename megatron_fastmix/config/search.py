@@ -190,6 +190,15 @@ class SearchConfig:
             size,
             "use 1 with proxy.num_experts; zero_stage 3 shards them",
         )
+        # Each rank holds the whole norm and sees the gradient of its own heads alone: nothing adds
+        # these up, so the copies would drift apart, and the products with them.
+        require(
+            size == 1 or not self.proxy.qk_layernorm,
+            "engine.tensor_model_parallel_size",
+            size,
+            "use 1 with proxy.qk_layernorm, whose weights all heads share; zero_stage 3 shards "
+            "the proxy",
+        )
         for name in ("num_attention_heads", "query_groups", "feed_forward_size"):
             require(
                 getattr(self.proxy, name) % size == 0,

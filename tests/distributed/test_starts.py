@@ -63,7 +63,7 @@ def initial_and_expected(config: Any) -> tuple[np.ndarray, np.ndarray]:
     [
         (2, 2, 1, 3, {}),
         (1, 2, 2, 2, {"num_query_groups": 2, "untie_embeddings_and_output_weights": True}),
-        slow(2, 1, 1, 0, {"normalization": "LayerNorm", "qk_layernorm": True}),
+        slow(1, 1, 1, 0, {"normalization": "LayerNorm", "qk_layernorm": True}),
         slow(1, 2, 1, 2, {"num_experts": 4}),
     ],
 )

@@ -134,6 +134,13 @@ def test_nor_may_one_of_a_source_or_target(search_values, tmp_path, kind, value)
             load(values, tmp_path)
 
 
+def test_norms_that_all_heads_share_are_not_split_over_ranks(search_values, tmp_path):
+    split = "--engine.tensor_model_parallel_size=2"
+    assert load(search_values, tmp_path, split).engine.tensor_model_parallel_size == 2
+    with pytest.raises(ConfigError, match=r"found 2; use 1 with proxy.qk_layernorm"):
+        load(search_values, tmp_path, split, "--proxy.qk_layernorm=true")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
