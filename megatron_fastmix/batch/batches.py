@@ -96,6 +96,7 @@ class Batches:
         follow with weights β·α_k over their number. All of it together, or where products are
         estimated per target, each target apart with 1 for ω_v, the β term last.
         """
+        self._ahead.wait()
         config = self.config.hypergradient
         n = config.target_samples
         if self.config.estimates_per_target:
@@ -130,10 +131,27 @@ class Batches:
             terms = [[sample for term in terms for sample in term]]
         return [self.split(term) for term in terms]
 
-    def probe(self, outer_step: int, weights: np.ndarray) -> list[Batch]:
+    def sources_of(self, step: int) -> np.ndarray:
+        """The source of every sample of optimizer step `step` over all ranks, (global batch,).
+
+        Nothing is read for it. Draws of the current interval of the mixture alone are known.
+        """
+        self._ahead.wait()
+        first = step * self.config.training.global_batch_size
+        drawn = range(first, first + self.config.training.global_batch_size)
+        return np.array([self.blend.source_of(i) for i in drawn])
+
+    def probe(
+        self, outer_step: int, weights: np.ndarray, among: np.ndarray | None = None
+    ) -> list[Batch]:
         """This rank's part of the probe: `probe_samples_per_source` samples of a source on
-        average, shared out by `probe_allocation`; `weights` is α (K,)."""
+        average, shared out by `probe_allocation`; `weights` is α (K,). Only of the sources
+        `among`, bool (K,), where given; the others' samples change nothing about theirs."""
         first, counts = self._probe_ordinals(outer_step, weights)
+        if among is not None:
+            counts = np.where(among, counts, 0)
+            if not counts.any():
+                return []
         samples = [
             Sample(read=partial(self.blend.sample, "probe", k, first + j), index=k)
             for j in range(counts.max())

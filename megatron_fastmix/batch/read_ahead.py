@@ -59,6 +59,11 @@ class ReadAhead(Generic[Item]):
                     self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
                 self._pending[following] = self._thread.submit(self._read, *following)
 
+    def wait(self) -> None:
+        """Until the thread stands still, so that others may read what it does."""
+        for future in self._pending.values():
+            future.exception()  # raised where the item is taken
+
     def _drop(self) -> None:
         for future in self._pending.values():
             if not future.cancel():

@@ -21,6 +21,10 @@ class HypergradientConfig:
     """Target samples per outer step over all ranks, from which v is computed."""
     probe_samples_per_source: int = 8
     """Probe samples of each source per outer step over all ranks, on average."""
+    probe: Literal["separate", "training"] = "separate"
+    """What is probed: samples of its own, or the last training batch before the outer step, as it
+    is trained on, for the arithmetic of one more forward pass of it. `training` is for `one_pass`
+    alone; sources without a sample in that batch are probed apart."""
     probe_allocation: Literal["even", "weighted"] = "even"
     """`weighted` gives every source 2 and the rest by its weight."""
     relative_step: float = 1e-4
@@ -47,6 +51,13 @@ class HypergradientConfig:
             self.probe_samples_per_source,
             "probe_allocation weighted gives 2 to each source and shares out the others: use 3 or "
             "more, or probe_allocation even",
+        )
+        require(
+            self.probe == "separate" or self.estimator == "one_pass",
+            "hypergradient.probe",
+            self.probe,
+            f"estimator {self.estimator} needs passes of its own over the probe: use separate, or "
+            "estimator one_pass",
         )
         require(
             0 < self.relative_step < 1,

@@ -62,30 +62,33 @@ class OnePass:
         ZeRO-3 forward passes and a module's v are gathered, and tensor-parallel ranks add up their
         parts. Raises `ConfigError` for a module that it cannot take.
         """
-        of_batch = _Pass(self, batch, vectors)
+        of_batch = Pass(self, batch, vectors)
         with _frozen(self.parameters.parameters), contextlib.ExitStack() as stack:
             stack.callback(self.parameters.release)
-            for site in self.sites:
-                # Before DeepSpeed's own hooks: under ZeRO-3 the weights are whole until those ran,
-                # and in the backward pass from when they ran.
-                handle = site.module.register_forward_hook(
-                    of_batch.hook(site), with_kwargs=True, prepend=True
-                )
-                stack.callback(handle.remove)
+            stack.enter_context(of_batch.watching())
             with torch.enable_grad():
                 loss = losses(batch).sum()
             of_batch.check_all_called()
             torch.autograd.grad(loss, of_batch.leaves, allow_unused=True)
-        if self.parameters.tensor_group is not None:
-            self.parameters.tensor_group.sum_tensor_(of_batch.totals)
-        return of_batch.totals.cpu().numpy()
+        return of_batch.sums()
 
 
-class _Pass:
+class Pass:
     """One forward and backward pass: what its hooks gather."""
 
-    def __init__(self, estimator: OnePass, batch: Batch, vectors: Sequence[Vector]) -> None:
+    def __init__(
+        self,
+        estimator: OnePass,
+        batch: Batch,
+        vectors: Sequence[Vector],
+        *,
+        weights_are_frozen: bool = True,
+    ) -> None:
+        """With frozen weights the graph begins at the first modules that have trained ones; in a
+        training pass it begins at the weights."""
         self.estimator = estimator
+        self.weights_are_frozen = weights_are_frozen
+        self.batch = batch
         self.parameters = estimator.parameters
         self.samples = TokenSamples(
             batch,
@@ -101,6 +104,26 @@ class _Pass:
         self.called: set[str] = set()
         self.routing: dict[str, torch.Tensor] = {}
         """By layer of experts, which of them each token goes to, bool (R·S, experts)."""
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Forward passes meanwhile are of `batch`; their backward pass may come later."""
+        with contextlib.ExitStack() as stack:
+            for site in self.estimator.sites:
+                # Before DeepSpeed's own hooks: under ZeRO-3 the weights are whole until those ran,
+                # and in the backward pass from when they ran.
+                handle = site.module.register_forward_hook(
+                    self.hook(site), with_kwargs=True, prepend=True
+                )
+                stack.callback(handle.remove)
+            yield
+
+    def sums(self) -> np.ndarray:
+        """⟨v, ∂L/∂θ⟩ by sample, (V, B), of the loss L that the backward pass was of. Every rank
+        must call."""
+        if self.parameters.tensor_group is not None:
+            self.parameters.tensor_group.sum_tensor_(self.totals)
+        return self.totals.cpu().numpy()
 
     def hook(self, site: Site) -> Callable[..., Any]:
         """A forward hook that adds the share of one call of a module as soon as ∂L/∂y is known."""
@@ -152,6 +175,8 @@ class _Pass:
     def _watched(self, y: Any, call: Call, routed: torch.Tensor | None) -> Any:
         if not isinstance(y, torch.Tensor) or not y.is_floating_point():
             return y
+        if not y.requires_grad and not self.weights_are_frozen:
+            return y  # no weight of this call is trained
         y = self.samples.spread(y)
         if not y.requires_grad:
             y = y.detach().requires_grad_()

@@ -23,6 +23,15 @@ class SampleProducts:
     """(N,) float: samples of each entry."""
 
     @classmethod
+    def joined(cls, parts: Sequence[SampleProducts]) -> SampleProducts:
+        """Of several probes, for one v."""
+        return cls(
+            values=np.concatenate([part.values for part in parts]),
+            source=np.concatenate([part.source for part in parts]),
+            samples=np.concatenate([part.samples for part in parts]),
+        )
+
+    @classmethod
     def of_batches(cls, batches: Sequence[Batch], values: Sequence[np.ndarray]) -> SampleProducts:
         """From the product of every sample (B,) of each batch; padding is left out."""
         real = [batch.of(Role.SOURCE) for batch in batches]

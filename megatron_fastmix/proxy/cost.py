@@ -45,14 +45,27 @@ def objective_samples(config: SearchConfig) -> list[int]:
     return samples if config.estimates_per_target else [sum(samples)]
 
 
+def separate_probe_samples(config: SearchConfig) -> int:
+    """Samples of an outer step that are probed apart from training, about: where training batches
+    are the probe, those of sources that even draws leave out."""
+    sources = len(config.sources)
+    if config.hypergradient.probe == "training":
+        sources = max(0, sources - config.training.global_batch_size)
+    return config.hypergradient.probe_samples_per_source * sources
+
+
 def outer_step_forward_passes(config: SearchConfig) -> float:
     """Cost of one outer step in forward passes of one sample; a backward pass counts as two."""
     hypergradient, count = config.hypergradient, len(config.sources)
     objective = objective_samples(config)
-    probe = hypergradient.probe_samples_per_source * count * len(objective)
+    probe = separate_probe_samples(config) * len(objective)
     if hypergradient.estimator == "one_pass":
         # Forward, backward through the activations alone, and each v's local products: one each.
-        return 3.0 * sum(objective) + (2.0 / len(objective) + 1.0) * probe
+        passes = 3.0 * sum(objective) + (2.0 / len(objective) + 1.0) * probe
+        if hypergradient.probe == "training":
+            # Of these samples the training itself makes the passes.
+            passes += len(objective) * config.training.global_batch_size
+        return passes
     if hypergradient.estimator == "finite_difference":
         return 3.0 * sum(objective) + 2.0 * probe
     return 3.0 * sum(objective) + 3.0 * probe * count

@@ -117,7 +117,11 @@ class Search:
         Every rank must call. Raises what `run` raises.
         """
         lr = learning_rate(self.config.training, self.step)
-        sums, counts = inner_step(self.engine, self.batches, self.step, self.mixture.loss_weights)
+        probe = None
+        if self._probes_training and (self.step + 1) % self.config.mixture.inner_steps == 0:
+            probe = self.outer_loop.begin(self.step)
+        weights = self.mixture.loss_weights
+        sums, counts = inner_step(self.engine, self.batches, self.step, weights, probe)
         self.step += 1
         sums, counts, stop = self._reduce(sums, counts, report)
         mean = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
@@ -136,12 +140,17 @@ class Search:
 
     def outer_step(self, report: Reporter) -> None:
         """One step of the mixture. Every rank must call. Raises what `run` raises."""
-        # η of the step to come: the one whose effect on the target the hypergradient predicts.
-        inner_lr = learning_rate(self.config.training, self.step)
+        # η of the step whose effect on the target the hypergradient predicts: the one to come, or
+        # the last where that one's own batch was the probe.
+        inner_lr = learning_rate(self.config.training, self.step - self._probes_training)
         result = self.outer_loop.step(inner_lr)
         self.last_target_losses = result.target_losses.tolist()
         self.first_target_losses = self.first_target_losses or self.last_target_losses
         report.outer(self.step, result)
+
+    @property
+    def _probes_training(self) -> bool:
+        return self.config.hypergradient.probe == "training"
 
     def open_report(self) -> Reporter:
         """Where this rank tells its steps; nowhere but on rank 0."""

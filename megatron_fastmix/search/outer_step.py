@@ -21,7 +21,10 @@ from megatron_fastmix.hypergradient import (
     noise_to_signal,
     target_gradient,
 )
+from megatron_fastmix.hypergradient.one_pass import OnePass
+from megatron_fastmix.hypergradient.products import SampleProducts
 from megatron_fastmix.hypergradient.sites import check_supported
+from megatron_fastmix.hypergradient.training_probe import FAINTEST, TrainingProbe
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.mixture.objective import TargetAggregation, regularizer_gradient
 from megatron_fastmix.mixture.optimality import advantages
@@ -84,6 +87,35 @@ class OuterLoop:
         self.world = world
         self.tensor = tensor
         self.precondition = precondition
+        self._begun: _Begun | None = None
+
+    def begin(self, step: int) -> TrainingProbe:
+        """With `probe: training`, what is to watch optimizer step `step`, the next one, before
+        `step` is called: v, and the products of sources that the step's batch is without, are those
+        of the θ that it starts from. Every rank must call."""
+        mixture, number = self.mixture, self.mixture.outer_steps
+        alpha, loss_weights = mixture.weights, mixture.loss_weights
+        target_losses = TargetLosses(len(self.config.targets), self.batches.group)
+        vectors = list(self._target_gradients(number, alpha, target_losses))
+        present = np.bincount(self.batches.sources_of(step), minlength=len(alpha)) > 0
+        present &= loss_weights > FAINTEST
+        batches = self.batches.probe(number, alpha, among=~present)
+        probe = TrainingProbe(OnePass(self.model, self.parameters), vectors)
+        self._begun = _Begun(
+            target_losses=target_losses,
+            probe=probe,
+            loss_weights=loss_weights,
+            # A batch holds a sample twice where the source has no more of them.
+            distinct=np.where(
+                present,
+                self.batches.blend.epoch_sizes,
+                self.batches.distinct_in_probe(number, alpha),
+            ),
+            apart=self._sample_products(batches, vectors) if batches else [],
+        )
+        # The training is to find the engine's view of θ as it left it.
+        self.parameters.release()
+        return probe
 
     def step(self, inner_lr: float) -> OuterResult:
         """One outer step at inner learning rate η, equal on all ranks.
@@ -95,8 +127,21 @@ class OuterLoop:
         config, mixture, number = self.config, self.mixture, self.mixture.outer_steps
         alpha, lr = mixture.weights, mixture.lr
 
-        target_losses = TargetLosses(len(config.targets), self.batches.group)
-        terms = self._products(self._target_gradients(number, alpha, target_losses), number, alpha)
+        group = self.batches.group
+        if self._begun is not None:
+            target_losses, found = self._begun.target_losses, self._begun.products()
+            distinct = self._begun.distinct
+            self._begun = None  # lets go of v
+        else:
+            assert config.hypergradient.probe == "separate", "begin comes first"
+            target_losses = TargetLosses(len(config.targets), group)
+            vectors = self._target_gradients(number, alpha, target_losses)
+            found = self._sample_products(self.batches.probe(number, alpha), vectors)
+            distinct = self.batches.distinct_in_probe(number, alpha)
+        means = [Products.mean_by_source(each, len(alpha), group, distinct) for each in found]
+        # Each tensor-parallel rank has summed over a communicator of its own, whose order of
+        # summation, and so the last bits, may be others.
+        terms = [products.agreed(self.tensor) for products in means]
         losses = self.tensor.of_first(target_losses.mean())
         self._check_finite(losses, terms, number)
 
@@ -146,24 +191,19 @@ class OuterLoop:
                 precondition=self.precondition,
             )
 
-    def _products(
-        self, vectors: Iterable[Vector], number: int, alpha: np.ndarray
-    ) -> list[Products]:
-        """⟨v, ∇L_k⟩ of each v."""
+    def _sample_products(
+        self, batches: Sequence[Batch], vectors: Iterable[Vector]
+    ) -> list[SampleProducts]:
+        """⟨v, ∇ℓ_b⟩ of each v and each sample of `batches`."""
         probe = Probe(
-            batches=self.batches.probe(number, alpha),
+            batches=batches,
             losses=self._losses,
             model=self.model,
             parameters=self.parameters,
-            num_sources=len(alpha),
+            num_sources=len(self.config.sources),
             relative_step=self.config.hypergradient.relative_step,
         )
-        found = ESTIMATORS[self.config.hypergradient.estimator](probe, vectors)
-        group, distinct = self.batches.group, self.batches.distinct_in_probe(number, alpha)
-        means = [Products.mean_by_source(each, len(alpha), group, distinct) for each in found]
-        # Each tensor-parallel rank has summed over a communicator of its own, whose order of
-        # summation, and so the last bits, may be others.
-        return [products.agreed(self.tensor) for products in means]
+        return ESTIMATORS[self.config.hypergradient.estimator](probe, vectors)
 
     def _check_finite(self, losses: np.ndarray, terms: Sequence[Products], number: int) -> None:
         _check_finite(losses, [f"target {t.name}: loss" for t in self.config.targets], number)
@@ -174,6 +214,27 @@ class OuterLoop:
     def _losses(self, batch: Batch) -> torch.Tensor:
         with self.parameters.outside_training():
             return batch_losses(self.model, batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """An outer step whose probe is the optimizer step before it."""
+
+    target_losses: TargetLosses
+    probe: TrainingProbe
+    loss_weights: np.ndarray
+    """Of the optimizer step, (K,)."""
+    distinct: np.ndarray
+    """Distinct samples of each source at most, (K,)."""
+    apart: list[SampleProducts]
+    """For each v, of the sources without a sample in the training batch; empty without any."""
+
+    def products(self) -> list[SampleProducts]:
+        """For each v. Every rank must call, once, after the optimizer step."""
+        found = self.probe.products(self.loss_weights)
+        if not self.apart:
+            return found
+        return [SampleProducts.joined(pair) for pair in zip(found, self.apart, strict=True)]
 
 
 class TargetLosses:

@@ -25,7 +25,9 @@ class StageMemory:
     """Adam's moments, and the fp32 copy of the parameters that DeepSpeed keeps; 0 where they are
     offloaded to the host."""
     outer_step: int
-    """v, in fp32. It is there only during an outer step, when gradients are not."""
+    """v, in fp32. It is there only during an outer step."""
+    at_once: bool
+    """Whether gradients are there beside v: only where training batches are the probe."""
     buckets: int
     """Buffers through which DeepSpeed reduces gradients, as large as configured however small the
     model is."""
@@ -35,8 +37,9 @@ class StageMemory:
     @property
     def total(self) -> int:
         """The most that is held at once, but for activations."""
-        held = self.parameters + self.optimizer + max(self.gradients, self.outer_step)
-        return held + self.buckets + self.gathered
+        held = self.parameters + self.optimizer + self.buckets + self.gathered
+        together = sum if self.at_once else max
+        return held + together((self.gradients, self.outer_step))
 
 
 def stage_memory(
@@ -57,6 +60,7 @@ def stage_memory(
         gradients=size * moved // (shards if stage >= 2 else 1),
         optimizer=0 if offloaded else (8 * moved + master) // (shards if stage else 1),
         outer_step=4 * moved // (shards if stage == 3 else 1),
+        at_once=config.hypergradient.probe == "training",
         buckets=bucket * buffers if stage and shards > 1 else 0,
         gathered=size * live if stage == 3 and shards > 1 else 0,
     )

@@ -10,6 +10,7 @@ from megatron_fastmix.proxy.cost import (
     flops_per_token,
     objective_samples,
     outer_step_forward_passes,
+    separate_probe_samples,
 )
 from megatron_fastmix.proxy.huggingface import count_parameters
 from megatron_fastmix.proxy.megatron_cost import megatron_parameters
@@ -49,6 +50,8 @@ class Plan:
     would round away. 0 with other estimators, which stay in the precision of training."""
     hours: float
     """At the stated utilisation of the peak in each precision."""
+    outer_hours: float
+    """Those of `hours` that the outer steps take."""
     memory: dict[int, StageMemory]
     """By ZeRO stage."""
     activations: float
@@ -57,7 +60,8 @@ class Plan:
     """Bytes that each rank reduces in an outer step, by ZeRO stage; a reduce-scatter counts half of
     an all-reduce."""
     gathered_bytes: float
-    """Bytes that each rank gathers in an outer step under ZeRO-3, parameters for every pass."""
+    """Bytes that each rank gathers in an outer step under ZeRO-3: parameters for every pass, and
+    v in fp32 for every backward pass of `one_pass`."""
     epochs: dict[str, float]
     """Epochs of each source in the search, drawn evenly, of the share that a budget leaves it."""
 
@@ -89,21 +93,27 @@ def make_plan(
     outer_flops = passes * per_sample * per_token / 3
     held, moved = parameters // split, trained // split
     size = element_size(config)
-    probe = hypergradient.probe_samples_per_source * len(config.sources)
+    probe = separate_probe_samples(config)
     objective = objective_samples(config)
     micro_batches = sum(
         math.ceil(math.ceil(n / shards) / training.micro_batch_size) for n in objective
     )
-    probe_passes = 2 * math.ceil(math.ceil(probe / shards) / training.micro_batch_size)
-    probe_passes *= len(objective)
+    probe_batches = math.ceil(math.ceil(probe / shards) / training.micro_batch_size)
+    one_pass = hypergradient.estimator == "one_pass"
+    # That one serves all v at once; others take a probe for each.
+    probe_passes = 2 * probe_batches * (1 if one_pass else len(objective))
+    if hypergradient.probe == "training":
+        probe_batches += config.accumulation_steps(shards)
+    v_gathered = 4.0 * moved * probe_batches * len(objective) if one_pass else 0.0
     alone = shards == 1
     probe_flops = 0.0
     if hypergradient.estimator == "finite_difference":
         probe_flops = config.outer_steps * 2.0 * probe * len(objective) * per_sample * per_token / 3
     peaks = {name: tflops or peak for name, peak in PEAK_TFLOPS.items()}
-    seconds = probe_flops / peaks["fp32"]
-    seconds += (training_flops + outer_flops - probe_flops) / peaks[config.engine.dtype]
-    seconds /= ranks * 1e12 * utilisation
+    reached = ranks * 1e12 * utilisation
+    outer_seconds = probe_flops / peaks["fp32"] / reached
+    outer_seconds += (outer_flops - probe_flops) / peaks[config.engine.dtype] / reached
+    seconds = training_flops / peaks[config.engine.dtype] / reached + outer_seconds
     offered = offered_share(config, inputs) or 1.0
     return Plan(
         parameters=parameters,
@@ -113,6 +123,7 @@ def make_plan(
         outer_flops=outer_flops,
         probe_flops=probe_flops,
         hours=seconds / 3600,
+        outer_hours=outer_seconds / 3600,
         memory={
             stage: stage_memory(config, held=held, moved=moved, stage=stage, shards=shards)
             for stage in range(4)
@@ -124,7 +135,9 @@ def make_plan(
             else (4.0 * len(objective) if stage < 3 else 2.0 * micro_batches) * moved
             for stage in range(4)
         },
-        gathered_bytes=0.0 if alone else float((2 * micro_batches + probe_passes) * size * held),
+        gathered_bytes=0.0
+        if alone
+        else (2.0 * micro_batches + probe_passes) * size * held + v_gathered,
         epochs={
             source.name: samples / len(config.sources) * per_sample / inputs_of.tokens / offered
             for source, inputs_of in zip(config.sources, inputs.sources, strict=True)
@@ -208,7 +221,8 @@ def text(
         f"{config.outer_steps:,} outer steps",
         f"FLOPs            {plan.training_flops:.3g} training, {plan.outer_flops:.3g} outer steps"
         + (f" ({plan.probe_flops:.3g} of it the probe's)" if plan.probe_flops else ""),
-        f"hours            {plan.hours:.3g} on {ranks} ranks at {utilisation:.0%} of {peak} each",
+        f"hours            {plan.hours:.3g} on {ranks} ranks at {utilisation:.0%} of {peak} each, "
+        f"{plan.outer_hours / plan.hours:.2%} of them outer steps",
         f"activations      about {plan.activations / 2**30:.3g} GiB per rank for a micro-batch, "
         + ("recomputed" if config.proxy.recompute_granularity else "without recomputation"),
         "",

@@ -103,6 +103,31 @@ def test_flops_hours_and_epochs_by_hand(search_values, tmp_path):
     np.testing.assert_allclose(list(plan.epochs.values()), expected)
 
 
+def test_training_batches_as_the_probe_by_hand(search_values, tmp_path):
+    file = tmp_path / "plan.yaml"
+    file.write_text(yaml.safe_dump(search_values))
+    separate = plan_of(load_config(file), 4)
+    plan = plan_of(load_config(file, ["--hypergradient.probe=training"]), 4)
+    # Of 10 target samples both passes, of 12 training samples the local products.
+    pass_of_a_sample = plan.training_flops / (6 * 12 * 3)
+    assert plan.outer_flops == pytest.approx(3 * (3 * 10 + 12) * pass_of_a_sample)
+    assert plan.outer_hours / plan.hours == pytest.approx(
+        plan.outer_flops / (plan.outer_flops + plan.training_flops)
+    )
+    # v is there beside the gradients.
+    for stage in range(4):
+        more = plan.memory[stage].total - separate.memory[stage].total
+        assert more == min(plan.memory[stage].gradients, plan.memory[stage].outer_step)
+    # A probe of its own has two micro-batches, the training one: v is gathered for each, and the
+    # parameters twice for each of the former.
+    fp32 = 4 * plan.parameters
+    assert separate.gathered_bytes - plan.gathered_bytes == (2 * 2 + 2 - 1) * fp32
+    # Three sources in two samples: one of them is probed apart.
+    flags = ["--global-batch-size=2", "--micro-batch-size=1", "--hypergradient.probe=training"]
+    few = plan_of(load_config(file, flags), 2)
+    assert few.outer_flops == pytest.approx(3 * (3 * 10 + 2 + 3 * 5) * pass_of_a_sample)
+
+
 def test_the_command_prints_a_table_and_starts_nothing(config_file, tmp_path, capsys):
     arguments = ["plan", "--config", str(config_file), "--nodes", "2", "--gpus-per-node", "2"]
     assert cli.main([*arguments, "--zero-stage=3"]) == 0
