@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,14 +109,32 @@ def bytes_reduced(config: SearchConfig) -> float:
     return count[0] / gradient
 
 
+def v_gathered(config: SearchConfig) -> float:
+    """Bytes of v that a rank gathers in an outer step, over v for each probe micro-batch."""
+    search = _trained_for_one_step(config)
+    v = sum(getattr(p, "ds_numel", p.numel()) * 4 for p in search.engine.module.parameters())
+    micro_batches = len(search.batches.probe(0, search.mixture.weights))
+    with counting_bytes({"all_gather_into_tensor": (0, 1.0)}) as count:
+        search.outer_loop.step(learning_rate(config.training, 1))
+    return count[0] / (v * micro_batches)
+
+
 @contextmanager
 def counting_reduced_bytes() -> Iterator[list[int]]:
     """Counts the bytes of this rank's reductions; gathering parameters is ZeRO's own.
 
     A reduce-scatter counts half: it moves half of what an all-reduce of the same tensor does.
     """
+    with counting_bytes({"all_reduce": (0, 1.0), "reduce_scatter_tensor": (1, 0.5)}) as count:
+        yield count
+
+
+@contextmanager
+def counting_bytes(of: Mapping[str, tuple[int, float]]) -> Iterator[list[int]]:
+    """Counts the bytes of this rank's calls of collectives of torch.distributed by name: of which
+    argument, and by what share. DeepSpeed's calls, but for reductions of ours, go elsewhere."""
     count = [0]
-    originals = {name: getattr(dist, name) for name in ("all_reduce", "reduce_scatter_tensor")}
+    originals = {name: getattr(dist, name) for name in of}
 
     def counting(name: str, tensor_at: int, share: float) -> Callable[..., Any]:
         def call(*arguments: Any, **keywords: Any) -> Any:
@@ -127,8 +145,8 @@ def counting_reduced_bytes() -> Iterator[list[int]]:
 
         return call
 
-    dist.all_reduce = counting("all_reduce", 0, 1.0)
-    dist.reduce_scatter_tensor = counting("reduce_scatter_tensor", 1, 0.5)
+    for name, (tensor_at, share) in of.items():
+        setattr(dist, name, counting(name, tensor_at, share))
     try:
         yield count
     finally:
