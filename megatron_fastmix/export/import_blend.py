@@ -1,8 +1,12 @@
-"""Megatron's forms of a blend, and NeMo's, read back. The rules are `get_blend_from_list`'s."""
+"""The forms of a blend of Megatron, NeMo and Megatron-Bridge, read back.
+
+The rules are `get_blend_from_list`'s.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,16 +19,24 @@ from megatron_fastmix.export.nemotron import DataBlendEntry, is_data_blend, read
 from megatron_fastmix.text_files import parse_json, read_text
 
 TRAIN_FLAGS = ("--data-path", "--train-data-path")
+_BLEND_KEYS = ("data_prefix", "blend_per_split", "blend", "paths")
+"""Keys of configurations that hold a blend: of NeMo 1, Megatron-Bridge (two) and NeMo 2. The first
+that a file has counts."""
+_ASSIGNED = re.compile(
+    r"\s*(?:[\w+.]*\.)?(?:paths|data_prefix)\s*=\s*([\[{].*[\]}]),?\s*", re.DOTALL
+)
+"""NeMo 2's argument in Python, and Hydra's override for NeMo 1."""
 
 
 def read_blend(path: str | Path) -> dict[str, float]:
     """Shares by prefix, summing to 1, in the order of the file.
 
     The file holds what `--data-args-path` or `--per-split-data-args-path` (its `train`) reads, a
-    command line with `--data-path` or `--train-data-path`, the list alone as JSON or YAML, or a
-    configuration of NeMo with `data_prefix`. Without weights the shares are those of the datasets'
-    tokens, as with Megatron, so that the datasets have to be there. Raises `DataError` for anything
-    else, and for weights that are not positive or prefixes that recur.
+    command line with `--data-path` or `--train-data-path`, the list alone as JSON or YAML, a
+    configuration of NeMo with `data_prefix` or `paths`, one of Megatron-Bridge with `blend` or
+    `blend_per_split`, or `paths=[...]` and `...data_prefix=[...]`. Without weights the shares are
+    those of the datasets' tokens, as with Megatron, so that the datasets have to be there. Raises
+    `DataError` for anything else, and for weights that are not positive or prefixes that recur.
     """
     text = read_text(path, "the blend", fix="give a file that Megatron reads a blend from")
     return parse_blend(_words(text, str(path)), str(path))
@@ -92,7 +104,9 @@ def _prefix(word: object, where: str) -> str:
 
 def _words(text: str, where: str) -> list[Any]:
     if text.lstrip().startswith(("{", "[")) or where.endswith((".yaml", ".yml", ".json")):
-        return _structured(text, where)
+        return _structured(_parse(text, where), where)
+    if assigned := _ASSIGNED.fullmatch(text):
+        return _structured(_parse_yaml(assigned[1], where), where)
     if any(flag in text for flag in TRAIN_FLAGS):
         try:
             return _after_flag(shlex.split(text.replace("\\\n", " ")), where)
@@ -101,20 +115,38 @@ def _words(text: str, where: str) -> list[Any]:
     return text.split()
 
 
-def _structured(text: str, where: str) -> list[Any]:
-    """The list in JSON or YAML: alone, by split under `train`, or as NeMo's `data_prefix`."""
-    value = _parse(text, where)
+def _structured(value: Any, where: str) -> list[Any]:
+    """The list in JSON or YAML: alone, by split under `train`, or under one of `_BLEND_KEYS`."""
     what = "the blend"
     if isinstance(value, dict):
-        found = list(_data_prefixes(value))
-        if len(found) > 1:
-            raise DataError(f"{where}: has several data_prefix; give a file with the one to read")
-        if found:
-            what, value = "data_prefix", found[0]
+        for key in _BLEND_KEYS:
+            found = list(_values_of(key, value))
+            if len(found) > 1:
+                raise DataError(f"{where}: has several {key}; give a file with the one to read")
+            if found:
+                what, value = key, found[0]
+                if key == "blend_per_split" and isinstance(value, list):
+                    value = value[0]  # train, valid and test
+                break
     if isinstance(value, dict):
-        what, value = "train", value.get("train")
+        if "train" not in value:
+            raise DataError(
+                f"{where}: has none of the keys train, {', '.join(_BLEND_KEYS)}; expected a list "
+                "of weights and prefixes under one of them"
+            )
+        what, value = "train", value["train"]
     if isinstance(value, str):
         value = value.split()
+    if _is_prefixes_and_weights(value):
+        prefixes, weights = value
+        if weights is None:
+            return list(prefixes)
+        if len(prefixes) != len(weights):
+            raise DataError(
+                f"{where}: {what} has {len(prefixes)} prefixes and {len(weights)} weights; "
+                "expected as many"
+            )
+        value = [word for pair in zip(weights, prefixes, strict=True) for word in pair]
     if not isinstance(value, list):
         raise DataError(f"{where}: {what} is {value!r}; expected a list of weights and prefixes")
     for word in value:
@@ -132,20 +164,32 @@ def _parse(text: str, where: str) -> Any:
         except ValueError as error:
             if not where.endswith((".yaml", ".yml")):
                 raise DataError(f"{where}: {error}") from None
+    return _parse_yaml(text, where)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
     try:
         return parse_yaml(text, where)
     except ConfigError as error:
         raise DataError(str(error)) from None
 
 
-def _data_prefixes(values: Any) -> Iterator[Any]:
-    """Every value of a key `data_prefix` that is set, at any depth."""
+def _is_prefixes_and_weights(value: Any) -> bool:
+    """Whether it is Megatron-core's `(prefixes, weights)`, of which the weights may be None."""
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    prefixes, weights = value
+    return isinstance(prefixes, list) and (weights is None or isinstance(weights, list))
+
+
+def _values_of(wanted: str, values: Any) -> Iterator[Any]:
+    """Every value of a key that is set, at any depth."""
     items = values.items() if isinstance(values, dict) else enumerate(values)
     for key, value in items:
-        if key == "data_prefix" and value:
+        if key == wanted and value:
             yield value
         elif isinstance(value, dict | list):
-            yield from _data_prefixes(value)
+            yield from _values_of(wanted, value)
 
 
 def _after_flag(arguments: list[str], where: str) -> list[str]:

@@ -15,12 +15,23 @@ from megatron_fastmix.export.import_blend import read_blend
 from megatron_fastmix.export.registry import FORMATS
 
 
-@pytest.mark.parametrize("name", ["megatron-cli", "megatron-data-args", "megatron-per-split"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "megatron-cli",
+        "megatron-data-args",
+        "megatron-per-split",
+        "megatron-bridge",
+        "nemo-1",
+        "nemo-2",
+    ],
+)
 def test_every_megatron_form_comes_back(tmp_path, make_mixture, name):
     folder = "/data" if name == "megatron-data-args" else "/my data's"
     blend = make_blend(make_mixture({"a": 0.7, "b": 0.25, "c": 0.05}, folder=folder))
-    (tmp_path / "blend").write_text(FORMATS[name].render(blend))
-    found = read_blend(tmp_path / "blend")
+    file = tmp_path / ("blend.yaml" if name in ("megatron-bridge", "nemo-1") else "blend")
+    file.write_text(FORMATS[name].render(blend))
+    found = read_blend(file)
     assert list(found) == [f"{folder}/{source}" for source in "abc"]
     assert list(found.values()) == pytest.approx([0.7, 0.25, 0.05], abs=1e-12)
 
@@ -49,6 +60,14 @@ model:
         ("blend.yaml", "train: [25, /d/a, 75, /d/b]"),
         ("blend.yml", "- 1\n- /d/a\n- 3\n- /d/b\n"),
         ("nemo.yaml", LAUNCHER.replace("${data_dir}", "/d").replace("_text_document", "")),
+        ("nemo.yaml", "data:\n  paths: ['25', /d/a, 75, /d/b]\n  seq_length: 8\n"),
+        ("nemo.yaml", "data: {paths: {train: [25, /d/a, 75, /d/b], test: [/d/c]}}"),
+        ("nemo.txt", "paths=['1', '/d/a', 3, '/d/b'],\n"),
+        ("hydra.txt", "model.data.data_prefix=[1,/d/a,3,/d/b]\n"),
+        ("bridge.yaml", "dataset:\n  blend:\n  - [/d/a, /d/b]\n  - [0.25, 0.75]\n"),
+        ("bridge.yaml", "blend: null\nblend_per_split: [[[/d/a, /d/b], [1, 3]], null, null]"),
+        ("blend.json", '[["/d/a", "/d/b"], ["0.25", 0.75]]'),
+        ("blend.json", '{"train": [["/d/a", "/d/b"], [1, 3]], "valid": null, "test": null}'),
         ("nemo.json", '{"model": {"data": {"data_prefix": {"train": ["1", "/d/a", 3, "/d/b"]}}}}'),
     ],
 )
@@ -100,7 +119,8 @@ def test_weights_of_any_scale_and_the_flags_around_are_read(tmp_path):
         ("0.3 /d/a -1 /d/b", "weight of /d/b is '-1'"),
         ("nan /d/a 1 /d/b", "weight of /d/a is 'nan'"),
         ("0.3 /d/a 1 /d/a", "/d/a occurs twice"),
-        ("{}", "train is None"),
+        ("{}", "none of the keys train, data_prefix"),
+        ('{"blend": [["/d/a", "/d/b"], [1]]}', "blend has 2 prefixes and 1 weights"),
         ("{", "not valid JSON"),
         ('{"train": [true, "/d/a"]}', "holds True; expected a list of weights and prefixes"),
         ('{"train": {"a": 1}}', "expected a list of weights and prefixes"),
