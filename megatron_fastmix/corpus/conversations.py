@@ -78,6 +78,17 @@ def check_text(value: Any, key: str) -> str:
     return value
 
 
+def check_nothing_else(record: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for tools and documents in a record that becomes text without a chat
+    template: that has no place for them."""
+    for name in RECORD_VARIABLES:
+        if _parsed(name, record.get(name)):
+            raise ValueError(
+                f"the record has {name!r}, which needs a chat template (--chat-template); give "
+                "one, or remove the key to leave them out"
+            )
+
+
 def _turn(message: Any, number: int, template: ChatTemplate | None) -> dict[str, Any]:
     """A message as `transformers` hands it to templates: without the keys that are null."""
     if not isinstance(message, dict):
@@ -119,12 +130,7 @@ def _turn(message: Any, number: int, template: ChatTemplate | None) -> dict[str,
 
 
 def _plain(turns: list[dict[str, Any]], record: Mapping[str, Any], first_answer: int) -> Document:
-    for name in RECORD_VARIABLES:
-        if _parsed(name, record.get(name)):
-            raise ValueError(
-                f"the record has {name!r}, which needs a chat template (--chat-template); give "
-                "one, or remove the key to leave them out"
-            )
+    check_nothing_else(record)
     parts, in_loss = [], []
     for number, turn in enumerate(turns):
         last = number == len(turns) - 1

@@ -11,6 +11,7 @@ from typing import Any
 from megatron_fastmix.corpus.chat_template import ChatTemplate
 from megatron_fastmix.corpus.conversations import (
     RECORD_VARIABLES,
+    check_nothing_else,
     check_text,
     conversation_document,
 )
@@ -79,6 +80,7 @@ class RecordParser:
         else:
             texts = None if self.chat_template else pair(kind, keys, find)
             if texts is not None and not needs_turns(kind, record):
+                check_nothing_else(record)
                 return Document((texts[0] + "\n", texts[1]), (False, True))
             turns, first_answer = pair_turns(kind, keys, record, find)
         return conversation_document(

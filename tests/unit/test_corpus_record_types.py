@@ -39,6 +39,21 @@ SHAREGPT = {
 }
 
 
+@pytest.mark.parametrize("key", ["tools", "documents", "functions"])
+@pytest.mark.parametrize(
+    ("record", "record_type"),
+    [
+        (ALPACA, "alpaca"),
+        ({"question": "q", "answer": "a"}, "question_answer"),
+        ({"prompt": "q", "completion": "a"}, "prompt_completion"),
+    ],
+)
+def test_tools_of_a_pair_are_not_left_out_in_silence(record, record_type, key):
+    with pytest.raises(ValueError, match=f"'{key}', which needs a chat template"):
+        parts(record | {key: [{"name": "clock"}]}, record_type)
+    assert parts(record | {key: []}, record_type) == parts(record, record_type)
+
+
 @pytest.mark.parametrize(
     ("record", "record_type", "template", "text", "answers"),
     [
