@@ -17,8 +17,9 @@ from typing import Any
 
 import yaml
 
-from megatron_fastmix.config import HypergradientConfig, ProxyConfig, SearchConfig, strict_yaml
+from megatron_fastmix.config import ProxyConfig, SearchConfig, strict_yaml
 from megatron_fastmix.lab.benchmarks.estimator_errors import estimator_errors
+from megatron_fastmix.lab.benchmarks.outer_shares import outer_shares
 from megatron_fastmix.lab.benchmarks.search_ranks import (
     TOKENIZER,
     Settings,
@@ -33,13 +34,8 @@ from megatron_fastmix.lab.benchmarks.search_ranks import (
 from megatron_fastmix.lab.figures import Figure
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.run.folder import RunFolder
-from megatron_fastmix.search.inputs import check_inputs
-from megatron_fastmix.start.plan import make_plan
 
 RANKS = 2
-
-PROXIES = {"160M": (12, 768, 2048), "1B": (16, 2048, 5504), "7B": (32, 4096, 11008)}
-"""Layers, width and width of the feed-forward, with 2 × 50304 rows of embeddings."""
 
 
 def measure(folder: Path, settings: Settings, say: Callable[[str], None]) -> list[Figure]:
@@ -218,38 +214,8 @@ class Bench:
         return rows
 
     def on_paper(self) -> list[Figure]:
-        """From `plan`: what part of a bf16 run on an H100 the outer steps take, at 17 sources,
-        n1 = 20 and a million tokens a step."""
-        rows, defaults = [], HypergradientConfig()
-        for estimator in ("one_pass", "finite_difference"):
-            for name, (layers, width, feed_forward) in PROXIES.items():
-                config = self.config(
-                    f"paper{name}",
-                    17,
-                    mixture__inner_steps=20,
-                    data__seq_length=2048,
-                    training__global_batch_size=512,
-                    engine__dtype="bf16",
-                    hypergradient__estimator=estimator,
-                    hypergradient__target_samples=defaults.target_samples,
-                    hypergradient__probe_samples_per_source=defaults.probe_samples_per_source,
-                    proxy__num_layers=layers,
-                    proxy__hidden_size=width,
-                    proxy__ffn_hidden_size=feed_forward,
-                    # The rows of a common vocabulary, though the sources are bytes.
-                    proxy__make_vocab_size_divisible_by=50304,
-                    proxy__untie_embeddings_and_output_weights=True,
-                )
-                plan = make_plan(config, check_inputs(config, 1), ranks=1)
-                rows.append(
-                    Figure(
-                        figure=f"outer steps of a bf16 run on an H100, on paper, {name}, "
-                        f"{estimator}",
-                        value=plan.outer_hours / plan.hours,
-                        unit="share",
-                    )
-                )
-        return rows
+        """Shares of outer steps in runs that this machine cannot make."""
+        return outer_shares(self.config)
 
     def bytes_reduced(self) -> list[Figure]:
         """Bytes that an outer step reduces over ranks, over one all-reduce of the gradient: v is
