@@ -10,6 +10,7 @@ import torch
 
 from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.batch.packing import collate_rows, positions_in_samples
+from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.proxy.huggingface import HuggingFaceProxy, _layers
 from megatron_fastmix.proxy.megatron_gpt import batch_losses
 from megatron_fastmix.proxy.recompute import recompute_layers
@@ -50,8 +51,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def random_model(family: str) -> Any:
-    settings = transformers.AutoConfig.for_model(family, **SIZES | FAMILIES[family][1])
+def random_model(family: str, **more: Any) -> Any:
+    sizes = SIZES | FAMILIES.get(family, ("", {}))[1] | more
+    settings = transformers.AutoConfig.for_model(family, **sizes)
     torch.manual_seed(1)
     model = transformers.AutoModelForCausalLM.from_config(settings)
     for parameter in model.parameters():
@@ -87,6 +89,16 @@ def test_packed_is_padded_is_alone(family: str) -> None:
         padded, packed = losses(proxy, samples, 64, False), losses(proxy, samples, 64, True)
     torch.testing.assert_close(padded, alone, rtol=0, atol=1e-4)
     torch.testing.assert_close(packed, alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["bert", "roformer"])
+def test_a_model_that_sees_later_tokens_is_refused(family: str) -> None:
+    with pytest.raises(ConfigError, match="attend to later tokens"):
+        HuggingFaceProxy(random_model(family))
+
+
+def test_an_encoder_may_be_made_a_decoder() -> None:
+    HuggingFaceProxy(random_model("bert", is_decoder=True))
 
 
 def test_a_row_may_be_longer_than_the_positions_that_a_model_knows() -> None:
