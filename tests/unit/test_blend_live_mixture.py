@@ -206,7 +206,10 @@ def test_a_learned_mixture_is_read_from_its_run_folder(make_mixture, tmp_path):
         ("schedule: []", "first entry: found no entry"),
         ("schedule:\n- {at_sample: 5, weights: {a: 1}}", "found 5; expected at_sample: 0"),
         ("schedule:\n- {at_sample: 0}", "expected the keys at_sample and weights"),
-        ("schedule:\n- {at_sample: 0, weights: {a: x}}", r"\[0\].weights.a: found 'x'"),
+        (
+            "schedule:\n- {at_sample: 0, weights: {a: x}}",
+            r"\[0\].weights.a: expected float",
+        ),
         ("schedule:\n- {at_sample: 0, weights: {a: 0}}", r"schedule\[0\].weights: found \[0.0\]"),
         ("schedule:\n- {at_sample: 1.5, weights: {a: 1}}", "found 1.5; expected a whole number"),
         (

@@ -183,7 +183,13 @@ SEARCH = {
     "sources": [{"name": name, "path": f"/data/{name}"} for name in ("a", "b")],
     "targets": [{"name": "t", "path": "/data/t"}],
     "tokenizer": {"tokenizer_type": "ByteLevelTokenizer"},
-    "training": {"train_iters": 6, "micro_batch_size": 3, "global_batch_size": 12, "lr": 1e-3},
+    "training": {
+        "train_iters": 6,
+        "micro_batch_size": 3,
+        "global_batch_size": 12,
+        "lr": 1e-3,
+        "lr_warmup_iters": 2,
+    },
     "mixture": {"inner_steps": 2},
     "output": {"save_interval": 3},
 }

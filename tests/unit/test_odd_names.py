@@ -46,7 +46,7 @@ def test_names_that_nothing_can_show(search_values: dict, kind: str, name: str) 
 @pytest.mark.parametrize("path", ["", "a\nb", "a\u202eb", "\x1b[2J"])
 def test_paths_that_nothing_can_show(search_values: dict, path: str) -> None:
     for change in ({"run_dir": path}, {"targets": [{"name": "t", "path": path}]}):
-        with pytest.raises(ConfigError, match="use a path without line breaks"):
+        with pytest.raises(ConfigError, match=r"path without line breaks|name one dataset"):
             strict_yaml.from_dict(SearchConfig, search_values | change)
 
 

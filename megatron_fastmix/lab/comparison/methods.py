@@ -165,7 +165,7 @@ def _configuration(config: SearchConfig) -> Record:
 def _config(values: Record, path: Path) -> SearchConfig:
     """Keys that are younger than the row have their defaults."""
     try:
-        config: SearchConfig = strict_yaml.from_dict(SearchConfig, {"run_dir": "", **values})
+        config: SearchConfig = strict_yaml.from_dict(SearchConfig, {"run_dir": ".", **values})
     except ConfigError as error:
         raise DataError(f"{path}: a configuration: {error}") from None
     return config
