@@ -238,7 +238,10 @@ def test_the_command_makes_each_row_once(scenario, tmp_path, capsys):
 
     values = yaml.safe_load(scenario.read_text())
     for section, said in (("search", "searched with training"), ("compare", "training.lr: 0.00")):
-        changed = values | {section: values[section] | {"training": {"lr": 0.5, "train_iters": 4}}}
+        changed = values | {
+            section: values[section]
+            | {"training": {"lr": 0.5, "train_iters": 4, "lr_warmup_iters": 2}}
+        }
         scenario.write_text(yaml.safe_dump(changed))
         assert cli.main([*arguments, "--table-only"]) == ConfigError.exit_code
         assert said in capsys.readouterr().err
