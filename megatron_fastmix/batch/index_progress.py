@@ -28,14 +28,27 @@ class IndexProgress:
             print(f"indexing dataset {self.done:,} of {self.total:,}: {path}", flush=True)
 
     def counted(self, dataset_class: type[Any]) -> type[Any]:
-        """`dataset_class`, whose instances are counted."""
-        progress = self
+        """`dataset_class`, whose instances are counted here: the same class at every call, since
+        the datasets of a blend must be of one."""
+        counted = _counted(dataset_class)
+        counted.progress = self  # type: ignore[attr-defined]
+        return counted
 
-        class Counted(dataset_class):  # type: ignore[misc]
-            def __init__(self, dataset: Any, dataset_path: str | None, *others: Any) -> None:
-                progress.begin(dataset_path)
-                super().__init__(dataset, dataset_path, *others)
 
-        # Megatron names a cached index after the class.
-        Counted.__name__ = dataset_class.__name__
-        return Counted
+_COUNTED: dict[type[Any], type[Any]] = {}
+
+
+def _counted(dataset_class: type[Any]) -> type[Any]:
+    if dataset_class in _COUNTED:
+        return _COUNTED[dataset_class]
+
+    class Counted(dataset_class):  # type: ignore[misc]
+        progress: IndexProgress
+
+        def __init__(self, dataset: Any, dataset_path: str | None, *others: Any) -> None:
+            self.progress.begin(dataset_path)
+            super().__init__(dataset, dataset_path, *others)
+
+    # Megatron names a cached index after the class.
+    Counted.__name__ = dataset_class.__name__
+    return _COUNTED.setdefault(dataset_class, Counted)

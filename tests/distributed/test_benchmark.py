@@ -11,7 +11,7 @@ from megatron_fastmix.lab.figures import Figure, table, write_figures
 @pytest.mark.slow
 def test_an_outer_step_reduces_little_more_than_one_gradient(tmp_path: Path) -> None:
     rows = Bench(tmp_path, Settings(global_batch_size=16, seq_length=32)).bytes_reduced()
-    assert [row.reached for row in rows] == [True, True]
+    assert [row.reached for row in rows] == [True, True, True]
     # v itself must cross the ranks.
     assert all(row.value > 0.99 for row in rows)
 

@@ -259,7 +259,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
 ) -> None:
     config = load(search_values)
     for message in run_ranks(2, run_with_little_room, config, None):
-        assert "the checkpoint could not be written; that of step 3 stays; make room" in message
+        assert "the checkpoint could not be written; that of step 3 stays" in message
     assert "rank 1: cannot write" in capfd.readouterr().err
     assert not list((tmp_path / "run/checkpoints/step-00000006").glob(".*.tmp"))
     straight = load(search_values, run_dir=tmp_path / "straight")
@@ -309,10 +309,10 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     file, sprung = folder / "tensor-00-data-00000.npz", tmp_path / "sprung"
     np.savez(file, **{"master:0:1:x": np.array([Trap(sprung)], dtype=object)})
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(CheckpointError, match="not the arrays of a checkpoint"):
         StoredParameters([file]).read("master", "x", 0, 1)
     file.write_bytes(pickle.dumps(Trap(sprung)))
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(CheckpointError, match="not the arrays of a checkpoint"):
         StoredParameters([file])
     assert not sprung.exists()
 
