@@ -130,7 +130,7 @@ def test_several_seeds_are_averaged_and_not_searched_again(
     flags = ("--seeds=2", "--num-ranks=1", "--seed=5", f"--run_dir={run_dir}")
     code, output = finish(start(config_file, *flags))
     assert code == 0, output
-    assert "standard deviation over 2 seeds" in output
+    assert "standard error over 2 seeds" in output
     mixture = json.loads((run_dir / "mixture.json").read_text())
     assert mixture["seeds"] == [5, 6]
     each = [json.loads((run_dir / f"seed-{seed}/mixture.json").read_text()) for seed in (5, 6)]
