@@ -7,10 +7,11 @@ does not is named. Costs nothing while all goes well.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import threading
 import time
-from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
@@ -32,19 +33,26 @@ def missing_ranks(wait_seconds: float = WAIT_SECONDS) -> list[str]:
     """
     if not dist.is_initialized():
         return []
+    answer = [f"the rendezvous store, which rank 0 keeps, on {os.environ.get('MASTER_ADDR')}"]
+    # In a thread, since the store's client waits for ever where the link to it is cut.
+    asking = threading.Thread(target=_ask, args=(wait_seconds, answer), daemon=True)
+    asking.start()
+    asking.join(1.5 * wait_seconds)
+    return answer
+
+
+def _ask(wait_seconds: float, answer: list[str]) -> None:
+    """Replaces `answer` by the ranks that are missing, as soon as that is known."""
     rank, size = dist.get_rank(), dist.get_world_size()
     store = _store()
-    store.set_timeout(timedelta(seconds=wait_seconds))
-    try:
+    with contextlib.suppress(RuntimeError):  # the store went with rank 0, or a launcher's agent
         store.set(f"fastmix/alive/{rank}", "1")
         deadline = time.monotonic() + wait_seconds
         waiting = set(range(size))
         while waiting and time.monotonic() < deadline:
             waiting = {other for other in waiting if not store.check([f"fastmix/alive/{other}"])}
             time.sleep(0.1)
-        return [_named(store, other) for other in sorted(waiting)]
-    except RuntimeError:  # the store is kept by rank 0, or by a launcher's agent
-        return [f"the rendezvous store, which rank 0 keeps, on {os.environ.get('MASTER_ADDR')}"]
+        answer[:] = [_named(store, other) for other in sorted(waiting)]
 
 
 def _named(store: dist.Store, rank: int) -> str:
