@@ -12,6 +12,8 @@ import pytest
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from tests.distributed.searches import load, run_search, slow
 
+pytestmark = pytest.mark.slow
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "offload": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
     "buckets": {

@@ -233,6 +233,7 @@ def name_who_is_missing(said: Path) -> None:
     said.write_text(", ".join(missing_ranks(wait_seconds=1)))
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_named(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"stuck: \[1\]"):
         run_ranks(2, name_who_is_missing, tmp_path / "said", limit=8)

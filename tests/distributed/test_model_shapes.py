@@ -12,6 +12,8 @@ from megatron_fastmix.lab.forked_ranks import run_ranks
 from tests.distributed.searches import load, products_of, run_search, slow
 from tests.distributed.test_pretrained import make_model
 
+pytestmark = pytest.mark.slow
+
 GROUPED: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_query_groups": 2,

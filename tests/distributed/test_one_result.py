@@ -39,6 +39,8 @@ from megatron_fastmix.start.seeds import launch_seeds
 from tests.conftest import SEQ_LENGTH, SOURCES, small_search
 from tests.distributed.searches import load
 
+pytestmark = pytest.mark.slow
+
 SEEDS = (1, 2)
 CASES = ("text", "text seeds", "answers", "answers seeds")
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = '''\
 """Learns a mixture, writes it for Megatron, and says what it found."""
 from megatron_fastmix import export, load_result, report, search

@@ -22,6 +22,8 @@ from megatron_fastmix.parallel.groups import DataParallelGroup
 from tests.conftest import SOURCES, synthetic_documents, synthetic_rows, write_dataset, write_rows
 from tests.distributed.searches import load, products_of, run_search
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY = 258
 
 

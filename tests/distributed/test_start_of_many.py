@@ -22,6 +22,8 @@ from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.search.loop import Search
 from tests.distributed.searches import load
 
+pytestmark = pytest.mark.slow
+
 RANKS = 5
 
 

@@ -16,6 +16,8 @@ from megatron_fastmix.search.loop import Search
 from tests.distributed.searches import load, parameters_of, run_search, slow
 from tests.distributed.test_pretrained import make_model
 
+pytestmark = pytest.mark.slow
+
 
 def proxy_of(config: Any, seed: int) -> Any:
     from megatron_fastmix.corpus.tokenizers import load_tokenizer

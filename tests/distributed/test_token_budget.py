@@ -24,6 +24,8 @@ from megatron_fastmix.search.inputs import check_inputs
 from tests.conftest import SEQ_LENGTH, SOURCES
 from tests.distributed.searches import load, run_search
 
+pytestmark = pytest.mark.slow
+
 SEARCHED = 6 * 12 * SEQ_LENGTH
 """Loss tokens of the small search."""
 

@@ -23,6 +23,8 @@ from tests.distributed.searches import (
     slow,
 )
 
+pytestmark = pytest.mark.slow
+
 TRAINING = {"hypergradient.probe": "training"}
 
 
