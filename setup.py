@@ -74,7 +74,7 @@ setup(
     ],
     install_requires=[
         "torch>=2.6",
-        "deepspeed>=0.18,<0.20",
+        "deepspeed>=0.19.8,<0.20",
         # 0.16 is the last for Python 3.11; the patch layer refuses a version it does not know.
         "megatron-core>=0.16,<0.21",
         "sentencepiece>=0.2",
