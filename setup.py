@@ -56,7 +56,7 @@ setup(
             "py.typed",
             "blend/order/_draws.pyi",
             "configurations/*.yaml",
-            "corpus/_segments.pyi",
+            "corpus/_parts.pyi",
             "report/page.css",
             "report/page.js",
             "report/templates/*.html",
@@ -70,7 +70,7 @@ setup(
             py_limited_api=True,
             optional=True,
         )
-        for name in ("blend.order._draws", "corpus._segments")
+        for name in ("blend.order._draws", "corpus._parts")
     ],
     install_requires=[
         "torch>=2.6",

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.registry import METHODS
-from megatron_fastmix.lab.comparison.method_table import MethodLine, figures, text
+from megatron_fastmix.lab.comparison.method_table import MethodLine, measurements, text
 from megatron_fastmix.lab.comparison.methods import MethodComparison
 from megatron_fastmix.lab.comparison.scenario import load_scenario
-from megatron_fastmix.lab.figures import write_figures
 from megatron_fastmix.lab.jobs import worker_count
+from megatron_fastmix.lab.measurements import write_measurements
 
 HELP = "find mixtures by every published method and compare them on a target model"
 
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table-only", action="store_true", help="train nothing; show what is there"
     )
-    parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
+    parser.add_argument("--json", metavar="FILE", help="also write the measurements to FILE")
     parser.add_argument("--plot", metavar="FILE.png", help="also draw cost against target loss")
 
 
@@ -79,9 +79,9 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("\nStopped; finished rows stay. The same command goes on from there.")
         return 130
-    found = [row for name, lines in tables.items() for row in figures(name, lines)]
+    found = [row for name, lines in tables.items() for row in measurements(name, lines)]
     if args.json:
-        write_figures(args.json, found)
+        write_measurements(args.json, found)
     if args.plot:
         from megatron_fastmix.lab.comparison.method_plot import plot_methods
 

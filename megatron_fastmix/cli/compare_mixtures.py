@@ -14,15 +14,15 @@ from megatron_fastmix.lab.comparison.config import load_compare_config
 from megatron_fastmix.lab.comparison.inputs import make_setting, read_learned
 from megatron_fastmix.lab.comparison.result import (
     error_line,
-    figure_lines,
     loss_table,
+    measurement_lines,
     versions,
 )
 from megatron_fastmix.lab.comparison.row_workers import train_rows
 from megatron_fastmix.lab.comparison.rows import Row, RowFile, Task
-from megatron_fastmix.lab.comparison.statistics import figures
-from megatron_fastmix.lab.figures import write_figures
+from megatron_fastmix.lab.comparison.statistics import measurements
 from megatron_fastmix.lab.jobs import worker_count
+from megatron_fastmix.lab.measurements import write_measurements
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 
 ROWS = "rows.jsonl"
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, help="rows at once (default: one per core, or 1 on a GPU)"
     )
-    parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
+    parser.add_argument("--json", metavar="FILE", help="also write the measurements to FILE")
     parser.add_argument("--plot", metavar="FILE.png", help="also draw cost against target loss")
     parser.set_defaults(overrides=[])
     parser.epilog = (
@@ -133,7 +133,7 @@ def _print(
     shares: dict[str, float],
     search_flops: dict[str, float],
 ) -> None:
-    made = figures(rows, list(search_flops.values()))
+    made = measurements(rows, list(search_flops.values()))
     counts = [row.tokens for row in rows]
     print()
     # Answer-only rows differ in length, so that equal steps read different numbers of tokens.
@@ -143,12 +143,12 @@ def _print(
     print(error_line(shares, rows))
     print(f"one target training: {rows[0].flops:.3g} FLOPs")
     print()
-    print(figure_lines(made))
+    print(measurement_lines(made))
     several = [f"{name} {found}" for name, found in versions(rows).items() if "," in found]
     if several:
         print(f"note: rows were made with different versions: {'; '.join(several)}")
     if args.json:
-        write_figures(args.json, made, versions=versions(rows))
+        write_measurements(args.json, made, versions=versions(rows))
     if args.plot:
         from megatron_fastmix.lab.comparison.plot import plot_comparison
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from megatron_fastmix.corpus.segment_cache import (
-    SegmentCache,
-    make_segment_cache,
-    segment_kinds,
+from megatron_fastmix.corpus.part_cache import (
+    PartCache,
+    make_part_cache,
+    part_kinds,
 )
 from megatron_fastmix.corpus.sentencepiece_model import (
     parse_model,
@@ -142,7 +142,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._cache  # noqa: B018  made at its first use
 
     @cached_property
-    def _cache(self) -> SegmentCache | None:
+    def _cache(self) -> PartCache | None:
         """The table of parts of text, where the model permits one."""
         from sentencepiece import SentencePieceProcessor
 
@@ -150,7 +150,7 @@ class SentencePieceTokenizer(Tokenizer):
         # Unused pieces count: text is joined to them too, and taken apart afterwards.
         never = (whole.is_control, whole.is_byte, whole.is_unknown)
         pieces = whole.id_to_piece(list(range(self._pieces)))
-        kinds = segment_kinds(model, pieces, lambda i: not any(test(i) for test in never))
+        kinds = part_kinds(model, pieces, lambda i: not any(test(i) for test in never))
         if kinds is None:
             return None
         bare = SentencePieceProcessor(model_proto=without_dummy_prefix(self._model))
@@ -158,9 +158,7 @@ class SentencePieceTokenizer(Tokenizer):
         def encode_parts(parts: list[str]) -> list[list[int]]:
             return bare.encode(parts, num_threads=1)
 
-        return make_segment_cache(
-            kinds, encode_parts, " " * model.add_dummy_prefix, self.vocab_size
-        )
+        return make_part_cache(kinds, encode_parts, " " * model.add_dummy_prefix, self.vocab_size)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(token) for token in ids if token < self._pieces])

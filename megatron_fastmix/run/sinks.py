@@ -22,7 +22,7 @@ from megatron_fastmix.run.events import (
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.metrics import MetricsLog
 from megatron_fastmix.run.progress import Progress
-from megatron_fastmix.run.trackers import Tracker, inner_figures, open_trackers, outer_figures
+from megatron_fastmix.run.trackers import Tracker, inner_scalars, open_trackers, outer_scalars
 
 PICTURES = 10
 """Times in a search that trackers get a picture, at checkpoints, beside the one at its end."""
@@ -121,15 +121,15 @@ class TrackerSink:
 
     def receive(self, event: Event) -> None:
         if isinstance(event, InnerStep):
-            figures = inner_figures(event, self._batch_size)
+            scalars = inner_scalars(event, self._batch_size)
         elif isinstance(event, OuterStep):
-            figures = outer_figures(event, mean_target_loss(self._target_weights, event))
+            scalars = outer_scalars(event, mean_target_loss(self._target_weights, event))
         else:
             due = event.step - self._pictured >= self._picture_every
             if isinstance(event, RunEnd) or (isinstance(event, CheckpointBegun) and due):
                 self._show(event.step)
             return
-        self._tracker.log(figures, event.step, event.step * self._batch_size)
+        self._tracker.log(scalars, event.step, event.step * self._batch_size)
 
     def _show(self, step: int) -> None:
         if self._draw is None or self._folder is None:

@@ -22,10 +22,10 @@ from megatron_fastmix.run.events import InnerStep, OuterStep
 
 
 class Tracker(Protocol):
-    """Takes the figures of one step."""
+    """Takes the scalars of one step."""
 
     def log(self, values: Mapping[str, float], step: int, samples: int) -> None:
-        """Figures by tag after `step` optimizer steps and `samples` samples."""
+        """Scalars by tag after `step` optimizer steps and `samples` samples."""
 
     def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
         """A picture of shape (height, width, 3), uint8, after `step` optimizer steps."""
@@ -113,27 +113,27 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-def inner_figures(event: InnerStep, batch_size: int) -> dict[str, float]:
+def inner_scalars(event: InnerStep, batch_size: int) -> dict[str, float]:
     """The tags of one optimizer step; sources without a sample in it are left out."""
-    figures = {
+    scalars = {
         "lm loss": event.loss,
         "learning-rate": event.lr,
         "batch-size": float(batch_size),
         "iteration-time": event.seconds,
     }
     if event.grad_norm is not None and math.isfinite(event.grad_norm):
-        figures["grad-norm"] = event.grad_norm
+        scalars["grad-norm"] = event.grad_norm
     if event.nonfinite_gradients:
-        figures["fastmix/nonfinite gradients"] = float(event.nonfinite_gradients)
+        scalars["fastmix/nonfinite gradients"] = float(event.nonfinite_gradients)
     for name, value in event.source_loss.items():
         if not math.isnan(value):
-            figures[f"fastmix/source loss/{name}"] = value
-    return figures
+            scalars[f"fastmix/source loss/{name}"] = value
+    return scalars
 
 
-def outer_figures(event: OuterStep, mean_target_loss: float) -> dict[str, float]:
+def outer_scalars(event: OuterStep, mean_target_loss: float) -> dict[str, float]:
     """The tags of one outer step."""
-    figures = {"lm loss validation": mean_target_loss}
+    scalars = {"lm loss validation": mean_target_loss}
     for kind, values in (
         ("target loss", event.target_loss),
         ("weight", event.weights),
@@ -141,7 +141,7 @@ def outer_figures(event: OuterStep, mean_target_loss: float) -> dict[str, float]
         ("advantage", event.advantage),
     ):
         known = {name: value for name, value in values.items() if not math.isnan(value)}
-        figures |= {f"fastmix/{kind}/{name}": value for name, value in known.items()}
+        scalars |= {f"fastmix/{kind}/{name}": value for name, value in known.items()}
     if event.noise_to_signal is not None:
-        figures["fastmix/noise to signal"] = event.noise_to_signal
-    return figures
+        scalars["fastmix/noise to signal"] = event.noise_to_signal
+    return scalars

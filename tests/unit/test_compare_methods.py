@@ -16,7 +16,7 @@ from megatron_fastmix.lab.comparison.method_table import (
     aggregated,
     behind,
     closed,
-    figures,
+    measurements,
     text,
 )
 from megatron_fastmix.lab.comparison.rows import RowFile
@@ -60,7 +60,7 @@ def test_methods_are_compared_seed_by_seed():
 
 
 def test_figures_say_what_is_reached():
-    found = {row.figure: row for row in figures("s", LINES)}
+    found = {row.figure: row for row in measurements("s", LINES)}
     behind = found["s: fastmix behind the best"]
     # 0.1 over the sample deviation of 4.1 and 4.3.
     assert behind.value == pytest.approx(0.1 / 0.02**0.5)
@@ -182,7 +182,7 @@ def test_the_command_makes_each_row_once(scenario, tmp_path, capsys):
     rows = tmp_path / "rows"
     arguments = ["compare-methods", "--scenario", str(scenario), "--seeds", "1"]
     arguments += ["--methods", "uniform,doge,fastmix,inner_steps=1", "--output", str(rows)]
-    arguments += ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "figures.json")]
+    arguments += ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "measurements.json")]
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
     assert all(method in out for method in ("uniform", "doge", "fastmix"))
@@ -197,12 +197,13 @@ def test_the_command_makes_each_row_once(scenario, tmp_path, capsys):
     assert len(found.configurations) == 2  # the variant's, and that of all others
     assert len(found.trainings) == 4
     assert not any(row.sample_losses for row in found.trainings.values())
-    figures = {
-        row["figure"]: row for row in json.loads((tmp_path / "figures.json").read_text())["rows"]
+    measurements = {
+        row["figure"]: row
+        for row in json.loads((tmp_path / "measurements.json").read_text())["rows"]
     }
     flops = {method: row.flops for (method, _), row in found.searches.items()}
     ratio = flops["doge"] / flops["fastmix"]
-    assert figures["tiny: search FLOPs, doge / fastmix"]["value"] == pytest.approx(ratio)
+    assert measurements["tiny: search FLOPs, doge / fastmix"]["value"] == pytest.approx(ratio)
     assert flops["inner_steps=1"] > flops["fastmix"]
 
     before = file.read_bytes()

@@ -18,6 +18,6 @@ def test_both_flows_agree_and_every_figure_is_there(tmp_path):
         report=lambda line: None,
     )
     assert comparisons[0].ours.tokens == comparisons[0].peer.tokens > 100_000
-    rows = benchmark.figures(comparisons)
+    rows = benchmark.measurements(comparisons)
     assert [row.reach for row in rows] == [3.0, None, None, 3.0, None, None, 1.1]
     assert all(row.value > 0 for row in rows)

@@ -143,7 +143,7 @@ def test_many_segments_are_located_with_and_without_the_extension(monkeypatch):
         {"edges": np.array([8 << 32, 4 << 32]).tobytes()},
     ],
 )
-def test_a_segment_that_cannot_be_is_refused(wrong):
+def test_a_stretch_that_cannot_be_is_refused(wrong):
     right = {
         "block_size": 8,
         "stride": 5,
@@ -155,7 +155,7 @@ def test_a_segment_that_cannot_be_is_refused(wrong):
         "sizes": np.array([3, 3]).tobytes(),
         "epoch_key": lambda source, epoch: 1 / 0,
     }
-    make = spread_order_module._draws.Segment
+    make = spread_order_module._draws.Stretch
     with pytest.raises(ZeroDivisionError):
         make(**right).locate(0)
     assert make(**right).locate(9 * 8) is make(**right).locate(-1) is None

@@ -10,20 +10,20 @@ from hypothesis import strategies as st
 
 from megatron_fastmix.lab.comparison.result import (
     error_line,
-    figure_lines,
     loss_table,
+    measurement_lines,
     versions,
 )
 from megatron_fastmix.lab.comparison.rows import Row
 from megatron_fastmix.lab.comparison.statistics import (
     better_beyond_spread,
     evaluation_error,
-    figures,
+    measurements,
     pooled_deviation,
     separation,
     standard_deviation,
 )
-from megatron_fastmix.lab.figures import Figure, write_figures
+from megatron_fastmix.lab.measurements import Measurement, write_measurements
 
 losses = st.lists(st.floats(0.1, 20), min_size=2, max_size=6)
 
@@ -101,7 +101,7 @@ def test_figures_of_a_clear_win():
         random_0=[4.0],
         random_1=[3.97],
     )
-    found = figures(rows, [1e12, 3e12])
+    found = measurements(rows, [1e12, 3e12])
     uniform = value(found, "uniform minus learned over pooled sd")
     assert (uniform.value, uniform.reached) == (pytest.approx(15), True)
     proportional = value(found, "proportional minus learned over pooled sd")
@@ -113,16 +113,16 @@ def test_figures_of_a_clear_win():
 
 
 def test_what_the_rows_do_not_tell_is_unknown():
-    found = figures(rows_of(learned=[4.0], uniform=[5.0]), [1e12])
+    found = measurements(rows_of(learned=[4.0], uniform=[5.0]), [1e12])
     assert value(found, "uniform minus learned over pooled sd").reached is None
     assert not [figure for figure in found if figure.figure.startswith(("prop", "random"))]
-    assert "undecided" in figure_lines(found)
-    assert figures([], [])  # nothing selected is no crash
+    assert "undecided" in measurement_lines(found)
+    assert measurements([], [])  # nothing selected is no crash
 
 
 def test_reach_depends_on_the_direction():
     def figure(better, number):
-        return Figure(figure="f", value=number, reach=2.0, better=better, unit="u").reached
+        return Measurement(figure="f", value=number, reach=2.0, better=better, unit="u").reached
 
     assert figure("higher", 2.0) and not figure("higher", 1.9)
     assert figure("lower", 2.0) and not figure("lower", 2.1)
@@ -147,12 +147,12 @@ def test_the_table_is_sorted_by_loss():
 def test_several_learned_mixtures_also_stand_as_one():
     rows = rows_of(learned_x=[4.0], learned_y=[4.4], uniform=[5.0, 5.1])
     assert "learned (all)" in loss_table(rows)
-    assert value(figures(rows, [1.0]), "learned target loss").value == pytest.approx(4.2)
+    assert value(measurements(rows, [1.0]), "learned target loss").value == pytest.approx(4.2)
 
 
 def test_json(tmp_path):
     rows = rows_of(learned=[4.0, 4.0], uniform=[5.0, 5.0])  # no spread: infinite separation
-    write_figures(tmp_path / "f.json", figures(rows, [1e12]), versions=versions(rows))
+    write_measurements(tmp_path / "f.json", measurements(rows, [1e12]), versions=versions(rows))
     content = json.loads((tmp_path / "f.json").read_text())
     assert set(content) == {"rows", "machine", "versions", "settings"}
     assert set(content["rows"][0]) == {"figure", "value", "reach", "better", "unit"}

@@ -25,9 +25,9 @@ from megatron_fastmix.run.sinks import open_sinks
 from megatron_fastmix.run.trackers import (
     TensorBoard,
     check_trackers,
-    inner_figures,
+    inner_scalars,
     open_trackers,
-    outer_figures,
+    outer_scalars,
 )
 
 
@@ -90,15 +90,15 @@ def outer_event() -> OuterStep:
     )
 
 
-def figures() -> dict[str, float]:
-    return inner_figures(inner_event(), 8) | outer_figures(outer_event(), 5.0)
+def scalars() -> dict[str, float]:
+    return inner_scalars(inner_event(), 8) | outer_scalars(outer_event(), 5.0)
 
 
 def test_tensorboard_gets_megatrons_tags(tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     board = TensorBoard(tmp_path, 0)
     for step in (1, 2, 3):
-        board.log(figures(), step, samples=8 * step)
+        board.log(scalars(), step, samples=8 * step)
     board.close()
     # The search died after step 3 and resumes from step 2.
     board = TensorBoard(tmp_path, 2)

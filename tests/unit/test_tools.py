@@ -11,7 +11,7 @@ import pytest
 import megatron_fastmix
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.benchmarks.program import run_benchmark
-from megatron_fastmix.lab.figures import Figure
+from megatron_fastmix.lab.measurements import Measurement
 from megatron_fastmix.program import run_program
 
 TOOLS = sorted((Path(__file__).parents[2] / "tools").glob("*.py"))
@@ -43,8 +43,8 @@ def measure(folder, settings, report):
     if settings.repetitions < 1:
         raise ConfigError("--repetitions: found 0; use 1 or more")
     return [
-        Figure(figure="time", value=sum(settings.sizes), reach=2.0, better="lower", unit="s"),
-        Figure(figure="speed", value=None, better="higher", unit="1/s"),
+        Measurement(figure="time", value=sum(settings.sizes), reach=2.0, better="lower", unit="s"),
+        Measurement(figure="speed", value=None, better="higher", unit="1/s"),
     ]
 
 

@@ -1,4 +1,4 @@
-/* The draws of a segment of spread_order.py: `SpreadOrder.draw` and `visited_sample` in C, for every
+/* The draws of a stretch of spread_order.py: `SpreadOrder.draw` and `visited_sample` in C, for every
    sample of a run passes here. The equations are explained there. */
 
 #define Py_LIMITED_API 0x030B0000
@@ -27,7 +27,7 @@ typedef struct {
     Source *sources; /* (count,) */
     Py_ssize_t count;
     PyObject *epoch_key;
-} Segment;
+} Stretch;
 
 static uint32_t reversed(uint32_t bits)
 {
@@ -69,12 +69,12 @@ static int64_t integer_sqrt(int64_t value)
 }
 
 /* The first source whose edge reaches `value`. */
-static Py_ssize_t source_at(const Segment *segment, int64_t value)
+static Py_ssize_t source_at(const Stretch *stretch, int64_t value)
 {
-    Py_ssize_t low = 0, high = segment->count - 1;
+    Py_ssize_t low = 0, high = stretch->count - 1;
     while (low < high) {
         Py_ssize_t middle = low + (high - low) / 2;
-        if (segment->sources[middle].edge < value)
+        if (stretch->sources[middle].edge < value)
             low = middle + 1;
         else
             high = middle;
@@ -82,17 +82,17 @@ static Py_ssize_t source_at(const Segment *segment, int64_t value)
     return low;
 }
 
-static int set_epoch(Segment *segment, Py_ssize_t k, int64_t epoch)
+static int set_epoch(Stretch *stretch, Py_ssize_t k, int64_t epoch)
 {
-    PyObject *found = PyObject_CallFunction(segment->epoch_key, "nL", k, (long long)epoch);
+    PyObject *found = PyObject_CallFunction(stretch->epoch_key, "nL", k, (long long)epoch);
     if (found == NULL)
         return -1;
     unsigned long long key = PyLong_AsUnsignedLongLong(found);
     Py_DECREF(found);
     if (PyErr_Occurred())
         return -1;
-    segment->sources[k].key = key & FRACTION;
-    segment->sources[k].epoch = epoch;
+    stretch->sources[k].key = key & FRACTION;
+    stretch->sources[k].epoch = epoch;
     return 0;
 }
 
@@ -102,30 +102,30 @@ static uint64_t mixed(uint64_t value, uint64_t key)
     return value ^ value >> 16;
 }
 
-static PyObject *segment_locate(PyObject *self, PyObject *argument)
+static PyObject *stretch_locate(PyObject *self, PyObject *argument)
 {
-    Segment *segment = (Segment *)self;
+    Stretch *stretch = (Stretch *)self;
     long long i = PyLong_AsLongLong(argument);
     if (i == -1 && PyErr_Occurred())
         return NULL;
-    int64_t block = i < 0 || segment->sources == NULL ? -1 : i / segment->block_size;
-    if (block < segment->start || block >= segment->end) {
+    int64_t block = i < 0 || stretch->sources == NULL ? -1 : i / stretch->block_size;
+    if (block < stretch->start || block >= stretch->end) {
         Py_INCREF(Py_None);
         return Py_None;
     }
-    uint64_t blocks = (uint64_t)(block - segment->start);
+    uint64_t blocks = (uint64_t)(block - stretch->start);
     int64_t offset = reversed((uint32_t)blocks);
-    int64_t position = i % segment->block_size;
-    uint64_t shift = ((uint64_t)block * MULTIPLIER + segment->turn) >> 16;
-    int64_t slot = (int64_t)(((uint64_t)(position * segment->stride) + shift)
-                             % (uint64_t)segment->block_size);
-    Py_ssize_t k = source_at(segment, ((slot + 1) << 32) - offset);
-    Source *source = &segment->sources[k];
-    int64_t lower = k ? segment->sources[k - 1].edge : 0;
+    int64_t position = i % stretch->block_size;
+    uint64_t shift = ((uint64_t)block * MULTIPLIER + stretch->turn) >> 16;
+    int64_t slot = (int64_t)(((uint64_t)(position * stretch->stride) + shift)
+                             % (uint64_t)stretch->block_size);
+    Py_ssize_t k = source_at(stretch, ((slot + 1) << 32) - offset);
+    Source *source = &stretch->sources[k];
+    int64_t lower = k ? stretch->sources[k - 1].edge : 0;
     int64_t ordinal = source->before + slot - (k ? (lower + offset) >> 32 : 0)
                       + samples_below(source->edge, blocks) - samples_below(lower, blocks);
     int64_t epoch = ordinal / source->size;
-    if (epoch != source->epoch && set_epoch(segment, k, epoch) < 0)
+    if (epoch != source->epoch && set_epoch(stretch, k, epoch) < 0)
         return NULL;
     uint64_t a = source->a, b = source->b, key = source->key;
     uint64_t visited = (uint64_t)(ordinal % source->size);
@@ -140,23 +140,23 @@ static PyObject *segment_locate(PyObject *self, PyObject *argument)
     return Py_BuildValue("nK", k, (unsigned long long)visited);
 }
 
-static int segment_init(PyObject *self, PyObject *arguments, PyObject *names)
+static int stretch_init(PyObject *self, PyObject *arguments, PyObject *names)
 {
     static char *keywords[] = {"block_size", "stride", "turn", "start", "end", "edges", "before",
                                "sizes", "epoch_key", NULL};
-    Segment *segment = (Segment *)self;
+    Stretch *stretch = (Stretch *)self;
     const char *edges, *before, *sizes;
     Py_ssize_t length, before_length, sizes_length;
     long long block_size, stride, start, end;
     unsigned long long turn;
     PyObject *epoch_key;
-    if (!PyArg_ParseTupleAndKeywords(arguments, names, "LLKLLy#y#y#O:Segment", keywords,
+    if (!PyArg_ParseTupleAndKeywords(arguments, names, "LLKLLy#y#y#O:Stretch", keywords,
                                      &block_size, &stride, &turn, &start, &end, &edges, &length,
                                      &before, &before_length, &sizes, &sizes_length, &epoch_key))
         return -1;
     Py_ssize_t count = length / (Py_ssize_t)sizeof(int64_t);
     if (count < 1 || length % (Py_ssize_t)sizeof(int64_t) || before_length != length
-        || sizes_length != length || segment->sources != NULL) {
+        || sizes_length != length || stretch->sources != NULL) {
         PyErr_SetString(PyExc_ValueError,
                         "edges, before and sizes are int64 of one length, given once");
         return -1;
@@ -192,48 +192,48 @@ static int segment_init(PyObject *self, PyObject *arguments, PyObject *names)
         source->a = (uint64_t)root;
         source->b = (uint64_t)((source->size + root - 1) / root);
     }
-    segment->block_size = block_size;
-    segment->stride = stride;
-    segment->turn = turn;
-    segment->start = start;
-    segment->end = end;
-    segment->sources = sources;
-    segment->count = count;
+    stretch->block_size = block_size;
+    stretch->stride = stride;
+    stretch->turn = turn;
+    stretch->start = start;
+    stretch->end = end;
+    stretch->sources = sources;
+    stretch->count = count;
     Py_INCREF(epoch_key);
-    segment->epoch_key = epoch_key;
+    stretch->epoch_key = epoch_key;
     return 0;
 }
 
-static void segment_dealloc(PyObject *self)
+static void stretch_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
-    Segment *segment = (Segment *)self;
-    free(segment->sources);
-    Py_XDECREF(segment->epoch_key);
+    Stretch *stretch = (Stretch *)self;
+    free(stretch->sources);
+    Py_XDECREF(stretch->epoch_key);
     PyObject_Free(self);
     Py_DECREF(type);
 }
 
-static PyMethodDef segment_methods[] = {
-    {"locate", segment_locate, METH_O,
-     "locate(i) -> (source, sample) of draw i, or None where it lies in another segment."},
+static PyMethodDef stretch_methods[] = {
+    {"locate", stretch_locate, METH_O,
+     "locate(i) -> (source, sample) of draw i, or None where it lies in another stretch."},
     {NULL, NULL, 0, NULL},
 };
 
-static PyType_Slot segment_slots[] = {
-    {Py_tp_init, segment_init},
-    {Py_tp_dealloc, segment_dealloc},
-    {Py_tp_methods, segment_methods},
+static PyType_Slot stretch_slots[] = {
+    {Py_tp_init, stretch_init},
+    {Py_tp_dealloc, stretch_dealloc},
+    {Py_tp_methods, stretch_methods},
     {Py_tp_new, PyType_GenericNew},
     {Py_tp_doc, "Draws of the blocks from `start` to `end`, which have the same weights."},
     {0, NULL},
 };
 
-static PyType_Spec segment_spec = {
-    .name = "megatron_fastmix.blend._draws.Segment",
-    .basicsize = sizeof(Segment),
+static PyType_Spec stretch_spec = {
+    .name = "megatron_fastmix.blend.order._draws.Stretch",
+    .basicsize = sizeof(Stretch),
     .flags = Py_TPFLAGS_DEFAULT,
-    .slots = segment_slots,
+    .slots = stretch_slots,
 };
 
 static struct PyModuleDef module = {
@@ -247,8 +247,8 @@ PyMODINIT_FUNC PyInit__draws(void)
     PyObject *made = PyModule_Create(&module);
     if (made == NULL)
         return NULL;
-    PyObject *type = PyType_FromSpec(&segment_spec);
-    if (type == NULL || PyModule_AddObjectRef(made, "Segment", type) < 0) {
+    PyObject *type = PyType_FromSpec(&stretch_spec);
+    if (type == NULL || PyModule_AddObjectRef(made, "Stretch", type) < 0) {
         Py_XDECREF(type);
         Py_DECREF(made);
         return NULL;

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-class Segment:
+class Stretch:
     """Draws of blocks that have the same weights."""
 
     def __init__(

@@ -1,6 +1,6 @@
 """The draw order of a live mixture: any draw at once, weights that change, caps on epochs.
 
-Draws come in blocks of W. Block r of a segment (a stretch of draws with fixed weights) holds n_k
+Draws come in blocks of W. Block r of a stretch (a stretch of draws with fixed weights) holds n_k
 samples of source k, W·α_k rounded down or up so that the block is full:
 
     n_k(r) = ⌊(E_k + u_r) / 2³²⌋ − ⌊(E_{k−1} + u_r) / 2³²⌋,   u_r = r with its 32 bits reversed
@@ -53,7 +53,7 @@ MAX_BLOCK_SIZE = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
-class _Segment:
+class _Stretch:
     """Blocks with the same weights."""
 
     start: int
@@ -97,7 +97,7 @@ class SpreadOrder:
         self._sizes = list(sizes)
         self._key = key_of(seed, "spread", 0) & _FRACTION
         self._stride = _golden_stride(block_size)
-        self._segments: list[_Segment] = []
+        self._stretches: list[_Stretch] = []
         self._starts: list[int] = []
         self._entered: Any = None
         self._compiled: dict[int, Any] = {}
@@ -117,11 +117,11 @@ class SpreadOrder:
             raise ValueError(f"weights: found {len(weights)}; expected {len(self.capacity)}")
         shares = normalized(weights)
         before = self._counts(block) if self.history else [0] * len(shares)
-        # Segments planned past this point rest on weights that no longer hold there.
+        # Stretches planned past this point rest on weights that no longer hold there.
         keep = bisect_left(self._starts, block)
-        del self._segments[keep:], self._starts[keep:]
-        if self._segments:
-            self._segments[-1] = dataclasses.replace(self._segments[-1], end=block)
+        del self._stretches[keep:], self._starts[keep:]
+        if self._stretches:
+            self._stretches[-1] = dataclasses.replace(self._stretches[-1], end=block)
         self.history.append((at_draw, shares.tolist()))
         self._append(block, before)
         self._entered = None
@@ -130,15 +130,15 @@ class SpreadOrder:
     def draw(self, i: int) -> Draw:
         """Draw i ≥ 0. Raises `DataError` where the capacities allow none."""
         block, position = divmod(i, self.block_size)
-        segment = self._segment_of(block)
-        edges = segment.edges
-        blocks = block - segment.start
+        stretch = self._stretch_of(block)
+        edges = stretch.edges
+        blocks = block - stretch.start
         offset = _reversed(blocks & _FRACTION)
         shift = (block * _MULTIPLIER + self._key) >> 16
         slot = (position * self._stride + shift) % self.block_size
         source = bisect_left(edges, ((slot + 1) << _BITS) - offset)
         first = (edges[source - 1] + offset) >> _BITS if source else 0
-        ordinal = segment.before[source] + _count(edges, source, blocks) + slot - first
+        ordinal = stretch.before[source] + _count(edges, source, blocks) + slot - first
         return Draw(source, ordinal)
 
     def locate(self, i: int) -> tuple[int, int]:
@@ -163,63 +163,63 @@ class SpreadOrder:
         gives no sample."""
         self._plan(max(0, -(-until // self.block_size) - 1))
         found: dict[int, int] = {}
-        for segment in self._segments:
-            if segment.start * self.block_size < until:
-                ended = np.flatnonzero(np.array(segment.before) >= self._limits).tolist()
-                found = dict.fromkeys(ended, segment.start * self.block_size) | found
+        for stretch in self._stretches:
+            if stretch.start * self.block_size < until:
+                ended = np.flatnonzero(np.array(stretch.before) >= self._limits).tolist()
+                found = dict.fromkeys(ended, stretch.start * self.block_size) | found
         return found
 
     def _counts(self, block: int) -> list[int]:
         if block:
             self._plan(block - 1)
-        # At the end of the last segment it has all counts, and no further one need be possible.
-        segment = self._segments[max(bisect_left(self._starts, block) - 1, 0)]
-        return _counts_after(segment, block - segment.start)
+        # At the end of the last stretch it has all counts, and no further one need be possible.
+        stretch = self._stretches[max(bisect_left(self._starts, block) - 1, 0)]
+        return _counts_after(stretch, block - stretch.start)
 
-    def _segment_of(self, block: int) -> _Segment:
+    def _stretch_of(self, block: int) -> _Stretch:
         self._plan(block)
-        return self._segments[bisect_right(self._starts, block) - 1]
+        return self._stretches[bisect_right(self._starts, block) - 1]
 
     def _locate_elsewhere(self, i: int) -> tuple[int, int]:
-        """`locate` in a segment that is not entered yet, or cannot be."""
+        """`locate` in a stretch that is not entered yet, or cannot be."""
         block = i // self.block_size
         if _draws is not None and block < _COMPILED_BLOCKS:
-            self._entered = self._compiled_segment(_draws.Segment, block)
+            self._entered = self._compiled_stretch(_draws.Stretch, block)
             found = self._entered.locate(i)
             assert found is not None
             return found
         source, ordinal = self.draw(i)
         return source, visited_sample(self.seed, source, ordinal, self._sizes[source])
 
-    def _compiled_segment(self, make: Any, block: int) -> Any:
-        segment = self._segment_of(block)
-        if segment.start not in self._compiled:
+    def _compiled_stretch(self, make: Any, block: int) -> Any:
+        stretch = self._stretch_of(block)
+        if stretch.start not in self._compiled:
             if len(self._compiled) == _KEPT_COMPILED:
                 self._compiled.clear()
-            self._compiled[segment.start] = make(
+            self._compiled[stretch.start] = make(
                 self.block_size,
                 self._stride,
                 self._key,
-                segment.start,
-                int(min(segment.end, _COMPILED_BLOCKS)),
-                *(np.array(v, np.int64).tobytes() for v in (segment.edges, segment.before)),
+                stretch.start,
+                int(min(stretch.end, _COMPILED_BLOCKS)),
+                *(np.array(v, np.int64).tobytes() for v in (stretch.edges, stretch.before)),
                 np.array(self._sizes, np.int64).tobytes(),
                 functools.partial(_epoch_key, self.seed),
             )
-        return self._compiled[segment.start]
+        return self._compiled[stretch.start]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_entered": None, "_compiled": {}}
 
     def _plan(self, block: int) -> None:
-        """Appends segments until block `block` lies in one."""
-        while block >= self._segments[-1].end:
-            last = self._segments[-1]
+        """Appends stretches until block `block` lies in one."""
+        while block >= self._stretches[-1].end:
+            last = self._stretches[-1]
             assert isinstance(last.end, int)
             self._append(last.end, _counts_after(last, last.end - last.start))
 
     def _append(self, start: int, before: list[int]) -> None:
-        """Appends the segment that begins with block `start`, under the newest weights."""
+        """Appends the stretch that begins with block `start`, under the newest weights."""
         shares = np.array(self.history[-1][1])
         left = self._limits - np.array(before, dtype=np.int64)
         fixed = dict.fromkeys(np.flatnonzero((left <= 0) & (shares > 0)).tolist(), 0)
@@ -241,7 +241,7 @@ class SpreadOrder:
                 "sources a weight"
             )
         self._starts.append(start)
-        self._segments.append(_Segment(start, start + blocks, edges, before))
+        self._stretches.append(_Stretch(start, start + blocks, edges, before))
 
 
 def visited_sample(seed: int, source: int, ordinal: int, size: int) -> int:
@@ -316,7 +316,7 @@ def _blocks_that_fit(edges: list[int], left: np.ndarray) -> float:
 
 
 def _count(edges: list[int], source: int, blocks: int) -> int:
-    """Samples of `source` in the first `blocks` blocks of a segment.
+    """Samples of `source` in the first `blocks` blocks of a stretch.
 
     An edge E with fraction f is carried over by u_r = rev(r) where rev(~r) < f. In R = rev(f) a set
     bit j stands for the r whose lowest j bits are those of ~R and whose bit j is set, of which
@@ -337,9 +337,9 @@ def _bit_weights(edge: int, blocks: int) -> list[int]:
     return [edge << bit >> _BITS for bit in range(blocks.bit_length()) if blocks >> bit & 1]
 
 
-def _counts_after(segment: _Segment, blocks: int) -> list[int]:
-    """Samples of each source (K,) before the block that is `blocks` after the segment's start."""
-    edges = np.array(segment.edges, dtype=np.int64)
+def _counts_after(stretch: _Stretch, blocks: int) -> list[int]:
+    """Samples of each source (K,) before the block that is `blocks` after the stretch's start."""
+    edges = np.array(stretch.edges, dtype=np.int64)
     fractions = edges & _FRACTION
     totals = blocks * (edges >> _BITS)
     pattern = np.zeros_like(fractions)
@@ -347,7 +347,7 @@ def _counts_after(segment: _Segment, blocks: int) -> list[int]:
         chosen = fractions >> (_BITS - 1 - bit) & 1
         totals += chosen * ((blocks + pattern) >> (bit + 1))
         pattern |= chosen << bit
-    return (np.array(segment.before, dtype=np.int64) + np.diff(totals, prepend=0)).tolist()
+    return (np.array(stretch.before, dtype=np.int64) + np.diff(totals, prepend=0)).tolist()
 
 
 def _reversed(bits: int) -> int:

@@ -28,7 +28,7 @@ from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
 from megatron_fastmix.blend.live_mixture import LiveMixture
 from megatron_fastmix.blend.options import BlendOptions
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
-from megatron_fastmix.lab.figures import Figure
+from megatron_fastmix.lab.measurements import Measurement
 
 OURS_ALONE = 10**10
 """Samples of the blend that Megatron's cannot open: its arrays would take 100 GB."""
@@ -69,7 +69,7 @@ class _Long(GPTDataset):
         return super().__getitem__(None if idx is None else idx % (len(self.shuffle_index) - 1))
 
 
-def measure(folder: Path, settings: Settings, report: Callable[[str], None]) -> list[Figure]:
+def measure(folder: Path, settings: Settings, report: Callable[[str], None]) -> list[Measurement]:
     """Writes datasets to `folder` and measures; `report` gets a line for each step."""
     datasets = _datasets(folder, settings)
     sizes = [settings.largest // 100, settings.largest // 10, settings.largest]
@@ -264,9 +264,9 @@ def _resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _row(figure: str, value: float, unit: str, better: Any = "lower") -> Figure:
-    return Figure(figure=figure, value=value, better=better, unit=unit)
+def _row(figure: str, value: float, unit: str, better: Any = "lower") -> Measurement:
+    return Measurement(figure=figure, value=value, better=better, unit=unit)
 
 
-def _ratio(figure: str, value: float, reach: float, better: Any = "lower") -> Figure:
-    return Figure(figure=figure, value=value, reach=reach, better=better, unit="ratio")
+def _ratio(figure: str, value: float, reach: float, better: Any = "lower") -> Measurement:
+    return Measurement(figure=figure, value=value, reach=reach, better=better, unit="ratio")

@@ -29,7 +29,7 @@ from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessC
 from megatron_fastmix.corpus.sentencepiece_training import SentencePieceConfig, train_sentencepiece
 from megatron_fastmix.corpus.tokenizers import Tokenizer, load_tokenizer
 from megatron_fastmix.errors import DataError
-from megatron_fastmix.lab.figures import Figure
+from megatron_fastmix.lab.measurements import Measurement
 from megatron_fastmix.processes import available_cores
 
 REACH_SPEEDUP = 3.0
@@ -54,7 +54,7 @@ class Settings:
     """Keeps text and tokenizer; None: a temporary folder."""
 
 
-def measure(scratch: Path, settings: Settings, report: Callable[[str], None]) -> list[Figure]:
+def measure(scratch: Path, settings: Settings, report: Callable[[str], None]) -> list[Measurement]:
     """Measures both flows in `scratch`, or in the folder of `settings`. Raises as `compare`."""
     tokenizer = settings.tokenizer_type and TokenizerConfig(
         tokenizer_type=settings.tokenizer_type, tokenizer_model=settings.tokenizer_model
@@ -67,11 +67,11 @@ def measure(scratch: Path, settings: Settings, report: Callable[[str], None]) ->
         repetitions=settings.repetitions,
         report=report,
     )
-    return figures(comparisons)
+    return measurements(comparisons)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
+class FlowRun:
     """One run of one flow."""
 
     seconds: float
@@ -90,8 +90,8 @@ class Comparison:
 
     megabytes: float
     """Size of the JSONL file, 1e6 bytes."""
-    ours: Measurement
-    peer: Measurement
+    ours: FlowRun
+    peer: FlowRun
 
     @property
     def speedup(self) -> float:
@@ -125,7 +125,7 @@ def compare(
         )
     results = []
     for path in files:
-        runs: dict[str, list[Measurement]] = {"peer": [], "ours": []}
+        runs: dict[str, list[FlowRun]] = {"peer": [], "ours": []}
         for repetition in range(repetitions):
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 for name, flow in (("peer", run_peer), ("ours", run_ours)):
@@ -146,13 +146,13 @@ def compare(
     return results
 
 
-def figures(comparisons: Sequence[Comparison]) -> list[Figure]:
+def measurements(comparisons: Sequence[Comparison]) -> list[Measurement]:
     """Figures with the value that each has to reach."""
     found = []
     for comparison in comparisons:
         at = f"{comparison.megabytes:.3g} MB"
         found.append(
-            Figure(
+            Measurement(
                 figure=f"preprocessing speed / the peer's, {at}",
                 value=comparison.speedup,
                 reach=REACH_SPEEDUP,
@@ -162,7 +162,7 @@ def figures(comparisons: Sequence[Comparison]) -> list[Figure]:
         )
         for name, run in (("ours", comparison.ours), ("the peer", comparison.peer)):
             found.append(
-                Figure(
+                Measurement(
                     figure=f"preprocessing speed of {name}, {at}",
                     value=run.tokens_per_second,
                     better="higher",
@@ -172,7 +172,7 @@ def figures(comparisons: Sequence[Comparison]) -> list[Figure]:
     if len(comparisons) > 1:
         first, last = comparisons[0], comparisons[-1]
         found.append(
-            Figure(
+            Measurement(
                 figure=f"peak memory at {last.megabytes:.3g} MB / at {first.megabytes:.3g} MB",
                 value=last.ours.peak_bytes / first.ours.peak_bytes,
                 reach=REACH_MEMORY_GROWTH,
@@ -222,14 +222,14 @@ def _installed_texts() -> Iterator[str]:
             yield text
 
 
-def run_ours(source: str, prefix: str, tokenizer: TokenizerConfig, workers: int) -> Measurement:
+def run_ours(source: str, prefix: str, tokenizer: TokenizerConfig, workers: int) -> FlowRun:
     """This package's preprocessing, all of it: checksums and manifest too."""
     dataset = DatasetConfig(prefix=prefix, input=(source,))
     config = PreprocessConfig(tokenizer=tokenizer, datasets=(dataset,), workers=workers)
     start = time.perf_counter()
     (manifest,) = preprocess(config, lambda line: None)
     seconds = time.perf_counter() - start
-    return Measurement(seconds=seconds, tokens=manifest.tokens, peak_bytes=_peak_bytes())
+    return FlowRun(seconds=seconds, tokens=manifest.tokens, peak_bytes=_peak_bytes())
 
 
 class _PeerEncoder:
@@ -252,7 +252,7 @@ class _PeerEncoder:
         return ids, lengths
 
 
-def run_peer(source: str, prefix: str, tokenizer: TokenizerConfig, workers: int) -> Measurement:
+def run_peer(source: str, prefix: str, tokenizer: TokenizerConfig, workers: int) -> FlowRun:
     """The flow of Megatron-LM's preprocess_data.py."""
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
@@ -272,10 +272,10 @@ def run_peer(source: str, prefix: str, tokenizer: TokenizerConfig, workers: int)
         seconds = time.perf_counter() - start
         pool.close()
         pool.join()
-    return Measurement(seconds=seconds, tokens=tokens, peak_bytes=_peak_bytes())
+    return FlowRun(seconds=seconds, tokens=tokens, peak_bytes=_peak_bytes())
 
 
-def _in_new_process(flow: Callable[..., Measurement], *arguments: Any) -> Measurement:
+def _in_new_process(flow: Callable[..., FlowRun], *arguments: Any) -> FlowRun:
     """Runs a flow where nothing was loaded or cached before, so that its memory is its own."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -283,7 +283,7 @@ def _in_new_process(flow: Callable[..., Measurement], *arguments: Any) -> Measur
     process.start()
     sender.close()
     try:
-        measured: Measurement = receiver.recv()
+        measured: FlowRun = receiver.recv()
     except EOFError:
         raise DataError(f"the measured process ended with exit code {process.exitcode}") from None
     finally:
@@ -291,7 +291,7 @@ def _in_new_process(flow: Callable[..., Measurement], *arguments: Any) -> Measur
     return measured
 
 
-def _send(sender: Any, flow: Callable[..., Measurement], arguments: tuple[Any, ...]) -> None:
+def _send(sender: Any, flow: Callable[..., FlowRun], arguments: tuple[Any, ...]) -> None:
     sender.send(flow(*arguments))
 
 
@@ -306,8 +306,8 @@ def _check_equal(folder: str) -> None:
             raise DataError(f"the two flows wrote different .{end} files")
 
 
-def _median(runs: Sequence[Measurement]) -> Measurement:
-    return Measurement(
+def _median(runs: Sequence[FlowRun]) -> FlowRun:
+    return FlowRun(
         seconds=statistics.median(run.seconds for run in runs),
         tokens=runs[0].tokens,
         peak_bytes=int(statistics.median(run.peak_bytes for run in runs)),

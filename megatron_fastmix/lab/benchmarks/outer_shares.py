@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from megatron_fastmix.config import HypergradientConfig, SearchConfig
-from megatron_fastmix.lab.figures import Figure
+from megatron_fastmix.lab.measurements import Measurement
 from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.start.plan import make_plan
 
@@ -13,7 +13,7 @@ PROXIES = {"160M": (12, 768, 2048), "1B": (16, 2048, 5504), "7B": (32, 4096, 110
 """Layers, width and width of the feed-forward, with 2 × 50304 rows of embeddings."""
 
 
-def outer_shares(config_of: Callable[..., SearchConfig]) -> list[Figure]:
+def outer_shares(config_of: Callable[..., SearchConfig]) -> list[Measurement]:
     """From `plan`: what part of a bf16 run on an H100 the outer steps take, at 17 sources,
     n1 = 20 and a million tokens a step.
 
@@ -40,7 +40,7 @@ def outer_shares(config_of: Callable[..., SearchConfig]) -> list[Figure]:
             )
             plan = make_plan(config, check_inputs(config, 1), ranks=1)
             rows.append(
-                Figure(
+                Measurement(
                     figure=f"outer steps of a bf16 run on an H100, on paper, {name}, {estimator}",
                     value=plan.outer_hours / plan.hours,
                     unit="share",

@@ -1,4 +1,4 @@
-"""The program around a benchmark: its settings as flags, a table, and the figures as JSON."""
+"""The program around a benchmark: its settings as flags, a table, and the measurements as JSON."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megatron_fastmix.lab.figures import Figure, table, write_figures
+from megatron_fastmix.lab.measurements import Measurement, table, write_measurements
 
 
 def run_benchmark(
     description: str | None,
     settings_class: Any,
-    measure: Callable[[Path, Any, Callable[[str], None]], Sequence[Figure]],
+    measure: Callable[[Path, Any, Callable[[str], None]], Sequence[Measurement]],
 ) -> None:
     """Runs `measure(scratch folder, settings, report)`.
 
     Every field of the dataclass `settings_class` is a flag, of the type of its default (None:
-    text). Prints the figures as a table and, with `--json FILE`, writes them. Raises what `measure`
-    raises.
+    text). Prints the measurements as a table and, with `--json FILE`, writes them. Raises what
+    `measure` raises.
     """
     warnings.simplefilter("ignore")  # Megatron's and DeepSpeed's, of deprecations among themselves
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--json", metavar="FILE", help="for the figures, with machine and versions")
+    parser.add_argument("--json", metavar="FILE", help="for the table, with machine and versions")
     for key, default in vars(settings_class()).items():
         flag, one = f"--{key.replace('_', '-')}", default
         many: dict[str, Any] = {}
@@ -39,7 +39,7 @@ def run_benchmark(
     file = arguments.pop("json")
     settings = settings_class(**arguments)
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), settings, lambda line: print(line, file=sys.stderr))
-    print(table(figures))
+        measurements = measure(Path(folder), settings, lambda line: print(line, file=sys.stderr))
+    print(table(measurements))
     if file:
-        write_figures(file, figures, **asdict(settings))
+        write_measurements(file, measurements, **asdict(settings))

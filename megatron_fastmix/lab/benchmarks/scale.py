@@ -18,8 +18,8 @@ from typing import Any
 
 from megatron_fastmix.config import SearchConfig, strict_yaml
 from megatron_fastmix.lab.benchmarks.search_ranks import TOKENIZER, write_sources
-from megatron_fastmix.lab.figures import Figure
 from megatron_fastmix.lab.forked_ranks import run_ranks
+from megatron_fastmix.lab.measurements import Measurement
 from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.search.loop import Search
 from megatron_fastmix.start.claim import claim
@@ -46,7 +46,7 @@ class Cost:
     read: int
 
 
-def measure(folder: Path, settings: Settings, say: Callable[[str], None]) -> list[Figure]:
+def measure(folder: Path, settings: Settings, say: Callable[[str], None]) -> list[Measurement]:
     """All rows; `folder` keeps the datasets and the runs."""
     data = folder / "data"
     say(f"writing {max(settings.sources):,} datasets")
@@ -61,7 +61,9 @@ def measure(folder: Path, settings: Settings, say: Callable[[str], None]) -> lis
         seconds = time.perf_counter() - began
         limit = settings.limit_seconds
         found = run_ranks(settings.ranks, measure_search, config, settings, limit=limit)[0]
-        rows += _figures(f"{count:,} sources", {"check": Cost(seconds=seconds, read=0), **found})
+        rows += _measurements(
+            f"{count:,} sources", {"check": Cost(seconds=seconds, read=0), **found}
+        )
     return rows
 
 
@@ -103,7 +105,7 @@ def _median(costs: list[Cost]) -> Cost:
     )
 
 
-def _figures(of: str, found: dict[str, Any]) -> list[Figure]:
+def _measurements(of: str, found: dict[str, Any]) -> list[Measurement]:
     names = {
         "check": "checks before the ranks start",
         "start": "start of a rank, after its imports",
@@ -112,15 +114,15 @@ def _figures(of: str, found: dict[str, Any]) -> list[Figure]:
     }
     rows = []
     for key, name in names.items():
-        rows.append(Figure(figure=f"{of}: {name}", value=found[key].seconds, unit="s"))
+        rows.append(Measurement(figure=f"{of}: {name}", value=found[key].seconds, unit="s"))
         if key != "check":
             read = found[key].read / 2**20
-            rows.append(Figure(figure=f"{of}: read in {name}", value=read, unit="MiB"))
+            rows.append(Measurement(figure=f"{of}: read in {name}", value=read, unit="MiB"))
     for key in ("files", "maps"):
-        rows.append(Figure(figure=f"{of}: {key} held by a rank", value=found[key], unit=key))
+        rows.append(Measurement(figure=f"{of}: {key} held by a rank", value=found[key], unit=key))
     for key in ("run line", "inner line", "outer line"):
         value = found[key] / 2**10
-        rows.append(Figure(figure=f"{of}: {key} of metrics.jsonl", value=value, unit="KiB"))
+        rows.append(Measurement(figure=f"{of}: {key} of metrics.jsonl", value=value, unit="KiB"))
     return rows
 
 

@@ -31,14 +31,14 @@ from megatron_fastmix.lab.benchmarks.search_ranks import (
     v_gathered,
     write_sources,
 )
-from megatron_fastmix.lab.figures import Figure
 from megatron_fastmix.lab.forked_ranks import run_ranks
+from megatron_fastmix.lab.measurements import Measurement
 from megatron_fastmix.run.folder import RunFolder
 
 RANKS = 2
 
 
-def measure(folder: Path, settings: Settings, say: Callable[[str], None]) -> list[Figure]:
+def measure(folder: Path, settings: Settings, say: Callable[[str], None]) -> list[Measurement]:
     """All rows; `folder` keeps the synthetic sources and the runs."""
     bench = Bench(folder, settings)
     rows = []
@@ -96,7 +96,7 @@ class Bench:
         limit = self.settings.limit_seconds
         return run_ranks(RANKS, function, *arguments, limit=limit)[0]
 
-    def start(self) -> list[Figure]:
+    def start(self) -> list[Measurement]:
         """From the command to the first inner step."""
         steps = self.settings.inner_steps
         config = self.config(
@@ -129,23 +129,23 @@ class Bench:
         # The first of each compiles, and reads from the disk.
         command, once = statistics.median(commands[1:]), statistics.median(imports[1:])
         return [
-            Figure(
+            Measurement(
                 figure="command to first inner step / importing torch, deepspeed, megatron.core",
                 value=command / once,
                 reach=1.5,
                 unit="ratio",
             ),
-            Figure(
+            Measurement(
                 figure="command to first inner step",
                 value=command,
                 unit="s",
             ),
         ]
 
-    def search_over_training(self) -> list[Figure]:
+    def search_over_training(self) -> list[Measurement]:
         """Wall time of n1 steps with their outer step over n1 steps of plain training."""
         return [
-            Figure(
+            Measurement(
                 figure=f"search / plain training, n1 = {self.settings.inner_steps}, probe: {probe}",
                 value=self.run(
                     search_over_training,
@@ -158,7 +158,7 @@ class Bench:
             for probe, reach in (("separate", 1.05), ("training", 1.03))
         ]
 
-    def sources(self) -> list[Figure]:
+    def sources(self) -> list[Measurement]:
         """An outer step at many sources over one at few."""
         few, many = (
             self.config(
@@ -169,7 +169,7 @@ class Bench:
             for count in (4, 64)
         )
         return [
-            Figure(
+            Measurement(
                 figure="outer step, K = 64 / K = 4",
                 value=self.run(outer_step_ratio, many, few, self.settings),
                 reach=1.05,
@@ -177,14 +177,14 @@ class Bench:
             )
         ]
 
-    def estimators(self) -> list[Figure]:
+    def estimators(self) -> list[Measurement]:
         """An outer step of the exact estimator over one of the default."""
         exact, default = (
             self.config(name, 17, hypergradient__estimator=name)
             for name in ("per_source", "one_pass")
         )
         return [
-            Figure(
+            Measurement(
                 figure="outer step, per_source / one_pass, K = 17",
                 value=self.run(outer_step_ratio, exact, default, self.settings),
                 reach=10,
@@ -193,7 +193,7 @@ class Bench:
             )
         ]
 
-    def errors(self) -> list[Figure]:
+    def errors(self) -> list[Measurement]:
         """Of every estimator, against exact products in fp32 at the same weights."""
         proxy = ProxyConfig(hidden_size=self.settings.hidden_size)
         reach = {("one_pass", "fp32"): 1e-5, ("one_pass", "bf16"): 1e-2}
@@ -203,7 +203,7 @@ class Bench:
             arguments = (dtype, proxy, self.settings.seq_length)
             (errors,) = run_ranks(1, estimator_errors, *arguments, limit=limit)
             rows += [
-                Figure(
+                Measurement(
                     figure=f"error of differences between sources, {name}, {dtype}",
                     value=error,
                     reach=reach.get((name, dtype)),
@@ -213,11 +213,11 @@ class Bench:
             ]
         return rows
 
-    def on_paper(self) -> list[Figure]:
+    def on_paper(self) -> list[Measurement]:
         """Shares of outer steps in runs that this machine cannot make."""
         return outer_shares(self.config)
 
-    def bytes_reduced(self) -> list[Figure]:
+    def bytes_reduced(self) -> list[Measurement]:
         """Bytes that an outer step reduces over ranks, over one all-reduce of the gradient: v is
         reduced once, and with it a few numbers per source. Under ZeRO-3 v is gathered too, for
         each micro-batch of the probe."""
@@ -225,7 +225,7 @@ class Bench:
         for stage in (2, 3):
             config = self.config(f"bytes{stage}", 17, engine__zero_stage=stage)
             rows.append(
-                Figure(
+                Measurement(
                     figure=f"bytes reduced by an outer step / a gradient all-reduce, ZeRO-{stage}",
                     value=self.run(bytes_reduced, config),
                     reach=1.01,
@@ -233,7 +233,7 @@ class Bench:
                 )
             )
         rows.append(
-            Figure(
+            Measurement(
                 figure="v gathered by an outer step / v for each probe micro-batch, ZeRO-3",
                 value=self.run(v_gathered, config),
                 # Weights that are used twice, as tied ones, are gathered twice.
@@ -243,7 +243,7 @@ class Bench:
         )
         return rows
 
-    def memory(self) -> list[Figure]:
+    def memory(self) -> list[Measurement]:
         """Peak memory that outer steps add to that of plain training: at most v, in fp32, of which
         a rank holds a shard under ZeRO-3. Gradients, as large, are gone by then."""
         rows = []
@@ -257,7 +257,7 @@ class Bench:
                 hypergradient__probe_samples_per_source=1,
             )
             rows.append(
-                Figure(
+                Measurement(
                     figure=f"peak memory over plain training, ZeRO-{stage}",
                     value=self.run(extra_memory, config),
                     reach=1.0,
@@ -266,11 +266,11 @@ class Bench:
             )
         return rows
 
-    def checkpoints(self) -> list[Figure]:
+    def checkpoints(self) -> list[Measurement]:
         """Time that training stands still for a checkpoint, which is written behind it."""
         config = self.config("checkpoints", 17)
         return [
-            Figure(
+            Measurement(
                 figure="training stopped by a checkpoint / an inner step",
                 value=self.run(checkpoint_pause, config, self.settings),
                 reach=1.0,

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from megatron_fastmix.config import SearchConfig, strict_yaml
 from megatron_fastmix.lab.benchmarks.search_ranks import TOKENIZER, write_sources
-from megatron_fastmix.lab.figures import Figure
 from megatron_fastmix.lab.forked_ranks import run_ranks
+from megatron_fastmix.lab.measurements import Measurement
 from megatron_fastmix.report.write import read_runs, write_report
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.search.loop import Search
@@ -62,7 +62,7 @@ def usage() -> Usage:
     )
 
 
-def measure(folder: Path, settings: Settings, say: Callable[[str], None]) -> list[Figure]:
+def measure(folder: Path, settings: Settings, say: Callable[[str], None]) -> list[Measurement]:
     """Rows of each soak; `folder` keeps the synthetic sources and the runs."""
     write_sources(folder, 4)
     rows = []
@@ -78,10 +78,10 @@ def measure(folder: Path, settings: Settings, say: Callable[[str], None]) -> lis
     return rows
 
 
-def growth(what: str, first: Usage, last: Usage) -> list[Figure]:
+def growth(what: str, first: Usage, last: Usage) -> list[Measurement]:
     """What the process held at the end beside what it held once settled."""
     return [
-        Figure(
+        Measurement(
             figure=f"{what}: memory at the end / once settled",
             value=last.memory_bytes / first.memory_bytes,
             reach=1.05,
@@ -89,7 +89,7 @@ def growth(what: str, first: Usage, last: Usage) -> list[Figure]:
             unit="ratio",
         ),
         *(
-            Figure(
+            Measurement(
                 figure=f"{what}: {name} more at the end than once settled",
                 value=getattr(last, name) - getattr(first, name),
                 reach=0,

@@ -10,7 +10,7 @@ from megatron_fastmix.lab.baselines.registry import FASTMIX
 from megatron_fastmix.lab.comparison.rows import Row, SearchRow
 from megatron_fastmix.lab.comparison.scenario import Scenario
 from megatron_fastmix.lab.comparison.statistics import standard_deviation
-from megatron_fastmix.lab.figures import Figure
+from megatron_fastmix.lab.measurements import Measurement
 from megatron_fastmix.text_table import align
 
 UNIFORM = "uniform"
@@ -128,10 +128,10 @@ def _behind(line: MethodLine, ours: MethodLine | None) -> tuple[str, str]:
     return f"{difference:+.4f}", "" if error is None else f"± {error:.4f}"
 
 
-def figures(scenario: str, lines: Sequence[MethodLine]) -> list[Figure]:
-    """The scenario's figures with what FastMix is to reach."""
+def measurements(scenario: str, lines: Sequence[MethodLine]) -> list[Measurement]:
+    """The scenario's measurements with what FastMix is to reach."""
     found = [
-        Figure(
+        Measurement(
             figure=f"{scenario}: {line.method}, target loss", value=line.loss, unit="nats per token"
         )
         for line in lines
@@ -141,7 +141,7 @@ def figures(scenario: str, lines: Sequence[MethodLine]) -> list[Figure]:
         return found
     if ours.deviation:
         found.append(
-            Figure(
+            Measurement(
                 figure=f"{scenario}: fastmix behind the best",
                 value=(ours.loss - lines[0].loss) / ours.deviation,
                 reach=1.0,
@@ -151,7 +151,7 @@ def figures(scenario: str, lines: Sequence[MethodLine]) -> list[Figure]:
     share = closed(ours, lines)
     if share is not None:
         found.append(
-            Figure(
+            Measurement(
                 figure=f"{scenario}: gap from uniform to the best that fastmix closes",
                 value=share,
                 reach=GAP_REACH,
@@ -162,7 +162,7 @@ def figures(scenario: str, lines: Sequence[MethodLine]) -> list[Figure]:
     for line in lines:
         if line is not ours and line.flops:
             found.append(
-                Figure(
+                Measurement(
                     figure=f"{scenario}: search FLOPs, {line.method} / fastmix",
                     value=line.flops / ours.flops,
                     reach=COST_REACH.get(line.method),

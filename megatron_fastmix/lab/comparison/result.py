@@ -11,7 +11,7 @@ from megatron_fastmix.lab.comparison.statistics import (
     evaluation_error,
     standard_deviation,
 )
-from megatron_fastmix.lab.figures import Figure
+from megatron_fastmix.lab.measurements import Measurement
 from megatron_fastmix.text_table import align
 
 
@@ -61,16 +61,16 @@ def error_line(shares: Mapping[str, float], rows: Sequence[Row]) -> str:
     return text
 
 
-def figure_lines(figures: Sequence[Figure]) -> str:
+def measurement_lines(measurements: Sequence[Measurement]) -> str:
     """Each figure on a line, with its aim and whether it was met."""
     lines = []
-    for figure in figures:
-        value = "unknown" if figure.value is None else f"{figure.value:.4g}"
-        line = f"{figure.figure}: {value} ({figure.unit})"
-        if figure.reach is not None:
-            sign = "≤" if figure.better == "lower" else "≥"
-            met = {True: "reached", False: "NOT reached", None: "undecided"}[figure.reached]
-            line += f", aim {sign} {figure.reach:g}: {met}"
+    for measurement in measurements:
+        value = "unknown" if measurement.value is None else f"{measurement.value:.4g}"
+        line = f"{measurement.figure}: {value} ({measurement.unit})"
+        if measurement.reach is not None:
+            sign = "≤" if measurement.better == "lower" else "≥"
+            met = {True: "reached", False: "NOT reached", None: "undecided"}[measurement.reached]
+            line += f", aim {sign} {measurement.reach:g}: {met}"
         lines.append(line)
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ from statistics import fmean, stdev, variance
 import numpy as np
 
 from megatron_fastmix.lab.comparison.rows import Row
-from megatron_fastmix.lab.figures import Figure
+from megatron_fastmix.lab.measurements import Measurement
 
 CLEAR = 2.0
 """Pooled standard deviations from which on a difference is taken as real."""
@@ -85,7 +85,7 @@ def by_mixture(rows: Sequence[Row], kind: str | None = None) -> dict[str, list[R
     return groups
 
 
-def figures(rows: Sequence[Row], search_flops: Sequence[float]) -> list[Figure]:
+def measurements(rows: Sequence[Row], search_flops: Sequence[float]) -> list[Measurement]:
     """Every number that `rows` allow; `search_flops` of each learned mixture.
 
     Several learned mixtures count as one, so that its spread holds that of the search too.
@@ -103,7 +103,7 @@ def figures(rows: Sequence[Row], search_flops: Sequence[float]) -> list[Figure]:
         found.append(_loss(f"{kind} target loss", fmean(losses)))
         value = separation(losses, learned) if learned else None
         found.append(
-            Figure(
+            Measurement(
                 figure=f"{kind} minus learned over pooled sd",
                 # JSON has no infinity, and no spread at all is no evidence of one.
                 value=None if value is None or math.isinf(value) else value,
@@ -118,7 +118,7 @@ def figures(rows: Sequence[Row], search_flops: Sequence[float]) -> list[Figure]:
             continue
         found.append(_loss(f"best {what}, target loss", min(map(fmean, groups))))
         found.append(
-            Figure(
+            Measurement(
                 figure=f"{what}s better than learned beyond the spread",
                 value=better_beyond_spread(groups, learned),
                 reach=reach,
@@ -129,8 +129,8 @@ def figures(rows: Sequence[Row], search_flops: Sequence[float]) -> list[Figure]:
     ratio = cost / fmean([row.flops for row in rows]) if cost is not None and rows else None
     return [
         *found,
-        Figure(figure="search cost", value=cost, unit="training FLOPs"),
-        Figure(
+        Measurement(figure="search cost", value=cost, unit="training FLOPs"),
+        Measurement(
             figure="search cost over one target training",
             value=ratio,
             unit="ratio of training FLOPs",
@@ -138,5 +138,5 @@ def figures(rows: Sequence[Row], search_flops: Sequence[float]) -> list[Figure]:
     ]
 
 
-def _loss(figure: str, value: float | None) -> Figure:
-    return Figure(figure=figure, value=value, unit="nats per token")
+def _loss(figure: str, value: float | None) -> Measurement:
+    return Measurement(figure=figure, value=value, unit="nats per token")

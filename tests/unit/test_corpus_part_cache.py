@@ -11,8 +11,8 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from megatron_fastmix.corpus import segment_cache
-from megatron_fastmix.corpus.segment_cache import CompiledSegmentCache
+from megatron_fastmix.corpus import part_cache
+from megatron_fastmix.corpus.part_cache import CompiledPartCache
 from megatron_fastmix.corpus.tokenizers import SentencePieceTokenizer
 
 LINES = [
@@ -80,15 +80,15 @@ def models():
 @pytest.fixture(scope="module", params=["compiled", "python"])
 def tokenizers(request, models):
     """Of the table in C and of the one in Python."""
-    compiled = segment_cache._segments
+    compiled = part_cache._parts
     if request.param == "compiled":
         assert compiled is not None, "the extension was not compiled; is there a C compiler?"
     else:
-        segment_cache._segments = None
+        part_cache._parts = None
     found = {name: SentencePieceTokenizer(model) for name, model in models.items()}
     for tokenizer in found.values():
         tokenizer.prepare()
-    segment_cache._segments = compiled
+    part_cache._parts = compiled
     return found
 
 
@@ -149,12 +149,12 @@ def test_no_texts_have_no_ids(tokenizers):
 
 @pytest.mark.parametrize("piece", [1, 100, 1 << 20])
 def test_ids_are_equal_on_real_code_while_the_table_overflows(tokenizers, monkeypatch, piece):
-    monkeypatch.setattr(segment_cache, "GENERATION", 100)
-    monkeypatch.setattr(segment_cache, "PIECE", piece)
+    monkeypatch.setattr(part_cache, "GENERATION", 100)
+    monkeypatch.setattr(part_cache, "PIECE", piece)
     caches = {name: tokenizer._cache for name, tokenizer in tokenizers.items()}
     for name, cache in caches.items():
-        if isinstance(cache, CompiledSegmentCache):
-            again = CompiledSegmentCache(
+        if isinstance(cache, CompiledPartCache):
+            again = CompiledPartCache(
                 cache.kinds,
                 cache.encode_parts,
                 cache.prefix,
@@ -168,7 +168,7 @@ def test_ids_are_equal_on_real_code_while_the_table_overflows(tokenizers, monkey
     for name, tokenizer in tokenizers.items():
         assert ids_of(tokenizer, texts) == [tokenizer.encode(text) for text in texts], name
         cache = tokenizer._cache
-        if isinstance(cache, CompiledSegmentCache):
+        if isinstance(cache, CompiledPartCache):
             assert 100 < cache.table.parts() <= 200
         else:
             assert len(cache) <= 101
@@ -188,8 +188,8 @@ def test_cuts_are_as_fine_as_the_pieces_permit(tokenizers, name, kinds):
 @given(st.one_of(FRAGMENTS, st.text()))
 def test_parts_make_up_the_text_and_end_only_at_cuts_that_are_checked(text):
     text = text.replace("\u2581", " ")
-    for kinds in segment_cache._KINDS:
-        pattern, cuts = segment_cache._pattern(kinds), segment_cache._cuts(kinds)
+    for kinds in part_cache._KINDS:
+        pattern, cuts = part_cache._pattern(kinds), part_cache._cuts(kinds)
         parts = pattern.findall(text)
         assert "".join(parts) == text
         for before, after in itertools.pairwise(parts):
@@ -231,7 +231,7 @@ class TestCompiledTable:
     KINDS = bytes(128)
 
     def table(self):
-        return segment_cache._segments.Table(self.KINDS, 4)
+        return part_cache._parts.Table(self.KINDS, 4)
 
     def encode(self, text, answer=lambda parts: [[len(part)] for part in parts], table=None):
         ids = bytearray()
@@ -251,7 +251,7 @@ class TestCompiledTable:
             assert ids == [7] * 300_000
 
     def test_ids_of_16_bits(self):
-        table = segment_cache._segments.Table(self.KINDS, 2)
+        table = part_cache._parts.Table(self.KINDS, 2)
         ids = bytearray(b"ab")
         table.encode("one two", lambda parts: [[1, 65535], [2]], ids)
         assert ids == b"ab" + np.array([1, 65535, 2], np.uint16).tobytes()
@@ -295,7 +295,7 @@ class TestCompiledTable:
     )
     def test_a_table_of_impossible_size_is_refused(self, arguments):
         with pytest.raises((ValueError, TypeError)):
-            segment_cache._segments.Table(*arguments)
+            part_cache._parts.Table(*arguments)
 
     def test_what_failed_is_asked_for_again(self):
         table = self.table()
@@ -316,6 +316,6 @@ class TestCompiledTable:
         with pytest.raises(RuntimeError):
             self.encode("a", lambda parts: table.encode("b", None, bytearray()), table)
         assert self.encode("a", lambda parts: [[4]], table) == [4]
-        kind = segment_cache._segments.Table
+        kind = part_cache._parts.Table
         with pytest.raises(RuntimeError):
             kind.__new__(kind).encode("a", len, bytearray())

@@ -22,9 +22,9 @@ from megatron_fastmix.corpus.sentencepiece_model import BPE, SentencePieceModel
 from megatron_fastmix.corpus.writer import token_dtype
 
 try:
-    from megatron_fastmix.corpus import _segments
+    from megatron_fastmix.corpus import _parts
 except ImportError:  # installed without a compiler
-    _segments = None  # type: ignore[assignment]
+    _parts = None  # type: ignore[assignment]
 
 EncodeParts = Callable[[list[str]], list[list[int]]]
 """Ids of each of some parts of text."""
@@ -61,10 +61,10 @@ def _cuts(kinds: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join([*pairs, r"[^ \n] ", r"[^\n]\n", r"\n[^\n]"]))
 
 
-def segment_kinds(
+def part_kinds(
     model: SentencePieceModel, pieces: Sequence[str], in_text: Callable[[int], bool]
 ) -> int | None:
-    """How finely any text can be cut, for `make_segment_cache`; None where it cannot be.
+    """How finely any text can be cut, for `make_part_cache`; None where it cannot be.
 
     `pieces` are all of the model, with spaces or space marks; `in_text` says of the number of one
     whether text can be joined to it. Only options of the model are accepted under which its parts
@@ -88,7 +88,7 @@ def segment_kinds(
     return None
 
 
-class SegmentCache(Protocol):
+class PartCache(Protocol):
     """Ids of parts of text, cut as finely as `kinds` says.
 
     Parts that have not come again for a generation are forgotten, so memory is bounded.
@@ -101,17 +101,17 @@ class SegmentCache(Protocol):
         (texts,)."""
 
 
-def make_segment_cache(
+def make_part_cache(
     kinds: int, encode_parts: EncodeParts, prefix: str, vocab_size: int
-) -> SegmentCache:
+) -> PartCache:
     """A table that asks `encode_parts` for the ids of those parts that it does not hold.
 
     `prefix` is put before every text that is not empty. In C where the package was installed with a
     compiler, about five times as fast.
     """
-    if _segments is None:
-        return PythonSegmentCache(kinds, encode_parts, prefix, vocab_size)
-    return CompiledSegmentCache(kinds, encode_parts, prefix, vocab_size)
+    if _parts is None:
+        return PythonPartCache(kinds, encode_parts, prefix, vocab_size)
+    return CompiledPartCache(kinds, encode_parts, prefix, vocab_size)
 
 
 def _prepared(text: str, prefix: str) -> Iterator[str]:
@@ -125,8 +125,8 @@ def _prepared(text: str, prefix: str) -> Iterator[str]:
         yield piece.replace(SPACE_MARK, " ")
 
 
-class CompiledSegmentCache:
-    """The table of `_segments.c`: at most 2 · 32,768 parts, 5 MB."""
+class CompiledPartCache:
+    """The table of `_parts.c`: at most 2 · 32,768 parts, 5 MB."""
 
     def __init__(
         self,
@@ -136,18 +136,18 @@ class CompiledSegmentCache:
         vocab_size: int,
         **settings: int,
     ) -> None:
-        assert _segments is not None
+        assert _parts is not None
         patterns = [re.compile(f"[{kind}]") for kind in _KINDS[kinds]]
         kind_of = bytes(
             next((n for n, kind in enumerate(patterns) if kind.match(chr(byte))), 0)
             for byte in range(128)
         )
         self.dtype = np.dtype(token_dtype(vocab_size))
-        self.table = _segments.Table(kind_of, self.dtype.itemsize, **settings)
+        self.table = _parts.Table(kind_of, self.dtype.itemsize, **settings)
         self.kinds, self.encode_parts, self.prefix = kinds, encode_parts, prefix
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """As `SegmentCache` says."""
+        """As `PartCache` says."""
         ids, ends = bytearray(), [0]
         for text in texts:
             for piece in _prepared(text, self.prefix):
@@ -156,7 +156,7 @@ class CompiledSegmentCache:
         return np.frombuffer(ids, self.dtype), np.diff(ends) // self.dtype.itemsize
 
 
-class PythonSegmentCache(dict[str, bytes]):
+class PythonPartCache(dict[str, bytes]):
     """The same in Python: ids as bytes by part."""
 
     def __init__(self, kinds: int, encode_parts: EncodeParts, prefix: str, vocab_size: int) -> None:
@@ -167,7 +167,7 @@ class PythonSegmentCache(dict[str, bytes]):
         self._older: dict[str, bytes] = {}
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """As `SegmentCache` says."""
+        """As `PartCache` says."""
         ids, ends = bytearray(), [0]
         for text in texts:
             for piece in _prepared(text, self.prefix):

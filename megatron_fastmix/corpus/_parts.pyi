@@ -1,4 +1,4 @@
-"""Compiled from `_segments.c`."""
+"""Compiled from `_parts.c`."""
 
 from collections.abc import Callable
 

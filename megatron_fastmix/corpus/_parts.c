@@ -1,4 +1,4 @@
-/* The table of parts of text in C: what segment_cache.py does, without an object for every part.
+/* The table of parts of text in C: what part_cache.py does, without an object for every part.
 
    Text is walked as UTF-8. A byte of 128 or more belongs to a character above 127, and parts are cut
    between ASCII characters only, so bytes tell as much as characters. */
@@ -465,7 +465,7 @@ static PyType_Slot table_slots[] = {
 };
 
 static PyType_Spec table_spec = {
-    .name = "megatron_fastmix.corpus._segments.Table",
+    .name = "megatron_fastmix.corpus._parts.Table",
     .basicsize = sizeof(Table),
     .flags = Py_TPFLAGS_DEFAULT,
     .slots = table_slots,
@@ -473,11 +473,11 @@ static PyType_Spec table_spec = {
 
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
-    .m_name = "_segments",
+    .m_name = "_parts",
     .m_size = -1,
 };
 
-PyMODINIT_FUNC PyInit__segments(void)
+PyMODINIT_FUNC PyInit__parts(void)
 {
     PyObject *made = PyModule_Create(&module);
     if (made == NULL)

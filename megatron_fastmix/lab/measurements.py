@@ -1,4 +1,4 @@
-"""The figures that every benchmark and comparison prints and writes."""
+"""The measurements that every benchmark and comparison prints and writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Better = Literal["lower", "higher"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class Measurement:
     """One number, and what it is to reach."""
 
     figure: str
@@ -42,30 +42,32 @@ class Figure:
         return self.value <= self.reach if self.better == "lower" else self.value >= self.reach
 
 
-def table(figures: Sequence[Figure]) -> str:
-    """The figures as text, a line each."""
+def table(measurements: Sequence[Measurement]) -> str:
+    """The measurements as text, a line each."""
     lines = []
-    for figure in figures:
-        value = "unknown" if figure.value is None else f"{figure.value:,.4g}"
-        reach = "" if figure.reach is None else f"{figure.reach:,.4g}"
-        missed = "not reached" if figure.reached is False else ""
-        lines.append((figure.figure, value, reach, figure.better, figure.unit, missed))
+    for measurement in measurements:
+        value = "unknown" if measurement.value is None else f"{measurement.value:,.4g}"
+        reach = "" if measurement.reach is None else f"{measurement.reach:,.4g}"
+        missed = "not reached" if measurement.reached is False else ""
+        lines.append(
+            (measurement.figure, value, reach, measurement.better, measurement.unit, missed)
+        )
     return align(("figure", "value", "reach", "better", "unit", ""), lines, left=(0, 3, 4, 5))
 
 
-def write_figures(
+def write_measurements(
     path: str | Path,
-    figures: Sequence[Figure],
+    measurements: Sequence[Measurement],
     *,
     versions: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> None:
-    """Writes the figures with the machine and the `settings` that they depend on, atomically.
+    """Writes the measurements with the machine and the `settings` that they depend on, atomically.
 
     `versions` of packages are those of this process unless rows were made by others.
     """
     record = {
-        "rows": [asdict(figure) for figure in figures],
+        "rows": [asdict(measurement) for measurement in measurements],
         "machine": machine(),
         "versions": {
             "python": platform.python_version(),
