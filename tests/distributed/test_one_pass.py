@@ -42,7 +42,7 @@ def assert_equal_products(
         (2, 1, 3),
         slow(4, 1, 3),
         slow(2, 2, 0),
-        (2, 2, 2),
+        slow(2, 2, 2),
         slow(4, 2, 1),
         slow(4, 2, 3),
     ],
@@ -82,6 +82,7 @@ def test_products_of_every_objective(
         slow({"proxy.qk_layernorm": True, "proxy.normalization": "LayerNorm"}),
     ],
 )
+@pytest.mark.slow
 def test_products_of_other_layers(search_values: dict, changes: dict[str, Any]) -> None:
     search_values["mixture"]["lr"] = 0
     assert_same_products(search_values, 2, **{"engine.zero_stage": 3} | changes)

@@ -54,7 +54,7 @@ def reference(search_values: dict, tmp_path: Path) -> np.ndarray:
         slow(2, 1, 0, "per_source"),
         slow(2, 1, 1, "per_source"),
         slow(2, 1, 2, "per_source"),
-        (2, 1, 3, "per_source"),
+        slow(2, 1, 3, "per_source"),
         slow(4, 1, 2, "per_source"),
         slow(4, 1, 3, "per_source"),
         slow(2, 2, 0, "per_source"),
@@ -245,7 +245,7 @@ def test_the_objective_weighs_targets_by_omega_and_training_by_beta(
     assert totals == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("estimator", ["per_source", "finite_difference"])
+@pytest.mark.parametrize("estimator", ["per_source", slow("finite_difference")])
 def test_products_of_each_target_sum_to_those_of_all(
     search_values: dict, corpora: Path, tmp_path: Path, estimator: str
 ) -> None:
@@ -302,6 +302,7 @@ def test_least_gain_weighs_the_products_of_the_targets(
     assert len(steps) == 3
 
 
+@pytest.mark.slow
 def test_products_with_beta_do_not_depend_on_sharding(search_values: dict, tmp_path: Path) -> None:
     changes = {
         "mixture.lr": 0,

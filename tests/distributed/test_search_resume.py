@@ -45,7 +45,7 @@ LEAST_GAIN = {
         slow(2, 1, 2, {}),
         (2, 1, 3, {}),
         slow(4, 2, 3, {}),
-        (2, 1, 2, OPTIONS),
+        slow(2, 1, 2, OPTIONS),
         slow(2, 1, 3, OPTIONS),
         slow(2, 1, 3, LEAST_GAIN),
         slow(2, 1, 1, SAMPLING),

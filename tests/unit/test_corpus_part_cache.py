@@ -147,6 +147,7 @@ def test_no_texts_have_no_ids(tokenizers):
     assert (len(flat), len(lengths)) == (0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", [1, 100, 1 << 20])
 def test_ids_are_equal_on_real_code_while_the_table_overflows(tokenizers, monkeypatch, piece):
     monkeypatch.setattr(part_cache, "GENERATION", 100)

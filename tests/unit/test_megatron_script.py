@@ -55,6 +55,7 @@ def run(*arguments, cwd):
 @pytest.mark.skipif(
     find_spec("megatron.training") is not None, reason="scripts without megatron.training"
 )
+@pytest.mark.slow
 def test_a_script_without_megatrons_arguments_gets_the_mixture(corpora, tmp_path):
     (tmp_path / "beside.py").write_text("VALUE = 11")
     script = tmp_path / "train.py"
