@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_fastmix.config import load_config
 from megatron_fastmix.lab.baselines.registry import BASELINES, find_mixtures
+from megatron_fastmix.lab.baselines.settings import load_settings
 from megatron_fastmix.lab.jobs import worker_count
 from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.result.mixture_file import read_mixture
@@ -25,12 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", required=True, help="folder for mixture.json, blend files and finished proxies"
     )
     parser.add_argument("--workers", type=int, help="proxies at once (default: one per core)")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="hyper-parameters of the method, such as regmix.runs=512",
+    )
     parser.set_defaults(overrides=[])
 
 
 def run(args: argparse.Namespace) -> int:
     """Finds the mixture and prints it; returns the exit code. Raises `ConfigError`, `DataError`."""
     workers = worker_count(args.workers)
+    settings = load_settings(args.set)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     config = dataclasses.replace(load_config(args.config, args.overrides), run_dir=str(folder))
@@ -39,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
             [(args.method, config, RunFolder(folder).mixture)],
             folder / "proxies",
             workers=workers,
+            settings=settings,
         )
     except KeyboardInterrupt:
         print("\nStopped; finished proxies stay. The same command goes on from there.")

@@ -30,7 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help=f"of {', '.join(METHODS)} and the scenario's variants; default: the scenario's",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 1 ... of each (default 3)")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        help="seeds 1 ... of each, or more where the scenario says so (default 3)",
+    )
     parser.add_argument(
         "--output",
         default="runs/methods_rows",
@@ -65,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
                 name,
                 scenario,
                 methods[name],
-                seeds=range(1, args.seeds + 1),
+                seeds=args.seeds,
                 rows=Path(args.output),
                 work=Path(args.work),
                 workers=workers,

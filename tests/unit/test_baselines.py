@@ -1,6 +1,7 @@
 """Baselines from many proxies, and those that cost nothing."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +11,14 @@ import yaml
 from megatron_fastmix.cli import main as cli
 from megatron_fastmix.config import load_config
 from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.lab.baselines.climb import ClimbSettings, climb
+from megatron_fastmix.lab.baselines.climb import climb
+from megatron_fastmix.lab.baselines.draws import draw_mixtures, first_mixtures, simulate
 from megatron_fastmix.lab.baselines.objective import target_loss
 from megatron_fastmix.lab.baselines.proxy_pool import ProxyPool
 from megatron_fastmix.lab.baselines.registry import find_mixtures
-from megatron_fastmix.lab.baselines.regmix import (
-    RegMixSettings,
-    draw_mixtures,
-    fit,
-    random_search,
-    regmix,
-)
+from megatron_fastmix.lab.baselines.regmix import random_search, regmix
+from megatron_fastmix.lab.baselines.regressors import REGRESSORS
+from megatron_fastmix.lab.baselines.settings import ClimbSettings, RegMixSettings, load_settings
 from megatron_fastmix.lab.baselines.simple import proportional, temperature, uniform
 from megatron_fastmix.result.mixture_file import read_mixture
 
@@ -75,12 +73,49 @@ def test_draws_are_shares_around_the_sizes():
     assert np.abs(strong - tempered).max() < 0.12
 
 
+def test_the_training_mixtures_alone_are_tempered():
+    sizes = np.array([70.0, 20.0, 10.0])
+    settings = RegMixSettings(candidates=20_000)
+    trained = draw_mixtures(np.random.default_rng(0), sizes, 20_000, settings)
+    simulated = simulate(np.random.default_rng(0), sizes, settings)
+    assert simulated.shape == (20_000, 3)
+    tempered = np.sqrt(sizes) / np.sqrt(sizes).sum()
+    np.testing.assert_allclose(trained.mean(axis=0), tempered, atol=0.01)
+    np.testing.assert_allclose(simulated.mean(axis=0), [0.7, 0.2, 0.1], atol=0.01)
+    # The variance of a share p under Dir(p) at strength 1 is p(1 - p)/2.
+    np.testing.assert_allclose(simulated.var(axis=0), [0.105, 0.08, 0.045], atol=0.005)
+
+
+def test_no_mixture_reads_a_source_more_often_than_allowed():
+    sizes = np.array([1000.0, 100.0, 1.0])
+    settings = RegMixSettings(candidates=5000)
+    most = 15 * sizes / sizes.sum()
+    assert (draw_mixtures(np.random.default_rng(0), sizes, 5000, settings) <= most).all()
+    assert (simulate(np.random.default_rng(0), sizes, settings) <= most).all()
+    free = RegMixSettings(candidates=5000, max_reads=1e9)
+    assert (simulate(np.random.default_rng(0), sizes, free)[:, 2] > most[2]).any()
+    # Where none reads too often, the limit changes no draw.
+    np.testing.assert_array_equal(
+        draw_mixtures(np.random.default_rng(0), SIZES, 64, settings),
+        draw_mixtures(np.random.default_rng(0), SIZES, 64, free),
+    )
+    with pytest.raises(ConfigError, match="max_reads: found 1; of"):
+        draw_mixtures(np.random.default_rng(0), SIZES, 64, RegMixSettings(max_reads=1.0))
+
+
+def test_fewer_proxies_are_the_first_of_more():
+    settings = RegMixSettings()
+    _, few = first_mixtures(7, SIZES, 37, settings)
+    _, many = first_mixtures(7, SIZES, 64, settings)
+    np.testing.assert_array_equal(few, many[:37])
+
+
 @pytest.mark.parametrize("predictor", ["lightgbm", "linear"])
 def test_predictors_rank_unseen_mixtures(predictor):
     generator = np.random.default_rng(1)
     seen, unseen = generator.dirichlet([1, 1, 1], 64), generator.dirichlet([1, 1, 1], 300)
     slope = np.array([1.0, 2.0, 4.0])
-    predict = fit(predictor, seen, seen @ slope + generator.normal(0, 0.01, 64))
+    predict = REGRESSORS[predictor](seen, seen @ slope + generator.normal(0, 0.01, 64))
     found, true = predict(unseen).argsort().argsort(), (unseen @ slope).argsort().argsort()
     assert np.corrcoef(found, true)[0, 1] > 0.9
 
@@ -105,14 +140,14 @@ def test_random_search_keeps_the_best_proxy_of_those_that_regmix_trains(config):
 
 
 def test_a_line_sends_linear_regmix_to_a_corner(config):
-    found = regmix(PlantedPool(config), SIZES, RegMixSettings(predictor="linear"))
+    found = regmix(PlantedPool(config), SIZES, RegMixSettings(), "linear")
     assert found.weights[0] > 0.95
 
 
 @pytest.mark.slow
 def test_climb_trains_its_later_proxies_near_the_optimum(config):
     pool = PlantedPool(config)
-    found = climb(pool, SIZES, ClimbSettings())
+    found = climb(pool, SIZES, ClimbSettings(), RegMixSettings(candidates=20_000))
     assert [len(mixtures) for mixtures in pool.asked] == [37, 18, 9]
     distances = [np.abs(mixtures - BEST).sum(axis=1).mean() for mixtures in pool.asked]
     assert distances[1] < 0.6 * distances[0]
@@ -141,14 +176,11 @@ def test_several_targets_count_by_weight_or_by_the_worst(search_values, corpora,
 
 @pytest.mark.slow
 def test_the_command_trains_real_proxies_once_and_prefers_the_useful_source(
-    config_file, tmp_path, monkeypatch, capsys
+    config_file, tmp_path, capsys
 ):
-    monkeypatch.setattr(
-        "megatron_fastmix.lab.baselines.registry._LINEAR",
-        RegMixSettings(predictor="linear", runs=6, candidates=1000, top=10),
-    )
     arguments = ["baseline", "regmix_linear", "--config", str(config_file)]
     arguments += ["--output", str(tmp_path / "out"), "--train-iters=12", "--lr=0.01"]
+    arguments += ["--set", "regmix.runs=6", "regmix.candidates=1000", "regmix.top=10"]
     assert cli.main(arguments) == 0
     mixture = read_mixture(tmp_path / "out")
     assert mixture.estimator == "regmix_linear"
@@ -178,3 +210,29 @@ def test_an_unknown_method_lists_the_known_ones(config_file, tmp_path, capsys):
         cli.main(["baseline", "magic", "--config", str(config_file), "--output", str(tmp_path)])
     assert "regmix" in capsys.readouterr().err
     assert not list(Path(tmp_path).glob("mixture.json"))
+
+
+def test_hyper_parameters_are_flags_and_wrong_ones_are_refused():
+    found = load_settings(["regmix.runs=512", "climb.runs=[64, 32, 16]", "doge.temperature=0.1"])
+    assert (found.regmix.runs, found.climb.runs) == (512, (64, 32, 16))
+    assert found.doge.temperature == 0.1
+    for wrong, said in (
+        ("regmix.magic=1", "magic"),
+        ("regmix.runs", "write SECTION.KEY=VALUE"),
+        ("regmix.runs=0", "regmix.runs"),
+        ("climb.top=5", "climb.top"),
+        ("climb.runs=[]", "climb.runs"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            load_settings([wrong])
+
+
+@pytest.mark.parametrize("method", ["regmix", "climb"])
+def test_a_missing_package_is_said_before_the_first_proxy(config, tmp_path, monkeypatch, method):
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    wanted = [("uniform", config, tmp_path / "uniform.json")]
+    wanted.append((method, config, tmp_path / "found.json"))
+    with pytest.raises(ConfigError, match="pip install megatron-fastmix"):
+        find_mixtures(wanted, tmp_path / "proxies", workers=1)
+    assert list(tmp_path.glob("*.json")) == []
+    assert not (tmp_path / "proxies").exists()

@@ -10,6 +10,7 @@ import yaml
 from megatron_fastmix.cli import main as cli
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.registry import METHODS
+from megatron_fastmix.lab.comparison.config import key_of
 from megatron_fastmix.lab.comparison.method_plot import FREE, SEARCHED, plot_methods
 from megatron_fastmix.lab.comparison.method_table import (
     MethodLine,
@@ -19,7 +20,8 @@ from megatron_fastmix.lab.comparison.method_table import (
     measurements,
     text,
 )
-from megatron_fastmix.lab.comparison.rows import RowFile
+from megatron_fastmix.lab.comparison.methods import MethodComparison, _configuration
+from megatron_fastmix.lab.comparison.rows import RowFile, SearchRow
 from megatron_fastmix.lab.comparison.scenario import load_scenario
 from megatron_fastmix.report.palette import COLOURS
 
@@ -135,6 +137,74 @@ def test_a_variant_is_fastmix_with_other_settings(scenario, tmp_path):
     assert found.job("doge", 7, tmp_path)[0] == "doge"
     with pytest.raises(ConfigError, match="mine: methods: found 'magic'; choose among fastmix"):
         found.choose("fastmix,magic", "mine")
+
+
+def test_methods_have_settings_and_seeds_of_their_own(scenario, tmp_path):
+    values = yaml.safe_load(scenario.read_text())
+    values["overrides"] = {"fastmix": ["--train-iters=16"], "doge": ["--training.lr=0.125"]}
+    values["seeds"] = {"uniform": 2}
+    values["baselines"] = {"regmix": {"runs": 3}}
+    scenario.write_text(yaml.safe_dump(values))
+    found = load_scenario(scenario)
+    usual = found.searches["odm"].training
+    assert found.searches["fastmix"].training == dataclasses.replace(usual, train_iters=16)
+    assert found.searches["inner_steps=1"].training.train_iters == 16
+    assert found.searches["doge"].training == dataclasses.replace(usual, lr=0.125)
+    assert found.baselines.regmix.runs == 3
+    comparison = MethodComparison(
+        "s", found, ["uniform", "odm"], seeds=1, rows=tmp_path, work=tmp_path, workers=1
+    )
+    assert comparison.wanted == [("uniform", 1), ("uniform", 2), ("odm", 1)]
+    for section, wrong in (("overrides", {"magic": []}), ("seeds", {"magic": 1})):
+        scenario.write_text(yaml.safe_dump(values | {section: wrong}))
+        with pytest.raises(ConfigError, match=f"{section}: found 'magic'"):
+            load_scenario(scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "changed", "said"),
+    [
+        ("uniform", {"search": {"training": {"train_iters": 9, "lr_warmup_iters": 1}}}, None),
+        ("random_search", {"search": {"mixture": {"inner_steps": 1}}}, None),
+        ("random_search", {"search": {"training": {"train_iters": 9}}}, "searched with training"),
+        ("random_search", {"baselines": {"regmix": {"runs": 3}}}, "searched with regmix"),
+        ("random_search", {"baselines": {"climb": {"top": 90}}}, None),
+    ],
+)
+def test_a_row_is_kept_while_what_it_depends_on_is_unchanged(
+    scenario, tmp_path, method, changed, said
+):
+    values = yaml.safe_load(scenario.read_text()) | {"variants": []}
+    scenario.write_text(yaml.safe_dump(values))
+    before = load_scenario(scenario)
+    configuration = _configuration(before.searches[method])
+    row = SearchRow(
+        configuration=key_of(configuration),
+        method=method,
+        seed=1,
+        weights={"a": 1.0},
+        weight_std={"a": 0.0},
+        flops=1.0,
+        wall_seconds=1.0,
+        tokens=1,
+        versions={},
+    )
+    RowFile(tmp_path / "s.jsonl").add_search(row, configuration)
+    for section, parts in changed.items():
+        for key, part in parts.items():
+            there = values.setdefault(section, {}).setdefault(key, {})
+            values[section][key] = there | part
+    scenario.write_text(yaml.safe_dump(values))
+    after = load_scenario(scenario)
+
+    def open_rows():
+        MethodComparison("s", after, [method], seeds=1, rows=tmp_path, work=tmp_path, workers=1)
+
+    if said is None:
+        open_rows()
+    else:
+        with pytest.raises(ConfigError, match=said):
+            open_rows()
 
 
 def test_a_scenario_takes_up_what_its_base_has(scenario, tmp_path):

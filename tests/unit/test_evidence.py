@@ -26,7 +26,7 @@ def lines_of(name, seeds, tmp_path):
         name,
         scenario,
         scenario.choose(None, name),
-        seeds=range(1, seeds + 1),
+        seeds=seeds,
         rows=ROWS,
         work=tmp_path,
         workers=1,

@@ -11,25 +11,14 @@ gradient in place of the sum over sources). The answer is α averaged over the r
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-
 import numpy as np
 import torch
 
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.lab.baselines.proxy_run import ProxyRun, WeightedBatch
 from megatron_fastmix.lab.baselines.result import BaselineResult
+from megatron_fastmix.lab.baselines.settings import DoGESettings
 from megatron_fastmix.mixture.simplex import safe_log, softmax
-
-
-@dataclass(frozen=True, kw_only=True)
-class DoGESettings:
-    """Hyper-parameters."""
-
-    temperature: float = 0.05
-    """μ, the paper's."""
-    target_samples: int = 8
-    """Samples of the targets in a step, shared out by their weights."""
 
 
 def doge(config: SearchConfig, settings: DoGESettings, cache_path: str) -> BaselineResult:
@@ -55,7 +44,6 @@ def doge(config: SearchConfig, settings: DoGESettings, cache_path: str) -> Basel
         tokens=run.tokens,
         steps=run.step,
         history=history,
-        settings=asdict(settings),
     )
 
 

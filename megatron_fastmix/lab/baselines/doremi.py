@@ -15,9 +15,6 @@ There is no target: DoReMi asks for a mixture that is good for every source.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Literal
-
 import numpy as np
 import torch
 
@@ -25,19 +22,8 @@ from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.lab.baselines.proxy_run import ProxyRun
 from megatron_fastmix.lab.baselines.result import BaselineResult
+from megatron_fastmix.lab.baselines.settings import DoReMiSettings
 from megatron_fastmix.proxy.megatron_gpt import batch_token_losses, mean_by_sample
-
-
-@dataclass(frozen=True, kw_only=True)
-class DoReMiSettings:
-    """Hyper-parameters, the paper's (section 3.1: η = 1, c = 10⁻³)."""
-
-    reference: Literal["uniform", "proportional"] = "proportional"
-    """Weights of the reference proxy: the paper's are the sizes of the sources."""
-    step_size: float = 1.0
-    """η."""
-    smoothing: float = 1e-3
-    """c."""
 
 
 def doremi(config: SearchConfig, settings: DoReMiSettings, cache_path: str) -> BaselineResult:
@@ -83,7 +69,6 @@ def doremi(config: SearchConfig, settings: DoReMiSettings, cache_path: str) -> B
         tokens=reference.tokens + run.tokens,
         steps=2 * iters,
         history=history,
-        settings=asdict(settings),
     )
 
 

@@ -12,27 +12,13 @@ over the steps after the warm-up, the proportions in which such a run would have
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-
 import numpy as np
 
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.lab.baselines.proxy_run import ProxyRun
 from megatron_fastmix.lab.baselines.result import BaselineResult
+from megatron_fastmix.lab.baselines.settings import ODMSettings
 from megatron_fastmix.mixture.simplex import softmax
-
-
-@dataclass(frozen=True, kw_only=True)
-class ODMSettings:
-    """Hyper-parameters, the paper's."""
-
-    smoothing: float = 0.9
-    """ξ, of the moving average of rewards."""
-    warmup: float = 0.01
-    """Share of the steps in which all sources are drawn evenly."""
-    micro_batches: int = 4
-    """Micro-batches of a step, each of one source; as many as the global batch has samples where
-    that is fewer."""
 
 
 def odm(config: SearchConfig, settings: ODMSettings, cache_path: str) -> BaselineResult:
@@ -58,7 +44,6 @@ def odm(config: SearchConfig, settings: ODMSettings, cache_path: str) -> Baselin
         tokens=run.tokens,
         steps=run.step,
         history=history,
-        settings=asdict(settings),
     )
 
 

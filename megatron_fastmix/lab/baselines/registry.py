@@ -8,16 +8,19 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.config import SearchConfig, strict_yaml
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.lab.baselines.climb import ClimbSettings, climb
+from megatron_fastmix.lab.baselines.climb import climb
 from megatron_fastmix.lab.baselines.objective import check_references
 from megatron_fastmix.lab.baselines.proxy_pool import ProxyPool
-from megatron_fastmix.lab.baselines.regmix import RegMixSettings, random_search, regmix
+from megatron_fastmix.lab.baselines.regmix import random_search, regmix
+from megatron_fastmix.lab.baselines.regressors import require_lightgbm
 from megatron_fastmix.lab.baselines.result import BaselineResult
+from megatron_fastmix.lab.baselines.settings import BaselineSettings
 from megatron_fastmix.lab.baselines.simple import proportional, temperature, uniform
 from megatron_fastmix.lab.jobs import Job, run_jobs
 from megatron_fastmix.result.mixture_file import write_mixture
@@ -25,29 +28,44 @@ from megatron_fastmix.search.inputs import check_inputs
 
 PRELOAD = ("megatron_fastmix.lab.baselines.proxy_run", "megatron_fastmix.search.loop", "deepspeed")
 
-_FREE: dict[str, Callable[[np.ndarray], BaselineResult]] = {
-    "uniform": uniform,
-    "proportional": proportional,
-    "temperature": temperature,
+_FREE: dict[str, Callable[[np.ndarray, BaselineSettings], BaselineResult]] = {
+    "uniform": lambda sizes, settings: uniform(sizes),
+    "proportional": lambda sizes, settings: proportional(sizes),
+    "temperature": lambda sizes, settings: temperature(sizes, settings.temperature.temperature),
 }
-_LINEAR = RegMixSettings(predictor="linear")
-_POOLED: dict[str, Callable[[ProxyPool, np.ndarray], BaselineResult]] = {
-    "regmix": lambda pool, sizes: regmix(pool, sizes, RegMixSettings()),
-    "regmix_linear": lambda pool, sizes: regmix(pool, sizes, _LINEAR),
-    "random_search": lambda pool, sizes: random_search(pool, sizes, RegMixSettings()),
-    "climb": lambda pool, sizes: climb(pool, sizes, ClimbSettings()),
+_POOLED: dict[str, Callable[[ProxyPool, np.ndarray, BaselineSettings], BaselineResult]] = {
+    "regmix": lambda pool, sizes, settings: regmix(pool, sizes, settings.regmix),
+    "regmix_linear": lambda pool, sizes, settings: regmix(pool, sizes, settings.regmix, "linear"),
+    "random_search": lambda pool, sizes, settings: random_search(pool, sizes, settings.regmix),
+    "climb": lambda pool, sizes, settings: climb(pool, sizes, settings.climb, settings.regmix),
 }
 """Methods that train many proxies, which may be spread over processes."""
-_ONLINE = {
-    "doremi": ("megatron_fastmix.lab.baselines.doremi", "DoReMiSettings"),
-    "doge": ("megatron_fastmix.lab.baselines.doge", "DoGESettings"),
-    "odm": ("megatron_fastmix.lab.baselines.odm", "ODMSettings"),
-}
+_ONLINE = {name: f"megatron_fastmix.lab.baselines.{name}" for name in ("doremi", "doge", "odm")}
 """Methods of one process; their modules import torch."""
+_LIGHTGBM = ("regmix", "climb")
+_SECTIONS = {
+    "temperature": ("temperature",),
+    "regmix": ("regmix",),
+    "regmix_linear": ("regmix",),
+    "random_search": ("regmix",),
+    "climb": ("climb", "regmix"),
+    **{name: (name,) for name in _ONLINE},
+}
+"""Sections of `BaselineSettings` that a method depends on."""
 
 FASTMIX = "fastmix"
 BASELINES = (*_FREE, *_POOLED, *_ONLINE)
 METHODS = (FASTMIX, *BASELINES)
+FREE = tuple(_FREE)
+"""Methods that train nothing: functions of the sources' sizes."""
+
+
+def settings_of(method: str, settings: BaselineSettings) -> dict[str, Any]:
+    """The plain values of the sections that a method depends on, by section; none for FastMix."""
+    return {
+        section: strict_yaml.to_dict(getattr(settings, section))
+        for section in _SECTIONS.get(method, ())
+    }
 
 
 def find_mixtures(
@@ -55,6 +73,7 @@ def find_mixtures(
     proxies: Path,
     *,
     workers: int,
+    settings: BaselineSettings | None = None,
     report: Callable[[str], None] = print,
     finished: Callable[[Path], None] = lambda file: None,
 ) -> None:
@@ -62,20 +81,24 @@ def find_mixtures(
 
     `proxies` is the folder of finished proxies, which methods share and a second call takes up.
     `finished` is called with each file that is written.
-    Raises `ConfigError` for an unknown method and what training raises; files that were
-    written stay.
+    `settings` are those of every baseline, the defaults unless given.
+    Raises `ConfigError` for an unknown method, or one whose package is missing, before anything is
+    trained, and what training raises; files that were written stay.
     """
+    settings = settings or BaselineSettings()
     unknown = sorted({method for method, _, _ in wanted} - set(METHODS))
     if unknown:
         raise ConfigError(f"method: found {unknown[0]!r}; choose among {', '.join(METHODS)}")
     for method, config, _ in wanted:
+        if method in _LIGHTGBM:
+            require_lightgbm()
         if method in _POOLED:
             check_references(config, config.targets, where="target", what=method, model="the proxy")
     jobs = [
         Job(
             name=f"{method}, seed {config.seed}",
             function=_fastmix if method == FASTMIX else _online,
-            arguments=(method, config, file),
+            arguments=(method, config, file, settings),
         )
         for method, config, file in wanted
         if method == FASTMIX or method in _ONLINE
@@ -88,7 +111,7 @@ def find_mixtures(
     run_jobs(jobs, workers=workers, preload=PRELOAD, finished=done)
     for method, config, file in wanted:
         if method in _FREE or method in _POOLED:
-            _in_this_process(method, config, file, proxies, workers, report)
+            _in_this_process(method, config, file, settings, proxies, workers, report)
             finished(file)
 
 
@@ -96,6 +119,7 @@ def _in_this_process(
     method: str,
     config: SearchConfig,
     file: Path,
+    settings: BaselineSettings,
     proxies: Path,
     workers: int,
     report: Callable[[str], None],
@@ -105,26 +129,25 @@ def _in_this_process(
     sizes = np.array([size.size.loss_tokens for size in inputs.sources], dtype=np.float64)
     seconds = 0.0
     if method in _FREE:
-        result = _FREE[method](sizes)
+        result = _FREE[method](sizes, settings)
     else:
         pool = ProxyPool(config, proxies, workers=workers)
-        result = _POOLED[method](pool, sizes)
+        result = _POOLED[method](pool, sizes, settings)
         seconds = pool.seconds
     write_mixture(file, result.outcome(config, method, seconds).learned_mixture(config, inputs))
     report(f"{method}, seed {config.seed}: {time.monotonic() - began:.0f} s")
 
 
-def _online(method: str, config: SearchConfig, file: Path) -> None:
-    module, settings = _ONLINE[method]
-    loaded = import_module(module)
+def _online(method: str, config: SearchConfig, file: Path, settings: BaselineSettings) -> None:
+    search = getattr(import_module(_ONLINE[method]), method)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".cache-") as cache:
-        result = getattr(loaded, method)(config, getattr(loaded, settings)(), cache)
+        result = search(config, getattr(settings, method), cache)
     outcome = result.outcome(config, method, time.monotonic() - began)
     write_mixture(file, outcome.learned_mixture(config, check_inputs(config, 1)))
 
 
-def _fastmix(method: str, config: SearchConfig, file: Path) -> None:
+def _fastmix(method: str, config: SearchConfig, file: Path, settings: BaselineSettings) -> None:
     """The search itself on one rank, in its run folder, from which it resumes."""
     from megatron_fastmix.deepspeed_engine.distributed import init_distributed
     from megatron_fastmix.proxy.megatron_gpt import initialize_world_of_one

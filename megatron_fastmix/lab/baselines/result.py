@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,8 +25,6 @@ class BaselineResult:
     """Optimizer steps, those of all proxies together."""
     history: Sequence[np.ndarray] = ()
     """Weights (K,) over the run, for methods that move them."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """The method's hyper-parameters."""
 
     def outcome(self, config: SearchConfig, method: str, seconds: float) -> Outcome:
         """The result in the terms of a search; `method` stands for the estimator."""

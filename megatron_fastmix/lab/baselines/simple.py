@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from megatron_fastmix.lab.baselines.result import BaselineResult
-
-TEMPERATURE = 1 / 0.3
-"""T of p_k ∝ n_k^(1/T), from XLM-R (Conneau et al., ACL 2020, section 3.1: α = 0.3)."""
+from megatron_fastmix.lab.baselines.settings import TEMPERATURE
 
 
 def uniform(sizes: np.ndarray) -> BaselineResult:
@@ -23,8 +21,8 @@ def proportional(sizes: np.ndarray) -> BaselineResult:
 def temperature(sizes: np.ndarray, temperature: float = TEMPERATURE) -> BaselineResult:
     """p_k ∝ n_k^(1/T): between proportional, T = 1, and uniform, T → ∞."""
     scaled = np.asarray(sizes, dtype=np.float64) ** (1 / temperature)
-    return _free(scaled / scaled.sum(), temperature=temperature)
+    return _free(scaled / scaled.sum())
 
 
-def _free(weights: np.ndarray, **settings: float) -> BaselineResult:
-    return BaselineResult(weights=weights, flops=0.0, tokens=0, steps=0, settings=settings)
+def _free(weights: np.ndarray) -> BaselineResult:
+    return BaselineResult(weights=weights, flops=0.0, tokens=0, steps=0)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from megatron_fastmix.config import SearchConfig, strict_yaml
 from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.lab.baselines.registry import BASELINES, find_mixtures
+from megatron_fastmix.lab.baselines.registry import BASELINES, FREE, find_mixtures, settings_of
+from megatron_fastmix.lab.baselines.settings import BaselineSettings
 from megatron_fastmix.lab.comparison.candidates import Candidate
 from megatron_fastmix.lab.comparison.config import flatten, key_of
 from megatron_fastmix.lab.comparison.inputs import check_setting
@@ -35,25 +36,30 @@ class MethodComparison:
         scenario: Scenario,
         methods: Sequence[str],
         *,
-        seeds: Sequence[int],
+        seeds: int,
         rows: Path,
         work: Path,
         workers: int,
     ) -> None:
-        """`rows` is the folder of finished rows, `work` that of proxies and run folders.
+        """Seeds 1 … `seeds` of each method, or more where the scenario says so; `rows` is the
+        folder of finished rows, `work` that of proxies and run folders.
 
         Raises `ConfigError` where rows are there and of another scenario, and `DataError`.
         """
         self.name, self.scenario, self.workers = name, scenario, workers
         self.file = RowFile(rows / f"{name}.jsonl")
         self.work, self.proxies = work / name, work / "proxies"
-        self.wanted = [(method, seed) for method in methods for seed in seeds]
+        self.wanted = [
+            (method, seed)
+            for method in methods
+            for seed in range(1, max(seeds, scenario.seeds.get(method, 1)) + 1)
+        ]
         self._check_rows()
 
     def search(self) -> None:
         """Finds the mixtures that are missing. Raises what `find_mixtures` raises."""
         files = {
-            self.work / f"{method}-seed{seed}.json": (method, seed)
+            self.work / f"{self._stem(method, seed)}.json": (method, seed)
             for method, seed in self.wanted
             if (method, seed) not in self.file.read().searches
         }
@@ -70,6 +76,7 @@ class MethodComparison:
             jobs,
             self.proxies,
             workers=self.workers,
+            settings=self.scenario.baselines,
             report=lambda line: print(f"{self.name}: {line}", flush=True),
             finished=lambda file: self._add(file, *files[file]),
         )
@@ -111,8 +118,20 @@ class MethodComparison:
 
     def _add(self, file: Path, method: str, seed: int) -> None:
         configuration = _configuration(self.scenario.searches[method])
-        row = _search_row(read_mixture(file), method, seed, key_of(configuration))
+        row = _search_row(
+            read_mixture(file), method, seed, key_of(configuration), self._settings(method)
+        )
         self.file.add_search(row, configuration)
+
+    def _settings(self, method: str) -> Record:
+        """The method's own hyper-parameters."""
+        return settings_of(method, self.scenario.baselines)
+
+    def _stem(self, method: str, seed: int) -> str:
+        """Name of a search's files; one with other hyper-parameters has others."""
+        settings = self._settings(method)
+        usual = settings == settings_of(method, BaselineSettings())
+        return f"{method}-seed{seed}" + ("" if usual else f"-{key_of(settings)}")
 
     def _found_before(self, file: Path, method: str, seed: int) -> bool:
         if not file.exists():
@@ -133,14 +152,19 @@ class MethodComparison:
         for method, seed in self.wanted:
             if (method, seed) not in rows.searches:
                 continue
-            then = kept[rows.searches[method, seed].configuration]
+            row = rows.searches[method, seed]
+            then = kept[row.configuration]
             now = _configuration(self.scenario.searches[method])
-            for key in now:
-                own = key in OWN_SECTIONS and method in BASELINES
-                if not own and now[key] != then[key]:
+            pairs = [(key, then[key], now[key]) for key in now if _matters(method, key)]
+            usual, own = settings_of(method, BaselineSettings()), self._settings(method)
+            for section, values in own.items():
+                before = usual[section] | row.settings.get(section, {})
+                pairs.append((section, before, values))
+            for key, before, after in pairs:
+                if before != after:
                     raise ConfigError(
                         f"{self.file.path}: {method}, seed {seed}, was searched with {key} "
-                        f"{then[key]}, the scenario has {now[key]}; delete its line to search "
+                        f"{before}, the scenario has {after}; delete its line to search "
                         "anew, or choose another --output"
                     )
         if rows.setting:
@@ -154,6 +178,13 @@ class MethodComparison:
             now = flatten(now)
             # What lies in the datasets is compared when they are read.
             self.file.check({key: rows.setting.get(key) for key in now}, now)
+
+
+def _matters(method: str, key: str) -> bool:
+    """Whether a method's mixture depends on a section of the search's configuration."""
+    if method in FREE:
+        return key == "sources"
+    return not (method in BASELINES and key in OWN_SECTIONS)
 
 
 def _configuration(config: SearchConfig) -> Record:
@@ -171,7 +202,9 @@ def _config(values: Record, path: Path) -> SearchConfig:
     return config
 
 
-def _search_row(mixture: LearnedMixture, method: str, seed: int, configuration: str) -> SearchRow:
+def _search_row(
+    mixture: LearnedMixture, method: str, seed: int, configuration: str, settings: Record
+) -> SearchRow:
     return SearchRow(
         configuration=configuration,
         method=method,
@@ -182,6 +215,7 @@ def _search_row(mixture: LearnedMixture, method: str, seed: int, configuration: 
         wall_seconds=mixture.cost["wall_seconds"],
         tokens=int(mixture.cost["tokens"]),
         versions=mixture.versions,
+        settings=settings,
     )
 
 

@@ -92,6 +92,9 @@ class SearchRow:
     tokens: int
     """Tokens trained on."""
     versions: dict[str, str]
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Hyper-parameters of the method by section; keys that are younger than the row have their
+    defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +204,8 @@ def _side(record: str, key: str, values: Record) -> list[Record]:
 
 def _record(record: str, row: Row | SearchRow) -> Record:
     values = strict_yaml.to_dict(row)
-    for key in ("sample_losses", "exact_match"):  # empty in most rows, which is their default
+    # Empty in most rows, which is their default.
+    for key in ("sample_losses", "exact_match", "settings"):
         if not values.get(key):
             values.pop(key, None)
     return {"record": record, **values}

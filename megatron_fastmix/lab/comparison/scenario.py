@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from megatron_fastmix.config import SearchConfig, override_config, strict_yaml
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.objective import check_references
 from megatron_fastmix.lab.baselines.registry import FASTMIX, METHODS
+from megatron_fastmix.lab.baselines.settings import BaselineSettings
 from megatron_fastmix.lab.comparison.config import CompareConfig
 
 _RUN_DIR = "runs/methods"
@@ -47,6 +48,13 @@ class Scenario:
     `hypergradient` are FastMix's own."""
     compare: CompareConfig
     """The target model, its training and the held-out tests."""
+    overrides: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By method what is other in its `search`, as on a command line: FastMix, with its variants,
+    may train one longer proxy where others train many. The table's costs show it."""
+    seeds: dict[str, int] = field(default_factory=dict)
+    """By method how many seeds, where more than the command line asks for."""
+    baselines: BaselineSettings = field(default_factory=BaselineSettings)
+    """Hyper-parameters of the other methods: `regmix: {runs: 32}`."""
     methods: tuple[str, ...] = METHODS
     """Those that are compared unless the command line names others."""
     variants: tuple[Variant, ...] = ()
@@ -57,6 +65,12 @@ class Scenario:
         ]
         if twice:
             raise ConfigError(f"variants: found {twice[0]} twice; names are unique, rename one")
+        for where in ("overrides", "seeds"):
+            unknown = sorted(getattr(self, where).keys() - set(METHODS))
+            if unknown:
+                raise ConfigError(
+                    f"{where}: found {unknown[0]!r}; choose among {', '.join(METHODS)}"
+                )
         check_references(
             self.search,
             self.compare.tests,
@@ -68,8 +82,11 @@ class Scenario:
     @cached_property
     def searches(self) -> dict[str, SearchConfig]:
         """The configuration of each method and variant, by name. Raises `ConfigError`."""
-        variants = {v.name: override_config(self.search, v.overrides) for v in self.variants}
-        return dict.fromkeys(METHODS, self.search) | variants
+        methods = {
+            name: override_config(self.search, self.overrides.get(name, ())) for name in METHODS
+        }
+        variants = {v.name: override_config(methods[FASTMIX], v.overrides) for v in self.variants}
+        return methods | variants
 
     def choose(self, names: str | None, where: str) -> list[str]:
         """Methods from a comma-separated list, or all. Raises `ConfigError` for an unknown one,

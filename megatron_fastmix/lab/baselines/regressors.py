@@ -1,0 +1,75 @@
+"""Regressions from mixture to target loss, and rankings of mixtures by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.lab.baselines.objective import target_loss
+
+Predictor = Callable[[np.ndarray], np.ndarray]
+"""From mixtures (N, K) to one value each (N,)."""
+
+
+def linear(mixtures: np.ndarray, losses: np.ndarray) -> Predictor:
+    """Least squares. Shares sum to 1, so a constant is among the features."""
+    solution = np.linalg.lstsq(mixtures, losses, rcond=None)[0]
+    return lambda wanted: wanted @ solution
+
+
+def lightgbm(mixtures: np.ndarray, losses: np.ndarray) -> Predictor:
+    """Gradient-boosted trees as in RegMix's program: 1000 rounds at a learning rate of 0.01.
+
+    That fits 512 mixtures; with fewer a leaf needs as many fewer than its usual 20, and none are
+    left for early stopping. Raises `ConfigError` without the package.
+    """
+    require_lightgbm()
+    import lightgbm as package
+
+    settings: dict[str, Any] = {
+        "objective": "regression",
+        "learning_rate": 0.01,
+        "min_data_in_leaf": max(1, min(20, 20 * len(mixtures) // 512)),
+        "seed": 0,
+        "deterministic": True,
+        "num_threads": 1,
+        "verbosity": -1,
+    }
+    model = package.train(settings, package.Dataset(mixtures, losses), num_boost_round=1000)
+    return lambda wanted: np.asarray(model.predict(wanted))
+
+
+def require_lightgbm() -> None:
+    """Raises `ConfigError` where the package is missing."""
+    try:
+        import lightgbm  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "the regression needs the package `lightgbm`; install it with "
+            "`pip install megatron-fastmix[baselines]`, or choose regmix_linear"
+        ) from None
+
+
+REGRESSORS: dict[str, Callable[[np.ndarray, np.ndarray], Predictor]] = {
+    "lightgbm": lightgbm,
+    "linear": linear,
+}
+"""By name: from mixtures (N, K) and losses (N,)."""
+
+
+def rank(
+    config: SearchConfig,
+    regressor: str,
+    mixtures: np.ndarray,
+    losses: np.ndarray,
+    candidates: np.ndarray,
+) -> np.ndarray:
+    """Indices of `candidates` (M, K), the lowest predicted target loss first, after what training
+    on `mixtures` (N, K) gave: `losses` (N, V), a regression for each target."""
+    predictors = [REGRESSORS[regressor](mixtures, column) for column in losses.T]
+    predicted = np.stack([predict(candidates) for predict in predictors], axis=1)
+    return np.argsort(target_loss(config, predicted), kind="stable")

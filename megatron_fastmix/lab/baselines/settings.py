@@ -1,0 +1,138 @@
+"""The hyper-parameters of every baseline: keys of a scenario, `--set` of `baseline`. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megatron_fastmix.config import strict_yaml
+from megatron_fastmix.config.require import require
+
+TEMPERATURE = 1 / 0.3
+"""T of p_k ∝ n_k^(1/T), from XLM-R (Conneau et al., ACL 2020, section 3.1: α = 0.3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperatureSettings:
+    """Of shares between proportional and uniform."""
+
+    temperature: float = TEMPERATURE
+    """T of p_k ∝ n_k^(1/T): 1 is proportional, large is uniform."""
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, "temperature", self.temperature, "use a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegMixSettings:
+    """Of RegMix, and of the mixtures that every method of many proxies draws."""
+
+    runs: int = 64
+    """N, proxies of RegMix and of random search; the paper has 512 for 17 sources."""
+    min_strength: float = 0.1
+    max_strength: float = 5.0
+    """Ends of s of the training mixtures, which is drawn log-uniformly."""
+    prior_power: float = 0.5
+    """Power of the sizes in the prior of the training mixtures; 1 is the token distribution."""
+    candidate_strength: float = 1.0
+    """s of the simulated mixtures, whose prior is the token distribution itself."""
+    max_reads: float = 15.0
+    """No mixture gives a source more than this many times its share of all tokens: a run over as
+    many tokens as there are would read it that often."""
+    candidates: int = 100_000
+    """Simulated mixtures."""
+    top: int = 128
+    """How many of the best are averaged."""
+
+    def __post_init__(self) -> None:
+        for name in ("runs", "candidates", "top", "max_reads"):
+            found = getattr(self, name)
+            require(found >= 1, f"regmix.{name}", found, "use at least 1")
+        require(
+            0 < self.min_strength <= self.max_strength,
+            "regmix.min_strength",
+            self.min_strength,
+            f"use a number above 0 and at most max_strength {self.max_strength}",
+        )
+        for name in ("prior_power", "candidate_strength"):
+            found = getattr(self, name)
+            require(found > 0, f"regmix.{name}", found, "use a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClimbSettings:
+    """Of CLIMB; its mixtures are drawn as RegMix's are, by the settings of `regmix`."""
+
+    runs: tuple[int, ...] = (37, 18, 9)
+    """Proxies of each round."""
+    top: int = 100
+    """N, the best ranked of which the next round's are drawn."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.runs), "climb.runs", list(self.runs), "name at least one round")
+        require(min(self.runs) >= 1, "climb.runs", list(self.runs), "use at least 1 in each round")
+        require(
+            self.top >= max(self.runs[1:], default=1),
+            "climb.top",
+            self.top,
+            f"a round draws {max(self.runs[1:], default=1)} of them: use at least as many",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoReMiSettings:
+    """Of DoReMi, the paper's (section 3.1: η = 1, c = 10⁻³)."""
+
+    reference: Literal["uniform", "proportional"] = "proportional"
+    """Weights of the reference proxy: the paper's are the sizes of the sources."""
+    step_size: float = 1.0
+    """η."""
+    smoothing: float = 1e-3
+    """c."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoGESettings:
+    """Of DoGE."""
+
+    temperature: float = 0.05
+    """μ, the paper's."""
+    target_samples: int = 8
+    """Samples of the targets in a step, shared out by their weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ODMSettings:
+    """Of online data mixing, the paper's."""
+
+    smoothing: float = 0.9
+    """ξ, of the moving average of rewards."""
+    warmup: float = 0.01
+    """Share of the steps in which all sources are drawn evenly."""
+    micro_batches: int = 4
+    """Micro-batches of a step, each of one source; as many as the global batch has samples where
+    that is fewer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineSettings:
+    """Those of every method that has some; a section is its method's name."""
+
+    temperature: TemperatureSettings = field(default_factory=TemperatureSettings)
+    regmix: RegMixSettings = field(default_factory=RegMixSettings)
+    """Also of `regmix_linear` and `random_search`."""
+    climb: ClimbSettings = field(default_factory=ClimbSettings)
+    doremi: DoReMiSettings = field(default_factory=DoReMiSettings)
+    doge: DoGESettings = field(default_factory=DoGESettings)
+    odm: ODMSettings = field(default_factory=ODMSettings)
+
+
+def load_settings(overrides: Sequence[str]) -> BaselineSettings:
+    """The defaults with `section.key=value` set. Raises `ConfigError`."""
+    for override in overrides:
+        require("=" in override, "--set", override, "write SECTION.KEY=VALUE: regmix.runs=512")
+    flags = [f"--{override}" for override in overrides]
+    values = strict_yaml.apply_overrides(BaselineSettings, {}, flags)
+    found: BaselineSettings = strict_yaml.from_dict(BaselineSettings, values)
+    return found
