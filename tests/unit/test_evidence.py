@@ -51,10 +51,11 @@ def test_the_table_of_methods_is_that_of_the_rows(written, tmp_path):
     assert sorted(written) == sorted(METHODS)
     for column, name in enumerate(COLUMNS):
         sign = "+" if name == "pretrain_targets_worst" else ""
-        for method, line in lines_of(name, 3, tmp_path).items():
-            if method in METHODS:
-                expected = f"{line.loss:{sign}.3f} ± {line.deviation:.3f}"
-                assert written[method][column] == expected, (name, method)
+        lines = lines_of(name, 3, tmp_path)
+        for method in METHODS:
+            line = lines.get(method)
+            expected = f"{line.loss:{sign}.3f} ± {line.deviation:.3f}" if line else "–"
+            assert written[method][column] == expected, (name, method)
 
 
 def test_the_settings_are_compared_seed_by_seed(tmp_path):
@@ -89,5 +90,5 @@ def test_the_command_needs_no_data(capsys, monkeypatch, tmp_path):
     files = [str(file) for file in sorted((ROOT / "configs" / "methods").glob("*.yaml"))]
     arguments = ["compare-methods", "--table-only", "--output", str(ROWS), "--scenario", *files]
     assert cli.main(arguments) == 0
-    assert re.search(r"^fastmix +4\.1027  ± 0\.0513 +3 +100%", capsys.readouterr().out, re.M)
+    assert re.search(r"^doge +4\.3175  ± 0\.0297 +3 +", capsys.readouterr().out, re.M)
     assert list(tmp_path.iterdir()) == []
