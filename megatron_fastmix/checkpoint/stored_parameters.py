@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ _KEY = re.compile(
 _DAMAGE = (
     *(OSError, ValueError, EOFError, LookupError, RuntimeError, MemoryError, OverflowError),
     *(zipfile.BadZipFile, zlib.error, NotImplementedError, SyntaxError, TypeError, struct.error),
+    tokenize.TokenError,  # of a header that NumPy takes for one of Python 2
 )
 """What NumPy and zipfile raise for files that are cut, altered, encrypted or of another kind."""
 

@@ -141,7 +141,8 @@ def read_deepspeed_config(path: str | Path) -> dict[str, Any]:
                 f"engine.deepspeed_config: {path}: unknown key {top}{hint}; a search passes on "
                 f"{', '.join(PASSED_ON)}"
             )
-    device = settings.get("zero_optimization", {}).get("offload_optimizer", {}).get("device")
+    zero = _section(settings, "zero_optimization", path)
+    device = _section(zero, "offload_optimizer", path).get("device")
     if device not in (None, "none", "cpu"):
         raise ConfigError(
             f"engine.deepspeed_config: {path}: zero_optimization.offload_optimizer.device: found "
@@ -162,6 +163,11 @@ def merged(ours: dict[str, Any], path: str | Path) -> dict[str, Any]:
         section = result
         for parent in parents:
             section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(
+                    f"engine.deepspeed_config: {path}: {key}: {parent} is a section there, and is "
+                    f"{section!r}; write that"
+                )
         if key in OURS:
             found = section.get(last)
             if value not in (found, "auto"):
@@ -175,6 +181,15 @@ def merged(ours: dict[str, Any], path: str | Path) -> dict[str, Any]:
         # The search's AdamW is torch's, on any device; DeepSpeed's own would round otherwise.
         result.setdefault("zero_force_ds_cpu_optimizer", False)
     return result
+
+
+def _section(settings: dict[str, Any], name: str, path: str | Path) -> dict[str, Any]:
+    section = settings.get(name, {})
+    if not isinstance(section, dict):
+        raise ConfigError(
+            f"engine.deepspeed_config: {path}: {name}: found {section!r}; expected an object"
+        )
+    return section
 
 
 def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 from megatron_fastmix.config import ProxyConfig, TokenizerConfig, load_config
@@ -10,7 +11,7 @@ from megatron_fastmix.corpus.tokenizers import tokenizer_file
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.proxy.model_files import check_model_files
 from megatron_fastmix.run.folder import RunFolder
-from megatron_fastmix.text_files import read_bytes, read_json_object
+from megatron_fastmix.text_files import read_bytes, read_json_object, read_text
 
 
 def check_starting_point(proxy: ProxyConfig, tokenizer: TokenizerConfig, vocab_size: int) -> None:
@@ -46,7 +47,13 @@ def iteration_folder(path: Path) -> Path:
     """`path` where it is the folder of one iteration, or its newest. Raises `ConfigError`."""
     if (path / _METADATA).exists():
         return path
-    newest = (path / _LATEST).read_text(encoding="utf-8").strip()
+    file = path / _LATEST
+    newest = read_text(file, "the newest iteration", error=ConfigError).strip()
+    if newest != "release" and not re.fullmatch(r"[0-9]{1,18}", newest):
+        raise ConfigError(
+            f"proxy.checkpoint: {file} holds {newest[:40]!r}; expected release or the number of "
+            "an iteration: write it, or give the folder iter_… itself"
+        )
     folder = path / (newest if newest == "release" else f"iter_{int(newest):07d}")
     if not folder.is_dir():
         raise ConfigError(

@@ -6,7 +6,6 @@ its weights are those of the result: a comparison of an earlier part of the sear
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from megatron_fastmix.report.run_record import is_number
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.rounding import round_weights
 from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.text_files import decode_text, parse_json, read_bytes
 
 
 class Measurements:
@@ -27,7 +27,7 @@ class Measurements:
         """Reads them; damaged lines are passed over."""
         self._losses: dict[tuple[str, tuple[tuple[str, str], ...]], dict[int, float]] = {}
         for path in RunFolder(folder).comparisons:
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in read_bytes(path, "the rows of a comparison").splitlines():
                 self._take(line)
 
     def gain(self, mixture: LearnedMixture, other: Mapping[str, float]) -> Gain | None:
@@ -44,9 +44,9 @@ class Measurements:
                 return Gain(value=statistics.fmean(changes), error=error)
         return None
 
-    def _take(self, line: str) -> None:
+    def _take(self, line: bytes) -> None:
         try:
-            row: Any = json.loads(line)
+            row: Any = parse_json(decode_text(line))
         except ValueError:
             return
         if not isinstance(row, dict) or row.get("record") != "training":

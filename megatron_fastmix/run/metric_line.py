@@ -31,6 +31,7 @@ _STEP = {
     "tokens_per_second": _Number,
     "seconds": _Number,
     "data_seconds": _Number,
+    "nonfinite_gradients": int,
     "outer_step": int,
     "weights": dict[str, float],
     "logits": _ByName,
@@ -38,6 +39,8 @@ _STEP = {
     "products_standard_error": _ByName,
     "noise_to_signal": _Number,
     "hypergradient": _ByName,
+    "advantage": _ByName,
+    "advantage_standard_error": _ByName,
     "probe_samples": _ByName,
     "target_loss": _ByName,
     "target_weight": _ByName,
@@ -48,11 +51,18 @@ _STEP = {
 }
 _CONFIG = {
     "seed": int,
-    "mixture": dict[str, Any],
+    "sources": list[dict[str, Any]],
+    **dict.fromkeys(("mixture", "training", "objective", "hypergradient", "proxy"), dict[str, Any]),
     "mixture.averaging_fraction": float,
-    "training": dict[str, Any],
+    "mixture.inner_steps": int,
     "training.train_iters": int,
+    "objective.train_loss_weight": float,
+    "hypergradient.preconditioner": str,
+    "proxy.path": str | None,
+    "proxy.num_layers": int | None,
+    "proxy.hidden_size": int | None,
 }
+_SOURCE = {"name": str, "min_weight": float, "max_weight": float}
 
 
 def check_line(line: dict[str, Any]) -> None:
@@ -69,3 +79,6 @@ def check_line(line: dict[str, Any]) -> None:
         values = config.get(section, {}) if section else config
         if last in values:
             strict_yaml.check_type(hint, values[last], f"config.{key}")
+    for number, source in enumerate(config.get("sources", [])):
+        for key in _SOURCE.keys() & source.keys():
+            strict_yaml.check_type(_SOURCE[key], source[key], f"config.sources.{number}.{key}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.text_files import decode_text, parse_json
 
 Record = dict[str, Any]
 
@@ -51,11 +52,9 @@ def _parse(content: bytes, path: Path) -> list[Record]:
     records = []
     for number, line in enumerate(content[: _whole(content)].splitlines(), start=1):
         try:
-            record = json.loads(line)
+            record = parse_json(decode_text(line))
         except ValueError as error:
-            raise DataError(
-                f"{path}:{number}: not valid JSON: {error}; delete the line to make it anew"
-            ) from None
+            raise DataError(f"{path}:{number}: {error}; delete the line to make it anew") from None
         if not isinstance(record, dict):
             raise DataError(f"{path}:{number}: found {line[:80]!r}; expected a JSON object")
         records.append(record)
