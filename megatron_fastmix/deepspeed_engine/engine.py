@@ -74,6 +74,19 @@ def learning_rate(training: TrainingConfig, step: int) -> float:
     )
 
 
+def follow_schedule(engine: Any, step: int) -> None:
+    """Sets the learning rate to that of optimizer step `step` (from 0), where DeepSpeed has not: of
+    a step that it skips it leaves out the schedule's too, and the rate would no longer be that of
+    the log, of the outer step and of a resumed search."""
+    schedule = engine.lr_scheduler
+    if schedule.last_epoch == step:
+        return
+    schedule.last_epoch = step
+    schedule._last_lr = schedule.get_lr()
+    for group, lr in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
+        group["lr"] = lr
+
+
 def gradient_norm(engine: Any) -> float | None:
     """Norm of the last step's gradient before clipping, NaN where it is NaN or Inf (DeepSpeed 0.19
     skips such a step); None in fp32 without ZeRO, where the engine has none."""

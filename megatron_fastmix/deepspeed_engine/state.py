@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from megatron_fastmix.checkpoint.stored_parameters import MASTER, MOMENTS, StoredParameters
+from megatron_fastmix.deepspeed_engine.engine import follow_schedule
 from megatron_fastmix.parallel.groups import DataParallelGroup
 
 
@@ -171,8 +172,4 @@ def _restore_counters(engine: Any, step: int) -> None:
     engine.global_steps = step
     engine.global_samples = step * engine.train_batch_size()
     engine.micro_steps = step * engine.gradient_accumulation_steps()
-    schedule = engine.lr_scheduler
-    schedule.last_epoch = step
-    schedule._last_lr = schedule.get_lr()
-    for group, lr in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
-        group["lr"] = lr
+    follow_schedule(engine, step)

@@ -13,7 +13,7 @@ from megatron_fastmix.checkpoint.identity import check_identity
 from megatron_fastmix.checkpoint.store import SearchState
 from megatron_fastmix.checkpoint.stored_parameters import StoredParameters
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.deepspeed_engine.engine import gradient_norm, learning_rate
+from megatron_fastmix.deepspeed_engine.engine import follow_schedule, gradient_norm, learning_rate
 from megatron_fastmix.deepspeed_engine.state import restore, snapshot
 from megatron_fastmix.errors import NonFiniteError, StorageError
 from megatron_fastmix.export.run_files import write_mixture_files
@@ -123,6 +123,7 @@ class Search:
         weights = self.mixture.loss_weights
         sums, counts = inner_step(self.engine, self.batches, self.step, weights, probe)
         self.step += 1
+        follow_schedule(self.engine, self.step)
         sums, counts, stop = self._reduce(sums, counts, report)
         mean = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
         grad_norm = gradient_norm(self.engine)

@@ -1,0 +1,72 @@
+"""Steps that DeepSpeed skips, since their gradient is no number: the learning rate goes by the step,
+and a search that is resumed after one equals one that was not stopped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.lab.forked_ranks import run_ranks
+from megatron_fastmix.search.loop import Search
+from megatron_fastmix.start.claim import claim
+from tests.distributed.searches import load, parameters_of, slow
+
+
+def run_to(config: SearchConfig, fault: int, stop_at: int | None, on_rank: int | None) -> Any:
+    """Runs a search whose optimizer step `fault` has an infinite gradient, on one rank or all of
+    them; stops after `stop_at` steps."""
+    claim(config)
+    search = Search(config)
+    parameter = next(iter(search.engine.module.parameters()))
+    mine = on_rank in (None, search.world.rank)
+    parameter.register_hook(
+        lambda gradient: gradient * float("inf") if mine and search.step + 1 == fault else gradient
+    )
+    rates: list[float] = []
+    original = search.batches.training
+
+    def training(step: int, micro_step: int) -> Any:
+        if micro_step == 0:
+            rates.append(search.engine.get_lr()[0])
+        search.stop_signalled = stop_at is not None and step + 1 >= stop_at
+        return original(step, micro_step)
+
+    search.batches.training = training  # type: ignore[method-assign]
+    search.run()
+    return {
+        "rates": rates,
+        "logits": search.mixture.logits.tolist(),
+        "parameters": parameters_of(search).tolist(),
+        "bad": search.nonfinite_gradients,
+    }
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype", "on_rank"),
+    [
+        (2, "fp32", 1),
+        slow(1, "bf16", None),
+        slow(3, "fp32", None),
+        slow(2, "bf16", 0),
+        slow(0, "bf16", 1),
+    ],
+)
+def test_a_resume_after_a_skipped_step(
+    search_values: dict, tmp_path: Any, stage: int, dtype: str, on_rank: int | None
+) -> None:
+    changes = {"engine.zero_stage": stage, "engine.dtype": dtype, "training.lr_warmup_iters": 4}
+    straight = load(search_values, run_dir=tmp_path / "straight", **changes)
+    stopped = load(search_values, run_dir=tmp_path / "stopped", **changes)
+    plain = load(search_values, run_dir=tmp_path / "plain", **changes)
+    whole = run_ranks(2, run_to, straight, 2, None, on_rank)[0]
+    undisturbed = run_ranks(2, run_to, plain, 99, None, None)[0]
+    first = run_ranks(2, run_to, stopped, 2, 3, on_rank)[0]
+    rest = run_ranks(2, run_to, stopped, 2, None, on_rank)[0]
+    assert (whole["bad"], undisturbed["bad"]) == (1, 0)
+    assert whole["rates"] == undisturbed["rates"]
+    assert first["rates"] + rest["rates"] == whole["rates"]
+    assert rest["logits"] == whole["logits"]
+    assert rest["parameters"] == whole["parameters"]
+    assert rest["parameters"] != undisturbed["parameters"]
