@@ -1,5 +1,5 @@
-"""Steps that DeepSpeed skips, since their gradient is no number: the learning rate goes by the step,
-and a search that is resumed after one equals one that was not stopped."""
+"""Steps that DeepSpeed skips, since their gradient is no number: the learning rate goes by the
+step, and a search that is resumed after one equals one that was not stopped."""
 
 from __future__ import annotations
 
