@@ -92,6 +92,7 @@ class Search:
         if self.step == total:
             return True
         with self.open_report() as report:
+            self.outer_loop.check_estimator()
             stop = False
             while self.step < total and not stop:
                 # Inner loop: n1 optimizer steps of the proxy with α fixed.

@@ -13,7 +13,7 @@ from megatron_fastmix.batch.batch import Batch, Role
 from megatron_fastmix.batch.batches import Batches
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.deepspeed_engine.preconditioner import AdamPreconditioner
-from megatron_fastmix.errors import NonFiniteError
+from megatron_fastmix.errors import ConfigError, NonFiniteError
 from megatron_fastmix.hypergradient import (
     ESTIMATORS,
     Probe,
@@ -22,6 +22,7 @@ from megatron_fastmix.hypergradient import (
     target_gradient,
 )
 from megatron_fastmix.hypergradient.one_pass import OnePass
+from megatron_fastmix.hypergradient.own_slope import TOLERANCE, own_slope_error
 from megatron_fastmix.hypergradient.products import SampleProducts
 from megatron_fastmix.hypergradient.sites import check_supported
 from megatron_fastmix.hypergradient.training_probe import FAINTEST, TrainingProbe
@@ -88,6 +89,29 @@ class OuterLoop:
         self.tensor = tensor
         self.precondition = precondition
         self._begun: _Begun | None = None
+
+    def check_estimator(self) -> None:
+        """Holds `one_pass` against the target's own slope at the θ that this process begins with.
+
+        Every rank must call. Raises `ConfigError` where it misses: the model then uses weights
+        in a way that no hook sees.
+        """
+        name = self.config.hypergradient.estimator
+        if name != "one_pass":
+            return
+        number, alpha = self.mixture.outer_steps, self.mixture.weights
+        term = self.batches.objective(number, alpha, self.targets.weights)[0]
+        v = target_gradient(self._losses, self.parameters, term)
+        group = self.batches.group
+        error = own_slope_error(ESTIMATORS[name], self._probe(()), term, v, group)
+        error = float(self.tensor.of_first(np.array([error]))[0])
+        self.parameters.release()
+        if error > TOLERANCE:
+            raise ConfigError(
+                f"hypergradient.estimator: {name} misses the target's own slope by {error:.1%} on "
+                "this model, of which it cannot see every use of a weight; choose per_source or "
+                "finite_difference"
+            )
 
     def begin(self, step: int) -> TrainingProbe:
         """With `probe: training`, what is to watch optimizer step `step`, the next one, before
@@ -195,7 +219,10 @@ class OuterLoop:
         self, batches: Sequence[Batch], vectors: Iterable[Vector]
     ) -> list[SampleProducts]:
         """⟨v, ∇ℓ_b⟩ of each v and each sample of `batches`."""
-        probe = Probe(
+        return ESTIMATORS[self.config.hypergradient.estimator](self._probe(batches), vectors)
+
+    def _probe(self, batches: Sequence[Batch]) -> Probe:
+        return Probe(
             batches=batches,
             losses=self._losses,
             model=self.model,
@@ -203,7 +230,6 @@ class OuterLoop:
             num_sources=len(self.config.sources),
             relative_step=self.config.hypergradient.relative_step,
         )
-        return ESTIMATORS[self.config.hypergradient.estimator](probe, vectors)
 
     def _check_finite(self, losses: np.ndarray, terms: Sequence[Products], number: int) -> None:
         _check_finite(losses, [f"target {t.name}: loss" for t in self.config.targets], number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,36 @@ def test_other_estimators_pass_blocks_of_experts_under_zero_3(
     tolerance = 1e-4 if estimator == "per_source" else 0.5
     changes = {"engine.zero_stage": 3, "hypergradient.estimator": estimator}
     assert_same_products(fine_tuning(*MIXTRAL), 2, tolerance, **changes)
+
+
+SECRETIVE = """
+import torch
+
+class Secretive(torch.nn.Module):
+    def __init__(self, vocab_size):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(vocab_size, 8)
+        self.output_layer = torch.nn.Linear(8, vocab_size)
+
+    def forward(self, tokens, positions, attention_mask, labels=None):
+        hidden = self.embedding(tokens)
+        # The weight is used a second time, and no hook of the module sees it.
+        logits = self.output_layer(hidden) + hidden @ self.output_layer.weight.T
+        if labels is None:
+            return logits
+        return torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+
+def secretive(proxy, *, vocab_size, **sizes):
+    return Secretive(vocab_size)
+"""
+
+
+def test_a_model_that_hides_the_use_of_a_weight_is_refused_at_the_start(
+    search_values: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secretive_models.py").write_text(SECRETIVE)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    search_values["proxy"] = {"kind": "provider", "provider": "secretive_models:secretive"}
+    with pytest.raises(AssertionError, match=r"one_pass misses the target's own slope.*per_source"):
+        run_ranks(2, run_search, load(search_values))
+    assert not list((Path(search_values["run_dir"]) / "checkpoints").glob("*"))
