@@ -8,7 +8,7 @@ from setuptools import Extension, find_packages, setup
 CORPUS = ["pyarrow>=15", "zstandard>=0.22", "tokenizers>=0.20", "tiktoken>=0.7"]
 HUGGINGFACE = ["transformers>=4.48", "peft>=0.13"]
 TENSORBOARD = ["tensorboard>=2.14"]
-BASELINES = ["lightgbm>=4"]
+BASELINES = ["lightgbm>=4", "scipy>=1.10"]
 TEST = [
     *BASELINES,
     *CORPUS,

@@ -11,7 +11,12 @@ from megatron_fastmix.cli import main as cli
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.registry import METHODS
 from megatron_fastmix.lab.comparison.config import key_of
-from megatron_fastmix.lab.comparison.method_plot import FREE, SEARCHED, plot_methods
+from megatron_fastmix.lab.comparison.method_plot import (
+    COLOURS,
+    FREE,
+    SEARCHED,
+    plot_methods,
+)
 from megatron_fastmix.lab.comparison.method_table import (
     MethodLine,
     aggregated,
@@ -23,7 +28,6 @@ from megatron_fastmix.lab.comparison.method_table import (
 from megatron_fastmix.lab.comparison.methods import MethodComparison, _configuration
 from megatron_fastmix.lab.comparison.rows import RowFile, SearchRow
 from megatron_fastmix.lab.comparison.scenario import load_scenario
-from megatron_fastmix.report.palette import COLOURS
 
 
 def line(method, losses, flops):

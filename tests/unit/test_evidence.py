@@ -48,11 +48,16 @@ def written():
 
 
 def test_the_table_of_methods_is_that_of_the_rows(written, tmp_path):
-    assert sorted(written) == sorted(METHODS)
+    methods = {
+        method
+        for name in COLUMNS
+        for method in load_scenario(ROOT / "configs" / "methods" / f"{name}.yaml").methods
+    }
+    assert sorted(written) == sorted(methods)
     for column, name in enumerate(COLUMNS):
         sign = "+" if name == "pretrain_targets_worst" else ""
         lines = lines_of(name, 3, tmp_path)
-        for method in METHODS:
+        for method in methods:
             line = lines.get(method)
             expected = f"{line.loss:{sign}.3f} ± {line.deviation:.3f}" if line else "–"
             assert written[method][column] == expected, (name, method)

@@ -15,13 +15,14 @@ import numpy as np
 from megatron_fastmix.config import SearchConfig, strict_yaml
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.climb import climb
+from megatron_fastmix.lab.baselines.mixing_law import mixing_law
 from megatron_fastmix.lab.baselines.objective import check_references
 from megatron_fastmix.lab.baselines.proxy_pool import ProxyPool
 from megatron_fastmix.lab.baselines.regmix import random_search, regmix
-from megatron_fastmix.lab.baselines.regressors import require_lightgbm
+from megatron_fastmix.lab.baselines.regressors import require_lightgbm, require_scipy
 from megatron_fastmix.lab.baselines.result import BaselineResult
 from megatron_fastmix.lab.baselines.settings import BaselineSettings
-from megatron_fastmix.lab.baselines.simple import proportional, temperature, uniform
+from megatron_fastmix.lab.baselines.simple import proportional, temperature, uniform, unimax
 from megatron_fastmix.lab.jobs import Job, run_jobs
 from megatron_fastmix.result.mixture_file import write_mixture
 from megatron_fastmix.search.inputs import check_inputs
@@ -32,23 +33,30 @@ _FREE: dict[str, Callable[[np.ndarray, BaselineSettings], BaselineResult]] = {
     "uniform": lambda sizes, settings: uniform(sizes),
     "proportional": lambda sizes, settings: proportional(sizes),
     "temperature": lambda sizes, settings: temperature(sizes, settings.temperature.temperature),
+    "unimax": lambda sizes, settings: unimax(sizes, settings.unimax),
 }
 _POOLED: dict[str, Callable[[ProxyPool, np.ndarray, BaselineSettings], BaselineResult]] = {
     "regmix": lambda pool, sizes, settings: regmix(pool, sizes, settings.regmix),
     "regmix_linear": lambda pool, sizes, settings: regmix(pool, sizes, settings.regmix, "linear"),
     "random_search": lambda pool, sizes, settings: random_search(pool, sizes, settings.regmix),
     "climb": lambda pool, sizes, settings: climb(pool, sizes, settings.climb, settings.regmix),
+    "mixing_law": lambda pool, sizes, settings: mixing_law(
+        pool, sizes, settings.mixing_law, settings.regmix
+    ),
 }
 """Methods that train many proxies, which may be spread over processes."""
 _ONLINE = {name: f"megatron_fastmix.lab.baselines.{name}" for name in ("doremi", "doge", "odm")}
 """Methods of one process; their modules import torch."""
-_LIGHTGBM = ("regmix", "climb")
+_PACKAGES = {"regmix": require_lightgbm, "climb": require_lightgbm, "mixing_law": require_scipy}
+"""What a method needs besides the package's own requirements."""
 _SECTIONS = {
     "temperature": ("temperature",),
     "regmix": ("regmix",),
     "regmix_linear": ("regmix",),
     "random_search": ("regmix",),
     "climb": ("climb", "regmix"),
+    "mixing_law": ("mixing_law", "regmix"),
+    "unimax": ("unimax",),
     **{name: (name,) for name in _ONLINE},
 }
 """Sections of `BaselineSettings` that a method depends on."""
@@ -90,8 +98,9 @@ def find_mixtures(
     if unknown:
         raise ConfigError(f"method: found {unknown[0]!r}; choose among {', '.join(METHODS)}")
     for method, config, _ in wanted:
-        if method in _LIGHTGBM:
-            require_lightgbm()
+        _PACKAGES.get(method, lambda: None)()
+        if method == "unimax":
+            settings.unimax.tokens  # noqa: B018  without a budget it raises
         if method in _POOLED:
             check_references(config, config.targets, where="target", what=method, model="the proxy")
     jobs = [

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.lab.baselines.log_linear import fit_law
 from megatron_fastmix.lab.baselines.objective import target_loss
 
 Predictor = Callable[[np.ndarray], np.ndarray]
@@ -45,18 +47,28 @@ def lightgbm(mixtures: np.ndarray, losses: np.ndarray) -> Predictor:
 
 def require_lightgbm() -> None:
     """Raises `ConfigError` where the package is missing."""
+    _require("lightgbm", "regmix_linear")
+
+
+def require_scipy() -> None:
+    """Raises `ConfigError` where the package is missing."""
+    _require("scipy", "regmix_linear")
+
+
+def _require(package: str, instead: str) -> None:
     try:
-        import lightgbm  # noqa: F401
+        import_module(package)
     except ImportError:
         raise ConfigError(
-            "the regression needs the package `lightgbm`; install it with "
-            "`pip install megatron-fastmix[baselines]`, or choose regmix_linear"
+            f"the regression needs the package `{package}`; install it with "
+            f"`pip install megatron-fastmix[baselines]`, or choose {instead}"
         ) from None
 
 
 REGRESSORS: dict[str, Callable[[np.ndarray, np.ndarray], Predictor]] = {
     "lightgbm": lightgbm,
     "linear": linear,
+    "log-linear": fit_law,
 }
 """By name: from mixtures (N, K) and losses (N,)."""
 

@@ -8,6 +8,8 @@ from typing import Literal
 
 from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.config.require import require
+from megatron_fastmix.config.tokens import tokens
+from megatron_fastmix.errors import ConfigError
 
 TEMPERATURE = 1 / 0.3
 """T of p_k ∝ n_k^(1/T), from XLM-R (Conneau et al., ACL 2020, section 3.1: α = 0.3)."""
@@ -81,6 +83,45 @@ class ClimbSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixingLawSettings:
+    """Of the log-linear mixing law, olmix's; its mixtures are those of `regmix`."""
+
+    kl: float = 0.1
+    """λ of the divergence from the sizes, nats of loss per nat."""
+    max_reads: float = 5.0
+    """R: no source has more than this many times its share of all tokens."""
+
+    def __post_init__(self) -> None:
+        require(self.kl >= 0, "mixing_law.kl", self.kl, "use 0 or more")
+        require(self.max_reads >= 1, "mixing_law.max_reads", self.max_reads, "use at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniMaxSettings:
+    """Of UniMax."""
+
+    budget: str | int | float | None = None
+    """Tokens of the run that the mixture is for (`300B`); it has no default."""
+    max_epochs: float = 1.0
+    """N, how often a source may be read at most; the paper tries 1, 5 and 10."""
+
+    def __post_init__(self) -> None:
+        budget = tokens(self.budget, "unimax.budget")
+        require(budget is None or budget > 0, "unimax.budget", self.budget, "use 1 or more")
+        require(self.max_epochs > 0, "unimax.max_epochs", self.max_epochs, "use a number above 0")
+
+    @property
+    def tokens(self) -> int:
+        """The budget. Raises `ConfigError` where none is set."""
+        found = tokens(self.budget, "unimax.budget")
+        if found is None:
+            raise ConfigError(
+                "unimax.budget: UniMax needs the tokens of the run: set it, as in 300B"
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoReMiSettings:
     """Of DoReMi, the paper's (section 3.1: η = 1, c = 10⁻³)."""
 
@@ -121,8 +162,10 @@ class BaselineSettings:
 
     temperature: TemperatureSettings = field(default_factory=TemperatureSettings)
     regmix: RegMixSettings = field(default_factory=RegMixSettings)
-    """Also of `regmix_linear` and `random_search`."""
+    """Also of `regmix_linear`, and the mixtures of every method of many proxies."""
     climb: ClimbSettings = field(default_factory=ClimbSettings)
+    mixing_law: MixingLawSettings = field(default_factory=MixingLawSettings)
+    unimax: UniMaxSettings = field(default_factory=UniMaxSettings)
     doremi: DoReMiSettings = field(default_factory=DoReMiSettings)
     doge: DoGESettings = field(default_factory=DoGESettings)
     odm: ODMSettings = field(default_factory=ODMSettings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from megatron_fastmix.lab.baselines.result import BaselineResult
-from megatron_fastmix.lab.baselines.settings import TEMPERATURE
+from megatron_fastmix.lab.baselines.settings import TEMPERATURE, UniMaxSettings
 
 
 def uniform(sizes: np.ndarray) -> BaselineResult:
@@ -22,6 +22,22 @@ def temperature(sizes: np.ndarray, temperature: float = TEMPERATURE) -> Baseline
     """p_k ∝ n_k^(1/T): between proportional, T = 1, and uniform, T → ∞."""
     scaled = np.asarray(sizes, dtype=np.float64) ** (1 / temperature)
     return _free(scaled / scaled.sum())
+
+
+def unimax(sizes: np.ndarray, settings: UniMaxSettings) -> BaselineResult:
+    """UniMax (Chung et al., ICLR 2023, arXiv 2304.09151, algorithm 1): the budget is shared out
+    evenly, but no source is read more than N times; what the small ones leave goes to the others.
+
+    Raises `ConfigError` without a budget.
+    """
+    capacities = settings.max_epochs * np.asarray(sizes, dtype=np.float64)
+    given = np.zeros(len(capacities))
+    left = float(settings.tokens)
+    order = np.argsort(capacities, kind="stable")
+    for place, source in enumerate(order):
+        given[source] = min(capacities[source], left / (len(order) - place))
+        left -= given[source]
+    return _free(given / given.sum())
 
 
 def _free(weights: np.ndarray) -> BaselineResult:

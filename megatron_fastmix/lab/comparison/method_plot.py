@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 
 from megatron_fastmix.lab.baselines.registry import FASTMIX, METHODS
 from megatron_fastmix.lab.comparison.method_table import UNIFORM, MethodLine
-from megatron_fastmix.report.drawing import FAINT, TEXT, new_figure, plain, styled, write_png
+from megatron_fastmix.report import palette
+from megatron_fastmix.report.drawing import FAINT, TEXT, new_figure, plain, write_png
 from megatron_fastmix.report.palette import DASHES
 
 SEARCHED = {
@@ -19,13 +20,16 @@ SEARCHED = {
     "climb": "CLIMB, 64 proxies",
     "regmix": "RegMix, 64 proxies, LightGBM",
     "regmix_linear": "RegMix, 64 proxies, linear",
+    "mixing_law": "mixing law, 64 proxies",
     "random_search": "random search, 64 proxies",
     "doge": "DoGE",
     "odm": "online data mixing",
     "doremi": "DoReMi",
 }
 """Methods that cost something, in words; a method has the same colour in every panel."""
-FREE = (UNIFORM, "proportional", "temperature")
+COLOURS = (*palette.COLOURS, "#b08900")
+"""One for each of `SEARCHED`."""
+FREE = (UNIFORM, "proportional", "temperature", "unimax")
 """Mixtures that cost nothing: lines across, named in the panel."""
 COSTS = (0.5, 1, 2, 5, 10, 20, 50)
 """Ticks of the cost axis, in searches of FastMix."""
@@ -87,11 +91,11 @@ def _draw(axes: Axes, lines: Sequence[MethodLine]) -> None:
             )
         else:
             place = FREE.index(line.method)
-            dashes = ((4.0, 0.0), *DASHES[1:])[place]
+            dashes = ((4.0, 0.0), *DASHES[1:], (4.0, 1.0, 1.0, 1.0))[place]
             axes.axhline(line.loss, color=FAINT, linewidth=1.3, linestyle=(0, dashes), zorder=1)
             axes.annotate(
                 line.method,
-                xy=(0.42 + 0.15 * place, line.loss),  # lines may lie close together
+                xy=(0.37 + 0.15 * place, line.loss),  # lines may lie close together
                 xycoords=("axes fraction", "data"),
                 xytext=(0, 2),
                 textcoords="offset points",
@@ -124,7 +128,7 @@ def _marked(method: str) -> dict[str, Any]:
     mine = method == FASTMIX
     place = list(SEARCHED).index(method)
     return {
-        "color": styled(place)["color"],
+        "color": COLOURS[place],
         "marker": "*" if mine else "osD^"[place % 4],
         "markersize": 15 if mine else 7,
         "linestyle": "",
