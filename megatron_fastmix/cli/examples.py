@@ -49,7 +49,11 @@ EXAMPLES = {
         "--mixture runs/search --test exams=data/exams_test --output runs/search/comparison",
         "--mixture runs/search --blend capped.txt --test exams=data/exams_test --output out",
     ),
-    "baseline": ("doremi --config search.yaml --output runs/doremi",),
+    "baseline": (
+        "doremi --config search.yaml --output runs/doremi",
+        "regmix --config search.yaml --output runs/regmix --set regmix.runs=512",
+    ),
+    "check-tables": ("--regmix regmix --json tables.json",),
     "compare-methods": ("--scenario scenario.yaml --output rows.jsonl",),
 }
 """By verb what follows its name."""

@@ -12,6 +12,7 @@ from megatron_fastmix import __version__
 from megatron_fastmix.cli import (
     baseline,
     check_hosts,
+    check_tables,
     compare,
     compare_methods,
     compare_mixtures,
@@ -49,6 +50,7 @@ VERBS = {
     "compare-mixtures": compare_mixtures,
     "baseline": baseline,
     "compare-methods": compare_methods,
+    "check-tables": check_tables,
 }
 """The verbs; each module has `HELP`, `add_arguments(parser)` and `run(args)`."""
 
