@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import traceback
 from collections.abc import Callable, Sequence
@@ -44,7 +45,8 @@ def run_jobs(
     preload: Sequence[str] = (),
     finished: Callable[[Job], None] = lambda job: None,
 ) -> None:
-    """Runs `jobs` in their order, `workers` at once, which share the cores.
+    """Runs `jobs` in their order, `workers` at once, which share the cores, or have as many threads
+    each as OMP_NUM_THREADS says, on a machine that others use too.
 
     `preload` are modules that the jobs need, imported once by the first call of a program.
     `finished` is called after each job. An exception in a job, or in here (such as
@@ -52,7 +54,7 @@ def run_jobs(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
-    threads = max(1, available_cores() // workers)
+    threads = _threads(workers)
     waiting = list(jobs)
     running: dict[Connection, tuple[Any, Job]] = {}
     try:
@@ -75,6 +77,12 @@ def run_jobs(
             process.terminate()
         for process, _ in running.values():
             process.join()
+
+
+def _threads(workers: int) -> int:
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    shared = max(1, available_cores() // workers)
+    return min(shared, int(asked)) if asked.isdecimal() and int(asked) else shared
 
 
 def _check(receiver: Connection, process: Any, job: Job) -> None:

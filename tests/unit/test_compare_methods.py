@@ -21,7 +21,9 @@ from megatron_fastmix.lab.comparison.method_table import (
     MethodLine,
     aggregated,
     behind,
+    beyond_error,
     closed,
+    judge,
     measurements,
     text,
 )
@@ -35,6 +37,7 @@ def line(method, losses, flops):
         method=method,
         losses=dict(enumerate(losses, start=1)),
         flops=flops,
+        tokens=flops / 2,
         seconds=flops,
         weights={"a": 0.25, "b": 0.75},
     )
@@ -72,15 +75,49 @@ def test_figures_say_what_is_reached():
     assert behind.value == pytest.approx(0.1 / 0.02**0.5)
     assert behind.reached
     assert found["s: gap from uniform to the best that fastmix closes"].value == pytest.approx(0.9)
+    assert found["s: search training FLOPs, regmix / fastmix"].value == 64
+    assert found["s: search training FLOPs, regmix / fastmix"].reached
     assert found["s: search FLOPs, regmix / fastmix"].value == 64
-    assert found["s: search FLOPs, regmix / fastmix"].reached
-    assert found["s: search FLOPs, doremi / fastmix"].reached is False
-    assert found["s: search FLOPs, climb / fastmix"].reach is None
+    assert found["s: search training FLOPs, climb / fastmix"].reach is None
+    assert "s: search FLOPs, uniform / fastmix" not in found
+    paired = found["s: climb behind fastmix, seed by seed"]
+    assert paired.value == pytest.approx(-0.1)
+    assert found["s: climb behind fastmix, seed by seed, standard error"].value == pytest.approx(0)
+
+
+def test_a_difference_counts_beyond_its_interval_alone():
+    ours = line("fastmix", (4.0, 4.5, 5.0), 1.0)
+    # 0.3, 0.4, 0.5: a mean of 0.4 with an error of 0.058, 4.30 of which are 0.25.
+    assert beyond_error(line("doge", (4.3, 4.9, 5.5), 1.0), ours)
+    # 0.1, 0.4, 0.7: an error of 0.17 and so an interval of 0.75.
+    assert beyond_error(line("doge", (4.1, 4.9, 5.7), 1.0), ours) is False
+    assert beyond_error(line("doge", (4.3,), 1.0), ours) is None
+    shown = text([ours, line("doge", (4.3, 4.9, 5.5), 1.0), line("odm", (4.1, 4.9, 5.7), 1.0)])
+    marks = {row.split()[0]: row.split() for row in shown.splitlines()[2:5]}
+    assert "worse" in marks["doge"]
+    assert "no" in marks["odm"]
+
+
+def test_the_judge_is_the_spread_under_the_uniform_mixture():
+    lines = [line("fastmix", (4.0, 4.2), 1.0), line("uniform", (5.0, 5.2), 0.0)]
+    spread, share = judge(lines)
+    assert (spread, share) == (pytest.approx(0.02**0.5), pytest.approx(0.02**0.5))
+    assert text(lines).startswith(
+        "target models under the uniform mixture: sd 0.1414 over seeds, 0.14"
+    )
+    assert "more than the 0.2" not in text(lines)
+    assert "more than the 0.2" in text([line("fastmix", (4.9,), 1.0), lines[1]])
+    assert judge([lines[0]]) is None
+    assert judge([lines[1]]) == (pytest.approx(0.02**0.5), None)
+    rows = {row.figure: row for row in measurements("s", lines)}
+    ratio = rows["s: spread of uniform's target models over seeds / gap from uniform to the best"]
+    assert ratio.reached
 
 
 def test_the_table_names_every_method(tmp_path):
     shown = text(LINES)
-    assert [row.split()[0] for row in shown.splitlines()[2:]] == [each.method for each in LINES]
+    rows = shown.splitlines()[2 : 2 + len(LINES)]
+    assert [row.split()[0] for row in rows] == [each.method for each in LINES]
     assert "90%" in shown
     plot_methods({"s": LINES, "empty": []}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

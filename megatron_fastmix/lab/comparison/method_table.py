@@ -16,8 +16,13 @@ from megatron_fastmix.text_table import align
 UNIFORM = "uniform"
 GAP_REACH = 0.9
 """Share of the gap from uniform to the best known mixture that FastMix is to close."""
-COST_REACH = {"regmix": 50.0, "doremi": 5.0}
-"""How many times FastMix's FLOPs a method is to cost at least."""
+COST_REACH = {"regmix": 50.0}
+"""How many times FastMix's training FLOPs a method's trainings are to cost at least."""
+JUDGE_REACH = 0.2
+"""Spread of target models under one mixture that a comparison allows, as a share of the gap from
+uniform to the best."""
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+"""Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +33,10 @@ class MethodLine:
     losses: dict[int, float]
     """Target loss by seed, nats per token."""
     flops: float
-    """Mean cost of a search."""
+    """Mean cost of a search with everything: trainings, evaluations, outer steps."""
+    tokens: float | None
+    """Mean tokens of a search's trainings; None where its proxy is another than FastMix's, so that
+    tokens are no measure of training FLOPs."""
     seconds: float
     """Mean wall time of a search, in one process."""
     weights: dict[str, float]
@@ -64,6 +72,11 @@ def make_lines(
             method=method,
             losses={row.seed: aggregated(scenario, row) for row in trainings[method]},
             flops=fmean([row.flops for row in found]),
+            tokens=(
+                fmean([row.tokens for row in found])
+                if scenario.searches[method].proxy == scenario.searches[FASTMIX].proxy
+                else None
+            ),
             seconds=fmean([row.wall_seconds for row in found]),
             weights={
                 source: fmean([row.weights[source] for row in found]) for source in found[0].weights
@@ -95,8 +108,27 @@ def behind(line: MethodLine, ours: MethodLine) -> tuple[float, float | None]:
     return fmean(differences), deviation and deviation / len(differences) ** 0.5
 
 
+def beyond_error(line: MethodLine, ours: MethodLine) -> bool | None:
+    """Whether the difference of `behind` is beyond its 95 % interval; None without an error."""
+    difference, error = behind(line, ours)
+    if error is None:
+        return None
+    freedom = len(line.losses.keys() & ours.losses.keys()) - 1
+    return abs(difference) > STUDENT[min(freedom, len(STUDENT)) - 1] * error
+
+
+def judge(lines: Sequence[MethodLine]) -> tuple[float, float | None] | None:
+    """Standard deviation over seeds of target models under the uniform mixture, and the same as a
+    share of the gap from uniform to the best, None without a gap; None without two seeds."""
+    base = {line.method: line for line in lines}.get(UNIFORM)
+    if base is None or base.deviation is None:
+        return None
+    gap = base.loss - lines[0].loss
+    return base.deviation, base.deviation / gap if gap > 0 else None
+
+
 def text(lines: Sequence[MethodLine]) -> str:
-    """The table of a scenario."""
+    """The table of a scenario, below what its judge is worth."""
     ours = next((line for line in lines if line.method == FASTMIX), None)
     shown = []
     for line in lines:
@@ -110,22 +142,61 @@ def text(lines: Sequence[MethodLine]) -> str:
                 str(len(line.losses)),
                 "" if share is None else f"{share:.0%}",
                 *_behind(line, ours),
-                f"{line.flops:.2g}",
-                "" if ours is None else f"{line.flops / ours.flops:.3g}",
-                "" if ours is None else f"{line.seconds / ours.seconds:.3g}",
+                *_costs(line, ours),
                 ", ".join(f"{name} {weight:.2f}" for name, weight in heaviest),
             ]
         )
-    header = ["method", "loss", "sd", "seeds", "gap closed", "behind FastMix", "se"]
-    header += ["FLOPs", "x FastMix", "wall x", "mean"]
-    return align(header, shown, left=(0, len(header) - 1))
+    header = ["method", "loss", "sd", "seeds", "gap closed", "behind FastMix", "se", "beyond it"]
+    header += ["training x", "all FLOPs x", "wall x", "mean"]
+    table = align(header, shown, left=(0, 7, len(header) - 1))
+    return "\n".join([*_judge_line(lines), table, _LEGEND])
 
 
-def _behind(line: MethodLine, ours: MethodLine | None) -> tuple[str, str]:
+_LEGEND = (
+    "behind FastMix: mean of the differences seed by seed and its standard error; beyond it: "
+    "outside the 95 % interval\nby Student's t. Costs of a search over FastMix's: FLOPs of its "
+    "trainings alone, of everything, wall time."
+)
+
+
+def _judge_line(lines: Sequence[MethodLine]) -> list[str]:
+    found = judge(lines)
+    if found is None:
+        return []
+    spread, share = found
+    said = f"target models under the uniform mixture: sd {spread:.4f} over seeds"
+    if share is None:
+        return [f"{said}; none is better"]
+    fine = "" if share < JUDGE_REACH else f", more than the {JUDGE_REACH:g} that tells them apart"
+    return [f"{said}, {share:.2f} of the gap from uniform to the best{fine}"]
+
+
+def _behind(line: MethodLine, ours: MethodLine | None) -> tuple[str, str, str]:
     if ours is None or line is ours:
-        return "", ""
+        return "", "", ""
     difference, error = behind(line, ours)
-    return f"{difference:+.4f}", "" if error is None else f"± {error:.4f}"
+    if error is None:
+        return f"{difference:+.4f}", "", ""
+    mark = "no" if not beyond_error(line, ours) else "worse" if difference > 0 else "better"
+    return f"{difference:+.4f}", f"± {error:.4f}", mark
+
+
+def _costs(line: MethodLine, ours: MethodLine | None) -> tuple[str, str, str]:
+    if ours is None:
+        return "", "", ""
+    training = training_ratio(line, ours)
+    return (
+        "" if training is None else f"{training:.3g}",
+        f"{line.flops / ours.flops:.3g}",
+        f"{line.seconds / ours.seconds:.3g}",
+    )
+
+
+def training_ratio(line: MethodLine, ours: MethodLine) -> float | None:
+    """FLOPs of a method's trainings over those of FastMix's; None where proxies differ."""
+    if line.tokens is None or not ours.tokens:
+        return None
+    return line.tokens / ours.tokens
 
 
 def measurements(scenario: str, lines: Sequence[MethodLine]) -> list[Measurement]:
@@ -148,6 +219,7 @@ def measurements(scenario: str, lines: Sequence[MethodLine]) -> list[Measurement
                 unit="sd of fastmix",
             )
         )
+    found += _judged(scenario, lines)
     share = closed(ours, lines)
     if share is not None:
         found.append(
@@ -160,14 +232,56 @@ def measurements(scenario: str, lines: Sequence[MethodLine]) -> list[Measurement
             )
         )
     for line in lines:
-        if line is not ours and line.flops:
+        if line is ours:
+            continue
+        difference, error = behind(line, ours)
+        if error is not None:
+            what = f"{scenario}: {line.method} behind fastmix, seed by seed"
+            found.append(Measurement(figure=what, value=difference, unit="nats per token"))
             found.append(
-                Measurement(
-                    figure=f"{scenario}: search FLOPs, {line.method} / fastmix",
-                    value=line.flops / ours.flops,
-                    reach=COST_REACH.get(line.method),
-                    better="higher",
-                    unit="ratio",
-                )
+                Measurement(figure=f"{what}, standard error", value=error, unit="nats per token")
             )
+        if line.flops:
+            found += _cost_rows(scenario, line, ours)
     return found
+
+
+def _judged(scenario: str, lines: Sequence[MethodLine]) -> list[Measurement]:
+    found = judge(lines)
+    if found is None:
+        return []
+    spread, share = found
+    what = f"{scenario}: spread of uniform's target models over seeds"
+    return [
+        Measurement(figure=what, value=spread, unit="nats per token"),
+        Measurement(
+            figure=f"{what} / gap from uniform to the best",
+            value=share,
+            reach=JUDGE_REACH,
+            unit="ratio",
+        ),
+    ]
+
+
+def _cost_rows(scenario: str, line: MethodLine, ours: MethodLine) -> list[Measurement]:
+    return [
+        Measurement(
+            figure=f"{scenario}: search training FLOPs, {line.method} / fastmix",
+            value=training_ratio(line, ours),
+            reach=COST_REACH.get(line.method),
+            better="higher",
+            unit="ratio",
+        ),
+        Measurement(
+            figure=f"{scenario}: search FLOPs, {line.method} / fastmix",
+            value=line.flops / ours.flops,
+            better="higher",
+            unit="ratio",
+        ),
+        Measurement(
+            figure=f"{scenario}: search wall time, {line.method} / fastmix",
+            value=line.seconds / ours.seconds,
+            better="higher",
+            unit="ratio",
+        ),
+    ]
