@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from megatron_fastmix.corpus.chat_template import ChatTemplate
+from megatron_fastmix.corpus.content_parts import check_parts, for_template, joined, texts_of
 from megatron_fastmix.corpus.document import Document
 
 ROLES = {"system", "user", "assistant", "tool"}
@@ -56,6 +57,7 @@ def conversation_document(
                 f"the record has {name!r}, for which the chat template has no place; use a "
                 "template that renders them, or remove the key to leave them out"
             )
+    turns = for_template(turns, lambda marked: template.render_text(marked, variables)[0])
     text, answers = template.render(turns, variables, first_answer=first_answer)
     lost = _lost(template, turns, variables, text)
     if lost:
@@ -110,11 +112,10 @@ def _turn(message: Any, number: int, template: ChatTemplate | None) -> dict[str,
         if not calls:
             keys = ", ".join(map(str, turn))
             raise ValueError(f"message {number} has no key 'content'; it has: {keys}")
-    elif isinstance(content, list) and template is not None:
-        for part in content:
-            known = isinstance(part, dict) and part.get("type") == "text"
-            if not known or not isinstance(part.get("text"), str):
-                raise ValueError(f"message {number}: the content has a part that is no text")
+    elif isinstance(content, list):
+        check_parts(content, number)
+        if template is None:
+            turn["content"] = joined(content)
     else:
         check_text(content, "content")
     told = [key for key in (*_CALLS, *_REASONING) if turn.get(key)]
@@ -178,7 +179,7 @@ def _lost(
         _known_losses[key] = _lost_of_shape(template, turns, variables)
     lost = _known_losses[key]
     if lost is None:  # the template looks into the texts; then these must be found as they are
-        words = [_first_word(turn) if _kind(turn.get("content")) else None for turn in turns]
+        words = [_first_words(turn.get("content")) for turn in turns]
         lost = _missing(words, turns, text)
     return lost
 
@@ -187,16 +188,20 @@ def _lost_of_shape(
     template: ChatTemplate, turns: list[dict[str, Any]], variables: Mapping[str, Any]
 ) -> str | None:
     """As `_lost`, "" where nothing is; None where the template refuses such texts."""
-    words: list[str | None] = []
+    words: list[list[str]] = []
     call_words: list[str] = []
     probes = []
     for number, turn in enumerate(turns):
         content = turn.get("content")
-        word = f"turnno{number}x" if _kind(content) else None
-        words.append(word)
-        if word:
-            new = [{"type": "text", "text": word}] if isinstance(content, list) else word
-            turn = {**turn, "content": new}
+        own = [
+            f"turnno{number}p{i}x" if part.strip() else part
+            for i, part in enumerate(texts_of(content))
+        ]
+        words.append([word for word in own if word.strip()])
+        if isinstance(content, list):
+            turn = {**turn, "content": [{"type": "text", "text": word} for word in own]}
+        elif words[-1]:
+            turn = {**turn, "content": own[0]}
         calls = []
         for call in _calls(turn):
             call_words.append(f"callno{len(call_words)}x")
@@ -212,10 +217,10 @@ def _lost_of_shape(
     return _missing(words, turns, rendered)
 
 
-def _missing(words: list[str | None], turns: list[dict[str, Any]], text: str) -> str:
+def _missing(words: list[list[str]], turns: list[dict[str, Any]], text: str) -> str:
     text = text.casefold()
-    for number, (turn, word) in enumerate(zip(turns, words, strict=True), start=1):
-        if word and word.casefold() not in text:
+    for number, (turn, each) in enumerate(zip(turns, words, strict=True), start=1):
+        if any(word.casefold() not in text for word in each):
             return f"the content of message {number} ({turn['role']})"
     return ""
 
@@ -233,17 +238,15 @@ def _function(tool: Any) -> dict[str, Any]:
     return inner if isinstance(inner, dict) else {}
 
 
-def _first_word(turn: dict[str, Any]) -> str | None:
-    content = turn["content"]
-    own = content.strip() if isinstance(content, str) else content[0]["text"].strip()
-    # Quotes and line breaks may come out escaped.
-    return next(iter(re.findall(r"\w+", own)), None)
+def _first_words(content: Any) -> list[str]:
+    """Of each part. Quotes and line breaks, which end a word, may come out escaped."""
+    found = (re.search(r"\w+", text) for text in texts_of(content))
+    return [word[0] for word in found if word]
 
 
-def _kind(content: Any) -> str | None:
-    if isinstance(content, list):
-        return "list" if any(part["text"].strip() for part in content) else None
-    return "text" if isinstance(content, str) and content.strip() else None
+def _kind(content: Any) -> tuple[bool, ...]:
+    """What a template may tell a content by: whether it is a list, and which texts are blank."""
+    return (isinstance(content, list), *(not text.strip() for text in texts_of(content)))
 
 
 def _controls(

@@ -1,0 +1,67 @@
+"""Messages whose content is a list of parts, `[{"type": "text", "text": ...}, ...]`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Turn = dict[str, Any]
+_MARK = "\ufdd6part{}\ufdd7"
+"""Its ends are never assigned by Unicode, so that no text has them."""
+
+
+def check_parts(content: Sequence[Any], number: int) -> None:
+    """Raises `ValueError` where a part of message `number` is anything but text."""
+    for part in content:
+        known = isinstance(part, dict) and part.get("type") == "text"
+        if not known or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise ValueError(
+                f"message {number}: the content has a part that is no text ({kind!r:.40}), and "
+                "this learns from text alone"
+            )
+
+
+def joined(content: Sequence[Any]) -> str:
+    """The text of all parts, one after the other, as templates that know parts write it."""
+    return "".join(part["text"] for part in content)
+
+
+def texts_of(content: Any) -> list[str]:
+    """The text of a message's content, or of each of its parts."""
+    if isinstance(content, list):
+        return [part["text"] for part in content]
+    return [content] if isinstance(content, str) else []
+
+
+def for_template(turns: list[Turn], render: Callable[[list[Turn]], str]) -> list[Turn]:
+    """`turns`, with text in place of the parts that the template does not take apart.
+
+    Templates for text alone print the list as Python writes it, or fail. So parts are marked under
+    a key of no meaning: whoever prints it prints the list. `render` raises `ValueError` where the
+    template fails.
+    """
+    if not any(isinstance(turn.get("content"), list) for turn in turns):
+        return turns
+    marked = [
+        {**turn, "content": [{**part, "mark": _MARK.format(number)} for part in turn["content"]]}
+        if isinstance(turn.get("content"), list)
+        else turn
+        for number, turn in enumerate(turns)
+    ]
+    try:
+        text: str | None = render(marked)
+    except ValueError:
+        text = None
+    return [
+        {**turn, "content": joined(turn["content"])}
+        if isinstance(turn.get("content"), list) and _is_printed(text, number)
+        else turn
+        for number, turn in enumerate(turns)
+    ]
+
+
+def _is_printed(text: str | None, number: int) -> bool:
+    """Whether the mark of a turn came out, as it is or escaped; also where nothing came out."""
+    mark = _MARK.format(number)
+    return text is None or any(form in text for form in (mark, repr(mark)[1:-1]))
