@@ -5,6 +5,7 @@ A fragment's key is `kind:start:numel:name`: where it begins in the flattened pa
 
 from __future__ import annotations
 
+import lzma
 import re
 import struct
 import tokenize
@@ -32,6 +33,7 @@ _KEY = re.compile(
 _DAMAGE = (
     *(OSError, ValueError, EOFError, LookupError, RuntimeError, MemoryError, OverflowError),
     *(zipfile.BadZipFile, zlib.error, NotImplementedError, SyntaxError, TypeError, struct.error),
+    lzma.LZMAError,
     tokenize.TokenError,  # of a header that NumPy takes for one of Python 2
 )
 """What NumPy and zipfile raise for files that are cut, altered, encrypted or of another kind."""

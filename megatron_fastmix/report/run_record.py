@@ -220,7 +220,9 @@ def _result(metrics: Path, sources: list[str]) -> LearnedMixture | None:
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether `value` is a finite number, and no truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < math.inf
 
 
 def _weights(line: dict[str, Any]) -> bool:
@@ -246,7 +248,9 @@ def _time_split(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     after_stop: list[tuple[str, float]] = []
     data = 0.0
     for before, line in itertools.pairwise(lines):
-        if line["kind"] not in spans or not (is_number(line.get("time")) and "time" in before):
+        if line["kind"] not in spans or not all(
+            is_number(each.get("time")) for each in (before, line)
+        ):
             continue
         span = max(0.0, line["time"] - before["time"])
         if before["kind"] in ("checkpoint", "end"):

@@ -90,6 +90,9 @@ def _check_types(values: dict[str, Any], path: Path) -> Keys:
         keys: Keys = strict_yaml.from_dict(Keys, values)
     except ConfigError as error:
         raise DataError(f"{path}: {error}") from None
+    tokenizer = keys.config.get("tokenizer", {})
+    if not isinstance(tokenizer, dict):
+        raise _impossible(path, "config.tokenizer", repr(tokenizer), "an object")
     return keys
 
 
@@ -137,6 +140,8 @@ def _source(source: SourceKeys, keys: Keys, path: Path) -> LearnedSource:
         advantage=source.advantage,
         advantage_standard_error=source.advantage_standard_error,
     )
+    if not 0 <= learned.weight_std <= 1:
+        raise _impossible(path, f"{where}: weight_std", learned.weight_std, "0 to 1")
     size = learned.size
     if size.answer_only != (keys.unit == ANSWER_UNIT):
         raise _impossible(

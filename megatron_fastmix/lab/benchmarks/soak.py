@@ -23,8 +23,9 @@ from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.search.loop import Search
 from megatron_fastmix.start.claim import claim
 
-SETTLED = 0.2
-"""The part of each soak after which nothing should grow any more."""
+SETTLED = 0.4
+"""The part of each soak after which nothing should grow any more: Matplotlib's pictures take the
+memory that they need within the first 20 pages, and then no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,12 @@ def soak_resumes(config: SearchConfig, count: int) -> tuple[Usage, Usage]:
         config,
         training=dataclasses.replace(config.training, train_iters=config.training.train_iters + 1),
     )
-    return _before_and_after(lambda: Search(longer), count)
+
+    def resume() -> None:
+        # DeepSpeed's hooks hold an engine until its process ends, or this; a start has one.
+        Search(longer).engine.destroy()
+
+    return _before_and_after(resume, count)
 
 
 def _before_and_after(repeat: Callable[[], object], count: int) -> tuple[Usage, Usage]:
