@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from functools import partial
@@ -48,11 +49,15 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     ranks, ask = config.engine.tensor_model_parallel_size, ask_nobody
     if args.hostfile:
-        if not re.fullmatch(r"[\w./@%+=:,-]+", config.run_dir):
-            raise ConfigError(
-                f"run_dir: found {config.run_dir!r}; the launcher hands it to a shell on each "
-                "host: use letters, digits and . _ / - alone"
-            )
+        for what, path in (
+            ("run_dir", os.path.abspath(config.run_dir)),
+            ("working directory", os.getcwd()),
+        ):
+            if not re.fullmatch(r"[\w./@%+=:,-]+", path):
+                raise ConfigError(
+                    f"{what}: found {path!r}; the launcher hands it to a shell on each host: use "
+                    "letters, digits and . _ / - alone"
+                )
         hosts = read_hostfile(args.hostfile)
         ranks, ask = sum(hosts.values()), partial(ask_over_ssh, hosts=list(hosts))
     elif args.srun:

@@ -59,6 +59,7 @@ class Reporter:
         for sink in sinks:
             self._stack.callback(_close, sink)
         self._noisy = 0
+        self._noise_told = False
         self._evidence = np.zeros((2, len(mixture.names)))
         """Sums of the advantages and of their squared standard errors."""
         self._last = time.monotonic()
@@ -171,7 +172,8 @@ class Reporter:
             self._noisy = 0
             return
         self._noisy = self._noisy + 1 if noise is not None and noise > NOISE_WARNING else 0
-        if self._noisy == 3:
+        if self._noisy == 3 and not self._noise_told:
+            self._noise_told = True  # the result's verdict says whether it stayed so
             self._note(
                 step,
                 f"the last 3 estimates were noise (standard error {noise:.1f} times the spread "

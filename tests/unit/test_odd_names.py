@@ -4,13 +4,16 @@ refused at the start."""
 from __future__ import annotations
 
 import copy
+import os
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from megatron_fastmix.cli.main import main
 from megatron_fastmix.config import SearchConfig, load_config, strict_yaml
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.export.blend import make_blend
@@ -19,6 +22,7 @@ from megatron_fastmix.export.registry import FORMATS
 from megatron_fastmix.report.summary import final_table, megatron_flags
 from megatron_fastmix.report.write import read_runs, write_report
 
+LAUNCH = Path(__file__).parents[2] / "launch"
 ODD = ["it's; $(touch x) `y`", '<script>alert("1")</script>', "naïve 文 %s {0}", "x" * 200]
 
 
@@ -69,3 +73,57 @@ def test_the_page(tmp_path: Path, make_metrics: Any) -> None:
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
     assert "a <b>" not in page
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    """Each name has its own tag, as it is."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from megatron_fastmix.run.trackers import TensorBoard
+
+    names = [*ODD, "a b", "a_b", "a/b", "%s"]
+    board = TensorBoard(tmp_path, 0)
+    board.log({f"fastmix/weight/{name}": float(k) for k, name in enumerate(names)}, 1, samples=8)
+    board.close()
+    found = events.EventAccumulator(str(tmp_path))
+    found.Reload()
+    values = [found.Scalars(f"fastmix/weight/{name}")[0].value for name in names]
+    assert values == list(range(len(names)))
+
+
+@pytest.mark.parametrize("place", ["run_dir", "working directory"])
+def test_what_a_launcher_hands_to_a_shell_on_other_hosts(
+    search_values: dict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: str,
+) -> None:
+    odd = tmp_path / "it's $(touch x)"
+    odd.mkdir()
+    if place == "run_dir":
+        search_values["run_dir"] = str(odd / "run")
+    else:
+        monkeypatch.chdir(odd)
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(search_values))
+    (tmp_path / "hosts").write_text("localhost slots=2")
+    flags = ["--config", str(tmp_path / "search.yaml"), "--hostfile", str(tmp_path / "hosts")]
+    assert main(["check-hosts", *flags]) == 2
+    assert f"{place}: found" in capsys.readouterr().err
+
+
+def test_a_launch_script_hands_arguments_on_as_they_are(tmp_path: Path) -> None:
+    """The script's `check-hosts` prints the path of a configuration, which `search` is given."""
+    odd = str(tmp_path / 'it\'s; $(touch ran) `y` "z" 文.yaml')
+    python = tmp_path / "py thon"
+    python.write_text('#!/bin/sh\nfor word; do echo "<$word>" >> "$SEEN"; done\necho "$CONFIG"\n')
+    python.chmod(0o755)
+    seen = tmp_path / "seen"
+    subprocess.run(
+        ["bash", str(LAUNCH / "search.sh"), "--config", odd, "--accept-changes"],
+        env=os.environ | {"PYTHON": str(python), "SEEN": str(seen), "CONFIG": odd},
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    assert seen.read_text().count(f"<--config>\n<{odd}>\n") == 2
+    assert not (tmp_path / "ran").exists()
