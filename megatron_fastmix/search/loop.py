@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from megatron_fastmix.checkpoint.stored_parameters import StoredParameters
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.deepspeed_engine.engine import follow_schedule, gradient_norm, learning_rate
 from megatron_fastmix.deepspeed_engine.state import restore, snapshot
-from megatron_fastmix.errors import NonFiniteError, StorageError
+from megatron_fastmix.errors import CheckpointError, NonFiniteError, StorageError
 from megatron_fastmix.export.run_files import write_mixture_files
 from megatron_fastmix.parallel.device import local_device
 from megatron_fastmix.parallel.groups import DataParallelGroup
@@ -91,7 +93,7 @@ class Search:
         total, n1 = self.config.training.train_iters, self.config.mixture.inner_steps
         if self.step == total:
             return True
-        with self.open_report() as report:
+        with self.open_report() as report, self._last_checkpoint_kept():
             self.outer_loop.check_estimator()
             stop = False
             while self.step < total and not stop:
@@ -111,6 +113,17 @@ class Search:
         stays = f"the same command resumes from the checkpoint of step {self.step}"
         raise_where_failed(self.world, report.failure, str(self.folder.metrics), stays)
         return complete
+
+    @contextlib.contextmanager
+    def _last_checkpoint_kept(self) -> Iterator[None]:
+        """Where numbers stop being finite, the checkpoint under way is of before and is finished:
+        all ranks raise that error together."""
+        try:
+            yield
+        except NonFiniteError:
+            with contextlib.suppress(CheckpointError):  # a rank has said why
+                self.checkpoints.finish()
+            raise
 
     def inner_step(self, report: Reporter) -> bool:
         """One optimizer step of the proxy; returns whether a stop was requested.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,3 +87,46 @@ def test_a_share_that_is_no_number_on_one_rank_stops_all(search_values: dict) ->
     assert "another rank's share" in first
     assert "embedding" in second
     assert complete_steps(RunFolder(Path(config.run_dir))) == [3, 6]
+
+
+def lose_a_parameter(config: SearchConfig, where: str) -> str:
+    """A parameter of rank 1 alone becomes NaN, as by a broken device: before optimizer step 4, or
+    before the outer step after it."""
+    claim(config)
+    search = Search(config)
+    owner, name, at = {
+        "inner": (search.batches, "training", 3),
+        "outer": (search.outer_loop, "step", 4),
+    }[where]
+    original = getattr(owner, name)
+
+    def disturbed(*args: Any, **more: Any) -> Any:
+        if search.world.rank == 1 and search.step == at:
+            next(search.engine.module.parameters()).data.fill_(float("nan"))
+        return original(*args, **more)
+
+    setattr(owner, name, disturbed)
+    before = search.mixture.logits.copy()
+    with pytest.raises(NonFiniteError) as caught:
+        search.run()
+    assert np.isfinite(search.mixture.logits).all()
+    assert search.mixture.logits.shape == before.shape
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "stage", "said"),
+    [
+        ("inner", 2, r"step 4: the loss of source forward is nan"),
+        ("outer", 2, r"outer step 1: (target target: loss|source forward: ⟨v, ∇L⟩) is nan"),
+        slow("inner", 0, r"step 4: the loss of source forward is nan"),
+        slow("outer", 1, r"outer step 1: (target target: loss|source forward: ⟨v, ∇L⟩) is nan"),
+    ],
+)
+def test_nan_on_one_rank_stops_all_with_step_and_source(
+    search_values: dict, where: str, stage: int, said: str
+) -> None:
+    config = load(search_values, **{"engine.zero_stage": stage})
+    for message in run_ranks(2, lose_a_parameter, config, where):
+        assert re.search(said, message)
+    assert complete_steps(RunFolder(Path(config.run_dir))) == [3]
