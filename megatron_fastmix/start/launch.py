@@ -136,12 +136,31 @@ def _launch(
     # DeepSpeed's launcher ended the other ranks when one died, before they could say anything.
     steps = complete_steps(folder)
     resumed = f"resumes from the checkpoint of step {steps[-1]}" if steps else "starts again"
-    died = f"signal {-(code - 256 if code > 128 else code)}" if code < 0 or code > 128 else code
     print(
-        f"megatron-fastmix: a rank died ({died}); the same command {resumed}",
+        f"megatron-fastmix: a rank died ({cause_of_death(code)}); the same command {resumed}",
         file=sys.stderr,
     )
     return CommunicationError.exit_code
+
+
+_OFTEN = {
+    "SIGBUS": "as where a file that it reads is cut short meanwhile, such as a dataset's .bin, or "
+    "where /dev/shm is full",
+    "SIGKILL": "as the kernel does where memory runs out; dmesg says so",
+}
+
+
+def cause_of_death(code: int) -> str:
+    """What a launcher's exit code says of the rank that died: its signal, and what often sends it.
+
+    A signal n is −n, 256 − n as a process that exits with −n hands it on, or a shell's 128 + n.
+    """
+    number = -code if code < 0 else 256 - code if code > 192 else code - 128
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"exit code {code}"
+    return f"{name}, {_OFTEN[name]}" if name in _OFTEN else name
 
 
 def _is_finished(config: SearchConfig) -> bool:

@@ -26,7 +26,7 @@ from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
 from megatron_fastmix.run.metrics import read_metrics
-from megatron_fastmix.start.launch import free_port
+from megatron_fastmix.start.launch import cause_of_death, free_port
 from megatron_fastmix.start.worker import STOPPED_EXIT_CODE, failed_collective
 from tests.distributed.searches import load, run_search
 from tests.distributed.test_launch import LIMIT_SECONDS, finish, lines, start, wait_for_step
@@ -202,6 +202,23 @@ def lose_a_rank(said: Path) -> None:
         group.sum(np.ones(1))
     except RuntimeError as error:
         said.write_text(str(failed_collective(error)))
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (-9, "SIGKILL, as the kernel does where memory runs out"),
+        (247, "SIGKILL, as"),
+        (137, "SIGKILL, as"),
+        (-7, "SIGBUS, as where a file that it reads is cut short"),
+        (249, "SIGBUS, as"),
+        (-11, "SIGSEGV"),
+        (1, "exit code 1"),
+        (128, "exit code 128"),
+    ],
+)
+def test_the_signal_that_ended_a_rank_is_explained(code: int, said: str) -> None:
+    assert cause_of_death(code).startswith(said)
 
 
 def test_a_failed_collective_is_named(tmp_path: Path) -> None:
