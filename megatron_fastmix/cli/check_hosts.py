@@ -66,11 +66,11 @@ def run(args: argparse.Namespace) -> int:
     # The hosts see the configuration that the ranks will be given.
     command = [sys.executable, "-m", "megatron_fastmix.cli", "check-hosts"]
     command += ["--config", str(RunFolder(Path(config.run_dir).absolute()).config)]
-    path = check_hosts(
+    run_dir = check_hosts(
         config,
         partial(ask, command),
         accept_changes=args.accept_changes,
         say=lambda text: print(text, file=sys.stderr),
     )
-    print(path.absolute())
+    print(run_dir.absolute())
     return 0
