@@ -22,17 +22,44 @@ WIDE_MARKS = (
 """How text begins that is not UTF-8, and what it is. The longer marks begin with the shorter."""
 
 
+_UNMARKED = ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE")
+_LEAST_NULS = 0.05
+"""Share of bytes that are 0 in text of two bytes a character: spaces and line breaks have one."""
+
+
+def wide_encoding(head: bytes) -> tuple[str, str] | None:
+    """The encoding of text in UTF-16 or UTF-32 by its beginning, and by what it is told; None for
+    other text. Without a mark it is told by its zeros, which UTF-8 text has not."""
+    for mark, encoding in WIDE_MARKS:
+        if head.startswith(mark):
+            return encoding, "by its byte-order mark"
+    zeros = head.count(0)
+    if zeros < 2 or zeros < _LEAST_NULS * len(head):
+        return None
+    for encoding in _UNMARKED:
+        # All zeros lie in the same half of a character.
+        if "16" in encoding and head[int(encoding.endswith("LE")) :: 2].count(0) != zeros:
+            continue
+        try:
+            text = codecs.getincrementaldecoder(encoding)().decode(head)
+        except UnicodeDecodeError:
+            continue
+        if text and all(char.isprintable() or char.isspace() for char in text[:1000]):
+            return encoding, "by its zeros, without a byte-order mark"
+    return None
+
+
 def decode_text(content: bytes) -> str:
     """UTF-8 text, without the byte-order mark that some editors put first.
 
     Raises `ValueError` with the reason; text in UTF-16 or UTF-32 is named as that.
     """
-    for mark, encoding in WIDE_MARKS:
-        if content.startswith(mark):
-            raise ValueError(
-                f"the text is in {encoding}, by its byte-order mark; convert it to UTF-8 with "
-                f"`iconv -f {encoding} -t UTF-8`"
-            )
+    wide = wide_encoding(content)
+    if wide:
+        raise ValueError(
+            f"the text is in {wide[0]}, {wide[1]}; convert it to UTF-8 with "
+            f"`iconv -f {wide[0]} -t UTF-8`"
+        )
     try:
         return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:

@@ -35,9 +35,9 @@ class _Loader(yaml.SafeLoader):
         lines: dict[Any, int] = {}
         # Before `<<` is merged in, whose keys may be overridden.
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            line = key_node.start_mark.line + 1
+            merge = key_node.tag == "tag:yaml.org,2002:merge"
+            key = "<<" if merge else self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 continue  # refused below
             if key in lines:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from megatron_fastmix.corpus.answer_places import answer_places
+from megatron_fastmix.corpus.hub_names import local_file
 from megatron_fastmix.corpus.tokenizer_files import read_settings, special_tokens
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.text_files import read_text
@@ -125,7 +126,7 @@ def read_chat_template(path: str | Path, defaults: Mapping[str, str] | None = No
     `defaults` are special tokens for a template whose files name none. Raises `ConfigError` where
     there is no template, or it is damaged.
     """
-    path = Path(path)
+    path = local_file(path, ("chat_template.jinja", "tokenizer_config.json"), "chat_template")
     folder = path if path.is_dir() else path.parent
     try:
         sources = _sources(path)

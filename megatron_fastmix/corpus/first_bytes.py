@@ -12,7 +12,7 @@ import os
 import shlex
 
 from megatron_fastmix.errors import DataError
-from megatron_fastmix.text_files import WIDE_MARKS
+from megatron_fastmix.text_files import wide_encoding
 
 HEAD_BYTES = 1 << 20
 """How much of a file is looked at."""
@@ -36,12 +36,12 @@ def check_head(path: str, head: bytes, *, json_lines: bool) -> None:
 
     `head` is the beginning of the unpacked file.
     """
-    for mark, encoding in WIDE_MARKS:
-        if head.startswith(mark):
-            raise DataError(
-                f"{path}: the text is in {encoding}, by its byte-order mark; convert it to UTF-8: "
-                + _command(path, f"iconv -f {encoding} -t UTF-8", "utf8")
-            )
+    wide = wide_encoding(head)
+    if wide:
+        raise DataError(
+            f"{path}: the text is in {wide[0]}, {wide[1]}; convert it to UTF-8: "
+            + _command(path, f"iconv -f {wide[0]} -t UTF-8", "utf8")
+        )
     if not json_lines:
         return
     text = without_mark(head).decode("utf-8", errors="replace").strip()

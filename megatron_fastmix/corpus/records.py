@@ -141,6 +141,7 @@ def _plain_document(record: bytes, record_format: InputFormat) -> Document:
         raise ValueError(f"invalid UTF-8 at byte {error.start + 1}") from None
     if record_format == "lines":
         text = text.removesuffix("\r")  # part of the line's end, as in a file from Windows
+        text = text.removeprefix("\ufeff")  # the mark of a file that was put behind another
     return Document((text,), (True,))
 
 

@@ -14,6 +14,8 @@ NAMING_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 """Files that name special tokens by their text, the first that names one first."""
 ID_FILES = ("generation_config.json", "config.json")
 """Files that name the end token by its id."""
+_TEXT_MODELS = ("text_config", "llm_config", "language_config")
+"""Keys of `config.json` under which a model of text and images keeps its language model."""
 _NAMES = {"bos_token", "eos_token", "pad_token", "unk_token"}
 
 
@@ -91,11 +93,20 @@ def special_tokens(
 
 
 def _end_id(path: Path) -> int | None:
-    values = read_settings(path)
-    nested = values.get("text_config")  # models of text and images
-    value = values.get("eos_token_id")
-    if value is None and isinstance(nested, dict):
-        value = nested.get("eos_token_id")
-    if isinstance(value, list) and value:  # the first one ends documents, the others turns
-        value = value[0]
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    """The id of the end token, None where the file names none. Raises `DataError` for what is no
+    id: a guess in its place would be silent."""
+    settings = read_settings(path)
+    nested = (settings.get(key) for key in _TEXT_MODELS)
+    for values in (settings, *nested):
+        given = values.get("eos_token_id") if isinstance(values, dict) else None
+        # The first of several ends documents, the others turns.
+        value = next(iter(given), None) if isinstance(given, list) else given
+        if value is None:
+            continue
+        if type(value) is not int:
+            raise DataError(
+                f"{path}: eos_token_id is {given!r:.60}, expected an id or a list of ids; correct "
+                "the file, or name the end token as eos_token in tokenizer_config.json"
+            )
+        return value
+    return None

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_fastmix.corpus.byte_tokenizer import ByteLevelTokenizer
 from megatron_fastmix.corpus.gpt2_tokenizer import GPT2BPETokenizer
+from megatron_fastmix.corpus.hub_names import local_file
 from megatron_fastmix.corpus.huggingface_tokenizer import HuggingFaceTokenizer
 from megatron_fastmix.corpus.null_tokenizer import NullTokenizer
 from megatron_fastmix.corpus.sentencepiece_tokenizer import (
@@ -24,6 +25,7 @@ from megatron_fastmix.corpus.tiktoken_tokenizer import TikTokenizer
 from megatron_fastmix.corpus.tokenizer_files import ID_FILES, NAMING_FILES, read_content
 from megatron_fastmix.corpus.tokenizer_interface import NO_TOKEN, Tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.text_files import decode_text
 
 __all__ = [
     "NO_TOKEN",
@@ -61,9 +63,11 @@ _FILES_OF_FOLDER = {
 
 
 def tokenizer_file(tokenizer_type: str, tokenizer_model: str) -> Path:
-    """The file that a tokenizer is read from: `tokenizer_model`, or the one in that folder."""
-    path = Path(tokenizer_model)
+    """The file that a tokenizer is read from: `tokenizer_model`, the one in that folder, or that of
+    the model of this name in the Hugging Face Hub's cache. Raises `ConfigError` for a name alone.
+    """
     names = _FILES_OF_FOLDER.get(tokenizer_type, ())
+    path = local_file(tokenizer_model, names, "tokenizer_model")
     if not names or not path.is_dir():
         return path
     return next((path / name for name in names if (path / name).exists()), path / names[0])
@@ -137,7 +141,7 @@ def load_tokenizer(
 
 def _huggingface(path: Path) -> HuggingFaceTokenizer:
     try:
-        content = read_content(path).decode("utf-8")
+        content = decode_text(read_content(path))
     except ValueError as error:
         raise DataError(f"{path}: not a tokenizer.json: {error}") from None
     return HuggingFaceTokenizer(content, path)

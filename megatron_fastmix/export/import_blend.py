@@ -67,13 +67,18 @@ def parse_blend(words: Sequence[object], where: str) -> dict[str, float]:
     shares: dict[str, float] = {}
     for word, weight, given in zip(words[::2], weights, words[1::2], strict=True):
         prefix = _prefix(given, where)
-        if weight is None or not 0 < weight < math.inf:
-            raise DataError(f"{where}: weight of {prefix} is {word!r}; expected a number above 0")
+        if weight is None or not 0 <= weight < math.inf:
+            raise DataError(
+                f"{where}: weight of {prefix} is {word!r}; expected a number, 0 or more"
+            )
         if prefix in shares:
             raise DataError(f"{where}: {prefix} occurs twice; add its weights up in one entry")
         shares[prefix] = weight
     total = math.fsum(shares.values())
-    return {prefix: weight / total for prefix, weight in shares.items()}
+    if not total:
+        raise DataError(f"{where}: all weights are 0; expected one above 0")
+    # No sample is drawn of what weighs nothing.
+    return {prefix: weight / total for prefix, weight in shares.items() if weight}
 
 
 def _by_size(words: Sequence[object], where: str) -> dict[str, float]:
@@ -81,6 +86,11 @@ def _by_size(words: Sequence[object], where: str) -> dict[str, float]:
     tokens: dict[str, int] = {}
     for word in words:
         prefix = _prefix(word, where)
+        if "$" in prefix:
+            raise DataError(
+                f"{where}: holds {prefix}, which a shell puts its value for; write that in its "
+                "place, as `echo` prints it"
+            )
         try:
             found = inspect_indexed_dataset(prefix).tokens
         except DataError as error:
@@ -135,8 +145,7 @@ def _structured(value: Any, where: str) -> list[Any]:
                 "of weights and prefixes under one of them"
             )
         what, value = "train", value["train"]
-    if isinstance(value, str):
-        value = value.split()
+    value = _listed(value, where)
     if _is_prefixes_and_weights(value):
         prefixes, weights = value
         if weights is None:
@@ -155,6 +164,19 @@ def _structured(value: Any, where: str) -> list[Any]:
                 f"{where}: {what} holds {word!r}; expected a list of weights and prefixes"
             )
     return value
+
+
+def _listed(value: Any, where: str) -> Any:
+    """The words of a list that is written as one text: `"0.3 /d/a 0.7 /d/b"`, alone or as the only
+    item of a list, as quoting makes it, or `"[0.3,/d/a,0.7,/d/b]"`, as Hydra has it."""
+    only = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if not isinstance(only, str):
+        return value
+    if only.lstrip().startswith("["):
+        return _parse_yaml(only, where)
+    words = only.split()
+    # A path may hold spaces, but then no number is before it.
+    return words if only is value or (words and _number(words[0]) is not None) else value
 
 
 def _parse(text: str, where: str) -> Any:
@@ -193,12 +215,21 @@ def _values_of(wanted: str, values: Any) -> Iterator[Any]:
 
 
 def _after_flag(arguments: list[str], where: str) -> list[str]:
-    """What follows the flag, up to the next flag; `--data-path=` with one value is refused."""
+    """What follows the flag, up to the next flag. After `=` argparse takes one value, which is a
+    blend where it is a list in quotes."""
     for place, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
         if argument in TRAIN_FLAGS:
             words = arguments[place + 1 :]
             end = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
-            return words[:end]
+            found: list[str] = _listed(words[:end], where)
+            return found
+        if flag in TRAIN_FLAGS and len(value.split()) > 1:
+            return value.split()
+        if flag in TRAIN_FLAGS:
+            raise DataError(
+                f"{where}: {argument}: after `=` comes one value alone; leave out the ="
+            )
     raise DataError(f"{where}: expected {' or '.join(TRAIN_FLAGS)} WEIGHT PREFIX ...")
 
 

@@ -122,3 +122,31 @@ def test_a_number_that_python_does_not_read(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(f'{{"text": "abc", "n": {"9" * 5000}}}\n')
     with pytest.raises(DataError, match=r"a.jsonl:1: .*a number that is too long"):
         texts(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", "".join(json.dumps(record) + "\n" for record in RECORDS)),
+        ("a.json", json.dumps(RECORDS)),
+        ("a.txt", "abc\nd e\u00e9f\n"),
+        ("a.txt", "\u043f\u0440\u0438\u0432\u0435\u0442, \u043c\u0438\u0440 \u0438 x\n" * 3),
+    ],
+)
+def test_wide_text_is_known_without_its_mark(tmp_path, encoding, name, text):
+    file = tmp_path / name
+    file.write_bytes(text.encode(encoding))
+    with pytest.raises(DataError, match=r"is in UTF-(16|32)(LE|BE), by its zeros") as error:
+        texts(file)
+    assert follow(str(error.value), tmp_path).read_text("utf-8") == text
+
+
+def test_a_lone_zero_is_no_wide_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"abc\0def\n")
+    assert texts(tmp_path / "a.txt") == ["abc\0def\n"]
+
+
+def test_marks_inside_files_that_were_put_together_are_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfabc\n\xef\xbb\xbfdef\n")
+    assert texts(tmp_path / "a.txt", "lines") == ["abc", "def"]

@@ -130,7 +130,8 @@ def test_weights_of_any_scale_and_the_flags_around_are_read(tmp_path):
         ('[1e999, "/d/a"]', "weight of /d/a is inf"),
         ('[NaN, "/d/a"]', "holds NaN"),
         (f'[{"9" * 500}, "/d/a"]', "in the place of a prefix"),
-        ("--data-path=x", "expected --data-path or --train-data-path"),
+        ("--data-paths x", "expected --data-path or --train-data-path"),
+        ("--data-path=x", "after `=` comes one value alone"),
         ("--data-path 'x", "not a command line"),
     ],
 )
@@ -191,3 +192,40 @@ def test_a_blend_of_other_sources_is_refused_or_filled_up(tmp_path, corpora, con
     assert main([*call, "--missing-weight", "0.2"]) == 0
     section = yaml.safe_load(capsys.readouterr().out)
     assert section == {"mixture": {"initial_weights": [0.2, 0.4, 0.4]}}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("blend.json", '"0.25 /d/a 0.75 /d/b"'),
+        ("blend.json", '["0.25 /d/a 0.75 /d/b"]'),
+        ("blend.json", '{"train": ["0.25 /d/a 0.75 /d/b"], "valid": null, "test": null}'),
+        ("blend.yaml", 'model: {data: {data_prefix: "[0.25,/d/a,0.75,/d/b]"}}'),
+        ("run.sh", 'pretrain_gpt.py --data-path "0.25 /d/a 0.75 /d/b" --seq-length 8'),
+        ("run.sh", 'pretrain_gpt.py --train-data-path="0.25 /d/a 0.75 /d/b" --seq-length 8'),
+    ],
+)
+def test_a_list_written_as_one_text_is_the_list(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert read_blend(tmp_path / name) == {"/d/a": 0.25, "/d/b": 0.75}
+
+
+def test_what_weighs_nothing_is_left_out(tmp_path):
+    (tmp_path / "blend").write_text("0.25 /d/a 0.0 /d/c 0.75 /d/b 0 /d/d")
+    assert read_blend(tmp_path / "blend") == {"/d/a": 0.25, "/d/b": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0 /d/a 0.0 /d/b", "all weights are 0"),
+        ("-1 /d/a 2 /d/b", "weight of /d/a is '-1'; expected a number, 0 or more"),
+        ("--data-path=0.3 /d/a 0.7 /d/b", "after `=` comes one value alone"),
+        ('B="0.3 /d/a"\npretrain_gpt.py --data-path $B', r"holds \$B, which a shell"),
+        ("pretrain_gpt.py --data-path ${B[@]} --x 1", r"holds \$\{B\[@\]\}, which a shell"),
+    ],
+)
+def test_what_is_no_blend_says_why(tmp_path, text, message):
+    (tmp_path / "blend").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_blend(tmp_path / "blend")

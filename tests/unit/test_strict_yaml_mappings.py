@@ -50,3 +50,15 @@ def test_values_of_mappings_are_converted_and_read_back():
 def test_wrong_mappings_are_refused_by_place(values, said):
     with pytest.raises(ConfigError, match=said):
         strict_yaml.from_dict(Outer, values)
+
+
+def test_what_is_merged_in_twice_is_refused_as_any_key_is():
+    text = "a: &a {x: 1}\nb: &b {x: 2}\nc:\n  <<: *a\n  y: 3\n  <<: *b\n"
+    with pytest.raises(ConfigError, match="the key '<<' is on line 4 and again on line 6"):
+        strict_yaml.parse_yaml(text, "here")
+
+
+def test_a_merged_key_may_be_overridden():
+    text = "a: &a {x: 1, y: 1}\nb: {<<: *a, x: 2}\nc: {x: 3, <<: *a}\n"
+    assert strict_yaml.parse_yaml(text, "")["b"] == {"x": 2, "y": 1}
+    assert strict_yaml.parse_yaml(text, "")["c"] == {"x": 3, "y": 1}
