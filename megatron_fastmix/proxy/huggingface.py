@@ -11,6 +11,7 @@ from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.proxy.model_files import load_model_config, not_loadable
 from megatron_fastmix.proxy.packed_rows import find_way
 from megatron_fastmix.proxy.recompute import recompute_layers
+from megatron_fastmix.proxy.token_cross_entropy import token_cross_entropy
 
 
 class HuggingFaceProxy(torch.nn.Module):
@@ -52,9 +53,7 @@ class HuggingFaceProxy(torch.nn.Module):
         logits = self.rows.logits(tokens, positions, attention_mask)
         if labels is None:
             return logits
-        return torch.nn.functional.cross_entropy(
-            logits.float().transpose(1, 2), labels, reduction="none"
-        )
+        return token_cross_entropy(logits, labels)
 
 
 def build_huggingface_proxy(
