@@ -89,11 +89,19 @@ def find_way(model: Any, base: Any) -> Rows:
                 "so that it sees what it is to predict; give a causal language model, or set "
                 "is_decoder to true in its config.json where it can be one"
             )
-        for rows.way in WAYS[:-1]:
+        for rows.way in () if _masks_are_stored(base, text) else WAYS[:-1]:
             if _keeps_apart(rows.logits, text.vocab_size, dtype):
                 return rows
     rows.way = "rows"
     return rows
+
+
+def _masks_are_stored(base: Any, text: Any) -> bool:
+    """Whether attention is masked by a table of the model's own, which ends at its number of
+    positions: a row of several samples may be longer (GPT-Neo)."""
+    most = getattr(text, "max_position_embeddings", None)
+    eager = getattr(base.config, "_attn_implementation", None) == "eager"
+    return eager and any(tuple(b.shape[-2:]) == (most, most) for b in base.buffers())
 
 
 def _looks_ahead(logits: Logits, vocab_size: int, dtype: torch.dtype) -> bool:

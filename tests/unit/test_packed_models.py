@@ -47,6 +47,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "opt": ("mask", {}),
     "mpt": ("mask", {}),
     "bloom": ("rows", {}),
+    "gpt_neo": ("rows", {"attention_types": [[["global", "local"], 1]], "window_size": 8}),
     "mamba": ("rows", {"state_size": 4}),
 }
 
@@ -101,8 +102,9 @@ def test_an_encoder_may_be_made_a_decoder() -> None:
     HuggingFaceProxy(random_model("bert", is_decoder=True))
 
 
-def test_a_row_may_be_longer_than_the_positions_that_a_model_knows() -> None:
-    proxy = HuggingFaceProxy(random_model("gpt2"))
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neo"])
+def test_a_row_may_be_longer_than_the_positions_that_a_model_knows(family: str) -> None:
+    proxy = HuggingFaceProxy(random_model(family))
     samples = [sample(24) for _ in range(9)]
     with torch.no_grad():
         padded, packed = losses(proxy, samples, 192, False), losses(proxy, samples, 192, True)
