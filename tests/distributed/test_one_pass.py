@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.lab.forked_ranks import run_ranks
-from tests.conftest import SOURCES
+from tests.distributed.pretrained import MIXTRAL, QWEN3_MOE, fine_tuning_values
 from tests.distributed.searches import load, plain_training, products_of, run_search, slow
 
 EXACT = {"engine.zero_stage": 0, "hypergradient.estimator": "per_source"}
@@ -105,47 +105,10 @@ def assert_trains_alike(values: dict, plain_dir: Path, stage: int) -> None:
     assert searched["parameters"].tobytes() == plain["parameters"].tobytes()
 
 
-def make_model(folder: Path, family: str, **changes: Any) -> Path:
-    transformers = pytest.importorskip("transformers")
-    sizes = {
-        "vocab_size": 300,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-        "initializer_range": 0.1,
-    }
-    torch.manual_seed(5)
-    config = getattr(transformers, f"{family}Config")(**sizes | changes)
-    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(folder)
-    return folder
-
-
-EXPERTS = {"num_experts_per_tok": 2, "router_aux_loss_coef": 0.0}
-MIXTRAL = ("Mixtral", EXPERTS | {"num_local_experts": 4})
-QWEN3_MOE = (
-    "Qwen3Moe",
-    EXPERTS | {"num_experts": 4, "moe_intermediate_size": 16, "head_dim": 8},
-)
-
-
 @pytest.fixture
 def fine_tuning(search_values: dict, answer_corpora: Path, tmp_path: Path) -> Any:
     """A function: a family's name and settings to the values of a search that fine-tunes it."""
-
-    def values(name: str, settings: dict[str, Any]) -> dict:
-        search_values["sources"] = [{"name": n, "path": str(answer_corpora / n)} for n in SOURCES]
-        search_values["targets"] = [{"name": "target", "path": str(answer_corpora / "target")}]
-        search_values["proxy"] = {
-            "kind": "huggingface",
-            "path": str(make_model(tmp_path / name, name, **settings)),
-        }
-        search_values["mixture"]["lr"] = 0
-        return search_values
-
-    return values
+    return partial(fine_tuning_values, search_values, answer_corpora, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from megatron_fastmix.hypergradient import Probe, Products, target_gradient
 from megatron_fastmix.hypergradient.per_source import per_source
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.search.loop import Search
+from tests.distributed.pretrained import fine_tuning_values
 from tests.distributed.searches import (
     SAMPLING,
     load,
@@ -38,7 +39,7 @@ def first_products(config: SearchConfig) -> np.ndarray:
             search.inner_step(report)
     losses, parameters = search.outer_loop._losses, search.outer_loop.parameters
     (term,) = search.batches.objective(0, alpha, search.targets.weights)
-    v = target_gradient(losses, parameters, term)
+    v = target_gradient(losses, parameters, term, precondition=search.outer_loop.precondition)
     batches = [
         search.batches.training(n1 - 1, number)
         for number in range(search.batches.accumulation_steps)
@@ -73,18 +74,64 @@ ALONE = {"training.global_batch_size": 2, "training.micro_batch_size": 1}
         slow(2, {**SAMPLING, **LOPSIDED, "engine.zero_stage": 1}),
         slow(2, {"engine.zero_stage": 3, "proxy.recompute_granularity": "full", **LOPSIDED}),
         slow(2, {"engine.zero_stage": 0, "proxy.num_experts": 4, **LOPSIDED}),
+        slow(2, {"engine.zero_stage": 2, "objective.train_loss_weight": 0.2}),
+        slow(2, {"engine.zero_stage": 3, "hypergradient.preconditioner": "adam"}),
     ],
 )
 def test_products_are_those_of_the_same_samples_by_per_source(
     search_values: dict, tmp_path: Path, ranks: int, changes: dict[str, Any]
 ) -> None:
-    exact = load(search_values, **changes, run_dir=tmp_path / "exact")
+    assert_same_products(search_values, tmp_path, ranks, changes)
+
+
+def test_products_of_a_bf16_proxy(search_values: dict, tmp_path: Path) -> None:
+    changes = {"engine.dtype": "bf16", "engine.zero_stage": 2}
+    assert_same_products(search_values, tmp_path, 2, changes, tolerance=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        (("Llama", {}), {"engine.zero_stage": 3}),
+        (("Qwen2", {"tie_word_embeddings": True}), {"data.packing": True, "engine.zero_stage": 2}),
+        (("Llama", {}), {"proxy.lora_rank": 4, "engine.zero_stage": 2}),
+    ],
+)
+def test_products_of_pretrained_models(
+    search_values: dict,
+    answer_corpora: Path,
+    tmp_path: Path,
+    family: tuple[str, dict[str, Any]],
+    changes: dict[str, Any],
+) -> None:
+    values = fine_tuning_values(search_values, answer_corpora, tmp_path, *family)
+    assert_same_products(values, tmp_path, 2, changes)
+
+
+def test_products_of_each_target(search_values: dict, corpora: Path, tmp_path: Path) -> None:
+    """They add up to those of all, in one training pass as apart."""
+    search_values["targets"].append({"name": "down", "path": str(corpora / "target_backward")})
+    search_values["mixture"]["lr"] = 0
+    changes = {**TRAINING, "engine.zero_stage": 2, "objective.train_loss_weight": 0.2}
+    together = load(search_values, run_dir=tmp_path / "together", **changes)
+    apart = load(search_values, **changes, **{"hypergradient.per_target": True})
+    run_ranks(2, run_search, together)
+    run_ranks(2, run_search, apart)
+    expected, found = products_of(together.run_dir), products_of(apart.run_dir)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found / scale, expected / scale, rtol=0, atol=1e-5)
+
+
+def assert_same_products(
+    values: dict, tmp_path: Path, ranks: int, changes: dict[str, Any], tolerance: float = 1e-4
+) -> None:
+    exact = load(values, **changes, run_dir=tmp_path / "exact")
     (expected, *others) = run_ranks(ranks, first_products, exact)
     assert all(np.array_equal(expected, other) for other in others)
-    run_ranks(ranks, run_search, load(search_values, **changes, **TRAINING))
-    found = products_of(search_values["run_dir"])[0]
+    run_ranks(ranks, run_search, load(values, **changes, **TRAINING))
+    found = products_of(values["run_dir"])[0]
     scale = np.abs(expected).max()
-    np.testing.assert_allclose(found / scale, expected / scale, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found / scale, expected / scale, rtol=0, atol=tolerance)
     assert np.all(found != 0), "no source is without a sample"
 
 

@@ -27,7 +27,9 @@ def torchs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def megatrons(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """As `GPTModel` computes it: tokens first."""
-    return vocab_parallel_cross_entropy(logits.transpose(0, 1).contiguous(), labels.t().contiguous()).t()
+    return vocab_parallel_cross_entropy(
+        logits.transpose(0, 1).contiguous(), labels.t().contiguous()
+    ).t()
 
 
 def example(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
