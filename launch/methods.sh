@@ -18,4 +18,6 @@ bash launch/install.sh baselines
 "$python" -m megatron_fastmix.cli demo --kind answers --output data/quickstart_sft
 "$python" -m megatron_fastmix.cli preprocess --config configs/quickstart_sft_corpora.yaml
 "$python" -m megatron_fastmix.cli preprocess --config configs/methods_corpora.yaml
+"$python" -m megatron_fastmix.cli demo --kind large --output data/methods_large
+"$python" -m megatron_fastmix.cli preprocess --config configs/methods_large_corpora.yaml
 "$python" tools/compare_methods.py --scenario configs/methods/*.yaml "$@"

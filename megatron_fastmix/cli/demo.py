@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kind",
         choices=sorted(demo.DEMOS),
         default="text",
-        help="text for pre-training (default), or rows with answers for fine-tuning",
+        help="text for pre-training (default), rows with answers, or large: more text beside it",
     )
     parser.add_argument("--cache", help="folder for downloaded wheels (default: OUTPUT/wheels)")
     parser.add_argument(

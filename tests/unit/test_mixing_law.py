@@ -16,7 +16,7 @@ from megatron_fastmix.lab.baselines.settings import (
     RegMixSettings,
     UniMaxSettings,
 )
-from megatron_fastmix.lab.baselines.simple import unimax
+from megatron_fastmix.lab.baselines.simple import random_draw, unimax
 
 SIZES = np.array([100.0, 100.0, 100.0])
 LAW = LogLinearLaw(floor=2.0, slopes=np.array([0.5, -1.0, 1.5]))
@@ -53,6 +53,13 @@ def test_unimax_shares_out_evenly_what_may_be_read():
     np.testing.assert_allclose(unimax(sizes, UniMaxSettings(budget="30")).weights, [1 / 3] * 3)
     found = unimax(sizes, UniMaxSettings(budget="1M")).weights
     np.testing.assert_allclose(found, sizes / sizes.sum())
+
+
+def test_a_random_draw_is_one_of_its_seed():
+    one, two = (random_draw(SIZES, seed).weights for seed in (1, 2))
+    np.testing.assert_allclose(one.sum(), 1)
+    np.testing.assert_array_equal(one, random_draw(SIZES, 1).weights)
+    assert np.abs(one - two).max() > 0.01
 
 
 def test_unimax_asks_for_its_budget(config, tmp_path):

@@ -22,18 +22,27 @@ from megatron_fastmix.lab.baselines.regmix import random_search, regmix
 from megatron_fastmix.lab.baselines.regressors import require_lightgbm, require_scipy
 from megatron_fastmix.lab.baselines.result import BaselineResult
 from megatron_fastmix.lab.baselines.settings import BaselineSettings
-from megatron_fastmix.lab.baselines.simple import proportional, temperature, uniform, unimax
+from megatron_fastmix.lab.baselines.simple import (
+    proportional,
+    random_draw,
+    temperature,
+    uniform,
+    unimax,
+)
 from megatron_fastmix.lab.jobs import Job, run_jobs
 from megatron_fastmix.result.mixture_file import write_mixture
 from megatron_fastmix.search.inputs import check_inputs
 
 PRELOAD = ("megatron_fastmix.lab.baselines.proxy_run", "megatron_fastmix.search.loop", "deepspeed")
 
-_FREE: dict[str, Callable[[np.ndarray, BaselineSettings], BaselineResult]] = {
-    "uniform": lambda sizes, settings: uniform(sizes),
-    "proportional": lambda sizes, settings: proportional(sizes),
-    "temperature": lambda sizes, settings: temperature(sizes, settings.temperature.temperature),
-    "unimax": lambda sizes, settings: unimax(sizes, settings.unimax),
+_FREE: dict[str, Callable[[np.ndarray, BaselineSettings, int], BaselineResult]] = {
+    "uniform": lambda sizes, settings, seed: uniform(sizes),
+    "proportional": lambda sizes, settings, seed: proportional(sizes),
+    "temperature": lambda sizes, settings, seed: temperature(
+        sizes, settings.temperature.temperature
+    ),
+    "unimax": lambda sizes, settings, seed: unimax(sizes, settings.unimax),
+    "random_draw": lambda sizes, settings, seed: random_draw(sizes, seed),
 }
 _POOLED: dict[str, Callable[[ProxyPool, np.ndarray, BaselineSettings], BaselineResult]] = {
     "regmix": lambda pool, sizes, settings: regmix(pool, sizes, settings.regmix),
@@ -138,7 +147,7 @@ def _in_this_process(
     sizes = np.array([size.size.loss_tokens for size in inputs.sources], dtype=np.float64)
     seconds = 0.0
     if method in _FREE:
-        result = _FREE[method](sizes, settings)
+        result = _FREE[method](sizes, settings, config.seed)
     else:
         pool = ProxyPool(config, proxies, workers=workers)
         result = _POOLED[method](pool, sizes, settings)

@@ -24,6 +24,11 @@ def temperature(sizes: np.ndarray, temperature: float = TEMPERATURE) -> Baseline
     return _free(scaled / scaled.sum())
 
 
+def random_draw(sizes: np.ndarray, seed: int) -> BaselineResult:
+    """A mixture drawn from a flat Dirichlet distribution: what choosing blindly gives."""
+    return _free(np.random.default_rng([seed, 2]).dirichlet(np.ones(len(sizes))))
+
+
 def unimax(sizes: np.ndarray, settings: UniMaxSettings) -> BaselineResult:
     """UniMax (Chung et al., ICLR 2023, arXiv 2304.09151, algorithm 1): the budget is shared out
     evenly, but no source is read more than N times; what the small ones leave goes to the others.

@@ -29,7 +29,7 @@ SEARCHED = {
 """Methods that cost something, in words; a method has the same colour in every panel."""
 COLOURS = (*palette.COLOURS, "#b08900")
 """One for each of `SEARCHED`."""
-FREE = (UNIFORM, "proportional", "temperature", "unimax")
+FREE = (UNIFORM, "proportional", "temperature", "unimax", "random_draw")
 """Mixtures that cost nothing: lines across, named in the panel."""
 COSTS = (0.5, 1, 2, 5, 10, 20, 50)
 """Ticks of the cost axis, in searches of FastMix."""
@@ -91,11 +91,11 @@ def _draw(axes: Axes, lines: Sequence[MethodLine]) -> None:
             )
         else:
             place = FREE.index(line.method)
-            dashes = ((4.0, 0.0), *DASHES[1:], (4.0, 1.0, 1.0, 1.0))[place]
+            dashes = ((4.0, 0.0), *DASHES[1:], (4.0, 1.0, 1.0, 1.0), (8.0, 2.0))[place]
             axes.axhline(line.loss, color=FAINT, linewidth=1.3, linestyle=(0, dashes), zorder=1)
             axes.annotate(
                 line.method,
-                xy=(0.37 + 0.15 * place, line.loss),  # lines may lie close together
+                xy=(0.33 + 0.14 * place, line.loss),  # lines may lie close together
                 xycoords=("axes fraction", "data"),
                 xytext=(0, 2),
                 textcoords="offset points",

