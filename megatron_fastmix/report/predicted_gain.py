@@ -9,7 +9,11 @@ stood. What an earlier step on another mixture changes for a later one is left o
 
 With `hypergradient.preconditioner: none` the steps are those of plain gradient descent at the
 proxy's learning rate, while the proxy takes larger ones with AdamW: then sign, error and the ratio
-of two gains mean something, and the size does not. With `adam` the products hold AdamW's scale.
+of two gains mean something, and the size does not. With `adam` the products hold AdamW's scale:
+on three sources, one of which is the target's, eight searches of 120 steps predicted 1.01 over the
+uniform mixture for their second halves, with a spread of 0.09 over seeds where the errors of the
+single ones were 0.22 to 0.37, and whole trainings of six seeds on the two mixtures measured 0.59,
+± 0.01. So the error covered the seeds, and the size was 1.7 times what is there.
 """
 
 from __future__ import annotations
