@@ -2,9 +2,12 @@
 # Makes .venv beside setup.py and installs the package into it; a second run changes nothing.
 #   bash launch/install.sh [--system-site-packages] [EXTRA]   EXTRA: an extra of setup.py, such as test
 # With --system-site-packages, in an environment that has its own torch (NGC and other containers),
-# the packages there stay as they are, and only what is missing is installed beside them.
+# the packages there stay as they are, and only what is missing is installed beside them; PYTHON may
+# also be that of a virtual environment.
 # Environment: PYTHON (default python3, 3.11 or newer), VENV (default .venv), WHEELS (a folder of
-# wheels to install from without a network; `pip download` fills it).
+# wheels to install from without a network; on a machine that has one and the same Python,
+# `pip download --constraint launch/constraints.txt --dest DIR '.[corpus]' setuptools wheel` fills
+# it, and `pip wheel --no-deps --wheel-dir DIR DIR/*.tar.gz` makes wheels of what has none).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 shared=
@@ -24,6 +27,15 @@ fi
 [ -x "$venv/bin/python" ] || "$python" -m venv $shared "$venv"
 constraints=launch/constraints.txt
 if [ -n "$shared" ]; then
+  # `venv` shares the packages of the Python that a virtual environment was made from, not those of
+  # the environment itself.
+  "$python" - > "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth" <<'PYTHON'
+import sys
+import sysconfig
+
+if sys.prefix != sys.base_prefix:
+    print(sysconfig.get_path("purelib"))
+PYTHON
   # Their versions, not ours: torch and what is built against it are not touched.
   constraints="$venv/constraints-of-the-environment.txt"
   "$python" - > "$constraints" <<'PYTHON'

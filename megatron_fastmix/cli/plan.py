@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--token-budget",
         type=token_count,
         metavar="TOKENS",
-        help="of the run to come: how often it would read each source at even shares (300B, 3e11)",
+        help="of the run to come: how much of it the search sees, and how often the run would read "
+        "each source at even shares (300B, 3e11)",
     )
     parser.add_argument(
         "--tflops", type=float, help="peak of one GPU (default: an H100's at engine.dtype)"
@@ -75,14 +76,14 @@ def run(args: argparse.Namespace) -> int:
     made = plan.make_plan(config, inputs, **on)
     if args.gpus_per_node is None:
         print(f"For {args.nodes} node(s) of {per_node} GPUs (--nodes, --gpus-per-node).")
-    print(plan.text(made, config, **on, memory_gib=args.memory_gib))
+    budget = args.token_budget or config.token_budget
+    print(plan.text(made, config, **on, memory_gib=args.memory_gib, budget=budget))
     offered = offered_share(config, inputs)
     if offered is not None:
         print(
             f"\ndata.token_budget: the search reads {offered:.3g} of every source's samples, the "
             "same in training and probe, and repeats them as the run will"
         )
-    budget = args.token_budget or config.token_budget
     if budget is not None:
         print(f"\nA run of {budget:.4g} tokens at even shares would read")
         share = budget / len(config.sources)

@@ -74,13 +74,16 @@ def build_huggingface_proxy(
 def _load(transformers: Any, path: str | None, dtype: torch.dtype) -> Any:
     """The model, with the attention that it has. Raises `ConfigError`."""
     load = transformers.AutoModelForCausalLM.from_pretrained
+    # The name that transformers had up to 4.55.
+    known = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    precision = {"dtype" if known >= (4, 56) else "torch_dtype": dtype}
     try:
         try:
-            return load(path, dtype=dtype, attn_implementation="sdpa")
+            return load(path, attn_implementation="sdpa", **precision)
         except ValueError as error:
             if "scaled_dot_product_attention" not in str(error):
                 raise
-            return load(path, dtype=dtype, attn_implementation="eager")
+            return load(path, attn_implementation="eager", **precision)
     except Exception as error:  # each class of models checks in a way of its own
         raise not_loadable(path, error) from None
 

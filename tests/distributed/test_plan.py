@@ -172,6 +172,27 @@ def test_a_plan_warns_of_sources_read_often_and_of_what_does_not_fit(config_file
     assert "outer steps, and each" not in out
 
 
+def test_a_plan_compares_the_search_with_the_run_to_come(config_file, capsys):
+    def planned(budget):
+        flags = ["--gpus-per-node", "2", *budget]
+        assert cli.main(["plan", "--config", str(config_file), *flags]) == 0
+        return capsys.readouterr().out
+
+    tokens = 6 * 12 * 32
+    out = planned(["--token-budget", str(99 * tokens)])
+    assert "horizon          2.3e+03 of the 2.28e+05 tokens to come, 1.01%" in out
+    assert "raise training.train_iters, with a smaller proxy" not in out
+    # As the configuration has it, too.
+    for budget in (["--token-budget", str(101 * tokens)], [f"--data.token_budget={101 * tokens}"]):
+        flags = (
+            budget if budget[0] == "--token-budget" else [*budget, "--mixture.weighting=sampling"]
+        )
+        assert "Warning: the search sees 2.3e+03 of the 2.33e+05 tokens to come, 0.99%" in planned(
+            flags
+        )
+    assert "horizon  " not in planned([])
+
+
 def test_the_probe_counts_in_the_precision_that_it_runs_in(search_values, tmp_path):
     def hours(**hypergradient):
         search_values["engine"] = {"dtype": "bf16"}
