@@ -31,8 +31,8 @@ OURS = {
 REFUSED = {
     "optimizer": "the search builds AdamW from training.lr, adam_beta1, … itself",
     "scheduler": "the learning rate is training.lr, min_lr, lr_warmup_iters, lr_decay_style",
-    "fp16": "the outer step takes gradients that no loss scaling reaches, and in fp16 the small "
-    "ones among them become 0: use engine.dtype bf16",
+    "fp16": "the outer step takes gradients that no loss scaling reaches, in fp16 the small ones "
+    "among them become 0, and on CPU ranks DeepSpeed has no fp16: use engine.dtype bf16",
     "amp": "use engine.dtype bf16",
     "torch_autocast": "use engine.dtype bf16",
     "activation_checkpointing": "it sets up functions that no model here calls: use "
@@ -57,8 +57,9 @@ REFUSED = {
     "of its accelerator: offload the optimizer, or use proxy.recompute_granularity full",
     "zero_optimization.cpu_offload": "write zero_optimization.offload_optimizer",
     "zero_optimization.cpu_offload_params": "see zero_optimization.offload_param",
-    "zero_optimization.zero_hpz_partition_size": "backward passes would read the copy that hpZ "
-    "keeps in each node, and the outer step changes the shards alone",
+    "zero_optimization.zero_hpz_partition_size": "backward passes read the copy that hpZ keeps in "
+    "each node, while a resume and a finite difference change the shards alone: a resumed search "
+    "went on from other losses, and products were wrong by as much as they are",
     "zero_optimization.mics_shard_size": "the outer step takes every data-parallel rank for the "
     "holder of one shard",
     "zero_optimization.mics_hierarchical_params_gather": "see zero_optimization.mics_shard_size",

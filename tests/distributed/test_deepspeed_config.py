@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from megatron_fastmix.deepspeed_engine.settings import REFUSED
 from megatron_fastmix.lab.forked_ranks import run_ranks
-from tests.distributed.searches import load, run_search, slow
+from tests.distributed.searches import load, products_of, run_search, slow
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +34,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
             "stage3_max_reuse_distance": 0,
         }
     },
+    "overlap": {
+        "zero_optimization": {
+            "overlap_comm": True,
+            "reduce_scatter": True,
+            "allgather_bucket_size": 1000,
+            "allgather_partitions": True,
+            "round_robin_gradients": True,
+            "sub_group_size": 1000,
+        }
+    },
+    "all-reduce": {"zero_optimization": {"reduce_scatter": False, "allgather_partitions": False}},
     "communication": {
         "communication_data_type": "fp32",
         "comms_logger": {"enabled": False},
@@ -44,6 +57,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     [
         ("offload", 2),
         ("offload", 3),
+        slow("overlap", 2),
+        slow("overlap", 3),
+        slow("all-reduce", 2),
         slow("buckets", 2),
         slow("buckets", 3),
         slow("gathering", 3),
@@ -65,3 +81,30 @@ def test_a_setting_changes_no_search(
     found = run_ranks(2, run_search, config)[0]
     for what in ("parameters", "history", "losses"):
         np.testing.assert_allclose(found[what], expected[what], rtol=1e-4, atol=1e-5)
+
+
+def test_why_hpz_is_refused(
+    search_values: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once this fails, DeepSpeed's copy in each node follows the shards, and hpZ may be let in."""
+    changes = {"engine.zero_stage": 3, "hypergradient.estimator": "finite_difference"}
+    plain = load(search_values, run_dir=tmp_path / "plain", **changes)
+    run_ranks(2, run_search, plain)
+    monkeypatch.delitem(REFUSED, "zero_optimization.zero_hpz_partition_size")
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"zero_optimization": {"zero_hpz_partition_size": 2}}))
+    config = load(search_values, **changes, **{"engine.deepspeed_config": file})
+    # Stopped and resumed: the copy is that of the start.
+    run_ranks(2, run_search, config, 4)
+    run_ranks(2, run_search, config)
+    expected, found = products_of(plain.run_dir), products_of(config.run_dir)
+    assert np.abs(found - expected).max() > 0.1 * np.abs(expected).max()
+
+
+def test_why_fp16_is_refused() -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    assert not get_accelerator().is_fp16_supported()  # on CPU ranks, where a search must run, too
+    small = torch.tensor(1e-8, dtype=torch.float32)
+    assert small.bfloat16() > 0
+    assert small.half() == 0

@@ -73,7 +73,7 @@ def test_the_users_keys_join_ours(tmp_path: Path) -> None:
         ),
         (
             {"zero_optimization": {"zero_hpz_partition_size": 8}},
-            "zero_hpz_partition_size: found 8; backward passes would read",
+            "zero_hpz_partition_size: found 8; backward passes read",
         ),
         (
             {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
