@@ -40,10 +40,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
             "reduce_scatter": True,
             "allgather_bucket_size": 1000,
             "allgather_partitions": True,
-            "round_robin_gradients": True,
             "sub_group_size": 1000,
         }
     },
+    "round robin": {"zero_optimization": {"round_robin_gradients": True}},
     "all-reduce": {"zero_optimization": {"reduce_scatter": False, "allgather_partitions": False}},
     "communication": {
         "communication_data_type": "fp32",
@@ -59,6 +59,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         ("offload", 3),
         slow("overlap", 2),
         slow("overlap", 3),
+        slow("round robin", 2),
         slow("all-reduce", 2),
         slow("buckets", 2),
         slow("buckets", 3),
