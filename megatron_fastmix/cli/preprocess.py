@@ -49,6 +49,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", help="shares of train, valid and test by content, such as 969,30,1"
     )
     parser.add_argument(
+        "--split-by",
+        metavar="FIELD",
+        help="a dataset for each value of this field of the records, such as language",
+    )
+    parser.add_argument(
+        "--quantiles",
+        type=int,
+        metavar="N",
+        help="the field of --split-by is a score: N datasets of as many records, _q1 the lowest",
+    )
+    parser.add_argument(
+        "--max-values",
+        type=int,
+        default=100,
+        metavar="N",
+        help="how many values --split-by may find (default 100)",
+    )
+    parser.add_argument(
         "--skip-bad-lines", type=int, default=0, help="malformed records to skip (default 0)"
     )
     parser.add_argument("--licence", help="licence of the text, for the manifest")
@@ -118,6 +136,9 @@ def preprocess_config(args: argparse.Namespace) -> PreprocessConfig:
                 record_type=args.record_type,
                 chat_template=args.chat_template,
                 split=args.split,
+                split_by=args.split_by,
+                quantiles=args.quantiles,
+                max_values=args.max_values,
                 skip_bad_lines=args.skip_bad_lines,
                 licence=args.licence,
                 origin=args.origin,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+FieldValue = str | int | float | bool
+"""What a record has in the field that its dataset is split by."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -18,6 +21,8 @@ class Document:
     controls: tuple[tuple[int, int], ...] = ()
     """Characters [start, stop) of the whole text that are a control token of the tokenizer's, since
     the chat template wrote them. The same characters in the record's own text are text."""
+    field: FieldValue | None = None
+    """The record's value of the field that its dataset is split by, where it is."""
 
     @classmethod
     def of_spans(

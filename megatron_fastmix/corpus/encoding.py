@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_fastmix.corpus.document import Document
+from megatron_fastmix.corpus.document import Document, FieldValue
 from megatron_fastmix.corpus.readers import Chunk
 from megatron_fastmix.corpus.records import RecordParser
 from megatron_fastmix.corpus.splits import Splitter, content_digest
@@ -66,6 +66,8 @@ class Encoder:
     parser: RecordParser
     append_eod: bool
     splitter: Splitter
+    partition: Callable[[FieldValue], int] | None = None
+    """Which value's dataset a record goes to by its field, each with all the splits."""
     held_out: tuple[bool, ...]
     """By split, whether its documents are held out from training."""
     excluded: frozenset[bytes]
@@ -73,25 +75,26 @@ class Encoder:
 
     def __call__(self, chunk: Chunk) -> EncodedChunk:
         records = chunk.records()
-        count = len(self.splitter.edges)
+        splits, count = len(self.splitter.edges), len(self.held_out)
         groups: list[list[Document]] = [[] for _ in range(count)]
         digests: list[list[bytes]] = [[] for _ in range(count)]
         duplicates = [0] * count
         bad = []
-        needs_digest = count > 1 or any(self.held_out) or bool(self.excluded)
+        needs_digest = splits > 1 or any(self.held_out) or bool(self.excluded)
         for number, record in enumerate(records, start=1):
             records[number - 1] = b""  # beside its text it would take memory twice
             try:
                 document = self.parser(record, chunk.record_format)
+                first = self._first_split(document)
             except ValueError as error:
                 bad.append(BadRecord(number, str(error)))
                 continue
             if document is None:
                 continue
-            split = 0
+            split = first
             if needs_digest:
                 digest = content_digest(document)
-                split = self.splitter(digest)
+                split = first + self.splitter(digest)
                 if self.held_out[split]:
                     digests[split].append(digest)
                 elif digest in self.excluded:
@@ -109,6 +112,14 @@ class Encoder:
             bad_records=tuple(bad),
             duplicates=tuple(duplicates),
         )
+
+    def _first_split(self, document: Document | None) -> int:
+        """Place of the first split of the document's part. Raises `ValueError` for a value that the
+        parts do not have."""
+        if self.partition is None or document is None:
+            return 0
+        assert document.field is not None
+        return self.partition(document.field) * len(self.splitter.edges)
 
     def _encode(
         self, documents: Sequence[Document], digests: tuple[bytes, ...]

@@ -26,6 +26,7 @@ from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessC
 from megatron_fastmix.corpus.progress import Progress
 from megatron_fastmix.corpus.readers import Chunk, iter_chunks
 from megatron_fastmix.corpus.records import RecordParser
+from megatron_fastmix.corpus.split_by import PartitionedDataset, partitioned
 from megatron_fastmix.corpus.splits import Splitter
 from megatron_fastmix.corpus.tokenizers import (
     Tokenizer,
@@ -58,6 +59,9 @@ def preprocess(
     """
     # All inputs are looked at before any work.
     files = {d.prefix: expand_inputs(d.input, d.input_format) for d in config.datasets}
+    workers = config.workers or available_cores()
+    datasets = [partitioned(d, files[d.prefix], workers) for d in config.datasets]
+    config = dataclasses.replace(config, datasets=tuple(datasets))
     _check_outputs(config, files, also_read)
     tokenizer = load_tokenizer(**vars(config.tokenizer))
     model = config.tokenizer.tokenizer_model
@@ -133,9 +137,11 @@ class _DatasetWork:
                 json_keys=dataset.json_keys,
                 chat_template=self.template,
                 control_tokens=tuple(tokenizer.control_tokens),
+                field=dataset.split_by,
             ),
             append_eod=config.append_eod,
             splitter=Splitter.parse(dataset.split),
+            partition=dataset.partition if isinstance(dataset, PartitionedDataset) else None,
             held_out=tuple(held_out for _, _, held_out in dataset.outputs),
             excluded=frozenset() if dataset.held_out else frozenset(excluded),
         )
@@ -290,6 +296,11 @@ class _DatasetWork:
         dataset = dataclasses.asdict(self.dataset)
         if not dataset["json_keys"]:  # younger than many a manifest
             del dataset["json_keys"]
+        if self.dataset.split_by is None:  # likewise
+            for key in ("split_by", "quantiles", "max_values"):
+                del dataset[key]
+        else:
+            del dataset["max_values"]  # moves no byte
         if self.dataset.record_type != "text":
             dataset["encoding"] = "whole text"
         content = {

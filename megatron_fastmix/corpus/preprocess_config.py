@@ -41,6 +41,15 @@ class DatasetConfig:
     split: str | None = None
     """Shares of train, valid and test (Megatron's --split, such as 969,30,1), by content; one of 0
     writes nothing."""
+    split_by: str | None = None
+    """Field of the records (dotted for a nested one) that makes a dataset of each of its values:
+    PATH_en.bin and so on, with what is unsafe in a file's name replaced by `_`; with `split`,
+    PATH_en_train.bin. The inputs are read twice."""
+    quantiles: int | None = None
+    """`split_by` is a score, and makes so many datasets of as many records each: PATH_q1 the
+    lowest."""
+    max_values: int = 100
+    """How many values `split_by` may find; one more is an error."""
     held_out: bool = False
     """Whether the dataset is a target: its documents are left out of all training data."""
     skip_bad_lines: int = 0
@@ -80,6 +89,21 @@ class DatasetConfig:
         if self.split and self.held_out:
             raise ConfigError(f"{self.prefix}: a held_out dataset is not split; leave one out")
         Splitter.parse(self.split)
+        self._check_split_by()
+
+    def _check_split_by(self) -> None:
+        if self.split_by is not None and self.input_format in {"text", "lines"}:
+            raise ConfigError(
+                f"{self.prefix}: split_by {self.split_by} needs JSONL or Parquet, found "
+                f"input_format {self.input_format}"
+            )
+        if self.quantiles is not None and (self.split_by is None or self.quantiles < 2):
+            raise ConfigError(
+                f"{self.prefix}: quantiles: found {self.quantiles}; use 2 or more, of the score "
+                "that split_by names"
+            )
+        if self.max_values < 1:
+            raise ConfigError(f"{self.prefix}: max_values: found {self.max_values}; use 1 or more")
 
     @property
     def outputs(self) -> list[tuple[str, str, bool]]:
@@ -96,7 +120,7 @@ class DatasetConfig:
     def files(self) -> list[Output]:
         """Every file that writing the dataset makes."""
         masked, of = self.record_type != "text", f"dataset {self.prefix}"
-        names = [f"{self.prefix}.journal.json"] if self.split else []
+        names = [f"{self.prefix}.journal.json"] if self.split or self.split_by else []
         for prefix, _, held_out in self.outputs:
             names += dataset_files(prefix, masked=masked, held_out=held_out)
         return [Output(path=name, of=of) for name in names]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from megatron_fastmix.corpus.conversations import (
     check_text,
     conversation_document,
 )
-from megatron_fastmix.corpus.document import Document
+from megatron_fastmix.corpus.document import Document, FieldValue
 from megatron_fastmix.corpus.inputs import InputFormat, expand_inputs
 from megatron_fastmix.corpus.readers import Record, iter_chunks
 from megatron_fastmix.corpus.record_types import (
@@ -51,13 +52,34 @@ class RecordParser:
     control_tokens: Collection[str] = ()
     """What becomes one token of the tokenizer's where the chat template writes it."""
 
+    field: str | None = None
+    """Key of the value that decides which dataset the record goes to, where one does."""
+
     def __call__(self, record: Record, record_format: InputFormat) -> Document | None:
         if isinstance(record, bytes):
             if record_format != "text" and not record.strip():
                 return None
             if record_format != "jsonl":
+                if self.field is not None:
+                    raise ValueError(f"a plain text has no field {self.field!r}")
                 return _plain_document(record, record_format)
             record = _parse_json(record)
+        document = self._document(record)
+        if self.field is None:
+            return document
+        return dataclasses.replace(document, field=_field(record, self.field))
+
+    def field_of(self, record: Record, record_format: InputFormat) -> FieldValue | None:
+        """The value of `field` alone; None for a blank line and for plain text. Raises `ValueError`
+        as a call does."""
+        assert self.field is not None
+        if isinstance(record, bytes):
+            if record_format != "jsonl" or not record.strip():
+                return None
+            record = _parse_json(record)
+        return _field(record, self.field)
+
+    def _document(self, record: dict[str, Any]) -> Document:
         if self.record_type == "text":
             value = _find(record, self.json_key)
             texts = value if isinstance(value, list) else [value]
@@ -104,6 +126,8 @@ class RecordParser:
     def columns(self) -> list[str]:
         """Parquet columns that may hold what is looked for."""
         keys = [*self.keys, *(key.partition(".")[0] for key in self.keys)]
+        if self.field is not None:
+            keys += [self.field, self.field.partition(".")[0]]
         if self.record_type != "text":
             keys += [*RECORD_VARIABLES, "system", "history", "chat_template_kwargs"]
             if self.chat_template is not None:
@@ -158,6 +182,14 @@ def _parse_json(line: bytes) -> dict[str, Any]:
         raise ValueError("malformed JSON: holds a number that is too long to be read") from None
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _field(record: dict[str, Any], key: str) -> FieldValue:
+    value = _find(record, key)
+    if not isinstance(value, str | int | float):
+        kind = "null" if value is None else f"a {type(value).__name__}"
+        raise ValueError(f"the field {key!r} that the dataset is split by holds {kind}")
     return value
 
 

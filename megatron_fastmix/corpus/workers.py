@@ -11,19 +11,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
 
-from megatron_fastmix.corpus.encoding import EncodedChunk
 from megatron_fastmix.corpus.readers import Chunk
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.processes import stop_with_parent
 
-Work = Callable[[Chunk], EncodedChunk]
+Result = TypeVar("Result")
 
-_work: Work | None = None
+_work: Callable[[Chunk], Any] | None = None
 _M_MMAP_THRESHOLD = -3  # of mallopt(3)
 
 
-def map_chunks(work: Work, chunks: Iterable[Chunk], workers: int) -> Iterator[EncodedChunk]:
+def map_chunks(
+    work: Callable[[Chunk], Result], chunks: Iterable[Chunk], workers: int
+) -> Iterator[Result]:
     """`work(chunk)` for each chunk, in order; one worker means this process.
 
     At most two chunks per worker are under way beyond the one that is consumed. Raises
@@ -36,7 +38,7 @@ def map_chunks(work: Work, chunks: Iterable[Chunk], workers: int) -> Iterator[En
     executor = ProcessPoolExecutor(
         workers, multiprocessing.get_context("fork"), _start_worker, (work, os.getpid())
     )
-    window: deque[Future[EncodedChunk]] = deque()
+    window: deque[Future[Result]] = deque()
     try:
         for chunk in chunks:
             window.append(executor.submit(_run, chunk))
@@ -53,7 +55,7 @@ def map_chunks(work: Work, chunks: Iterable[Chunk], workers: int) -> Iterator[En
         executor.shutdown(cancel_futures=True)
 
 
-def _start_worker(work: Work, parent: int) -> None:
+def _start_worker(work: Callable[[Chunk], Any], parent: int) -> None:
     global _work
     _work = work
     with contextlib.suppress(OSError, AttributeError):  # not glibc
@@ -63,6 +65,6 @@ def _start_worker(work: Work, parent: int) -> None:
     stop_with_parent(parent)  # the executor would leave it waiting
 
 
-def _run(chunk: Chunk) -> EncodedChunk:
+def _run(chunk: Chunk) -> Any:
     assert _work is not None
     return _work(chunk)
