@@ -35,16 +35,23 @@ def place(lengths: Sequence[int], row_length: int, packing: bool) -> list[list[i
 def collate(
     samples: Sequence[dict[str, Any]], row_length: int, packing: bool
 ) -> dict[str, torch.Tensor]:
-    """What `Batch` holds of `samples`: answer-only rows by `collate_rows`, with their
-    `tokens_per_sample` (B,) float64; text, of one length, stacked."""
+    """What `Batch` holds of `samples`: text, of one length, stacked; where there are answer-only
+    rows all by `collate_rows`, with their `tokens_per_sample` (B,) float64."""
     # Rows of answer-only data say by how many tokens their loss is divided; text is cut evenly.
-    if "tokens_per_sample" not in samples[0]:
+    if not any("tokens_per_sample" in sample for sample in samples):
         keys = ("tokens", "labels", "loss_mask")
         return {key: torch.stack([sample[key] for sample in samples]) for key in keys}
-    divisors = [sample["tokens_per_sample"] for sample in samples]
+    divisors = [_divisor(sample) for sample in samples]
     return collate_rows(samples, row_length, packing) | {
         "tokens_per_sample": torch.tensor(divisors, dtype=torch.float64)
     }
+
+
+def _divisor(sample: dict[str, Any]) -> float:
+    """By how many tokens the sample's loss is divided: its source's mean, of text its own."""
+    if "tokens_per_sample" in sample:
+        return float(sample["tokens_per_sample"])
+    return max(1.0, float(sample["loss_mask"].sum()))
 
 
 def collate_rows(

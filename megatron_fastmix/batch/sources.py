@@ -99,7 +99,7 @@ def build_datasets(
 ) -> list[Any]:
     """The datasets or blends of the train, validation and test split, by Megatron-core's builder.
 
-    `blends` are prefixes and their weights, or None, by split, all text or all answer-only; `sizes`
+    `blends` are prefixes and their weights, or None, by split, text and answer-only rows; `sizes`
     samples, where None builds exactly one epoch. Indices are cached in a folder of `cache_path`
     that is named after the datasets' content, as Megatron knows them by their paths alone. With
     `lean` they keep few files open; see `open_files`. Every rank must call.
@@ -118,9 +118,23 @@ def build_datasets(
         mmap_bin_files=not lean,
     )
     text = LeanGPTDataset if lean else GPTDataset
-    dataset_class = AnswerOnlyDataset if is_answer_only(prefixes[0]) else text
-    counted = IndexProgress(len(prefixes)).counted(dataset_class)
-    return BlendedMegatronDatasetBuilder(counted, sizes, lambda: True, config).build()
+    answers = {prefix: is_answer_only(prefix) for prefix in prefixes}
+    progress = IndexProgress(len(prefixes))
+    counted = {
+        True: progress.counted(AnswerOnlyDataset),
+        False: progress.counted(text),
+    }
+
+    class OfItsKind(counted[answers[prefixes[0]]]):  # type: ignore[misc]
+        """Answer-only rows or text, as the prefix says."""
+
+        def __new__(cls, dataset: Any, dataset_path: str, *others: Any) -> Any:
+            # No instance of this class, so that Python calls no other `__init__`.
+            return counted[answers[dataset_path]](dataset, dataset_path, *others)
+
+    several = len(set(answers.values())) > 1
+    dataset_class = OfItsKind if several else counted[answers[prefixes[0]]]
+    return BlendedMegatronDatasetBuilder(dataset_class, sizes, lambda: True, config).build()
 
 
 class LeanGPTDataset(GPTDataset):

@@ -92,7 +92,6 @@ class FastMixBlendedDataset(BlendedDataset):
         is what draws and folded weights follow."""
         # BlendedDataset.__init__ would build and cache one index entry per sample.
         assert len(datasets) == len(weights)
-        assert all(type(dataset) is type(datasets[0]) for dataset in datasets)
         assert all(d.index_split == datasets[0].index_split for d in datasets)
         self.datasets = list(datasets)
         self.split = datasets[0].index_split

@@ -19,7 +19,8 @@ class SourceConfig:
     path: str | tuple[str, ...]
     """Its indexed datasets, one or many (shards): a prefix, as in Megatron's --data-path (PATH.bin
     and PATH.idx); a folder that holds them; a glob such as /data/web_*; or a list of these. One
-    epoch of the source is one epoch of each."""
+    epoch of the source is one epoch of each. A source is text or answer-only rows; a search may
+    have sources of both kinds, whose weights are then shares of the tokens in the loss."""
     min_weight: float = 0.0
     """The source's share α_k never falls below this."""
     max_weight: float = 1.0

@@ -18,6 +18,13 @@ SHARES_OF = {
     "samples": "rows",
 }
 """What a blend of answer-only rows counts, by its unit."""
+MIXED_SHARES_OF = {
+    "loss_tokens": "loss tokens",
+    "tokens": "all tokens, those outside the loss too",
+    "rows": "rows, of text documents",
+    "samples": "samples: --seq-length tokens of text, one row of answer-only sources",
+}
+"""The same of a blend of text and answer-only rows."""
 
 
 def notes(mixture: LearnedMixture, blend: Blend, *, decimals: int) -> list[str]:
@@ -79,6 +86,8 @@ def change_table(mixture: LearnedMixture, blend: Blend) -> str:
     tokens = mixture.loss_tokens_are
     table = align(("source", "learned", "exported", "change", tokens, "epochs"), rows)
     counted = SHARES_OF[blend.unit] if mixture.answer_only or blend.unit == "rows" else "tokens"
+    if mixture.mixed:
+        counted = MIXED_SHARES_OF[blend.unit]
     return (
         f"{table}\n\nLearned and exported are shares of {counted}. "
         f"Epochs are those in {blend.mixture.token_budget:,} {tokens}."

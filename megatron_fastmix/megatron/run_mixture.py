@@ -81,9 +81,12 @@ def read_run_mixture(options: RunOptions, *, rows: bool = False) -> RunMixture:
 
 def _weights(learned: LearnedMixture, rows: bool) -> dict[str, float]:
     """Shares of what the run draws: samples of text, or answer-only rows."""
-    if learned.answer_only and not rows:
+    if learned.mixed or (learned.answer_only and not rows):
         raise ConfigError(
-            f"--fastmix-mixture: its weights are {learned.weights_are}, and this run draws "
+            "--fastmix-mixture: its sources are text and answer-only rows, and Megatron's own "
+            "training reads one kind in a run; give a mixture of one kind"
+            if learned.mixed
+            else f"--fastmix-mixture: its weights are {learned.weights_are}, and this run draws "
             "samples of --seq-length tokens; add --sft, or learn a mixture of text"
         )
     return learned.shares("samples")

@@ -275,7 +275,7 @@ def _lead(found: LearnedMixture, rows: Sequence[Row]) -> str:
 
 def _notes(found: LearnedMixture, capped: LearnedMixture | None) -> list[str]:
     tokens = found.loss_tokens_are
-    counted = " Blends for Megatron have the shares of rows." if found.answer_only else ""
+    counted = f" {found.shares_drawn_are}" if found.answer_only else ""
     spread = (
         f"± is the standard error over {len(found.seeds)} seeds"
         if found.seeds

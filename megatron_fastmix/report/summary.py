@@ -45,7 +45,7 @@ def final_table(
         f"Epochs are those in {mixture.token_budget:,} {tokens}.",
     ]
     if mixture.answer_only:
-        lines.append("Blends for Megatron and tools that draw rows have the shares of rows.")
+        lines.append(mixture.shares_drawn_are)
     if mixture.optimality is not None:
         lines.append(mixture.optimality.text)
     many = [source.name for source in mixture.sources if epochs[source.name] > MANY_EPOCHS]

@@ -139,20 +139,40 @@ class LearnedMixture:
 
     @property
     def answer_only(self) -> bool:
-        """Whether the sources are answer-only rows."""
-        return self.sources[0].size.answer_only
+        """Whether sources are answer-only rows, all of them or some."""
+        return any(source.size.answer_only for source in self.sources)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether some sources are answer-only rows and others text."""
+        return len({source.size.answer_only for source in self.sources}) > 1
 
     @property
     def loss_tokens_are(self) -> str:
-        """What loss tokens are called before a user: "tokens" of text, else "answer tokens"."""
+        """What loss tokens are called before a user: "tokens" of text, "answer tokens" of rows, and
+        "loss tokens" where there are both."""
+        if self.mixed:
+            return "loss tokens"
         return "answer tokens" if self.answer_only else "tokens"
 
     @property
     def weights_are(self) -> str:
         """What a weight is, such as "shares of answer tokens"."""
+        if self.mixed:
+            return "shares of loss tokens: all tokens of text, answer tokens of answer-only rows"
         if self.answer_only:
             return "shares of answer tokens"
         return f"shares of samples of {self.seq_length} tokens"
+
+    @property
+    def shares_drawn_are(self) -> str:
+        """What blends for tools that draw rows or samples have of these weights, as a sentence."""
+        if self.mixed:
+            return (
+                f"Blends have the shares of what a tool draws: samples of {self.seq_length} tokens "
+                "of text, and rows of answer-only sources."
+            )
+        return "Blends for Megatron and tools that draw rows have the shares of rows."
 
     @property
     def spread_is(self) -> str:

@@ -21,8 +21,10 @@ from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSourc
 from megatron_fastmix.result.mixture_keys import (
     ANSWER_UNIT,
     FORMAT,
+    LOSS_UNIT,
     SAME,
     UNIT,
+    UNITS,
     VERSION,
     Keys,
     SourceKeys,
@@ -97,9 +99,9 @@ def _check_types(values: dict[str, Any], path: Path) -> Keys:
 
 
 def _check_unit_and_names(keys: Keys, path: Path) -> None:
-    if keys.unit not in (UNIT, ANSWER_UNIT):
+    if keys.unit not in UNITS:
         raise DataError(
-            f"{path}: unit is {keys.unit!r}, this program reads {UNIT!r} and {ANSWER_UNIT!r}; "
+            f"{path}: unit is {keys.unit!r}, this program reads {', '.join(map(repr, UNITS))}; "
             "weights of another unit mean something else, so convert them first"
         )
     for key, least in (("seq_length", 1), ("token_budget", 1), ("steps", 0)):
@@ -143,7 +145,7 @@ def _source(source: SourceKeys, keys: Keys, path: Path) -> LearnedSource:
     if not 0 <= learned.weight_std <= 1:
         raise _impossible(path, f"{where}: weight_std", learned.weight_std, "0 to 1")
     size = learned.size
-    if size.answer_only != (keys.unit == ANSWER_UNIT):
+    if keys.unit != LOSS_UNIT and size.answer_only != (keys.unit == ANSWER_UNIT):
         raise _impossible(
             path, f"{where}: loss_tokens", f"{size.loss_tokens} of {size.tokens}", repr(keys.unit)
         )

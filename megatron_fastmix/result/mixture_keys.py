@@ -19,6 +19,9 @@ VERSION = 2
 UNIT = "share of samples of seq_length tokens"
 ANSWER_UNIT = "share of answer tokens"
 """Unit of the weights of answer-only sources."""
+LOSS_UNIT = "share of loss tokens"
+"""Where sources are text and others answer-only: all tokens of the former count."""
+UNITS = (UNIT, ANSWER_UNIT, LOSS_UNIT)
 
 SAME = (
     *("seq_length", "complete", "steps", "outer_steps", "averaging_fraction"),
@@ -96,13 +99,20 @@ class Keys:
     config: dict[str, Any]
 
 
+def unit_of(mixture: LearnedMixture) -> str:
+    """What its weights are shares of, as the file says it."""
+    if mixture.mixed:
+        return LOSS_UNIT
+    return ANSWER_UNIT if mixture.answer_only else UNIT
+
+
 def values_of(mixture: LearnedMixture) -> dict[str, Any]:
     """All keys and their values, ready for JSON."""
     shares, epochs = mixture.shares("rows"), mixture.epochs
     keys = Keys(
         format=FORMAT,
         version=VERSION,
-        unit=ANSWER_UNIT if mixture.answer_only else UNIT,
+        unit=unit_of(mixture),
         sources=tuple(
             _source_keys(source, epochs[source.name], shares[source.name])
             for source in mixture.sources

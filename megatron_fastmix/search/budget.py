@@ -53,7 +53,8 @@ def offered_share(config: SearchConfig, inputs: Inputs) -> float | None:
 
 def _loss_tokens_per_sample(config: SearchConfig, inputs: Inputs) -> float:
     """Averaged over the sources; a sample of text has seq_length."""
-    if not inputs.sources[0].answer_only:
-        return float(config.data.seq_length)
-    sizes = [source.size for source in inputs.sources]
-    return sum(size.loss_tokens / size.rows for size in sizes) / len(sizes)
+    each = [
+        size.loss_tokens / size.rows if size.answer_only else float(config.data.seq_length)
+        for size in (source.size for source in inputs.sources)
+    ]
+    return sum(each) / len(each)

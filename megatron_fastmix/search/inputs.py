@@ -97,8 +97,8 @@ class Inputs:
 
     def tokens_per_sample(self, seq_length: int) -> float:
         """Tokens of a sample, averaged over the sources as they are drawn, evenly."""
-        rows = [source.tokens_per_row for source in self.sources if source.answer_only]
-        return sum(rows) / len(rows) if rows else float(seq_length)
+        each = [s.tokens_per_row if s.answer_only else float(seq_length) for s in self.sources]
+        return sum(each) / len(each)
 
 
 def check_inputs(config: SearchConfig, ranks: int, *, vocabulary: bool = True) -> Inputs:
@@ -125,7 +125,6 @@ def check_inputs(config: SearchConfig, ranks: int, *, vocabulary: bool = True) -
             prefixes[f"{owner.name} ({dataset.path})" if several else owner.name] = dataset.path
     check_same_tokenizer(prefixes, tokenizer.sha256)
     count = len(config.sources)
-    _check_one_kind(config.sources, sizes[:count])
     return Inputs(tokenizer=tokenizer, sources=sizes[:count], targets=sizes[count:])
 
 
@@ -192,15 +191,3 @@ def _answer_rows(owner: SourceConfig | TargetConfig, prefix: str, data: DataConf
             f"{data.max_cut_share:g}"
         )
     return rows
-
-
-def _check_one_kind(sources: Sequence[SourceConfig], sizes: Sequence[SourceSize]) -> None:
-    """All sources are text, or all are answer-only: shares of the two have no common unit."""
-    kinds: dict[bool, list[str]] = {True: [], False: []}
-    for source, size in zip(sources, sizes, strict=True):
-        kinds[size.answer_only].append(source.name)
-    if kinds[True] and kinds[False]:
-        raise ConfigError(
-            f"sources: {', '.join(kinds[True])} are answer-only, {', '.join(kinds[False])} are "
-            "plain text; their weights have no common unit, so search one kind at a time"
-        )

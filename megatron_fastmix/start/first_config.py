@@ -80,7 +80,7 @@ def first_config(
     """A configuration for these datasets. Raises `ConfigError` and `DataError`."""
     sources, held_out, reasons = _split(prefixes, targets)
     tokens = {prefix: inspect_indexed_dataset(prefix).tokens for prefix in sources}
-    answers = is_answer_only(sources[0])
+    answers = any(map(is_answer_only, sources))
     template = _template(sum(tokens.values()), answers, huggingface)
     values: dict[str, Any] = yaml.safe_load(shipped_configurations()[template])
     reasons.append(

@@ -10,6 +10,7 @@ import pytest
 
 from megatron_fastmix.corpus.answer_rows import read_answer_rows
 from megatron_fastmix.lab.forked_ranks import run_ranks
+from megatron_fastmix.result.mixture_file import read_mixture
 from tests.conftest import SOURCES
 from tests.distributed.searches import load, products_of, run_search, slow
 
@@ -69,3 +70,96 @@ def test_text_sources_are_searched_for_answers(search_values: dict, answer_corpo
     changes = {"training.train_iters": 60, "mixture.inner_steps": 3, "mixture.lr": 0.2}
     history = run_ranks(2, run_search, load(search_values, **changes))[0]["history"]
     assert history[-1].argmax() == 0
+
+
+@pytest.fixture
+def mixed_values(search_values: dict, answer_corpora: Path) -> dict:
+    """The first source text, the others answer-only."""
+    search_values["sources"] = [
+        search_values["sources"][0],
+        *({"name": name, "path": str(answer_corpora / name)} for name in SOURCES[1:]),
+    ]
+    search_values["targets"] = [{"name": "target", "path": str(answer_corpora / "target")}]
+    return search_values
+
+
+@pytest.mark.parametrize(("estimator", "packing"), [("one_pass", True), slow("per_source", False)])
+def test_text_and_answers_in_one_blend_have_the_products_of_each_alone(
+    mixed_values: dict, tmp_path: Path, estimator: str, packing: bool
+) -> None:
+    changes = {
+        "mixture.lr": 0,
+        "training.train_iters": 4,
+        "mixture.inner_steps": 2,
+        "objective.train_loss_weight": 0.2,
+        "engine.zero_stage": 0,
+    }
+    alone = load(
+        mixed_values,
+        run_dir=tmp_path / "alone",
+        **changes,
+        **{"hypergradient.estimator": "per_source", "data.packing": False},
+    )
+    run_ranks(1, run_search, alone)
+    config = load(
+        mixed_values,
+        **changes,
+        **{"hypergradient.estimator": estimator, "data.packing": packing},
+    )
+    run_ranks(2, run_search, config)
+    expected, found = products_of(alone.run_dir), products_of(config.run_dir)
+    assert len(found) == 2
+    scale = np.abs(expected).max(axis=1, keepdims=True)
+    np.testing.assert_allclose(found / scale, expected / scale, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_text_and_answers_are_shares_of_loss_tokens(
+    mixed_values: dict, answer_corpora: Path
+) -> None:
+    changes = {"training.train_iters": 6, "mixture.inner_steps": 3, "mixture.lr": 0.2}
+    config = load(mixed_values, **changes)
+    run_ranks(1, run_search, config)
+    folder = Path(config.run_dir)
+    values = json.loads((folder / "mixture.json").read_text())
+    assert values["unit"] == "share of loss tokens"
+    text, *answers = values["sources"]
+    assert text["loss_tokens"] == text["tokens"]
+    assert text["answer_tokens"] is None
+    length = config.data.seq_length
+    per_sample = [length]
+    for source in answers:
+        rows = read_answer_rows(answer_corpora / source["name"], length)
+        assert source["loss_tokens"] == source["answer_tokens"] == rows.answer_tokens.sum()
+        per_sample.append(rows.mean_answer_tokens)
+    # Drawn by the blend's shares, samples of text and rows yield loss tokens by `weight`.
+    learned = read_mixture(folder / "mixture.json")
+    weights = np.array([source["weight"] for source in values["sources"]])
+    drawn = np.array(list(learned.shares("samples").values()))
+    tokens = drawn * per_sample
+    np.testing.assert_allclose(tokens / tokens.sum(), weights, rtol=1e-9)
+    # And by the shares of rows, where a row of text is a document.
+    rows = np.array([source["row_weight"] for source in values["sources"]])
+    each = [source["loss_tokens"] / source["rows"] for source in values["sources"]]
+    np.testing.assert_allclose(rows * each / (rows * each).sum(), weights, rtol=1e-9)
+    # Every blend that the run wrote has those shares.
+    blend = (folder / "blend.txt").read_text().split()
+    written = dict(zip(blend[1::2], map(float, blend[::2]), strict=True))
+    np.testing.assert_allclose(list(written.values()), drawn, atol=1e-4)
+
+
+@pytest.mark.parametrize(("alpha", "losses"), [((0.8, 0.1, 0.1), "sampling")])
+def test_draws_of_text_and_answers_follow_the_weights(
+    mixed_values: dict, alpha: tuple, losses: str
+) -> None:
+    """Each source's loss is a mean per token of its own, whatever its samples' lengths: with the
+    same α, weighting the loss and drawing by α have the same expectation."""
+    changes = {
+        "training.train_iters": 2,
+        "mixture.inner_steps": 2,
+        "mixture.weighting": losses,
+        "mixture.initial_weights": list(alpha),
+    }
+    result = run_ranks(1, run_search, load(mixed_values, **changes))[0]
+    assert result["complete"]
+    # ln of the tokenizer's size at the start, for text and answers alike.
+    assert all(4.5 < loss < 6.5 for loss in result["losses"])

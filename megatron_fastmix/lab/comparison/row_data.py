@@ -42,7 +42,7 @@ class RowData:
         paths = {source.name: source.path for source in setting.sources}
         shares = {paths[name]: float(text) for name, text in task.candidate.weights.items()}
         samples = setting.training.train_iters * setting.training.global_batch_size
-        if not is_answer_only(next(iter(shares))):
+        if not any(map(is_answer_only, shares)):
             blends = [(list(shares), list(shares.values())), None, None]
             self._blend = self._build(task.seed, blends, [samples, 0, 0])[0]
             return
@@ -51,7 +51,8 @@ class RowData:
             self._build(task.seed, [([path], None), None, None], [None] * 3)[0] for path in shares
         ]
         rows = [
-            share / source.tokens_per_sample
+            # A sample of text is seq_length tokens of its loss.
+            share / getattr(source, "tokens_per_sample", setting.seq_length)
             for share, source in zip(shares.values(), sources, strict=True)
         ]
         self._blend = FastMixBlendedDataset(sources, rows, samples, sources[0].config)
