@@ -38,7 +38,11 @@ class Batch:
     segment: torch.Tensor | None = None
     """(R, S) the sample that each token belongs to, −1 for padding; None where rows are samples."""
     positions: torch.Tensor | None = None
-    """(R, S) where each token stands in its sample; None where no row holds two samples."""
+    """(R, S) where each token stands in its sample, or in its document under
+    data.reset_position_ids; None where that is its place in the row."""
+    blocks: torch.Tensor | None = None
+    """(R, S) int64: tokens attend to those of their row with the same number alone; None where a
+    row is one sample and one document, and causality does."""
     tokens_per_sample: torch.Tensor | None = None
     """(B,) by what the summed loss of a sample is divided: the mean number of answer tokens of a
     row of its source; None divides by the sample's own number of tokens in the loss."""

@@ -39,8 +39,12 @@ def collate(
     rows all by `collate_rows`, with their `tokens_per_sample` (B,) float64."""
     # Rows of answer-only data say by how many tokens their loss is divided; text is cut evenly.
     if not any("tokens_per_sample" in sample for sample in samples):
-        keys = ("tokens", "labels", "loss_mask")
-        return {key: torch.stack([sample[key] for sample in samples]) for key in keys}
+        keys = ("tokens", "labels", "loss_mask", "positions", "blocks")
+        return {
+            key: torch.stack([sample[key] for sample in samples])
+            for key in keys
+            if key in samples[0]
+        }
     divisors = [_divisor(sample) for sample in samples]
     return collate_rows(samples, row_length, packing) | {
         "tokens_per_sample": torch.tensor(divisors, dtype=torch.float64)
@@ -57,11 +61,11 @@ def _divisor(sample: dict[str, Any]) -> float:
 def collate_rows(
     samples: Sequence[dict[str, Any]], row_length: int, packing: bool
 ) -> dict[str, torch.Tensor]:
-    """`tokens`, `labels`, `loss_mask` and `segment`, all (R, longest row), and `positions` where a
-    row holds two samples.
+    """`tokens`, `labels`, `loss_mask` and `segment`, all (R, longest row), and `positions` and
+    `blocks` where a row holds two samples, or samples have their own.
 
     `segment` is the index of the sample that a token belongs to, −1 for padding; `positions` are
-    those of `positions_in_samples`.
+    those of `positions_in_samples`, and `blocks` the segments, but for what samples say themselves.
     """
     rows = place([len(sample["tokens"]) for sample in samples], row_length, packing)
     longest = max(sum(len(samples[i]["tokens"]) for i in row) for row in rows)
@@ -81,7 +85,31 @@ def collate_rows(
             batch["segment"][number, at:end] = index
             at = end
     positions = positions_in_samples(batch["segment"])
-    return batch if positions is None else batch | {"positions": positions}
+    if positions is not None:
+        batch |= {"positions": positions, "blocks": batch["segment"].clone()}
+    own = {key for sample in samples for key in ("positions", "blocks") if key in sample}
+    return batch | {key: _with_own(key, samples, rows, batch) for key in own}
+
+
+def _with_own(
+    key: str,
+    samples: Sequence[dict[str, Any]],
+    rows: Sequence[Sequence[int]],
+    batch: dict[str, torch.Tensor],
+) -> torch.Tensor:
+    """`positions` or `blocks` of a batch, (R, S), with those that samples have themselves."""
+    segment = batch["segment"]
+    places = torch.arange(segment.shape[1]).repeat(len(rows), 1)
+    # No sample has as many documents as the row has tokens, and one more.
+    stride = 1 if key == "positions" else segment.shape[1] + 1
+    whole = batch.get(key, places if key == "positions" else segment).clone() * stride
+    for number, row in enumerate(rows):
+        for index in row:
+            if key in samples[index]:
+                mine = segment[number] == index
+                base = 0 if key == "positions" else index * stride
+                whole[number, mine] = base + samples[index][key]
+    return whole
 
 
 def positions_in_samples(segment: torch.Tensor) -> torch.Tensor | None:

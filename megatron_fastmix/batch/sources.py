@@ -12,6 +12,7 @@ from megatron.core.datasets.utils import Split
 
 from megatron_fastmix import blend
 from megatron_fastmix.batch.answer_dataset import AnswerOnlyDataset, share_mean
+from megatron_fastmix.batch.document_resets import DocumentsApart, DocumentsApartGPTDataset
 from megatron_fastmix.batch.index_cache import index_cache
 from megatron_fastmix.batch.index_progress import IndexProgress
 from megatron_fastmix.batch.open_files import is_lean
@@ -96,6 +97,8 @@ def build_datasets(
     cache_path: str,
     lean: bool = False,
     eod_mask_loss: bool = False,
+    reset_position_ids: bool = False,
+    reset_attention_mask: bool = False,
 ) -> list[Any]:
     """The datasets or blends of the train, validation and test split, by Megatron-core's builder.
 
@@ -111,13 +114,15 @@ def build_datasets(
         blend_per_split=blends,
         path_to_cache=str(index_cache(cache_path, prefixes)),
         tokenizer=tokenizer,
-        reset_position_ids=False,
-        reset_attention_mask=False,
+        reset_position_ids=reset_position_ids,
+        reset_attention_mask=reset_attention_mask,
         eod_mask_loss=eod_mask_loss,
         create_attention_mask=False,
         mmap_bin_files=not lean,
     )
     text = LeanGPTDataset if lean else GPTDataset
+    if reset_position_ids or reset_attention_mask:
+        text = DocumentsApartLeanGPTDataset if lean else DocumentsApartGPTDataset
     answers = {prefix: is_answer_only(prefix) for prefix in prefixes}
     progress = IndexProgress(len(prefixes))
     counted = {
@@ -146,6 +151,10 @@ class LeanGPTDataset(GPTDataset):
             setattr(self, name, np.array(getattr(self, name)))
 
 
+class DocumentsApartLeanGPTDataset(DocumentsApart, LeanGPTDataset):
+    """The same with the documents of a sample apart."""
+
+
 def _is_lean(config: SearchConfig) -> bool:
     return is_lean(len(config.prefixes()))
 
@@ -168,4 +177,6 @@ def _one_epoch(
         cache_path=cache_path,
         lean=lean,
         eod_mask_loss=config.data.eod_mask_loss,
+        reset_position_ids=config.data.reset_position_ids,
+        reset_attention_mask=config.data.reset_attention_mask,
     )[split.value]

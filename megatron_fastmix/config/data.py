@@ -128,6 +128,12 @@ class DataConfig:
     eod_mask_loss: bool = False
     """Megatron's --eod-mask-loss: what follows an end token does not count in the loss of text. Set
     it as the final run does."""
+    reset_position_ids: bool = False
+    """Megatron's --reset-position-ids: in text, positions begin anew after each end token. Rotary
+    positions of Megatron's models do not follow it, there as here."""
+    reset_attention_mask: bool = False
+    """Megatron's --reset-attention-mask: in text, no token attends beyond an end token. Models of
+    Hugging Face take it together with reset_position_ids or not at all."""
     token_budget: int | float | str | None = None
     """D, the tokens of the final run that count in its loss (answer tokens of answer-only sources),
     as 300e9 or 300B. The search then reads only its own share T/D of every source, so that it

@@ -169,6 +169,14 @@ class SearchConfig:
             self.hypergradient.estimator,
             "LoRA leaves the output layer frozen; use one_pass or another",
         )
+        resets = (self.data.reset_position_ids, self.data.reset_attention_mask)
+        require(
+            self.proxy.kind != "huggingface" or resets[0] == resets[1],
+            "data.reset_position_ids and data.reset_attention_mask",
+            list(resets),
+            "transformers tells documents apart by their positions: set both alike with proxy.kind "
+            "huggingface",
+        )
         pattern = self.proxy.hybrid_layer_pattern
         require(
             pattern is None or "M" not in pattern or self.hypergradient.estimator != "one_pass",

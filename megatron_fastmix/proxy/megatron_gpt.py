@@ -98,10 +98,7 @@ def batch_token_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
     In float64 because a finite difference must not drown in the rounding of the sums over tokens.
     """
-    mask = None
-    if batch.positions is not None:
-        assert batch.segment is not None
-        mask = packed_mask(batch.segment)
+    mask = None if batch.blocks is None else packed_mask(batch.blocks)
     losses = token_losses(model, batch.tokens, batch.labels, mask, batch.positions)
     return losses.double() * batch.loss_mask
 

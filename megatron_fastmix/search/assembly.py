@@ -22,7 +22,7 @@ from megatron_fastmix.deepspeed_engine.engine import (
     engine_parameters,
     engine_preconditioner,
 )
-from megatron_fastmix.errors import DataError, FastMixError
+from megatron_fastmix.errors import ConfigError, DataError, FastMixError
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.mixture.objective import AGGREGATIONS, TargetAggregation
 from megatron_fastmix.parallel.groups import DataParallelGroup, limit_waiting
@@ -93,6 +93,11 @@ def assemble(config: SearchConfig, device: torch.device) -> SearchParts:
     world.barrier()
     limit_waiting(timedelta(minutes=config.engine.distributed_timeout_minutes))
     engine = build_engine(config, tokenizer.vocab_size, group.size)
+    if config.data.reset_attention_mask and getattr(engine.module, "samples_run_alone", False):
+        raise ConfigError(
+            "data.reset_attention_mask: this model carries what it read from one document of a row "
+            "to the next, whatever it is told; set it and data.reset_position_ids to false"
+        )
     return SearchParts(
         folder=folder,
         world=world,

@@ -1,4 +1,4 @@
-"""A mixture of text and answer-only sources, rendered: each artefact says what its shares are of."""
+"""A mixture of text and answer-only sources: each artefact says what its shares are of."""
 
 import dataclasses
 import json
