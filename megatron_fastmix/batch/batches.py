@@ -16,12 +16,14 @@ import numpy as np
 import torch
 
 from megatron_fastmix.batch.batch import Batch, Role, send
+from megatron_fastmix.batch.drawn_probe import draw_counts, draw_probe, generator_of
 from megatron_fastmix.batch.packing import collate
 from megatron_fastmix.batch.probe_allocation import allocate
 from megatron_fastmix.batch.read_ahead import ReadAhead
 from megatron_fastmix.batch.targets import ValidationTarget
 from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
 from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.mixture.grouping import Grouping
 from megatron_fastmix.parallel.groups import DataParallelGroup
 
 
@@ -48,14 +50,17 @@ class Batches:
         targets: Sequence[ValidationTarget],
         group: DataParallelGroup,
         *,
+        grouping: Grouping | None = None,
         read_ahead: bool = False,
     ) -> None:
-        """With `read_ahead`, training batches are read by a thread beforehand, up to the next step
+        """`grouping` is what has a logit, for a probe of `probe_samples`; None for the sources.
+        With `read_ahead`, training batches are read by a thread beforehand, up to the next step
         of the mixture, on which draws may depend; otherwise those of the same step are."""
         self.config = config
         self.blend = blend
         self.targets = targets
         self.group = group
+        self.grouping = grouping or Grouping.singletons(config.source_names)
         self.size = config.training.micro_batch_size
         self.accumulation_steps = config.accumulation_steps(group.size)
         self._seconds = 0.0
@@ -114,7 +119,9 @@ class Batches:
             for v, (target, omega) in enumerate(zip(self.targets, target_weights, strict=True))
         ]
         beta = self.config.objective.train_loss_weight
-        if beta:
+        if beta and config.probe_samples is not None:
+            terms.append(self._drawn_objective(outer_step, beta, weights, config.probe_samples))
+        elif beta:
             m = config.probe_samples_per_source
             terms.append(
                 [
@@ -131,6 +138,22 @@ class Batches:
             terms = [[sample for term in terms for sample in term]]
         return [self.split(term) for term in terms]
 
+    def _drawn_objective(
+        self, outer_step: int, beta: float, weights: np.ndarray, total: int
+    ) -> list[Sample]:
+        """β·Σ α_k L_k from `total` samples that are drawn by α."""
+        random = generator_of(self.config.seed, outer_step, "objective")
+        counts = draw_counts(total * weights / weights.sum(), random)
+        return [
+            Sample(
+                read=partial(self.blend.sample, "objective", k, outer_step * total + j),
+                index=k,
+                weight=beta / total,
+            )
+            for k in np.flatnonzero(counts).tolist()
+            for j in range(counts[k])
+        ]
+
     def sources_of(self, step: int) -> np.ndarray:
         """The source of every sample of optimizer step `step` over all ranks, (global batch,).
 
@@ -145,7 +168,8 @@ class Batches:
         self, outer_step: int, weights: np.ndarray, among: np.ndarray | None = None
     ) -> list[Batch]:
         """This rank's part of the probe: `probe_samples_per_source` samples of a source on
-        average, shared out by `probe_allocation`; `weights` is α (K,). Only of the sources
+        average, shared out by `probe_allocation`, or `probe_samples` of all together, drawn for
+        this step; `weights` is α (K,). Only of the sources
         `among`, bool (K,), where given; the others' samples change nothing about theirs."""
         first, counts = self._probe_ordinals(outer_step, weights)
         if among is not None:
@@ -172,6 +196,10 @@ class Batches:
     def _probe_ordinals(self, outer_step: int, weights: np.ndarray) -> tuple[int, np.ndarray]:
         """(first ordinal of every source, samples of each source (K,)) of a probe."""
         config = self.config.hypergradient
+        total = config.probe_samples
+        if total is not None:
+            random = generator_of(self.config.seed, outer_step, "probe")
+            return outer_step * total, draw_probe(total, self.grouping, random)
         m = config.probe_samples_per_source
         counts = allocate(weights, m, config.probe_allocation)
         # Ordinals must not depend on what earlier steps allocated.

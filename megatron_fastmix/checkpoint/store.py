@@ -240,6 +240,12 @@ def latest(run: RunFolder, world: DataParallelGroup | None = None) -> SearchStat
     return None
 
 
+def last_identity(run: RunFolder) -> dict[str, Any] | None:
+    """The data that the newest checkpoint rests on (`identity.identity_of`); None without one."""
+    steps = complete_steps(run)
+    return _read_state(run.checkpoint(steps[-1]))[0].identity if steps else None
+
+
 def rank_files(run: RunFolder, step: int, tensor_rank: int = 0) -> list[Path]:
     """The files of one tensor-parallel rank in the checkpoint of `step`."""
     folder = run.checkpoint(step)

@@ -7,6 +7,7 @@ import os
 
 from megatron_fastmix.config import load_config
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.start.from_run import start_from
 from megatron_fastmix.start.launch import launch
 from megatron_fastmix.start.seeds import launch_seeds
 from megatron_fastmix.start.worker import run_worker
@@ -35,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="search with N seeds, one after the other, and average them (default 1)",
     )
     parser.add_argument(
+        "--from",
+        dest="from_run",
+        metavar="RUN",
+        help="start from a finished run whose sources were added to, dropped or rebuilt since: "
+        "those it knew keep their relative weights, the others are learned",
+    )
+    parser.add_argument(
         "--accept-changes",
         action="store_true",
         help="resume although settings or the content of datasets changed since the checkpoint",
@@ -52,6 +60,11 @@ def run(args: argparse.Namespace) -> int:
     for name, mpi_name in _OPEN_MPI.items():
         if mpi_name in os.environ:
             os.environ.setdefault(name, os.environ[mpi_name])
+    if args.from_run is not None:
+        found = start_from(config, args.from_run)
+        config = found.config
+        if os.environ.get("RANK", "0") == "0":
+            print(f"From {args.from_run}: {found.text}.", flush=True)
     if "RANK" in os.environ:
         return run_worker(config, accept_changes=args.accept_changes)
     if args.seeds < 1:

@@ -25,6 +25,8 @@ class SourceConfig:
     """The source's share α_k never falls below this."""
     max_weight: float = 1.0
     """The source's share α_k never rises above this."""
+    group: str | None = None
+    """The group that the source belongs to, such as code; see `groups` and `mixture.learn`."""
 
     def __post_init__(self) -> None:
         require_name(self.name, "sources: name")
@@ -35,6 +37,8 @@ class SourceConfig:
             [self.min_weight, self.max_weight],
             "use shares with 0 ≤ min_weight ≤ max_weight ≤ 1 and max_weight > 0",
         )
+        if self.group is not None:
+            require_name(self.group, f"source {self.name}: group")
 
     def prefixes(self) -> tuple[str, ...]:
         """Those of its datasets, as they are there now. Raises `DataError` for none."""

@@ -21,6 +21,11 @@ class HypergradientConfig:
     """Target samples per outer step over all ranks, from which v is computed."""
     probe_samples_per_source: int = 8
     """Probe samples of each source per outer step over all ranks, on average."""
+    probe_samples: int | None = None
+    """Probe samples per outer step of all sources together, whatever their number, in place of
+    `probe_samples_per_source`: the same expected number for each logit, and for a group (see
+    `mixture.learn`) drawn among its sources by their shares. What draws none in a step is not moved
+    by it. For hundreds of sources."""
     probe: Literal["separate", "training"] = "separate"
     """What is probed: samples of its own, or the last training batch before the outer step, as it
     is trained on, for the arithmetic of one more forward pass of it. `training` is for `one_pass`
@@ -44,6 +49,19 @@ class HypergradientConfig:
                 f"hypergradient.{name}",
                 getattr(self, name),
                 "use at least 1",
+            )
+        require(
+            self.probe_samples is None or self.probe_samples >= 2,
+            "hypergradient.probe_samples",
+            self.probe_samples,
+            "use at least 2: a step compares sources",
+        )
+        for name, only in (("probe", "separate"), ("probe_allocation", "even")):
+            require(
+                self.probe_samples is None or getattr(self, name) == only,
+                f"hypergradient.{name}",
+                getattr(self, name),
+                f"probe_samples draws a probe of its own: use {only}, or leave probe_samples out",
             )
         require(
             self.probe_allocation == "even" or self.probe_samples_per_source > 2,

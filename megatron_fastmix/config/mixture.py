@@ -18,7 +18,11 @@ class MixtureConfig:
     """The outer loop: how the mixture logits move."""
 
     initial_weights: tuple[float, ...] | None = None
-    """Starting mixture in the order of `sources`; default uniform."""
+    """Starting mixture in the order of `sources`; default uniform, with `learn: groups` over the
+    groups, and inside each by size."""
+    learn: Literal["sources", "groups"] = "sources"
+    """What has a logit: every source, or every group (`sources[].group`; a source without one is
+    its own). The shares inside a group then stay as they are at the start."""
     inner_steps: int = 20
     """n1, optimizer steps between two outer steps (the paper's best value)."""
     weighting: Literal["loss", "sampling"] = "sampling"

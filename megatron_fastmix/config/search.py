@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from megatron_fastmix.config.data import DataConfig, SourceConfig, TargetConfig, TokenizerConfig
 from megatron_fastmix.config.engine import EngineConfig
+from megatron_fastmix.config.groups import GroupConfig, check_groups
 from megatron_fastmix.config.hypergradient import HypergradientConfig
 from megatron_fastmix.config.mixture import MixtureConfig
 from megatron_fastmix.config.objective import ObjectiveConfig
@@ -32,6 +33,8 @@ class SearchConfig:
     targets: tuple[TargetConfig, ...]
     """The V targets."""
     tokenizer: TokenizerConfig
+    groups: tuple[GroupConfig, ...] = ()
+    """Bounds and priors of groups of sources (`sources[].group`); others have none."""
     seed: int = 1234
     """Seed of the draws, of the proxy's initial weights and of the probe."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -83,6 +86,13 @@ class SearchConfig:
             "sources",
             [[source.min_weight, source.max_weight] for source in self.sources],
             "the sum of min_weight must not exceed 1, nor that of max_weight fall below it",
+        )
+        check_groups(
+            self.sources,
+            self.groups,
+            learn=self.mixture.learn,
+            entropy_weight=self.objective.entropy_weight,
+            prior_weights=self.objective.prior_weights,
         )
         self._check_budget()
         self._check_proxy()

@@ -13,10 +13,16 @@ import numpy as np
 
 from megatron_fastmix.config import MixtureConfig
 from megatron_fastmix.errors import CheckpointError, NonFiniteError
-from megatron_fastmix.mixture.optimality import Optimality, judge_optimality
+from megatron_fastmix.mixture.grouping import Bounds, Grouping
+from megatron_fastmix.mixture.optimality import Optimality, judge_optimality, series_mean
 from megatron_fastmix.mixture.outer_optimizer import OUTER_OPTIMIZERS, logit_gradient
 from megatron_fastmix.mixture.schedule import scheduled_rate
-from megatron_fastmix.mixture.simplex import project_onto_bounds, safe_log, softmax
+from megatron_fastmix.mixture.simplex import (
+    project_onto_bounds,
+    project_onto_nested_bounds,
+    safe_log,
+    softmax,
+)
 
 
 def averaged_steps(outer_steps: int, fraction: float) -> int:
@@ -25,36 +31,65 @@ def averaged_steps(outer_steps: int, fraction: float) -> int:
 
 
 class Mixture:
-    """K named sources, their logits z (K,) and the outer optimizer that moves them."""
+    """K named sources, the logits y (G,) of the groups that share one, and the outer optimizer that
+    moves them. Unless groups are learned, every source has a logit of its own, and G = K."""
 
     def __init__(
         self,
         names: Sequence[str],
         config: MixtureConfig,
         *,
-        bounds: tuple[Sequence[float], Sequence[float]] | None = None,
+        bounds: Bounds | None = None,
         total_steps: int = 1,
+        groups: Grouping | None = None,
+        group_bounds: Bounds | None = None,
     ) -> None:
-        """`bounds` are the least and the largest weight of each source; `total_steps` outer steps
-        are the length of the learning rate's decay."""
+        """`bounds` are the least and the largest weight of each source, `group_bounds` those of
+        each of `groups`, (G,); `total_steps` outer steps are the length of the learning rate's
+        decay. With `learn: groups` the shares inside `groups` stay, and each has a logit.
+        """
         self.names = list(names)
         self.config = config
         self.total_steps = total_steps
+        self.groups = groups
+        """The groups that are reported; None without any."""
+        learned = groups if config.learn == "groups" else None
+        self.grouping = learned or Grouping.singletons(names)
+        """The groups that have a logit each."""
         lower, upper = bounds or ([0.0] * len(self.names), [1.0] * len(self.names))
-        self._lower, self._upper = np.asarray(lower, float), np.asarray(upper, float)
-        start = config.initial_weights or [1.0] * len(self.names)
-        self.logits = np.log(np.asarray(start, dtype=np.float64))
-        self.logits -= self.logits.mean()
+        own = group_bounds if learned else None
+        self._lower, self._upper = self.grouping.bounds((lower, upper), own)
+        self._nested = None if learned or groups is None else group_bounds
+        self._y = self._start(config.initial_weights)
         self._keep_bounds()
-        self._optimizer = OUTER_OPTIMIZERS[config.optimizer](len(self.names), config)
+        self._optimizer = OUTER_OPTIMIZERS[config.optimizer](len(self._y), config)
         self.history = [self.weights]
         self.advantages: list[np.ndarray] = []
-        """A_k of each outer step, (K,), NaN where it is not known."""
+        """A of each outer step and of what has a logit, (G,), NaN where it is not known."""
+
+    def _start(self, initial: Sequence[float] | None) -> np.ndarray:
+        """y at the start, (G,): of even weights, or of those of the groups together."""
+        start = np.ones(len(self.grouping.names))
+        if initial is not None:
+            start = self.grouping.sums(np.asarray(initial, dtype=np.float64))
+        logits = np.log(start)
+        centred: np.ndarray = logits - logits.mean()
+        return centred
+
+    @property
+    def logits(self) -> np.ndarray:
+        """z, (K,): of a source in a group that of the group plus the log of its share inside."""
+        return self.grouping.source_logits(self._y)
 
     @property
     def weights(self) -> np.ndarray:
         """α, float64 of shape (K,), summing to 1."""
         return softmax(self.logits)
+
+    @property
+    def logit_weights(self) -> np.ndarray:
+        """a, the weight of what has a logit, (G,)."""
+        return softmax(self._y)
 
     @property
     def loss_weights(self) -> np.ndarray:
@@ -88,17 +123,18 @@ class Mixture:
         seen: np.ndarray | None = None,
         advantage: np.ndarray | None = None,
     ) -> np.ndarray:
-        """One outer step; returns ∂ℓ/∂z before it, shape (K,).
+        """One outer step; returns ∂ℓ/∂y before it, shape (G,), with G = K unless groups are
+        learned.
 
         Args:
-            gradient: h = ∂ℓ/∂α, shape (K,).
-            seen: bool, shape (K,): sources with evidence. The others keep their logit and do not
+            gradient: h = ∂ℓ/∂a, shape (G,).
+            seen: bool, shape (G,): groups with evidence. The others keep their logit and do not
                 shift the mean that centres the rest.
-            advantage: A_k (`optimality.advantages`), shape (K,), kept for the verdict on the run.
+            advantage: A (`optimality.advantages`), shape (G,), kept for the verdict on the run.
 
         Raises `NonFiniteError` where a logit would become NaN or Inf; the logits stay then.
         """
-        weights = self.weights
+        weights = self.logit_weights
         seen = np.ones(len(weights), dtype=bool) if seen is None else seen
         slope = np.zeros_like(weights)
         if seen.any():
@@ -119,14 +155,31 @@ class Mixture:
         tail = np.stack(self.history[-count:])
         return tail.mean(axis=0), tail.std(axis=0), count
 
-    def optimality(self) -> Optimality:
-        """Whether the averaged part of the run is at an optimum."""
+    def averaged_groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each of `groups`, over the tail of the run: standard deviation of its weight, mean
+        advantage and standard error of that mean, (G,) each; NaN where they are not known."""
+        assert self.groups is not None
         count = averaged_steps(self.outer_steps, self.config.averaging_fraction)
-        shape = (-1, len(self.names))
+        spread = self.groups.sums(np.stack(self.history[-count:])).std(axis=0)
+        logits = len(self.grouping.names)
+        advantage = np.reshape(self.advantages[-count:], (-1, logits))
+        if self.grouping.is_trivial:
+            # A of a group is the mean of its sources' by their weights before the step.
+            before = np.reshape(self.history[:-1][-count:], (-1, logits))
+            known = np.where(np.isfinite(advantage), before, 0.0)
+            total = self.groups.sums(known)
+            summed = self.groups.sums(known * np.nan_to_num(advantage))
+            advantage = np.divide(summed, total, out=np.full_like(total, np.nan), where=total > 0)
+        return spread, *series_mean(advantage)
+
+    def optimality(self) -> Optimality:
+        """Whether the averaged part of the run is at an optimum, of what has a logit."""
+        count = averaged_steps(self.outer_steps, self.config.averaging_fraction)
+        before = np.reshape(self.history[:-1][-count:], (-1, len(self.names)))
         return judge_optimality(
-            self.names,
-            np.reshape(self.advantages[-count:], shape),
-            np.reshape(self.history[:-1][-count:], shape),
+            self.grouping.names,
+            np.reshape(self.advantages[-count:], (-1, len(self.grouping.names))),
+            self.grouping.sums(before),
             outer_steps=self.outer_steps,
             lower=self._lower.tolist(),
             upper=self._upper.tolist(),
@@ -134,9 +187,12 @@ class Mixture:
 
     def state(self) -> dict[str, Any]:
         """Everything that exact resume needs, as JSON values (float64 round-trips by repr)."""
+        groups = [] if self.grouping.is_trivial else self.grouping.members.tolist()
         return {
             "names": self.names,
-            "logits": self.logits.tolist(),
+            "groups": groups,
+            "shares": self.grouping.shares.tolist() if groups else [],
+            "logits": self._y.tolist(),
             "optimizer": self._optimizer.state(),
             "history": [weights.tolist() for weights in self.history],
             "advantages": [
@@ -146,38 +202,56 @@ class Mixture:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restores `state()`. Raises `CheckpointError` where the sources differ."""
+        """Restores `state()`. Raises `CheckpointError` where the sources or their groups differ."""
         if state["names"] != self.names:
             raise CheckpointError(
                 f"the checkpoint's sources are {state['names']}, the configuration's {self.names}; "
                 "use the same sources in the same order, or another run_dir"
             )
+        mine = self.state()
+        for key in ("groups", "shares"):  # checkpoints of before there were groups have neither
+            if state.get(key, []) != mine[key]:
+                raise CheckpointError(
+                    f"the {key} of the sources that share a logit are {mine[key]} here and "
+                    f"{state.get(key, [])} in the checkpoint; shares inside a group follow from "
+                    "mixture.initial_weights or the sizes of the sources: restore these, or use "
+                    "another run_dir"
+                )
         logits = np.array(state["logits"], dtype=np.float64)
         if not np.isfinite(logits).all():
             raise CheckpointError(
                 f"the checkpoint's logits are {logits.tolist()}; remove it, so that the one before "
                 "is taken"
             )
-        self.logits = logits
+        self._y = logits
         self._optimizer.load_state(state["optimizer"])
         self.history = [np.array(weights) for weights in state["history"]]
         # Checkpoints of before they were kept have none.
-        kept = state.get("advantages", [[None] * len(self.names)] * self.outer_steps)
+        kept = state.get("advantages", [[None] * len(logits)] * self.outer_steps)
         self.advantages = [np.array(each, dtype=np.float64) for each in kept]
 
     def _move(self, change: np.ndarray) -> None:
-        logits = self.logits + change
-        for name, value in zip(self.names, logits, strict=True):
+        logits = self._y + change
+        for name, value in zip(self.grouping.names, logits, strict=True):
             if not np.isfinite(value):
+                kind = "source" if self.grouping.is_trivial else "group"
                 raise NonFiniteError(
-                    f"outer step {self.outer_steps}: the logit of source {name} would become "
+                    f"outer step {self.outer_steps}: the logit of {kind} {name} would become "
                     f"{value}; lower mixture.lr, and resume from the last checkpoint"
                 )
-        self.logits = logits
+        self._y = logits
 
     def _keep_bounds(self) -> None:
-        """Moves z so that α lies within its bounds; leaves it bit for bit where it does."""
-        weights = self.weights
-        projected = project_onto_bounds(weights, self._lower, self._upper)
+        """Moves y so that the weights lie within their bounds; leaves it bit for bit where they
+        do."""
+        weights = self.logit_weights
+        if self._nested is None:
+            projected = project_onto_bounds(weights, self._lower, self._upper)
+        else:
+            assert self.groups is not None
+            least, most = (np.asarray(each, float) for each in self._nested)
+            projected = project_onto_nested_bounds(
+                weights, self._lower, self._upper, self.groups.members, least, most
+            )
         if projected is not weights:
-            self.logits += safe_log(projected) - safe_log(weights)
+            self._y = self._y + safe_log(projected) - safe_log(weights)

@@ -41,13 +41,18 @@ def objective_samples(config: SearchConfig) -> list[int]:
     """Samples of each gradient v of an outer step, every one of which has a probe of its own."""
     samples = [config.hypergradient.target_samples] * len(config.targets)
     if config.objective.train_loss_weight:
-        samples.append(config.hypergradient.probe_samples_per_source * len(config.sources))
+        samples.append(
+            config.hypergradient.probe_samples
+            or config.hypergradient.probe_samples_per_source * len(config.sources)
+        )
     return samples if config.estimates_per_target else [sum(samples)]
 
 
 def separate_probe_samples(config: SearchConfig) -> int:
     """Samples of an outer step that are probed apart from training, about: where training batches
     are the probe, those of sources that even draws leave out."""
+    if config.hypergradient.probe_samples is not None:
+        return config.hypergradient.probe_samples
     sources = len(config.sources)
     if config.hypergradient.probe == "training":
         sources = max(0, sources - config.training.global_batch_size)

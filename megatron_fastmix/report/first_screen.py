@@ -15,7 +15,7 @@ from megatron_fastmix.report.capped import capped_mixture, read_often, repetitio
 from megatron_fastmix.report.commands import Command, next_commands
 from megatron_fastmix.report.durations import duration
 from megatron_fastmix.report.measured_gain import Measurements
-from megatron_fastmix.report.name_groups import name_groups
+from megatron_fastmix.report.name_groups import groups_of
 from megatron_fastmix.report.number_texts import amount, decimals, share, with_error
 from megatron_fastmix.report.predicted_gain import Gain, Prediction, predict
 from megatron_fastmix.report.run_record import RunRecord
@@ -103,7 +103,7 @@ def first_screen(
     what = "to use" if found.complete else f"so far, at step {found.steps:,}"
     seeds = f", the average of {len(found.seeds)} seeds" if found.seeds else ""
     gains, gain_notes = compare_gains(runs, found, against)
-    groups = name_groups(list(found.weights))
+    groups = groups_of(found)
     sums = found.group_weights(groups)
     return FirstScreen(
         heading=f"The mixture {what}{seeds}",
@@ -220,9 +220,7 @@ def _rows(
     marks = [mark for mark in ticks(0.0, top, 3) if mark <= top]
     limited = {} if capped is None else capped.weights
     row_shares = found.rounded("rows") if found.answer_only else {}
-    owner = {
-        name: group for group, names in name_groups(list(found.weights)).items() for name in names
-    }
+    owner = {name: group for group, names in groups_of(found).items() for name in names}
     rows = []
     for source in sources:
         weight, spread = source.weight, source.weight_std

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from megatron_fastmix.result.learned_group import LearnedGroup
 from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture, LearnedSource
 from megatron_fastmix.text_table import align
 
@@ -41,6 +42,7 @@ def final_table(
     lines = [
         align(list(columns), list(zip(*columns.values(), strict=True))),
         "",
+        *([_group_table(mixture, spread), ""] if mixture.groups else []),
         f"Weights are {mixture.weights_are}; {spread} is {what}. "
         f"Epochs are those in {mixture.token_budget:,} {tokens}.",
     ]
@@ -68,7 +70,25 @@ def final_table(
     return "\n".join(lines)
 
 
-def _advantage(source: LearnedSource) -> str:
+def _group_table(mixture: LearnedMixture, spread: str) -> str:
+    """The groups, heaviest first."""
+    weights = mixture.group_weights(mixture.members)
+    started = mixture.group_weights(mixture.members, "initial_weight")
+    scale = len(mixture.seeds) ** 0.5 if len(mixture.seeds) > 1 else 1.0
+    heaviest = sorted(mixture.groups, key=lambda group: -weights[group.name])
+    columns = {
+        "group": [group.name for group in heaviest],
+        "sources": [str(len(group.sources)) for group in heaviest],
+        "initial weight": [f"{started[group.name]:.4f}" for group in heaviest],
+        "learned weight": [f"{weights[group.name]:.4f}" for group in heaviest],
+        spread: [f"{group.weight_std / scale:.4f}" for group in heaviest],
+    }
+    if any(group.advantage is not None for group in heaviest):
+        columns["advantage"] = [_advantage(group) for group in heaviest]
+    return align(list(columns), list(zip(*columns.values(), strict=True)))
+
+
+def _advantage(source: LearnedSource | LearnedGroup) -> str:
     if source.advantage is None or source.advantage_standard_error is None:
         return ""
     return f"{source.advantage:+.1e} ± {source.advantage_standard_error:.0e}"

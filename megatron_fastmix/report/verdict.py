@@ -6,12 +6,12 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from megatron_fastmix.mixture.optimality import CLEAR as CLEAR_ERRORS
-from megatron_fastmix.mixture.optimality import Optimality, judge_optimality
+from megatron_fastmix.mixture.optimality import Optimality, Status, judge_optimality
 from megatron_fastmix.report.run_record import RunRecord
 from megatron_fastmix.result.learned_mixture import LearnedMixture, average
 
@@ -107,6 +107,8 @@ def _against_uniform(mixture: LearnedMixture) -> Finding | None:
 def optimality(run: RunRecord) -> Optimality | None:
     """Whether the averaged part of a run is at an optimum; None where advantages were not logged,
     by earlier releases."""
+    if run.mixture is not None and any(group.learned for group in run.mixture.groups):
+        return _of_groups(run.mixture)
     advantage = run.by_source("advantage")
     if not np.isfinite(advantage).any():
         return None
@@ -119,6 +121,21 @@ def optimality(run: RunRecord) -> Optimality | None:
         outer_steps=len(run.outer),
         lower=lower,
         upper=upper,
+    )
+
+
+def _of_groups(mixture: LearnedMixture) -> Optimality | None:
+    """That of groups whose shares inside are fixed: the advantages of their sources need not be 0,
+    and say nothing of it."""
+    found, nan = mixture.optimality, float("nan")
+    if found is None:
+        return None
+    pairs = [(g.advantage, g.advantage_standard_error) for g in mixture.groups]
+    return Optimality(
+        status=cast(Status, found.status),
+        advantage=tuple(nan if mean is None else mean for mean, _ in pairs),
+        standard_error=tuple(nan if error is None else error for _, error in pairs),
+        text=found.text,
     )
 
 

@@ -11,9 +11,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.result.learned_group import LearnedGroup, average_groups
 from megatron_fastmix.result.rounding import DEFAULT_DECIMALS, round_weights
 from megatron_fastmix.result.sizes import Shard, Size, Unit, shares_in, total_size
 
@@ -43,7 +44,8 @@ class LearnedSource:
     """z after the last outer step."""
     advantage: float | None = None
     """A_k = ⟨v, ∇L_k⟩ − Σ α_i⟨v, ∇L_i⟩, its mean over the averaged part of the run; None where it
-    is not known. Where several seeds ran, that which is the most standard errors from 0."""
+    is not known, and in a group whose shares inside are fixed. Where several seeds ran, that which
+    is the most standard errors from 0."""
     advantage_standard_error: float | None = None
     """Of that mean."""
 
@@ -119,6 +121,8 @@ class LearnedMixture:
     optimality: OptimalityResult | None = None
     """The verdict on the averaged part, of several seeds the worst; None for other methods."""
     sources: tuple[LearnedSource, ...]
+    groups: tuple[LearnedGroup, ...] = ()
+    """Where the configuration names any."""
     targets: tuple[TargetResult, ...]
     cost: dict[str, float]
     """`training_flops`, `wall_seconds` and `tokens` of the search."""
@@ -226,9 +230,18 @@ class LearnedMixture:
         """The weights at the start by source."""
         return {source.name: source.initial_weight for source in self.sources}
 
-    def group_weights(self, groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
-        """The sum of the weights of each group's sources."""
-        weights = self.weights
+    @property
+    def members(self) -> dict[str, tuple[str, ...]]:
+        """The sources of each group."""
+        return {group.name: group.sources for group in self.groups}
+
+    def group_weights(
+        self,
+        groups: Mapping[str, Sequence[str]],
+        key: Literal["initial_weight", "final_weight", "weight"] = "weight",
+    ) -> dict[str, float]:
+        """The sum of the weights `key` of each group's sources."""
+        weights = {source.name: getattr(source, key) for source in self.sources}
         return {group: math.fsum(weights[n] for n in names) for group, names in groups.items()}
 
     def target_shares(self, unit: Unit) -> dict[str, float]:
@@ -304,6 +317,10 @@ def average(mixtures: Sequence[LearnedMixture]) -> LearnedMixture:
         complete=all(mixture.complete for mixture in mixtures),
         optimality=_worst_verdict(mixtures),
         sources=tuple(dataclasses.replace(s, weight=s.weight / total) for s in sources),
+        groups=average_groups(
+            [mixture.groups for mixture in mixtures],
+            [list(mixture.group_weights(mixture.members).values()) for mixture in mixtures],
+        ),
         targets=tuple(
             _average_target([mixture.targets[v] for mixture in mixtures])
             for v in range(len(first.targets))

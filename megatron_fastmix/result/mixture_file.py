@@ -17,6 +17,7 @@ from typing import Any
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.result.learned_group import LearnedGroup
 from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource, TargetResult
 from megatron_fastmix.result.mixture_keys import (
     ANSWER_UNIT,
@@ -73,6 +74,7 @@ def read_mixture(path: str | Path) -> LearnedMixture:
     _check_unit_and_names(keys, path)
     mixture = LearnedMixture(
         sources=tuple(_source(source, keys, path) for source in keys.sources),
+        groups=_groups(keys, path),
         targets=tuple(_target(target, keys, path) for target in keys.targets),
         **{key: getattr(keys, key) for key in SAME},
     )
@@ -119,6 +121,18 @@ def _check_unit_and_names(keys: Keys, path: Path) -> None:
                 f"{path}: {where}: {twice} occur more than once; names are unique; "
                 "take the file that the run wrote"
             )
+
+
+def _groups(keys: Keys, path: Path) -> tuple[LearnedGroup, ...]:
+    names = [source.name for source in keys.sources]
+    held = [name for group in keys.groups for name in group.sources]
+    if keys.groups and sorted(held) != sorted(names):
+        raise _impossible(path, "groups: sources", held, "every source once")
+    kept = {field.name for field in dataclasses.fields(LearnedGroup)}
+    return tuple(
+        LearnedGroup(**{key: value for key, value in vars(group).items() if key in kept})
+        for group in keys.groups
+    )
 
 
 def _source(source: SourceKeys, keys: Keys, path: Path) -> LearnedSource:

@@ -59,6 +59,22 @@ class SourceKeys:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupKeys:
+    """A group's keys."""
+
+    name: str
+    sources: tuple[str, ...]
+    learned: bool
+    initial_weight: float
+    """The weights are sums of those of its sources."""
+    final_weight: float
+    weight: float
+    weight_std: float
+    advantage: float | None = None
+    advantage_standard_error: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TargetKeys:
     """A target's keys."""
 
@@ -93,6 +109,7 @@ class Keys:
     estimator: str
     optimality: OptimalityResult | None = None
     sources: tuple[SourceKeys, ...]
+    groups: tuple[GroupKeys, ...] = ()
     targets: tuple[TargetKeys, ...]
     cost: dict[str, float]
     versions: dict[str, str]
@@ -117,6 +134,7 @@ def values_of(mixture: LearnedMixture) -> dict[str, Any]:
             _source_keys(source, epochs[source.name], shares[source.name])
             for source in mixture.sources
         ),
+        groups=_group_keys(mixture),
         targets=tuple(map(_target_keys, mixture.targets)),
         **{key: getattr(mixture, key) for key in SAME},
     )
@@ -144,6 +162,22 @@ def _source_keys(source: LearnedSource, epochs: float, row_weight: float) -> Sou
         shards=source.shards,
         advantage=source.advantage,
         advantage_standard_error=source.advantage_standard_error,
+    )
+
+
+def _group_keys(mixture: LearnedMixture) -> tuple[GroupKeys, ...]:
+    members = mixture.members
+    initial = mixture.group_weights(members, "initial_weight")
+    final = mixture.group_weights(members, "final_weight")
+    weight = mixture.group_weights(members)
+    return tuple(
+        GroupKeys(
+            **vars(group),
+            initial_weight=initial[group.name],
+            final_weight=final[group.name],
+            weight=weight[group.name],
+        )
+        for group in mixture.groups
     )
 
 

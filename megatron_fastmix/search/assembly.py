@@ -31,6 +31,7 @@ from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.search.budget import offered_share
 from megatron_fastmix.search.inputs import Inputs, check_inputs
 from megatron_fastmix.search.outer_step import OuterLoop
+from megatron_fastmix.search.start_mixture import start_mixture
 
 INDEXING_LIMIT = timedelta(days=2)
 """How long the ranks wait for the indices of all datasets."""
@@ -74,9 +75,7 @@ def assemble(config: SearchConfig, device: torch.device) -> SearchParts:
     identity = identity_of(config, tokenizer.sha256)
     check_same_on_all_ranks(identity, world)
 
-    mixture = Mixture(
-        config.source_names, config.mixture, bounds=config.bounds, total_steps=config.outer_steps
-    )
+    mixture = start_mixture(config, [source.size.loss_tokens for source in inputs.sources])
     targets = AGGREGATIONS[config.objective.target_aggregation](
         config.target_weights, [t.reference_loss for t in config.targets], config.objective
     )
@@ -88,6 +87,7 @@ def assemble(config: SearchConfig, device: torch.device) -> SearchParts:
         build_source_blend(config, mixture, tokenizer, cache, share),
         build_targets(config, tokenizer, cache),
         group,
+        grouping=mixture.grouping,
         read_ahead=True,
     )
     world.barrier()

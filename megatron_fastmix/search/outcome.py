@@ -11,8 +11,10 @@ import numpy as np
 
 from megatron_fastmix.checkpoint.store import SearchState
 from megatron_fastmix.config import SearchConfig, strict_yaml
+from megatron_fastmix.mixture.grouping import Grouping
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.mixture.optimality import Optimality
+from megatron_fastmix.result.learned_group import LearnedGroup
 from megatron_fastmix.result.learned_mixture import (
     LearnedMixture,
     LearnedSource,
@@ -49,7 +51,10 @@ class Outcome:
     seconds: float
     tokens: int
     optimality: Optimality | None = None
-    """None for methods that know no advantages."""
+    """Of what has a logit; None for methods that know no advantages."""
+    grouping: Grouping | None = None
+    """What has a logit; None for the sources."""
+    groups: tuple[LearnedGroup, ...] = ()
 
     def learned_mixture(self, config: SearchConfig, inputs: Inputs) -> LearnedMixture:
         """The outcome with what is known of its sources and targets."""
@@ -98,6 +103,7 @@ class Outcome:
             if self.optimality is None
             else OptimalityResult(status=self.optimality.status, text=self.optimality.text),
             sources=sources,
+            groups=self.groups,
             targets=targets,
             cost={
                 "training_flops": self.flops,
@@ -109,12 +115,39 @@ class Outcome:
         )
 
     def _advantage(self, k: int) -> tuple[float | None, float | None]:
-        """A_k and its standard error, where they are known."""
+        """A_k and its standard error, where they are known and the source's own."""
         if self.optimality is None:
             return None, None
-        found = self.optimality.advantage[k], self.optimality.standard_error[k]
-        mean, error = (value if math.isfinite(value) else None for value in found)
-        return mean, error
+        place = k
+        if self.grouping is not None:
+            place = int(self.grouping.members[k])
+            if np.count_nonzero(self.grouping.members == place) > 1:
+                return None, None
+        return _known(self.optimality.advantage[place], self.optimality.standard_error[place])
+
+
+def _known(*found: float) -> tuple[float | None, float | None]:
+    mean, error = (float(value) if math.isfinite(value) else None for value in found)
+    return mean, error
+
+
+def learned_groups(mixture: Mixture) -> tuple[LearnedGroup, ...]:
+    """The groups that the configuration names, as they came out."""
+    if mixture.groups is None:
+        return ()
+    groups, learned = mixture.groups, not mixture.grouping.is_trivial
+    spread, advantage, error = mixture.averaged_groups()
+    return tuple(
+        LearnedGroup(
+            name=name,
+            sources=tuple(np.array(mixture.names, dtype=object)[groups.members == g].tolist()),
+            learned=learned,
+            weight_std=float(spread[g]),
+            advantage=_known(advantage[g], error[g])[0],
+            advantage_standard_error=_known(advantage[g], error[g])[1],
+        )
+        for g, name in enumerate(groups.names)
+    )
 
 
 def search_outcome(
@@ -142,4 +175,6 @@ def search_outcome(
         seconds=state.seconds,
         tokens=state.tokens,
         optimality=mixture.optimality(),
+        grouping=mixture.grouping,
+        groups=learned_groups(mixture),
     )

@@ -29,9 +29,11 @@ from megatron_fastmix.hypergradient.training_probe import FAINTEST, TrainingProb
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.mixture.objective import TargetAggregation, regularizer_gradient
 from megatron_fastmix.mixture.optimality import advantages
+from megatron_fastmix.mixture.outer_optimizer import logit_gradient
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.parameters import Parameters, Vector
 from megatron_fastmix.proxy.megatron_gpt import batch_losses
+from megatron_fastmix.search.start_mixture import prior_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +51,17 @@ class OuterResult:
     noise_to_signal: float | None
     """Of the products; see `hypergradient.noise_to_signal`."""
     gradient: np.ndarray
-    """∂/∂z, (K,)."""
+    """∂/∂z, (K,); that of a group's logit is the sum over its sources."""
     advantage: np.ndarray
     """A_k, (K,); NaN where the probe had no sample; see `mixture.optimality`."""
     advantage_standard_error: np.ndarray
     """(K,), over the probe's samples at this v."""
+    group_seen: np.ndarray
+    """Whether there was evidence for what has a logit, bool (G,)."""
+    group_advantage: np.ndarray
+    """A of what has a logit, (G,): the sources, or groups with fixed shares inside."""
+    group_advantage_standard_error: np.ndarray
+    """(G,)."""
     lr: float
     """Outer learning rate."""
     seconds: float
@@ -169,10 +177,17 @@ class OuterLoop:
         losses = self.tensor.of_first(target_losses.mean())
         self._check_finite(losses, terms, number)
 
+        grouping, counts, seen = mixture.grouping, terms[0].counts, terms[0].seen
+        drawn = config.hypergradient.probe_samples is not None
+        parts = grouping.parts(seen, counts if drawn else None)
         target_products, omega = None, self.targets.weights
         if config.estimates_per_target:
             target_products = np.stack([term.values for term in terms[: len(omega)]])
-            omega = self.targets.choose(target_products, alpha, mixture.history[0])
+            omega = self.targets.choose(
+                np.stack([grouping.mean(parts, each) for each in target_products]),
+                mixture.logit_weights,
+                grouping.sums(mixture.history[0]),
+            )
             # The β term follows those of the targets and has its factor already.
             factors = [*omega, *[1.0] * (len(terms) - len(omega))]
             terms = [term.scaled(factor) for term, factor in zip(terms, factors, strict=True)]
@@ -180,13 +195,22 @@ class OuterLoop:
 
         # FastMix, horizon n2 = 1: ∂ℓ/∂α_k = −η·⟨v, ∇L_k⟩, and the term on α itself, whose λ is that
         # of the peak of η: by a decayed η it would weigh more and more.
-        gains = products.values - regularizer_gradient(
+        pull = regularizer_gradient(
             alpha,
             config.objective.entropy_weight / config.training.lr,
-            config.objective.prior_weights,
+            prior_weights(config, mixture.groups),
         )
+        gains = products.values - pull
         advantage, error = advantages(gains, products.standard_error, alpha, products.seen)
-        slope = mixture.update(-inner_lr * gains, products.seen, advantage)
+        slope = logit_gradient(-inner_lr * gains, alpha, products.seen)
+        # What shares a logit moves by the share-weighted sum of its sources' products.
+        group_gains = grouping.mean(parts, products.values) - grouping.mean(grouping.shares, pull)
+        group_seen = grouping.seen(seen)
+        group_error = grouping.mean_error(parts, products.values, products.standard_error, counts)
+        group_advantage, group_error = advantages(
+            group_gains, group_error, mixture.logit_weights, group_seen
+        )
+        mixture.update(-inner_lr * group_gains, group_seen, group_advantage)
         self.targets.update(losses)
         self.world.check_equal(mixture.logits, mixture.names, "the logits")
         return OuterResult(
@@ -198,6 +222,9 @@ class OuterLoop:
             gradient=slope,
             advantage=advantage,
             advantage_standard_error=error,
+            group_seen=group_seen,
+            group_advantage=group_advantage,
+            group_advantage_standard_error=group_error,
             lr=lr,
             seconds=time.monotonic() - began,
         )

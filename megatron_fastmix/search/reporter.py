@@ -60,6 +60,7 @@ class Reporter:
             self._stack.callback(_close, sink)
         self._noisy = 0
         self._noise_told = False
+        self._told_unseen = False
         self._evidence = np.zeros((2, len(mixture.names)))
         """Sums of the advantages and of their squared standard errors."""
         self._last = time.monotonic()
@@ -135,9 +136,7 @@ class Reporter:
                 seconds=result.seconds,
             )
         )
-        for name, seen in zip(mixture.names, products.seen, strict=True):
-            if not seen:
-                self._note(step, f"the probe held no sample of {name}; its logit stays")
+        self._tell_unseen(step, result)
         self._warn_of_noise(step, result)
 
     def checkpoint(self, step: int, name: str, seconds: float) -> None:
@@ -160,6 +159,26 @@ class Reporter:
             parameters=self.parameters,
         )
 
+    def _tell_unseen(self, step: int, result: OuterResult) -> None:
+        """What has a logit and no evidence; of a probe that is drawn, whose lines have the number
+        of samples of each source, once."""
+        grouping = self.mixture.grouping
+        unseen = [
+            name for name, seen in zip(grouping.names, result.group_seen, strict=True) if not seen
+        ]
+        total = self.config.hypergradient.probe_samples
+        if total is None:
+            for name in unseen:
+                self._note(step, f"the probe held no sample of {name}; its logit stays")
+        elif unseen and not self._told_unseen:
+            self._told_unseen = True
+            self._note(
+                step,
+                f"a probe of {total} samples has none of {len(unseen)} of "
+                f"{len(grouping.names)} in a step, now {', '.join(unseen[:3])}"
+                f"{', ...' if unseen[3:] else ''}; their logits stay for that step",
+            )
+
     def _warn_of_noise(self, step: int, result: OuterResult) -> None:
         noise = result.noise_to_signal
         self._evidence += np.nan_to_num(
@@ -172,13 +191,15 @@ class Reporter:
             self._noisy = 0
             return
         self._noisy = self._noisy + 1 if noise is not None and noise > NOISE_WARNING else 0
+        drawn = self.config.hypergradient.probe_samples is not None
+        probe = "probe_samples" if drawn else "probe_samples_per_source"
         if self._noisy == 3 and not self._noise_told:
             self._noise_told = True  # the result's verdict says whether it stayed so
             self._note(
                 step,
                 f"the last 3 estimates were noise (standard error {noise:.1f} times the spread "
                 "between sources), and all so far tell no source from the others; raise "
-                "hypergradient.probe_samples_per_source or hypergradient.target_samples",
+                f"hypergradient.{probe} or hypergradient.target_samples",
             )
 
     def _note(self, step: int, text: str) -> None:

@@ -24,8 +24,8 @@ _MAY_DIFFER = re.compile(
 """Keys that may change between the parts of one search: they move no result, but for rounding."""
 
 _MUST_NOT_DIFFER = re.compile(
-    r"(sources|targets)\.\d+\.name|tokenizer\..*|proxy\..*|engine\.(dtype|tensor_model_parallel_size)"
-    r"|mixture\.optimizer|data\.seq_length"
+    r"(sources|targets)\.\d+\.(name|group)|tokenizer\..*|proxy\..*|engine\.(dtype|tensor_model_parallel_size)"
+    r"|mixture\.(optimizer|learn)|data\.seq_length"
 )
 """Keys of what a checkpoint's numbers mean."""
 
