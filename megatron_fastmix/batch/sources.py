@@ -130,7 +130,9 @@ def build_datasets(
         False: progress.counted(text),
     }
 
-    class OfItsKind(counted[answers[prefixes[0]]]):  # type: ignore[misc]
+    first: Any = counted[answers[prefixes[0]]]
+
+    class OfItsKind(first):  # type: ignore[misc]
         """Answer-only rows or text, as the prefix says."""
 
         def __new__(cls, dataset: Any, dataset_path: str, *others: Any) -> Any:
@@ -138,7 +140,7 @@ def build_datasets(
             return counted[answers[dataset_path]](dataset, dataset_path, *others)
 
     several = len(set(answers.values())) > 1
-    dataset_class = OfItsKind if several else counted[answers[prefixes[0]]]
+    dataset_class = OfItsKind if several else first
     return BlendedMegatronDatasetBuilder(dataset_class, sizes, lambda: True, config).build()
 
 
