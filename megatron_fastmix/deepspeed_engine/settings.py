@@ -60,6 +60,8 @@ REFUSED = {
     "zero_optimization.zero_hpz_partition_size": "backward passes read the copy that hpZ keeps in "
     "each node, while a resume and a finite difference change the shards alone: a resumed search "
     "went on from other losses, and products were wrong by as much as they are",
+    "zero_optimization.round_robin_gradients": "a search that was stopped and resumed ended with "
+    "other parameters under it",
     "zero_optimization.mics_shard_size": "the outer step takes every data-parallel rank for the "
     "holder of one shard",
     "zero_optimization.mics_hierarchical_params_gather": "see zero_optimization.mics_shard_size",

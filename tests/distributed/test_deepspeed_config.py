@@ -43,7 +43,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
             "sub_group_size": 1000,
         }
     },
-    "round robin": {"zero_optimization": {"round_robin_gradients": True}},
     "all-reduce": {"zero_optimization": {"reduce_scatter": False, "allgather_partitions": False}},
     "communication": {
         "communication_data_type": "fp32",
@@ -59,7 +58,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         ("offload", 3),
         slow("overlap", 2),
         slow("overlap", 3),
-        slow("round robin", 2),
         slow("all-reduce", 2),
         slow("buckets", 2),
         slow("buckets", 3),

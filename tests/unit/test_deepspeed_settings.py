@@ -76,6 +76,10 @@ def test_the_users_keys_join_ours(tmp_path: Path) -> None:
             "zero_hpz_partition_size: found 8; backward passes read",
         ),
         (
+            {"zero_optimization": {"round_robin_gradients": True}},
+            "round_robin_gradients: found True; a search that was stopped",
+        ),
+        (
             {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
             "found 'nvme'; use cpu",
         ),
