@@ -8,7 +8,7 @@ from megatron_fastmix.errors import ConfigError
 
 OLDEST = (0, 19)
 NEWEST = (0, 19)
-"""First and last minor version that is known to be right: under 0.18.0 and 0.18.1 the products are
+"""First and last minor version that is known to be right: under 0.18.0 to 0.18.2 the products are
 wrong in silence under ZeRO-2, with torch 2.6 and with 2.13 alike. Their private names were read:
 the fragments of parameters that an optimizer steps (`_hp_mapping`, `grad_position`,
 `fp32_partitioned_groups_flat`), the shards of ZeRO-3 (`ds_tensor`, `empty_partition_cache`), and
