@@ -32,9 +32,9 @@ FEW_OUTER_STEPS = 100
 MANY_EPOCHS = 4.0
 """Beyond it repeated text is worth less than fresh (Muennighoff et al., arXiv 2305.16264)."""
 SHORT_HORIZON = 0.01
-"""Share of the final run's tokens below which a search is far from what it is to tell. A judgment:
-on a public table of 2,452 runs the optimum of a 122M model was worse than even shares at 30 % of
-the horizon and nearly the best at all of it; no table has yet been seen for less than that."""
+"""Share of the final run's tokens below which a plan warns. A judgment, not measured: on a public
+table of 2,452 runs the optimum of a 122M model was worse than even shares at 30 % of the horizon
+and nearly the best at all of it, but few can pay for that much."""
 
 
 @dataclass(frozen=True, kw_only=True)
