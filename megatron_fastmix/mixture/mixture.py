@@ -183,7 +183,18 @@ class Mixture:
             outer_steps=self.outer_steps,
             lower=self._lower.tolist(),
             upper=self._upper.tolist(),
+            held=None if self._nested is None else self._held(before.mean(axis=0)),
         )
+
+    def _held(self, weights: np.ndarray) -> np.ndarray:
+        """By source, int (K,): its group where that is at a bound of its own, else −1."""
+        assert self.groups is not None
+        assert self._nested is not None
+        least, most = (np.asarray(each, float) for each in self._nested)
+        sums = self.groups.sums(weights)
+        near = min(0.01, 0.1 / len(weights))
+        at_bound = ((least > 0) & (sums < least + near)) | ((most < 1) & (sums > most - near))
+        return np.where(at_bound[self.groups.members], self.groups.members, -1)
 
     def state(self) -> dict[str, Any]:
         """Everything that exact resume needs, as JSON values (float64 round-trips by repr)."""

@@ -96,6 +96,7 @@ def judge_optimality(
     outer_steps: int,
     lower: Sequence[float],
     upper: Sequence[float],
+    held: np.ndarray | None = None,
 ) -> Optimality:
     """The verdict on the averaged part of a search.
 
@@ -104,6 +105,8 @@ def judge_optimality(
         weights: α before each of these steps, (T, K).
         outer_steps: of the whole search.
         lower, upper: bounds of α, (K,).
+        held: what each source is compared with, int (K,): those of a group at a bound of its own
+            with each other alone, since no weight may pass that bound; None for all with all.
     """
     mean, error = series_mean(advantage)
 
@@ -121,7 +124,13 @@ def judge_optimality(
             f"Too short to tell: {outer_steps} outer steps, and {FEWEST_OUTER_STEPS} are the "
             "least; raise training.train_iters or lower mixture.inner_steps.",
         )
-    judged, sure = _among_the_free(advantage, weights, np.asarray(lower), np.asarray(upper))
+    judged, sure = np.full((2, len(names)), np.nan)
+    blocks = np.zeros(len(names), dtype=int) if held is None else held
+    for block in np.unique(blocks):
+        mine = blocks == block
+        judged[mine], sure[mine] = _among_the_free(
+            advantage[:, mine], weights[:, mine], np.asarray(lower)[mine], np.asarray(upper)[mine]
+        )
     if np.isnan(judged).all():
         return found("too_short", "Too short to tell: no advantages of this search are known.")
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -107,7 +107,7 @@ def _against_uniform(mixture: LearnedMixture) -> Finding | None:
 def optimality(run: RunRecord) -> Optimality | None:
     """Whether the averaged part of a run is at an optimum; None where advantages were not logged,
     by earlier releases."""
-    if run.mixture is not None and any(group.learned for group in run.mixture.groups):
+    if run.mixture is not None and run.mixture.groups:
         return _of_groups(run.mixture)
     advantage = run.by_source("advantage")
     if not np.isfinite(advantage).any():
@@ -125,8 +125,8 @@ def optimality(run: RunRecord) -> Optimality | None:
 
 
 def _of_groups(mixture: LearnedMixture) -> Optimality | None:
-    """That of groups whose shares inside are fixed: the advantages of their sources need not be 0,
-    and say nothing of it."""
+    """That of the result: the advantages of sources in a group whose shares inside are fixed, or
+    that is at a bound of its own, need not be 0, and the metrics do not tell which."""
     found, nan = mixture.optimality, float("nan")
     if found is None:
         return None

@@ -269,3 +269,21 @@ def test_groups_are_in_the_file_the_table_and_the_average(make_mixture, tmp_path
     lines = final_table(both, blend_txt=None, blend_json=None).splitlines()
     (line,) = [line for line in lines if line.startswith("code")]
     assert line.split()[1:4] == ["2", "0.6667", "0.6000"]
+
+
+def test_a_group_at_its_bound_is_judged_inside_and_not_against_the_others():
+    groups = Grouping.of(["g", "g", "h", "h"], [1, 1, 1, 1])
+    config = MixtureConfig(lr=0.0, averaging_fraction=1.0)
+    noise = np.random.default_rng(0).normal(size=(80, 4)) * 0.01
+
+    def verdict(products: np.ndarray, group_bounds) -> str:
+        mixture = Mixture(list("abcd"), config, groups=groups, group_bounds=group_bounds)
+        for each in noise:
+            gains = products + each
+            mixture.update(np.zeros(4), None, gains - mixture.weights @ gains)
+        return mixture.optimality().status
+
+    bounds = ([0.0, 0.0], [0.5, 1.0])  # α is even, so that g is at its largest weight
+    assert verdict(np.array([1.0, 1.0, 0.0, 0.0]), bounds) == "settled"
+    assert verdict(np.array([1.0, 1.0, 0.0, 0.0]), None) == "not_optimal"
+    assert verdict(np.array([1.5, 0.5, 0.0, 0.0]), bounds) == "not_optimal"
