@@ -1,4 +1,4 @@
-"""Measures what a search of 10, 1,000 and 10,000 sources costs to start and to run."""
+"""Measures what a search of 10 to 10,000 sources or of 16,000 shards costs to start and to run."""
 
 import os
 import sys

@@ -10,7 +10,11 @@ from typing import cast
 
 from megatron_fastmix.config import DataConfig, SearchConfig, SourceConfig, TargetConfig
 from megatron_fastmix.corpus.answer_rows import AnswerRows, is_answer_only, read_answer_rows
-from megatron_fastmix.corpus.indexed_files import check_vocabulary, inspect_indexed_dataset
+from megatron_fastmix.corpus.indexed_files import (
+    check_vocabulary,
+    index_counts,
+    inspect_indexed_dataset,
+)
 from megatron_fastmix.corpus.manifest import check_same_tokenizer
 from megatron_fastmix.corpus.tokenizers import Tokenizer, load_tokenizer
 from megatron_fastmix.deepspeed_engine.settings import zero_config
@@ -104,7 +108,8 @@ class Inputs:
 def check_inputs(config: SearchConfig, ranks: int, *, vocabulary: bool = True) -> Inputs:
     """Opens the tokenizer and every dataset. Raises `ConfigError` or `DataError`.
 
-    `vocabulary` False leaves out the look at the ids, which another rank of this host takes.
+    `vocabulary` False leaves out the look at the ids and at each index as a whole, which another
+    rank of this host takes.
     """
     zero_config(config, config.data_parallel_size(ranks))
     check_trackers(config.output)
@@ -152,13 +157,18 @@ def _check_dataset(
     tokenizer: Tokenizer,
     ids: int,
 ) -> DatasetSize:
-    """One dataset of a source or target, of which about `ids` ids are looked at."""
-    summary = inspect_indexed_dataset(prefix)
+    """One dataset of a source or target, of which about `ids` ids are looked at; of 0 neither they
+    nor its index."""
+    if ids:
+        summary = inspect_indexed_dataset(prefix)
+        tokens, documents = summary.tokens, summary.documents
+    else:
+        tokens, documents = index_counts(prefix)
     answer_only = is_answer_only(prefix)
     # Megatron's sample has one token more than seq_length, the last label.
-    if not answer_only and summary.tokens < config.data.seq_length + 1:
+    if not answer_only and tokens < config.data.seq_length + 1:
         raise DataError(
-            f"{owner.name} ({prefix}): found {summary.tokens} tokens, fewer than one "
+            f"{owner.name} ({prefix}): found {tokens} tokens, fewer than one "
             f"sample of {config.data.seq_length + 1}; give it more text, leave it out, or "
             "lower data.seq_length"
         )
@@ -166,8 +176,8 @@ def _check_dataset(
         check_vocabulary(prefix, tokenizer.vocab_size, max_tokens=ids)
     return DatasetSize(
         path=prefix,
-        tokens=summary.tokens,
-        documents=summary.documents,
+        tokens=tokens,
+        documents=documents,
         answer_rows=_answer_rows(owner, prefix, config.data) if answer_only else None,
     )
 

@@ -14,11 +14,13 @@ from megatron_fastmix.batch import index_progress
 from megatron_fastmix.batch.batches import Batches
 from megatron_fastmix.batch.sources import build_source_blend, build_targets
 from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.corpus import indexed_files
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.search import inputs
 from megatron_fastmix.search.loop import Search
 from tests.distributed.searches import load
 
@@ -80,6 +82,34 @@ def test_indexing_says_how_far_it_is(
     batches_of(config, 0, 1)
     out = capsys.readouterr().out
     assert f"indexing dataset 2 of 3: {search_values['sources'][1]['path']}\n" in out
+
+
+def counts_of_reads(config: SearchConfig) -> tuple[int, int]:
+    """Indices that this rank reads whole, and heads of indices, in a start."""
+    os.environ["LOCAL_RANK"] = str(torch.distributed.get_rank())
+    indexed_files._inspect.cache_clear()  # that of the process that was forked
+    whole, heads = [], []
+    read_index, index_counts = indexed_files._read_index, inputs.index_counts
+
+    def counted_index(*arguments: Any) -> Any:
+        whole.append(arguments)
+        return read_index(*arguments)
+
+    def counted_head(prefix: Any) -> Any:
+        heads.append(prefix)
+        return index_counts(prefix)
+
+    indexed_files._read_index = counted_index
+    inputs.index_counts = counted_head  # type: ignore[attr-defined]
+    Search(config)
+    return len(whole), len(heads)
+
+
+def test_one_rank_of_a_host_reads_the_indices_whole(search_values: dict) -> None:
+    datasets = len(search_values["sources"]) + len(search_values["targets"])
+    first, second = run_ranks(2, counts_of_reads, load(search_values))
+    assert first == (datasets, 0)
+    assert second == (0, datasets)
 
 
 def refused(config: SearchConfig) -> str:

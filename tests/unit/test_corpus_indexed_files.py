@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from megatron_fastmix.cli.main import main
-from megatron_fastmix.corpus.indexed_files import check_vocabulary, inspect_indexed_dataset
+from megatron_fastmix.corpus.indexed_files import (
+    check_vocabulary,
+    index_counts,
+    inspect_indexed_dataset,
+)
 from megatron_fastmix.corpus.manifest import check_same_tokenizer
 from megatron_fastmix.corpus.writer import IndexedDatasetWriter
 from megatron_fastmix.errors import DataError
@@ -154,3 +158,17 @@ def test_an_unfinished_writer_leaves_nothing_that_looks_complete(tmp_path):
 
 def test_datasets_without_manifest_pass(prefix):
     check_same_tokenizer({"a": prefix, "b": prefix}, "0" * 64)
+
+
+def test_the_head_alone_tells_the_counts_of_a_good_dataset(tmp_path):
+    write_dataset(tmp_path / "a", [[1, 2, 3], [4], [5, 6]])
+    summary = inspect_indexed_dataset(tmp_path / "a")
+    assert index_counts(tmp_path / "a") == (summary.tokens, summary.documents)
+
+
+@pytest.mark.parametrize("content", [b"MMIDIDX\0\0", b"x" * 40])
+def test_a_head_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / "a.bin").write_bytes(b"1")
+    (tmp_path / "a.idx").write_bytes(content)
+    with pytest.raises(DataError, match="not a Megatron index"):
+        index_counts(tmp_path / "a")

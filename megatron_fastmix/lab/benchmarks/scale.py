@@ -25,12 +25,18 @@ from megatron_fastmix.search.loop import Search
 from megatron_fastmix.start.claim import claim
 from megatron_fastmix.start.limits import check_limits
 
+SHARDED = 8
+"""Sources of a search of many shards."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How many sources are tried."""
 
     sources: tuple[int, ...] = (10, 1_000, 10_000)
+    """Each of one dataset."""
+    shards: tuple[int, ...] = (16_000,)
+    """Datasets of eight sources together."""
     ranks: int = 2
     steps: int = 4
     """Inner steps; two outer steps follow them."""
@@ -49,21 +55,22 @@ class Cost:
 def measure(folder: Path, settings: Settings, say: Callable[[str], None]) -> list[Measurement]:
     """All rows; `folder` keeps the datasets and the runs."""
     data = folder / "data"
-    say(f"writing {max(settings.sources):,} datasets")
-    write_sources(data, max(settings.sources), documents=2, length=100)
+    most = max((*settings.sources, *settings.shards))
+    say(f"writing {most:,} datasets")
+    write_sources(data, most, documents=2, length=100)
     rows = []
-    for count in settings.sources:
-        say(f"measuring: {count:,} sources")
-        config = _config(data, folder / f"run{count}", count, settings)
+    kinds = [(count, count, f"{count:,} sources") for count in settings.sources]
+    kinds += [(count, SHARDED, f"{count:,} shards") for count in settings.shards]
+    for count, sources, name in kinds:
+        say(f"measuring: {name}")
+        config = _config(data, folder / f"run{count}_{sources}", count, sources, settings)
         began = time.perf_counter()
         check_limits(config)
         check_inputs(config, settings.ranks)
         seconds = time.perf_counter() - began
         limit = settings.limit_seconds
         found = run_ranks(settings.ranks, measure_search, config, settings, limit=limit)[0]
-        rows += _measurements(
-            f"{count:,} sources", {"check": Cost(seconds=seconds, read=0), **found}
-        )
+        rows += _measurements(name, {"check": Cost(seconds=seconds, read=0), **found})
     return rows
 
 
@@ -126,10 +133,13 @@ def _measurements(of: str, found: dict[str, Any]) -> list[Measurement]:
     return rows
 
 
-def _config(data: Path, run: Path, sources: int, settings: Settings) -> SearchConfig:
+def _config(data: Path, run: Path, datasets: int, sources: int, settings: Settings) -> SearchConfig:
     values = {
         "run_dir": str(run),
-        "sources": [{"name": f"s{k}", "path": str(data / f"s{k}")} for k in range(sources)],
+        "sources": [
+            {"name": f"s{k}", "path": [str(data / f"s{i}") for i in range(k, datasets, sources)]}
+            for k in range(sources)
+        ],
         "targets": [{"name": "target", "path": str(data / "target")}],
         "tokenizer": {"tokenizer_type": TOKENIZER},
         "data": {"seq_length": 32},
