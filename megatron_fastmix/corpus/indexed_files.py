@@ -61,7 +61,8 @@ def index_counts(prefix: str | Path) -> tuple[int, int]:
             head = file.read(_HEADER.size)
     except OSError as error:
         raise DataError(f"{index_path}: cannot read the dataset: {error.strerror}") from None
-    magic, _, code, _, indices = _HEADER.unpack(head) if len(head) == _HEADER.size else [b""] * 5
+    whole = head if len(head) == _HEADER.size else bytes(_HEADER.size)
+    magic, _, code, _, indices = _HEADER.unpack(whole)
     if magic != INDEX_MAGIC or code not in DTYPE_CODES:
         raise DataError(f"{index_path}: not a Megatron index; give the prefix of a dataset")
     return size // np.dtype(DTYPE_CODES[code]).itemsize, indices - 1

@@ -14,6 +14,7 @@ import numpy as np
 from megatron_fastmix.config import MixtureConfig
 from megatron_fastmix.errors import CheckpointError, NonFiniteError
 from megatron_fastmix.mixture.grouping import Bounds, Grouping
+from megatron_fastmix.mixture.history_text import packed_rows, unpacked_rows
 from megatron_fastmix.mixture.optimality import Optimality, judge_optimality, series_mean
 from megatron_fastmix.mixture.outer_optimizer import OUTER_OPTIMIZERS, logit_gradient
 from megatron_fastmix.mixture.schedule import scheduled_rate
@@ -205,7 +206,7 @@ class Mixture:
             "shares": self.grouping.shares.tolist() if groups else [],
             "logits": self._y.tolist(),
             "optimizer": self._optimizer.state(),
-            "history": [weights.tolist() for weights in self.history],
+            "history": packed_rows(self.history),
             "advantages": [
                 [value if np.isfinite(value) else None for value in each.tolist()]
                 for each in self.advantages
@@ -236,7 +237,7 @@ class Mixture:
             )
         self._y = logits
         self._optimizer.load_state(state["optimizer"])
-        self.history = [np.array(weights) for weights in state["history"]]
+        self.history = unpacked_rows(state["history"], len(self.names))
         # Checkpoints of before they were kept have none.
         kept = state.get("advantages", [[None] * len(logits)] * self.outer_steps)
         self.advantages = [np.array(each, dtype=np.float64) for each in kept]
