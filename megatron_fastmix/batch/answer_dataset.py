@@ -23,6 +23,9 @@ class AnswerOnlyDataset(MegatronDataset):
     which have `answer_tokens` together; `share_mean` makes it that of a source of several datasets.
     """
 
+    goes_with_text = True
+    """Its samples are collated with those of text: a blend may hold both."""
+
     def __init__(
         self,
         dataset: Any,

@@ -92,6 +92,8 @@ class FastMixBlendedDataset(BlendedDataset):
         is what draws and folded weights follow."""
         # BlendedDataset.__init__ would build and cache one index entry per sample.
         assert len(datasets) == len(weights)
+        types = {type(d) for d in datasets if not getattr(d, "goes_with_text", False)}
+        assert len(types) <= 1, f"datasets of several types: {types}"
         assert all(d.index_split == datasets[0].index_split for d in datasets)
         self.datasets = list(datasets)
         self.split = datasets[0].index_split

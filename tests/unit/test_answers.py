@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_fastmix.batch.batch import Batch
-from megatron_fastmix.batch.packing import attention_mask, collate_rows, place
+from megatron_fastmix.batch.packing import collate_rows, place
 from megatron_fastmix.config import ProxyConfig
 from megatron_fastmix.corpus.answer_rows import is_answer_only, read_answer_rows
 from megatron_fastmix.errors import DataError
@@ -94,6 +94,5 @@ def _packing_changes_no_samples_loss():
     # Without the mask, samples of a row would see each other.
     rows = collate_rows(samples, 64, True)
     joined = Batch.of_sources(np.zeros(7, dtype=int), tokens_per_sample=divisors, **rows)
-    blind = dataclasses.replace(joined, segment=torch.zeros_like(rows["segment"]))
-    assert attention_mask(blind.segment) is None
+    blind = dataclasses.replace(joined, segment=torch.zeros_like(rows["segment"]), blocks=None)
     assert float(batch_losses(proxy, blind)[0]) != pytest.approx(float(packed.sum()), rel=1e-5)

@@ -171,6 +171,9 @@ def test_the_reporter_feeds_metrics_and_trackers(config_file, search_values, tmp
         gradient=np.zeros(3),
         advantage=np.array([0.5, -0.5, np.nan]),
         advantage_standard_error=np.full(3, 0.1),
+        group_seen=np.ones(3, dtype=bool),
+        group_advantage=np.array([0.5, -0.5, np.nan]),
+        group_advantage_standard_error=np.full(3, 0.1),
         lr=0.1,
         seconds=0.0,
     )
