@@ -227,6 +227,8 @@ def _convert(hint: Any, value: Any, at: str) -> Any:
         for key in value:
             if not isinstance(key, str):
                 raise ConfigError(f"{at}: expected names as keys, found {key!r}")
+        if arguments[1] in (float, float | None) and all(map(_is_plain_float, value.values())):
+            return value  # thousands of numbers of a line of metrics
         return {key: _convert(arguments[1], item, f"{at}.{key}") for key, item in value.items()}
     if hint is Any:
         return value
@@ -250,6 +252,10 @@ def _convert(hint: Any, value: Any, at: str) -> Any:
     if isinstance(value, str):
         _check_text(value, at)
     return value
+
+
+def _is_plain_float(value: Any) -> bool:
+    return type(value) is float and math.isfinite(value)
 
 
 def _member(arguments: Sequence[Any], value: Any) -> Any:

@@ -50,8 +50,9 @@ def _capped_text(mixture: LearnedMixture) -> str:
     capped = capped_mixture(mixture) if read_often(mixture) else None
     if capped is None:
         return ""
-    heaviest = sorted(capped.weights, key=lambda name: -capped.weights[name])
-    named = ", ".join(f"{name} {capped.weights[name]:.4f}" for name in heaviest[:5])
+    weights = capped.weights
+    heaviest = sorted(weights, key=lambda name: -weights[name])
+    named = ", ".join(f"{name} {weights[name]:.4f}" for name in heaviest[:5])
     more = f" and {len(heaviest) - 5} more" if len(heaviest) > 5 else ""
     return f"Capped at {MANY_EPOCHS} epochs the mixture is {named}{more}."
 

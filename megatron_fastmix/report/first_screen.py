@@ -221,10 +221,11 @@ def _rows(
     limited = {} if capped is None else capped.weights
     row_shares = found.rounded("rows") if found.answer_only else {}
     owner = {name: group for group, names in groups_of(found).items() for name in names}
+    epochs_of = found.epochs
     rows = []
     for source in sources:
         weight, spread = source.weight, source.weight_std
-        epochs = found.epochs[source.name]
+        epochs = epochs_of[source.name]
         rows.append(
             Row(
                 name=source.name,

@@ -18,6 +18,8 @@ from megatron_fastmix.run.metrics import read_metrics
 
 LONGEST_LABEL = 24
 """Characters of a name; a longer one would squeeze the lines."""
+MOST_SOURCES = 40
+"""Lines of the picture, of the sources with the largest learned weights."""
 LABEL_HEIGHT = 0.23
 """Inches between two labels at the line ends."""
 MARGINS = 1.0
@@ -26,14 +28,17 @@ STEPS = "optimizer steps of the proxy"
 
 
 def plot_weights(metrics_path: str | Path, output_png: str | Path, mixture: LearnedMixture) -> None:
-    """Draws the weights over optimizer steps, labelled at the line ends with the learned weight.
+    """Draws the weights over optimizer steps, labelled at the line ends with the learned weight: of
+    the 40 heaviest sources, with the number of the others and their sum below.
 
     The shaded tail is what the learned weight averages. The lettering can be read at half of the
     picture's 1440 pixels of width. Raises `DataError` where no outer step has been logged or the
     metrics are about other sources.
     """
     steps, weights = _history(metrics_path, mixture)
-    order = sorted(weights, key=lambda name: -mixture.weights[name])
+    learned = mixture.weights
+    ranked = sorted(weights, key=lambda name: -learned[name])
+    order, others = ranked[:MOST_SOURCES], ranked[MOST_SOURCES:]
     height = max(4.2, LABEL_HEIGHT * len(order) + MARGINS)
     figure = new_figure(9, height)
     axes = figure.add_subplot()
@@ -48,8 +53,12 @@ def plot_weights(metrics_path: str | Path, output_png: str | Path, mixture: Lear
             zorder=3 - rank / len(order),
         )
     axes.set_xlim(0, steps[-1])
-    axes.set_ylim(0, min(1.0, 1.08 * max(map(max, weights.values()))))
-    plain(axes, STEPS, f"share of {mixture.loss_tokens_are}")
+    axes.set_ylim(0, min(1.0, 1.08 * max(max(weights[name]) for name in order)))
+    below = STEPS
+    if others:
+        rest = sum(learned[name] for name in others)
+        below += f" · {len(others):,} lighter sources, {rest:.2f} together, are not drawn"
+    plain(axes, below, f"share of {mixture.loss_tokens_are}")
     axes.annotate(
         "averaged to the learned weights",
         xy=(steps[-1], 1),
@@ -60,7 +69,7 @@ def plot_weights(metrics_path: str | Path, output_png: str | Path, mixture: Lear
         fontsize=11,
         color=FAINT,
     )
-    _label_ends(axes, mixture.weights, {name: weights[name][-1] for name in order}, height)
+    _label_ends(axes, learned, {name: weights[name][-1] for name in order}, height)
     write_png(figure, output_png)
 
 

@@ -193,8 +193,8 @@ class LearnedMixture:
         each other closely and say nothing of another run's."""
         if len(self.seeds) < 2:
             return None
-        spread = {source.name: source.weight_std for source in self.sources}
-        return spread[name] / math.sqrt(len(self.seeds))
+        (spread,) = (source.weight_std for source in self.sources if source.name == name)
+        return spread / math.sqrt(len(self.seeds))
 
     def shares(self, unit: Unit) -> dict[str, float]:
         """By source the share of `unit` that gives `weight` as the share of loss tokens."""
