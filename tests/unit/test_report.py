@@ -185,6 +185,11 @@ def test_the_picture_grows_so_that_many_sources_can_be_labelled(draw):
     assert many.shape[0] > 1.1 * few.shape[0]
 
 
+def test_the_picture_of_hundreds_of_sources_has_the_heaviest_alone(draw):
+    some, hundreds = draw([f"source {i}" for i in range(40)]), draw([str(i) for i in range(400)])
+    assert hundreds.shape == some.shape
+
+
 def test_the_averaged_tail_is_shaded(draw):
     def shaded(picture: np.ndarray) -> float:
         grey = np.abs(picture[..., :3] - 0.94).max(axis=2) < 0.005
