@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,22 +12,8 @@ import yaml
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = '''\
-"""Learns a mixture, writes it for Megatron, and says what it found."""
-from megatron_fastmix import export, load_result, report, search
-
-if __name__ == "__main__":
-    mixture = search("search.yaml", overrides={"training.train_iters": 4}, num_ranks=1)
-    for source in mixture.sources:
-        print(f"{source.name}: {source.weight:.3f}")
-    assert mixture.complete
-    assert load_result(mixture_folder := "run") == mixture
-    export(mixture, "megatron-data-args", output="blend.txt")
-    capped = export(mixture, "megatron-cli", token_budget=10_000, max_epochs=4)
-    print(capped)
-    page = report(mixture_folder, pictures=False)
-    print(page)
-'''
+README = Path(__file__).parents[2] / "megatron_fastmix" / "README.md"
+SCRIPT, *_ = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
 
 
 def test_the_readmes_script_runs(search_values: dict, tmp_path: Path) -> None:

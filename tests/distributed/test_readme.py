@@ -194,6 +194,7 @@ def test_the_readmes_python_runs(make_run: Any) -> None:
 def make_run(search_values: dict, tmp_path: Path) -> Any:
     """A function: runs Python where every run folder that it names is of a finished search."""
     path = tmp_path / "search.yaml"
+    search_values["run_dir"] = "run"
     path.write_text(yaml.safe_dump(search_values))
 
     def execute(body: str) -> None:
