@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -149,6 +150,17 @@ def run(folder: Path, words: list[str]) -> str:
     return done.stdout
 
 
+def with_one_source_more(folder: Path) -> str:
+    """Writes new.yaml, which knows a source that my.yaml does not; returns the run of my.yaml."""
+    values = yaml.safe_load((folder / "my.yaml").read_text())
+    earlier: str = values["run_dir"]
+    for ending in ("bin", "idx"):
+        shutil.copy(folder / f"data/a_text_document.{ending}", folder / f"data/c.{ending}")
+    values["sources"].append({"name": "c", "path": "data/c"})
+    (folder / "new.yaml").write_text(yaml.safe_dump(values | {"run_dir": "runs/new"}))
+    return earlier
+
+
 @pytest.mark.slow
 def test_the_first_readmes_commands_run_in_their_order(folder: Path) -> None:
     """From text to a search of four steps; only the search is made smaller."""
@@ -159,6 +171,8 @@ def test_the_first_readmes_commands_run_in_their_order(folder: Path) -> None:
             if program != "megatron-fastmix":
                 continue
             if words[0] == "search":
+                if "--from" in words:
+                    words[words.index("--from") + 1] = with_one_source_more(folder)
                 run(folder, [*words, *SMALL, "--num-ranks=2"])
             elif words[0] == "plan":  # of a corpus of a page, init makes the batch of one GPU
                 run(folder, [*words, "--global-batch-size=64"])
