@@ -15,6 +15,8 @@ from megatron_fastmix.start.from_run import start_from
 from tests.conftest import synthetic_documents, write_dataset
 from tests.distributed.searches import load, run_search
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -114,7 +114,7 @@ def fine_tuning(search_values: dict, answer_corpora: Path, tmp_path: Path) -> An
 @pytest.mark.parametrize(
     ("family", "stage", "changes"),
     [
-        (MIXTRAL, 3, {}),
+        slow(MIXTRAL, 3, {}),
         slow(QWEN3_MOE, 3, {}),
         slow(("Qwen2", {"tie_word_embeddings": True}), 3, {"data.packing": True}),
         slow(("Llama", {}), 2, {"data.packing": True}),

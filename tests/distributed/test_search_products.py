@@ -181,7 +181,7 @@ def test_the_preconditioner_is_that_of_adamw_at_every_sharding(
 
 @pytest.mark.parametrize(
     ("ranks", "tensor_parallel", "stage"),
-    [slow(1, 1, 0), slow(2, 1, 1), (2, 1, 2), slow(2, 1, 3), slow(4, 2, 2), slow(4, 2, 3)],
+    [slow(1, 1, 0), slow(2, 1, 1), slow(2, 1, 2), slow(2, 1, 3), slow(4, 2, 2), slow(4, 2, 3)],
 )
 def test_bf16_products_agree_with_exact_ones_and_leave_training_alone(
     search_values: dict, tmp_path: Path, ranks: int, tensor_parallel: int, stage: int

@@ -13,6 +13,8 @@ from megatron_fastmix.search.loop import Search
 from megatron_fastmix.start.claim import claim
 from tests.distributed.searches import load, parameters_of, slow
 
+pytestmark = pytest.mark.slow
+
 
 def run_to(config: SearchConfig, fault: int, stop_at: int | None, on_rank: int | None) -> Any:
     """Runs a search whose optimizer step `fault` has an infinite gradient, on one rank or all of
