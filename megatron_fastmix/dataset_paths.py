@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.same_file import dataset_keys
+from megatron_fastmix.text_list import listed
 
 DatasetPath = str | Sequence[str]
 """A prefix, as in Megatron's --data-path; a folder; a glob; or a list of these."""
@@ -97,9 +98,8 @@ def what_stands_there(prefix: str) -> str:
     shown = datasets or names
     if not shown:
         return f"{folder} is empty"
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
     kind = "the datasets" if datasets else "no dataset but"
-    return f"{folder} has {kind} {', '.join(shown[:_SHOWN])}{more}"
+    return f"{folder} has {kind} {listed(shown, _SHOWN)}"
 
 
 def nearest_dataset(prefix: str) -> str | None:

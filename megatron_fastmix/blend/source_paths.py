@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.text_list import listed
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +65,10 @@ def match_sources(
     if strangers or missing:
         parts = []
         if strangers:
-            parts.append(f"no source of the mixture: {_list(strangers)}")
+            parts.append(f"no source of the mixture: {listed(strangers, _NAMED)}")
         if missing:
             lost = [f"{name} ({', '.join(sources[name]) or 'no path'})" for name in missing]
-            parts.append(f"sources without a dataset in the blend: {_list(lost)}")
+            parts.append(f"sources without a dataset in the blend: {listed(lost, _NAMED)}")
         raise DataError(f"{'; '.join(parts)}. For each, {_HOW}")
     return {name: numbers for name, numbers in found.items() if numbers}
 
@@ -101,8 +102,3 @@ def _holds(path: str, place: str) -> bool:
     if any(character in path for character in "*?["):
         return fnmatch.fnmatchcase(place, real)
     return place.startswith(real.rstrip("/") + "/")
-
-
-def _list(items: Sequence[str]) -> str:
-    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
-    return ", ".join(items[:_NAMED]) + more

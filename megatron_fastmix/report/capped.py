@@ -5,6 +5,7 @@ from __future__ import annotations
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.export.adjustment import Adjustment, adjust
 from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture
+from megatron_fastmix.text_list import listed
 
 
 def read_often(mixture: LearnedMixture) -> list[str]:
@@ -30,7 +31,7 @@ def repetition_note(mixture: LearnedMixture, capped: LearnedMixture | None) -> s
     many = read_often(mixture)
     if not many:
         return None
-    named = ", ".join(many[:3]) + (f" and {len(many) - 3} more" if len(many) > 3 else "")
+    named = listed(many, 3)
     worst = mixture.epochs[many[0]]
     remedy = (
         f"“Capped” holds them there and shares the excess among the others (export --max-epochs "

@@ -24,6 +24,7 @@ from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.text_list import listed
 
 KNOWN = "known"
 """The group of the sources whose relative weights stay."""
@@ -42,13 +43,13 @@ class FromRun:
     @property
     def text(self) -> str:
         """One line for the user."""
-        kept = f"one logit for {_listed(self.known)}, whose relative weights stay"
-        learned = f"one each for {_listed(self.rebuilt + self.new)}"
+        kept = f"one logit for {listed(self.known)}, whose relative weights stay"
+        learned = f"one each for {listed(self.rebuilt + self.new)}"
         parts = [kept, learned]
         if self.rebuilt:
-            parts.append(f"rebuilt since: {_listed(self.rebuilt)}")
+            parts.append(f"rebuilt since: {listed(self.rebuilt)}")
         if self.dropped:
-            parts.append(f"dropped: {_listed(self.dropped)}")
+            parts.append(f"dropped: {listed(self.dropped)}")
         return "; ".join(parts)
 
 
@@ -82,12 +83,12 @@ def start_from(config: SearchConfig, run: str | Path) -> FromRun:
     known = tuple(name for name in names if name in weights and name not in rebuilt)
     if not known:
         raise ConfigError(
-            f"--from: no source of {run} ({_listed(tuple(weights))}) is unchanged among "
-            f"{_listed(tuple(names))}; search without --from"
+            f"--from: no source of {run} ({listed(tuple(weights))}) is unchanged among "
+            f"{listed(tuple(names))}; search without --from"
         )
     if len(known) == len(names):
         raise ConfigError(
-            f"--from: all of {_listed(known)} are known to {run} and unchanged, so that nothing is "
+            f"--from: all of {listed(known)} are known to {run} and unchanged, so that nothing is "
             "left to learn; add a source, or take that run's mixture: megatron-fastmix export "
             f"{run}"
         )
@@ -182,8 +183,3 @@ def _rebuilt(config: SearchConfig, before: LearnedMixture, identity: Identity | 
         for source in kept
         if fingerprint_of(source.prefixes(), size_read) != recorded.get(source.name)
     }
-
-
-def _listed(names: tuple[str, ...], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
