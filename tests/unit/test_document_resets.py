@@ -10,15 +10,12 @@ import torch
 from megatron.core.datasets.gpt_dataset import _get_ltor_masks_and_position_ids
 
 from megatron_fastmix.batch.batch import Batch, Role
-from megatron_fastmix.batch.batches import Batches
 from megatron_fastmix.batch.document_resets import documents_of
 from megatron_fastmix.batch.packing import collate, packed_mask
-from megatron_fastmix.batch.sources import build_source_blend, build_targets
 from megatron_fastmix.config import ProxyConfig, SearchConfig, strict_yaml
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.hypergradient.one_pass import OnePass
-from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.parameters import Parameters
 from megatron_fastmix.proxy.megatron_gpt import (
@@ -27,7 +24,8 @@ from megatron_fastmix.proxy.megatron_gpt import (
     build_proxy,
     initialize_world_of_one,
 )
-from tests.conftest import synthetic_documents, write_dataset
+from tests.conftest import synthetic_documents
+from tests.unit.every_batch import every_batch
 
 END = 7
 BOTH = [(True, True), (True, False), (False, True)]
@@ -38,21 +36,13 @@ def test_every_batch_is_as_megatron_makes_it(
     search_values: dict, tmp_path: Path, positions: bool, attention: bool
 ) -> None:
     tokenizer = load_tokenizer("ByteLevelTokenizer")
-    for number, owner in enumerate([*search_values["sources"], *search_values["targets"]]):
-        documents = [[*d[:9], tokenizer.eod] for d in synthetic_documents("noise", 60, number)]
-        owner["path"] = str(tmp_path / owner["name"])
-        write_dataset(tmp_path / owner["name"], documents, tokenizer.vocab_size)
     search_values["data"] |= {"reset_position_ids": positions, "reset_attention_mask": attention}
     search_values["objective"] = {"train_loss_weight": 0.1}
-    config: SearchConfig = strict_yaml.from_dict(SearchConfig, search_values)
-    cache = str(tmp_path / "cache")
-    blend = build_source_blend(
-        config, Mixture(config.source_names, config.mixture), tokenizer, cache
-    )
-    batches = Batches(config, blend, build_targets(config, tokenizer, cache), DataParallelGroup())
-    alpha = np.full(3, 1 / 3)
-    read = [batches.training(0, 0), *batches.probe(0, alpha)]
-    read += [batch for term in batches.objective(0, alpha, np.ones(1)) for batch, _ in term]
+
+    def documents(number: int) -> list[list[int]]:
+        return [[*d[:9], tokenizer.eod] for d in synthetic_documents("noise", 60, number)]
+
+    read = every_batch(search_values, tmp_path, tokenizer, documents)
     roles = set()
     for batch in read:
         roles |= set(batch.role.tolist())

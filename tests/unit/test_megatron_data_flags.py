@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from megatron_fastmix.batch.batches import Batches
-from megatron_fastmix.batch.sources import build_source_blend, build_targets
 from megatron_fastmix.cli.main import main
-from megatron_fastmix.config import SearchConfig, strict_yaml
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
-from megatron_fastmix.mixture.mixture import Mixture
-from megatron_fastmix.parallel.groups import DataParallelGroup
-from tests.conftest import synthetic_documents, write_dataset
+from tests.conftest import synthetic_documents
+from tests.unit.every_batch import every_batch
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -22,21 +17,12 @@ def test_what_follows_an_end_token_counts_as_in_megatron(
     search_values: dict, tmp_path: Path, masked: bool
 ) -> None:
     tokenizer = load_tokenizer("ByteLevelTokenizer")
-    owners = [*search_values["sources"], *search_values["targets"]]
-    for number, owner in enumerate(owners):
-        documents = [[*d, tokenizer.eod] for d in synthetic_documents("noise", 30, number)]
-        owner["path"] = str(tmp_path / owner["name"])
-        write_dataset(tmp_path / owner["name"], documents, tokenizer.vocab_size)
     search_values["data"]["eod_mask_loss"] = masked
-    config: SearchConfig = strict_yaml.from_dict(SearchConfig, search_values)
-    cache = str(tmp_path / "cache")
-    blend = build_source_blend(
-        config, Mixture(config.source_names, config.mixture), tokenizer, cache
-    )
-    batches = Batches(config, blend, build_targets(config, tokenizer, cache), DataParallelGroup())
-    alpha = np.full(3, 1 / 3)
-    read = [batches.training(0, 0), *batches.probe(0, alpha)]
-    read += [batch for term in batches.objective(0, alpha, np.ones(1)) for batch, _ in term]
+
+    def documents(number: int) -> list[list[int]]:
+        return [[*d, tokenizer.eod] for d in synthetic_documents("noise", 30, number)]
+
+    read = every_batch(search_values, tmp_path, tokenizer, documents)
     ends = 0
     for batch in read:
         at_end = batch.tokens == tokenizer.eod
