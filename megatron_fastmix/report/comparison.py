@@ -108,7 +108,9 @@ def compare(first: LearnedMixture, second: LearnedMixture) -> Comparison:
             first=one[name].weight,
             second=two[name].weight,
             spreads=(one[name].weight_std, two[name].weight_std),
-            standard_error=_together(first.standard_error(name), second.standard_error(name)),
+            standard_error=_together(
+                first.standard_error(one[name]), second.standard_error(two[name])
+            ),
         )
         for name in one
     ]

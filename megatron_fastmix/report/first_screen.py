@@ -213,7 +213,7 @@ def _rows(
     found: LearnedMixture, capped: LearnedMixture | None
 ) -> tuple[list[Row], list[tuple[str, float]]]:
     sources = sorted(found.sources, key=lambda source: -source.weight)
-    errors = {s.name: found.standard_error(s.name) for s in sources}
+    errors = {s.name: found.standard_error(s) for s in sources}
     spreads = {s.name: s.weight_std if errors[s.name] is None else errors[s.name] for s in sources}
     places = decimals(float(spread or 0.0) for spread in spreads.values())
     top = min(1.0, max(max(s.weight + s.weight_std, s.initial_weight) for s in sources))

@@ -95,7 +95,7 @@ def _advantage(source: LearnedSource | LearnedGroup) -> str:
 
 
 def _spread(mixture: LearnedMixture, source: LearnedSource) -> float:
-    error = mixture.standard_error(source.name)
+    error = mixture.standard_error(source)
     return source.weight_std if error is None else error
 
 

@@ -6,6 +6,20 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+
+class HasAdvantage(Protocol):
+    """A source or a group."""
+
+    @property
+    def advantage(self) -> float | None: ...
+
+    @property
+    def advantage_standard_error(self) -> float | None: ...
+
+
+_T = TypeVar("_T", bound=HasAdvantage)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,20 +51,21 @@ def average_groups(
         dataclasses.replace(
             each[0],
             weight_std=statistics.stdev(found),
-            **dict(zip(_ADVANTAGE, _surest(each), strict=True)),
+            advantage=surest and surest.advantage,
+            advantage_standard_error=surest and surest.advantage_standard_error,
         )
         for each, found in zip(zip(*runs, strict=True), zip(*weights, strict=True), strict=True)
+        for surest in (surest_advantage(each),)
     )
 
 
-_ADVANTAGE = ("advantage", "advantage_standard_error")
-
-
-def _surest(groups: Sequence[LearnedGroup]) -> tuple[float | None, float | None]:
-    """That which is the most standard errors from 0."""
-    known = [
-        (group.advantage, group.advantage_standard_error)
-        for group in groups
-        if group.advantage is not None and group.advantage_standard_error
-    ]
-    return max(known, key=lambda pair: abs(pair[0]) / pair[1], default=(None, None))
+def surest_advantage(found: Sequence[_T]) -> _T | None:
+    """The one whose advantage is the most standard errors from 0; None where none is known."""
+    standard_errors = {
+        place: abs(each.advantage) / each.advantage_standard_error
+        for place, each in enumerate(found)
+        if each.advantage is not None and each.advantage_standard_error
+    }
+    if not standard_errors:
+        return None
+    return found[max(standard_errors, key=standard_errors.__getitem__)]

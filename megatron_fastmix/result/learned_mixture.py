@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from megatron_fastmix.errors import DataError
-from megatron_fastmix.result.learned_group import LearnedGroup, average_groups
+from megatron_fastmix.result.learned_group import LearnedGroup, average_groups, surest_advantage
 from megatron_fastmix.result.rounding import DEFAULT_DECIMALS, round_weights
 from megatron_fastmix.result.sizes import Shard, Size, Unit, shares_in, total_size
 
@@ -188,13 +188,12 @@ class LearnedMixture:
             "steps, which the learned weight averages"
         )
 
-    def standard_error(self, name: str) -> float | None:
-        """Of the weight of a source, over the seeds; None for a single run, whose iterates follow
-        each other closely and say nothing of another run's."""
+    def standard_error(self, source: LearnedSource) -> float | None:
+        """Of the weight of one of the sources, over the seeds; None for a single run, whose
+        iterates follow each other closely and say nothing of another run's."""
         if len(self.seeds) < 2:
             return None
-        (spread,) = (source.weight_std for source in self.sources if source.name == name)
-        return spread / math.sqrt(len(self.seeds))
+        return source.weight_std / math.sqrt(len(self.seeds))
 
     def shares(self, unit: Unit) -> dict[str, float]:
         """By source the share of `unit` that gives `weight` as the share of loss tokens."""
@@ -330,8 +329,7 @@ def average(mixtures: Sequence[LearnedMixture]) -> LearnedMixture:
 
 
 def _average_source(sources: Sequence[LearnedSource]) -> LearnedSource:
-    known = [s for s in sources if s.advantage is not None and s.advantage_standard_error]
-    surest = max(known, key=_standard_errors, default=sources[0])
+    surest = surest_advantage(sources) or sources[0]
     return dataclasses.replace(
         sources[0],
         advantage=surest.advantage,
@@ -342,13 +340,6 @@ def _average_source(sources: Sequence[LearnedSource]) -> LearnedSource:
         weight_std=statistics.stdev(source.weight for source in sources),
         logit=statistics.fmean(source.logit for source in sources),
     )
-
-
-def _standard_errors(source: LearnedSource) -> float:
-    """By how many an advantage differs from 0."""
-    assert source.advantage is not None
-    assert source.advantage_standard_error
-    return abs(source.advantage) / source.advantage_standard_error
 
 
 def _worst_verdict(mixtures: Sequence[LearnedMixture]) -> OptimalityResult | None:

@@ -136,15 +136,17 @@ def learned_groups(mixture: Mixture) -> tuple[LearnedGroup, ...]:
     if mixture.groups is None:
         return ()
     groups, learned = mixture.groups, not mixture.grouping.is_trivial
-    spread, advantage, error = mixture.averaged_groups()
+    spread, *evidence = mixture.averaged_groups()
+    known = [_known(*each) for each in zip(*evidence, strict=True)]
+    names = np.array(mixture.names, dtype=object)
     return tuple(
         LearnedGroup(
             name=name,
-            sources=tuple(np.array(mixture.names, dtype=object)[groups.members == g].tolist()),
+            sources=tuple(names[groups.members == g].tolist()),
             learned=learned,
             weight_std=float(spread[g]),
-            advantage=_known(advantage[g], error[g])[0],
-            advantage_standard_error=_known(advantage[g], error[g])[1],
+            advantage=known[g][0],
+            advantage_standard_error=known[g][1],
         )
         for g, name in enumerate(groups.names)
     )

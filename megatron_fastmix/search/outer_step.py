@@ -96,6 +96,7 @@ class OuterLoop:
         self.world = world
         self.tensor = tensor
         self.precondition = precondition
+        self.prior_weights = prior_weights(config, mixture.groups)
         self._begun: _Begun | None = None
 
     def check_estimator(self) -> None:
@@ -198,7 +199,7 @@ class OuterLoop:
         pull = regularizer_gradient(
             alpha,
             config.objective.entropy_weight / config.training.lr,
-            prior_weights(config, mixture.groups),
+            self.prior_weights,
         )
         gains = products.values - pull
         advantage, error = advantages(gains, products.standard_error, alpha, products.seen)
