@@ -63,7 +63,7 @@ def judge(runs: Sequence[RunRecord]) -> Verdict:
     one = len(found) < 2
     findings = [
         _progress(runs),
-        mixture and _against_uniform(mixture),
+        mixture and _against_uniform(mixture, settled=all(map(_is_settled, runs))),
         *(_rest(run, named=len(runs) > 1) for run in runs),
         _noise(runs),
         _one_seed() if one else None,
@@ -87,7 +87,12 @@ def _progress(runs: Sequence[RunRecord]) -> Finding | None:
     return Finding(level="fair", text=f"The search is {state}{done}.")
 
 
-def _against_uniform(mixture: LearnedMixture) -> Finding | None:
+def _is_settled(run: RunRecord) -> bool:
+    found = optimality(run)
+    return found is None or found.status == "settled"
+
+
+def _against_uniform(mixture: LearnedMixture, *, settled: bool) -> Finding | None:
     sources = mixture.sources
     count = len(sources)
     if count < 2:
@@ -101,6 +106,8 @@ def _against_uniform(mixture: LearnedMixture) -> Finding | None:
         return Finding(level="poor", text=f"Not told from a uniform mixture: {figures}.")
     if distance < CLEAR * width:
         return Finding(level="fair", text=f"Barely told from a uniform mixture: {figures}.")
+    if not settled:
+        return Finding(level="fair", text=f"Away from uniform, but not yet at rest: {figures}.")
     return Finding(level="good", text=f"Clearly not a uniform mixture: {figures}.")
 
 

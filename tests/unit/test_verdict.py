@@ -7,6 +7,7 @@ import pytest
 
 from megatron_fastmix.report.run_record import read_run
 from megatron_fastmix.report.verdict import judge, optimality
+from megatron_fastmix.result.mixture_file import write_mixture
 from megatron_fastmix.run.metrics import MetricsLog
 
 SOURCES = ("code", "prose", "junk")
@@ -74,6 +75,19 @@ def test_a_short_run_is_not_green(write_run):
     verdict = judge([read_run(write_run(1, steps=20))])
     (finding,) = [found for found in verdict.findings if "short" in found.text]
     assert finding.level == "fair"
+
+
+def test_a_mixture_away_from_uniform_is_called_clear_only_where_the_run_settled(
+    write_run, make_mixture
+):
+    mixture = make_mixture(dict(zip(SOURCES, (0.8, 0.15, 0.05), strict=True)))
+    levels = {}
+    for steps in (80, 20):
+        metrics = write_run(steps, steps=steps)
+        write_mixture(metrics.parent / "mixture.json", mixture)
+        findings = judge([read_run(metrics)]).findings
+        (levels[steps],) = [f.level for f in findings if "from uniform on average" in f.text]
+    assert levels == {80: "good", 20: "fair"}
 
 
 def test_noise_from_beginning_to_end_is_still_called_so(write_run):
