@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 CLEAR = 3.0
 """Standard errors from 0 beyond which an advantage, or a trend of a weight, counts."""
@@ -20,6 +21,8 @@ FEWEST_OUTER_STEPS = 40
 FLAT = 0.02
 """A weight that changes by less between the halves of the averaged part is at rest."""
 _LEAST_BATCHES = 5
+_CLEAR_AT_ANY_STEP = 4.0
+"""As CLEAR, where every outer step of a search looks again and would by chance find 3 in time."""
 
 Status = Literal["settled", "too_short", "moving", "not_optimal"]
 
@@ -45,6 +48,25 @@ def advantages(
     # p_k itself has the factor 1 − α_k, every other one α_i.
     variance = (1 - 2 * alpha) * squares + (alpha**2 * squares).sum()
     return np.where(seen, value, np.nan), np.where(seen, np.sqrt(variance), np.nan)
+
+
+class Evidence:
+    """Whether the advantages of a search have ever told its K sources apart, all its steps so far
+    taken together. Once they have, it stays so: the mixture follows them, and near the optimum that
+    it reaches advantages are 0 and their sum is drowned again."""
+
+    def __init__(self, sources: int) -> None:
+        self._total, self._variance = np.zeros((2, sources))
+        self.tells_apart = False
+
+    def add(self, advantage: ArrayLike, standard_error: ArrayLike) -> None:
+        """Of one outer step, (K,) each; NaN where unknown."""
+        value, error = np.asarray(advantage, dtype=float), np.asarray(standard_error, dtype=float)
+        known = np.isfinite(value) & np.isfinite(error)
+        self._total += np.where(known, value, 0.0)
+        self._variance += np.where(known, error, 0.0) ** 2
+        clear = np.abs(self._total) > _CLEAR_AT_ANY_STEP * np.sqrt(self._variance)
+        self.tells_apart |= bool(np.any(clear & (self._variance > 0)))
 
 
 def series_mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

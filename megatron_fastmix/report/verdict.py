@@ -10,8 +10,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from megatron_fastmix.mixture.optimality import CLEAR as CLEAR_ERRORS
-from megatron_fastmix.mixture.optimality import Optimality, Status, judge_optimality
+from megatron_fastmix.mixture.optimality import Evidence, Optimality, Status, judge_optimality
 from megatron_fastmix.report.run_record import RunRecord
 from megatron_fastmix.result.learned_mixture import LearnedMixture, average
 
@@ -199,11 +198,12 @@ def _noise(runs: Sequence[RunRecord]) -> Finding | None:
 
 
 def _tells_sources_apart(run: RunRecord) -> bool:
-    """Whether a source's advantages over the whole run together are clearly not 0, as in the
-    search's own warning."""
-    total = np.nansum(run.by_source("advantage"), axis=0)
-    variance = np.nansum(run.by_source("advantage_standard_error") ** 2, axis=0)
-    return bool(np.any((variance > 0) & (np.abs(total) > CLEAR_ERRORS * np.sqrt(variance))))
+    """As in the search's own warning."""
+    evidence = Evidence(len(run.sources))
+    steps = zip(run.by_source("advantage"), run.by_source("advantage_standard_error"), strict=True)
+    for advantage, error in steps:
+        evidence.add(advantage, error)
+    return evidence.tells_apart
 
 
 def _one_seed() -> Finding:

@@ -13,7 +13,7 @@ import numpy as np
 
 from megatron_fastmix.config import SearchConfig, strict_yaml
 from megatron_fastmix.mixture.mixture import Mixture
-from megatron_fastmix.mixture.optimality import CLEAR
+from megatron_fastmix.mixture.optimality import Evidence
 from megatron_fastmix.run.events import (
     CheckpointBegun,
     Event,
@@ -61,7 +61,7 @@ class Reporter:
         self._noisy = 0
         self._noise_told = False
         self._told_unseen = False
-        self._evidence = np.zeros((2, len(mixture.names)))
+        self._evidence = Evidence(len(mixture.names))
         """Sums of the advantages and of their squared standard errors."""
         self._last = time.monotonic()
         if sinks and step == 0:
@@ -181,13 +181,9 @@ class Reporter:
 
     def _warn_of_noise(self, step: int, result: OuterResult) -> None:
         noise = result.noise_to_signal
-        self._evidence += np.nan_to_num(
-            [result.advantage, result.advantage_standard_error**2], nan=0.0
-        )
-        # Once the evidence of all steps tells sources apart, the mixture follows it; that single
-        # estimates cannot is then no fault: near an optimum the advantages are about 0.
-        total, variance = self._evidence
-        if np.any(np.abs(total) > CLEAR * np.sqrt(variance)):
+        self._evidence.add(result.advantage, result.advantage_standard_error)
+        # That single estimates cannot is then no fault.
+        if self._evidence.tells_apart:
             self._noisy = 0
             return
         self._noisy = self._noisy + 1 if noise is not None and noise > NOISE_WARNING else 0

@@ -7,6 +7,7 @@ from megatron_fastmix.config import MixtureConfig
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.mixture.optimality import (
     FEWEST_OUTER_STEPS,
+    Evidence,
     advantages,
     judge_optimality,
     series_mean,
@@ -32,6 +33,23 @@ def test_an_unseen_source_has_no_advantage_and_lends_none():
     np.testing.assert_allclose(value, [-0.5, 0.5, np.nan])
     np.testing.assert_allclose(error[:2], 0.1 * np.sqrt(0.5))
     assert np.isnan(error[2])
+
+
+def test_sources_once_told_apart_stay_so_and_noise_never_tells_them_apart():
+    noise = np.random.default_rng(0).normal(size=(200, 80, 3))
+
+    def told(values, error=(1.0, 1.0, 1.0)) -> bool:
+        evidence = Evidence(3)
+        for value in values:
+            evidence.add(value, error)
+        return evidence.tells_apart
+
+    assert np.mean([told(run) for run in noise]) < 0.02
+    early = noise[0] + 3.0 * (np.arange(80) < 10)[:, None] * np.array([1, 0, -1])
+    assert told(early)
+    assert abs(early.sum(axis=0)).max() < 4 * np.sqrt(80)  # the sum at the end would not tell
+    # A value without an error is no evidence.
+    assert not told(np.full((5, 3), [9.0, np.nan, 0.0]), (np.nan, 1.0, 1.0))
 
 
 @pytest.mark.parametrize(("memory", "steps"), [(0.0, 40), (0.6, 160)])
