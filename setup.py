@@ -5,7 +5,8 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-CORPUS = ["pyarrow>=15", "zstandard>=0.22", "tokenizers>=0.20", "tiktoken>=0.7"]
+# transformers 4.48, the lowest here, wants tokenizers 0.21.
+CORPUS = ["pyarrow>=15", "zstandard>=0.22", "tokenizers>=0.21", "tiktoken>=0.7"]
 HUGGINGFACE = ["transformers>=4.48", "peft>=0.13"]
 TENSORBOARD = ["tensorboard>=2.14"]
 BASELINES = ["lightgbm>=4", "scipy>=1.10"]

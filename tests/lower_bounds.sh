@@ -18,7 +18,8 @@ fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 stamp="$venv/.installed-lower"
 if ! cmp -s setup.py "$stamp"; then
-  # The checkers are not among them: the code is held to one version of each.
+  # Not among them: the checkers, since the code is held to one version of each, and the two tools
+  # that read exports, which want newer versions of what we share with them (tqdm, PyYAML).
   "$venv/bin/python" - > "$venv/lower.txt" <<'PYTHON'
 import re
 import runpy
@@ -30,12 +31,13 @@ runpy.run_path("setup.py")
 named = [*kept["install_requires"], *kept["extras_require"]["test"]]
 for requirement in named:
     found = re.match(r"([A-Za-z0-9_-]+)>=([0-9.]+)", requirement)
-    if found and found[1] not in ("ruff", "mypy"):
+    if found and found[1] not in ("ruff", "mypy", "datasets", "megatron-energon"):
         print(f"{found[1]}=={found[2]}")
 PYTHON
   torch=$(grep '^torch==' "$venv/lower.txt")
   "$venv/bin/pip" install --quiet ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$torch"
-  "$venv/bin/pip" install --quiet --constraint "$venv/lower.txt" --editable ".[test]"
+  "$venv/bin/pip" install --quiet --constraint "$venv/lower.txt" --requirement "$venv/lower.txt" \
+    --editable .
   cp setup.py "$stamp"
 fi
 if [ $# = 0 ]; then
