@@ -68,14 +68,16 @@ def test_a_shape_trains_and_has_the_parameters_that_the_plan_counts(shape: str) 
     tokens = random_tokens()
     loss = losses(model, tokens).mean()
     moves = torch.autograd.grad(loss, parameters)
-    # A step along the gradient lowers the loss by about its squared norm.
+    # A step along the gradient lowers the loss by about its squared norm while no token changes its
+    # experts, where the loss jumps: in a hybrid one whose second and third logit differ by 6e-5
+    # does at a step of 5e-4.
     squares = sum(float(g.double().square().sum()) for g in moves)
     assert all(g.abs().max() > 0 for g in moves)
     with torch.no_grad():
         for parameter, move in zip(parameters, moves, strict=True):
-            parameter -= 1e-3 * move
+            parameter -= 1e-4 * move
         after = losses(model, tokens).mean()
-    assert float(loss - after) == pytest.approx(1e-3 * squares, rel=0.05)
+    assert float(loss.detach() - after) == pytest.approx(1e-4 * squares, rel=0.01)
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, *(HYBRIDS if HAS_HYBRID else [])])
