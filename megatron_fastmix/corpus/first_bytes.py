@@ -1,6 +1,7 @@
-"""What an input's first bytes tell: text in another encoding, and JSON that is no record a line.
+"""What an input's first bytes tell: that it is no text, text in another encoding, and JSON that is
+no record a line.
 
-Both make every line of a file wrong, so they are told once and for the file, whatever number of bad
+All make every line of a file wrong, so they are told once and for the file, whatever number of bad
 lines is allowed.
 """
 
@@ -11,6 +12,8 @@ import json
 import os
 import shlex
 
+from megatron_fastmix.corpus.file_kinds import file_kind
+from megatron_fastmix.corpus.not_records import Form, form_of_lines, form_of_object
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.text_files import wide_encoding
 
@@ -31,11 +34,20 @@ def without_mark(data: bytes) -> bytes:
 
 
 def check_head(path: str, head: bytes, *, json_lines: bool) -> None:
-    """Raises `DataError` with the command that converts the file, for text in UTF-16 or UTF-32 and,
-    where `json_lines` are expected, for JSON that is one array or goes over several lines.
+    """Raises `DataError` with what converts the file, for one that is packed or no text, for text
+    in UTF-16 or UTF-32 and, where `json_lines` are expected, for JSON that is one array or goes
+    over several lines, and for other forms of which no line is a record.
 
     `head` is the beginning of the unpacked file.
     """
+    kind = file_kind(head)
+    if kind:
+        how = (
+            f"unpack it: {_command(path, kind.unpack, 'unpacked')}"
+            if kind.unpack
+            else kind.advice(path, _stem(path))
+        )
+        raise DataError(f"{path}: is {kind.name}, by its first bytes, and no text; {how}")
     wide = wide_encoding(head)
     if wide:
         raise DataError(
@@ -44,7 +56,7 @@ def check_head(path: str, head: bytes, *, json_lines: bool) -> None:
         )
     if not json_lines:
         return
-    text = without_mark(head).decode("utf-8", errors="replace").strip()
+    text = without_mark(head).decode("utf-8", errors="replace").strip(" \t\r\n")
     first, _, more = text.partition("\n")
     if text.startswith("[") and not (more and _is_json(first)):
         raise DataError(
@@ -53,22 +65,42 @@ def check_head(path: str, head: bytes, *, json_lines: bool) -> None:
         )
     if text.startswith("{") and more and not _is_json(first):
         values = _values_over_lines(text, len(head) == HEAD_BYTES)
-        if values:
+        form = form_of_object(_loaded(text)) if values == 1 else None
+        if values and not form:
             what, command = (
                 ("one JSON object", _ONE_LINE) if values == 1 else ("objects", _LINE_PER_VALUE)
             )
-            raise DataError(
-                f"{path}: holds {what} over several lines, not a JSON object a line; convert it: "
-                + _command(path, command, "lines")
-            )
+            form = Form(what=f"holds {what} over several lines", command=command)
+        if form:
+            raise _wrong_form(path, form)
+    if len(head) < HEAD_BYTES or more:  # a line of which the end is known
+        form = form_of_lines(text)
+        if form:
+            raise _wrong_form(path, form)
+
+
+def _wrong_form(path: str, form: Form) -> DataError:
+    if not form.command:
+        return DataError(f"{path}: {form.what}; {form.fix}")
+    return DataError(
+        f"{path}: {form.what}, not a JSON object a line; convert it: "
+        + _command(path, form.command, "lines")
+    )
 
 
 def _is_json(text: str) -> bool:
+    return _loaded(text, missing=_NO_JSON) is not _NO_JSON
+
+
+_NO_JSON = object()
+
+
+def _loaded(text: str, missing: object = None) -> object:
+    """The JSON value of the text; `missing` where it is none."""
     try:
-        json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return False
-    return True
+        return missing
 
 
 def _values_over_lines(text: str, is_cut: bool) -> int:
@@ -86,12 +118,15 @@ def _values_over_lines(text: str, is_cut: bool) -> int:
 
 def _command(path: str, command: str, kind: str) -> str:
     """A line to copy, which reads `path` and writes a file beside it."""
-    stem, end = os.path.splitext(path)
+    stem, end = _stem(path), os.path.splitext(path)[1]
     quoted = shlex.quote(path)
-    if end in _UNPACK:
-        stem = os.path.splitext(stem)[0]
-        command = f"{_UNPACK[end]} {quoted} | {command}"
-    else:
-        command = f"{command} < {quoted}"
-    name = f"{stem}.{kind}{'.txt' if kind == 'utf8' and end == '.txt' else '.jsonl'}"
+    unpack = f"{_UNPACK[end]} {quoted} | {command}" if end in _UNPACK else None
+    command = unpack or f"{command} < {quoted}"
+    name = f"{stem}.{kind}{'.txt' if kind != 'lines' and end == '.txt' else '.jsonl'}"
     return f"{command} > {shlex.quote(name)}"
+
+
+def _stem(path: str) -> str:
+    """The path without what tells its format and its compression."""
+    stem, end = os.path.splitext(path)
+    return os.path.splitext(stem)[0] if end in _UNPACK else stem

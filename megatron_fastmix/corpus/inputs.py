@@ -22,6 +22,14 @@ _FORMATS: dict[str, InputFormat] = {
     ".txt": "text",
 }
 COMPRESSIONS = (".gz", ".zst")
+_UNREAD = {
+    **dict.fromkeys((".bz2", ".xz", ".lz4", ".lzma", ".br", ".7z", ".rar", ".zip"), "packed so"),
+    **dict.fromkeys((".tar", ".tgz"), "archives of files"),
+    **dict.fromkeys((".csv", ".tsv"), "tables in text"),
+    **dict.fromkeys((".arrow", ".feather", ".orc", ".avro"), "tables of this kind"),
+    **dict.fromkeys((".xlsx", ".pkl", ".pickle", ".npy", ".npz", ".h5", ".pt"), "of this kind"),
+}
+"""Ends of names whose files are not read in any input format, and what they are."""
 
 
 def file_format(path: str | Path) -> InputFormat | None:
@@ -69,6 +77,12 @@ def expand_inputs(inputs: Sequence[str], input_format: InputFormat = "auto") -> 
         files.update(dict.fromkeys(found))
     for path in files:
         if input_format == "auto" and file_format(path) is None:
+            end = Path(path).suffix.lower()
+            if end in _UNREAD:
+                raise ConfigError(
+                    f"{path}: files {_UNREAD[end]} ({end}) are not read; make of it JSON lines "
+                    "(.jsonl, .jsonl.gz, .jsonl.zst) or Parquet"
+                )
             raise ConfigError(
                 f"{path}: the name tells no format; set the input format to jsonl, parquet, text "
                 "(a document per file) or lines (a document per line)"

@@ -1,8 +1,8 @@
 """Reading records: a file becomes chunks in the parent, a chunk becomes records in a worker.
 
 A chunk of a plain file is only its place, so that workers read it themselves; compressed files
-and Parquet are read by the parent, which hands out what it unpacked. Chunks of a file are in
-order, cover it, and are the same each time, so that an interrupted run can skip those it has done.
+and Parquet are read by the parent, which hands out what it unpacked. Chunks of a file cover it in
+order and are the same each time, so that an interrupted run can skip those it has done.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from megatron_fastmix.corpus.file_kinds import check_packed
 from megatron_fastmix.corpus.first_bytes import HEAD_BYTES, check_head, without_mark
 from megatron_fastmix.corpus.inputs import InputFormat, file_format
 from megatron_fastmix.errors import ConfigError, DataError, StorageError
@@ -24,9 +25,9 @@ from megatron_fastmix.storage import is_storage_error
 
 CHUNK_BYTES = 1 << 20
 """Bytes of text per chunk: long enough to hide the hand-over, short enough to share out."""
-_PIECE = 1 << 16
 PARQUET_ROWS = 512
 """Rows of a Parquet file per chunk."""
+_PIECE = 1 << 16
 
 Record = bytes | dict[str, Any]
 """A line or a whole file as bytes, or a row of Parquet."""
@@ -113,8 +114,7 @@ def iter_chunks(
 
 @contextlib.contextmanager
 def _reading(path: str) -> Iterator[None]:
-    """Raises `DataError` for an input that cannot be read, `StorageError` where the file system
-    failed."""
+    """Raises `DataError` for an unreadable input, `StorageError` where the file system failed."""
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
@@ -133,7 +133,8 @@ def _plain_chunks(path: str, record_format: InputFormat, chunk_bytes: int) -> It
     with open(path, "rb") as file:
         size = file.seek(0, 2)
         start = 0
-        check_head(path, _read_at(file, 0, HEAD_BYTES), json_lines=record_format == "jsonl")
+        file.seek(0)
+        check_head(path, file.read(HEAD_BYTES), json_lines=record_format == "jsonl")
         while start < size:
             stop = size
             if record_format != "text":
@@ -146,11 +147,6 @@ def _plain_chunks(path: str, record_format: InputFormat, chunk_bytes: int) -> It
                 stop=stop,
             )
             start = stop
-
-
-def _read_at(file: IO[bytes], start: int, size: int) -> bytes:
-    file.seek(start)
-    return file.read(size)
 
 
 def _end_of_lines(file: IO[bytes], start: int, stop: int, size: int) -> int:
@@ -173,8 +169,10 @@ def _end_of_lines(file: IO[bytes], start: int, stop: int, size: int) -> int:
 
 
 def _unpacked_chunks(path: str, record_format: InputFormat, chunk_bytes: int) -> Iterator[Chunk]:
+    done = 0
     with open(path, "rb") as packed:
-        done = 0
+        check_packed(path, packed.read(8))
+        packed.seek(0)
         with _unpack(path, packed) as stream:
             while True:
                 data = stream.read() if record_format == "text" else stream.read(chunk_bytes)

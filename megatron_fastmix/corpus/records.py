@@ -175,6 +175,10 @@ def _parse_json(line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"invalid UTF-8 at byte {error.start + 1} of the line") from None
     except json.JSONDecodeError as error:
+        if b"\0" in line:
+            raise ValueError(
+                "holds NUL bytes, as a copy that was cut off leaves; copy or make the file again"
+            ) from None
         raise ValueError(f"malformed JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
         raise ValueError("malformed JSON: nested too deeply") from None

@@ -1,0 +1,159 @@
+"""Which form a file has where none of its first lines is a record, and what makes JSON lines of
+it."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+from dataclasses import dataclass
+
+_LINES = 20
+"""How many lines are looked at; one record among them makes the others bad lines."""
+_SHOWN = 40
+_LISTS = ("data", "rows", "records", "examples", "items", "train")
+"""Keys under which one object over the whole file keeps its records."""
+_PRINT = "python3 -c 'import json, sys; [print(json.dumps(r)) for r in {}]'"
+_PYTHON_LINES = (
+    "python3 -c 'import ast, json, sys; [print(json.dumps(ast.literal_eval(s))) for s in sys.stdin "
+    "if s.strip()]'"
+)
+_TABLE_ROWS = (
+    "python3 -c 'import csv, json, sys; csv.field_size_limit(2**31 - 1); "
+    '[print(json.dumps(r)) for r in csv.DictReader(sys.stdin, delimiter="{}")]\''
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What a file holds in place of a record a line."""
+
+    what: str
+    """In words that follow the path."""
+    command: str | None = None
+    """Reads the file and writes a record a line; None where `fix` says what to do."""
+    fix: str = ""
+
+
+def form_of_lines(text: str) -> Form | None:
+    """The form of `text`, the beginning of a file; None where its lines are to be told one by one:
+    a record is among them, or they are not known."""
+    lines = [line for line in text.split("\n", _LINES)[:_LINES] if line.strip()]
+    if len(lines) > 1 and all(map(_has_comma, lines[:-1])):
+        return Form(what="has a comma after each object", command="sed 's/,[[:space:]]*$//'")
+    if not lines or any(_loaded(line) is not None for line in lines):
+        return None
+    first = lines[0].strip(" \t\r")
+    if not text.strip("\0 \r\n\t"):
+        return Form(
+            what="holds nothing but NUL bytes, as a copy that was cut off leaves",
+            fix="copy or make the file again",
+        )
+    if first.startswith("version https://git-lfs.github.com/"):
+        return Form(what="is a pointer of Git LFS, not the file", fix="run `git lfs pull`")
+    if first.startswith("\x1e"):
+        return Form(
+            what="has a record separator (RFC 7464) before records", command="tr -d '\\036'"
+        )
+    if first.startswith("<"):
+        return Form(
+            what=f"is HTML or XML: it begins with {first[:_SHOWN]!r}",
+            fix="give the data; a download may have saved a page that tells an error",
+        )
+    if first.startswith("{"):
+        return _of_objects(first)
+    return _of_table(lines) or (
+        None
+        if first[0] in '["' or _is_json(first)
+        else Form(
+            what=f"holds no JSON: it begins with {first[:_SHOWN]!r}",
+            fix="give JSON lines, or for plain text the input format text (a document per file) or "
+            "lines (a document per line)",
+        )
+    )
+
+
+def form_of_object(value: object) -> Form | None:
+    """The form of a file that is one JSON object over several lines, where its parts are the
+    records."""
+    if not isinstance(value, dict):
+        return None
+    for key in _LISTS:
+        rows = value.get(key)
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+            return Form(
+                what=f"holds one JSON object over several lines, with its records under {key!r}",
+                command=_PRINT.format(f'json.load(sys.stdin)["{key}"]'),
+            )
+    if len(value) > 1 and all(isinstance(row, dict) for row in value.values()):
+        return Form(
+            what="holds one JSON object over several lines, with a record under each key",
+            command=_PRINT.format("json.load(sys.stdin).values()"),
+        )
+    return None
+
+
+def _has_comma(line: str) -> bool:
+    bare = line.rstrip()
+    return bare.endswith(",") and _loaded(bare[:-1]) is not None
+
+
+def _of_objects(first: str) -> Form | None:
+    """Objects, but with something more or less than a line end between them."""
+    parts = first.split("\r")
+    if len(parts) > 1 and _loaded(parts[0]) is not None:
+        return Form(what="ends its lines with carriage returns alone", command="tr '\\r' '\\n'")
+    try:
+        _, end = json.JSONDecoder().raw_decode(first)
+    except (ValueError, RecursionError):
+        return _of_python(first)
+    rest = first[end:].strip()
+    if rest.startswith("{"):
+        return Form(what="holds several objects on a line", command="jq -c .")
+    return None
+
+
+def _of_python(first: str) -> Form | None:
+    try:
+        value = ast.literal_eval(first)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    return Form(what="holds Python's dicts, which are no JSON", command=_PYTHON_LINES)
+
+
+def _of_table(lines: list[str]) -> Form | None:
+    """CSV or TSV: as many fields in every row as in the head."""
+    for delimiter, written, name in (("\t", "\\t", "TSV"), (",", ",", "CSV"), (";", ";", "CSV")):
+        try:
+            rows = list(csv.reader(lines, delimiter=delimiter))
+        except csv.Error:
+            continue
+        # The last may be cut, in the middle of a quoted text.
+        whole = rows[:-1] if len(rows) > 2 else rows
+        if len(whole) > 1 and len(whole[0]) > 1 and len({len(row) for row in whole}) == 1:
+            return Form(
+                what=f"is a {name} table with the columns {', '.join(whole[0])[:_SHOWN]}",
+                command=_TABLE_ROWS.format(written),
+            )
+    return None
+
+
+def _loaded(line: str) -> dict[str, object] | None:
+    """The object that the line is."""
+    if not line.lstrip("\ufeff \t\r").startswith("{"):
+        return None
+    try:
+        value = json.loads(line.lstrip("\ufeff"))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -1,0 +1,130 @@
+"""Inputs of which no line is a record, by their form: what each is, and a command that mends it."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import pickle
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from megatron_fastmix.corpus.inputs import expand_inputs
+from megatron_fastmix.corpus.records import read_documents
+from megatron_fastmix.errors import ConfigError, DataError
+
+RECORDS = [{"text": "abc"}, {"text": "d, e\u00e9f"}, {"text": "ghi"}]
+LINES = "".join(json.dumps(record) + "\n" for record in RECORDS)
+
+
+def refused(path: Path, data: bytes | str, input_format: str = "auto") -> str:
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    with pytest.raises(DataError) as error:
+        list(read_documents(path, input_format=input_format))  # type: ignore[arg-type]
+    assert str(error.value).startswith(f"{path}: ")
+    return str(error.value)
+
+
+def table(delimiter: str) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, delimiter=delimiter)
+    rows.writerows([["id", "text"], *([i, r["text"]] for i, r in enumerate(RECORDS))])
+    return text.getvalue()
+
+
+def tar() -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        member = tarfile.TarInfo("a.jsonl")
+        member.size = len(LINES)
+        archive.addfile(member, io.BytesIO(LINES.encode()))
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (LINES.replace("\n", ",\n").removesuffix(",\n"), "a comma after each object"),
+        (LINES.replace("\n", "\r"), "carriage returns alone"),
+        ("".join(f"\x1e{line}\n" for line in LINES.splitlines()), "a record separator"),
+        ("".join(f"{record!r}\n" for record in RECORDS), "Python's dicts"),
+        (table(","), "a CSV table with the columns id, text"),
+        (table("\t"), "a TSV table"),
+        (json.dumps({"version": 1, "data": RECORDS}, indent=1), "its records under 'data'"),
+        (json.dumps(dict(enumerate(RECORDS)), indent=1), "a record under each key"),
+        (tar(), "is a tar archive"),
+        (bz2.compress(LINES.encode()), "is bzip2"),
+        (lzma.compress(LINES.encode()), "is xz"),
+        (gzip.compress(LINES.encode()), "is gzip"),
+    ],
+)
+def test_the_command_makes_records_of_it(tmp_path: Path, data: str | bytes, what: str) -> None:
+    message = refused(tmp_path / "a b.jsonl", data)
+    assert what in message
+    _, _, command = message.partition(" it: ")
+    subprocess.run(["bash", "-c", command], check=True)
+    (made,) = tmp_path.glob("a b.*.jsonl")
+    assert list(read_documents(made)) == [record["text"] for record in RECORDS]
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        ("<!DOCTYPE html>\n<p>404</p>\n", "is HTML or XML"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ("- text: a\n- text: b\n", "holds no JSON: it begins with '- text: a'"),
+        (bytes(300), "nothing but NUL bytes"),
+        (pickle.dumps(RECORDS), "a Python pickle"),
+        (b"PK\x03\x04\x14\0\0\0", "unzip -d"),
+        (b"MMIDIDX\0\0\1\0", "the index of a tokenized dataset"),
+    ],
+)
+def test_what_no_command_mends(tmp_path: Path, data: str | bytes, what: str) -> None:
+    assert what in refused(tmp_path / "a.jsonl", data)
+
+
+def test_tables_by_another_name(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = pyarrow.Table.from_pylist(RECORDS)
+    parquet.write_table(rows, tmp_path / "b.jsonl")
+    assert "mv" in refused(tmp_path / "b.jsonl", (tmp_path / "b.jsonl").read_bytes(), "lines")
+    for writer in (pyarrow.ipc.new_file, pyarrow.ipc.new_stream):
+        with pyarrow.OSFile(str(tmp_path / "c.txt"), "wb") as file, writer(file, rows.schema) as to:
+            to.write_table(rows)
+        command = refused(tmp_path / "c.txt", (tmp_path / "c.txt").read_bytes()).partition(": ")[2]
+        assert "is Arrow" in command and "ipc.open_" in command
+
+
+@pytest.mark.parametrize("end", [".gz", ".zst"])
+def test_a_name_that_tells_another_packing(tmp_path: Path, end: str) -> None:
+    other = gzip.compress(LINES.encode()) if end == ".zst" else b"\x28\xb5\x2f\xfd\0\0"
+    for data in (LINES.encode(), other):
+        assert f"the name tells {end}, but" in refused(tmp_path / f"a.jsonl{end}", data)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.bz2", "a.csv", "a.tsv", "a.arrow", "a.zip", "a.XLSX"])
+def test_names_that_no_input_format_reads(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("x")
+    with pytest.raises(ConfigError, match="are not read; make of it JSON lines"):
+        expand_inputs([str(tmp_path / name)])
+
+
+def test_a_bad_line_among_records_stays_one(tmp_path: Path) -> None:
+    for bad in ("text,more", "<p>", "{'text': 1}", "\0" * 40, f"{LINES.splitlines()[0]},"):
+        (tmp_path / "a.jsonl").write_text(f"{bad}\n{LINES}")
+        with pytest.raises(DataError, match=r"a.jsonl:1: (malformed|holds NUL)"):
+            list(read_documents(tmp_path / "a.jsonl"))
+
+
+def test_plain_text_may_begin_as_anything(tmp_path: Path) -> None:
+    for text in ("BZh, a name", "PAR1 and more", "%PDF-1.4 is a mark", "{'a': 1}\n", "a,b\n1,2\n"):
+        (tmp_path / "a.txt").write_text(text)
+        assert list(read_documents(tmp_path / "a.txt")) == [text]
