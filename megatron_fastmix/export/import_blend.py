@@ -1,11 +1,11 @@
 """The forms of a blend of Megatron, NeMo and Megatron-Bridge, read back.
 
-The rules are `get_blend_from_list`'s.
-"""
+The rules are `get_blend_from_list`'s."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -19,9 +19,15 @@ from megatron_fastmix.export.nemotron import DataBlendEntry, is_data_blend, read
 from megatron_fastmix.text_files import parse_json, read_text
 
 TRAIN_FLAGS = ("--data-path", "--train-data-path")
-_BLEND_KEYS = ("data_prefix", "blend_per_split", "blend", "paths")
-"""Keys of configurations that hold a blend: of NeMo 1, Megatron-Bridge (two) and NeMo 2. The first
-that a file has counts."""
+_FILE_FLAGS = ("--per-split-data-args-path", "--data-args-path")
+_BLEND_KEYS = (
+    *("data_prefix", "blend_per_split", "blend", "paths"),
+    *(form for flag in TRAIN_FLAGS for form in (flag, flag[2:], flag[2:].replace("-", "_"))),
+)
+"""Keys of configurations that hold a blend: of NeMo 1, Megatron-Bridge (two), NeMo 2, and
+Megatron's flags as YAML writes them. The first that a file has counts."""
+_PAIRED_KEYS = (("train-data-paths", "train-data-weights"), ("dataset_folder", "dataset_weights"))
+"""Keys that hold prefixes and those that hold their weights: of GPT-NeoX and nanotron."""
 _ASSIGNED = re.compile(
     r"\s*(?:[\w+.]*\.)?(?:paths|data_prefix)\s*=\s*([\[{].*[\]}]),?\s*", re.DOTALL
 )
@@ -61,6 +67,10 @@ def parse_blend(words: Sequence[object], where: str) -> dict[str, float]:
     """
     if not words:
         raise DataError(f"{where}: holds no blend; expected WEIGHT PREFIX ...")
+    if len(words) == 1 and _number(words[0]) is None:
+        only = _prefix(words[0], where)
+        if not {"$", ","} & set(only):
+            return {only: 1.0}  # all of it, whatever its size
     weights = [_number(word) for word in words[::2]]
     if len(words) % 2 or all(weight is None for weight in weights):
         return _by_size(words, where)
@@ -71,7 +81,7 @@ def parse_blend(words: Sequence[object], where: str) -> dict[str, float]:
             raise DataError(
                 f"{where}: weight of {prefix} is {word!r}; expected a number, 0 or more"
             )
-        if prefix in shares:
+        if os.path.normpath(prefix) in map(os.path.normpath, shares):
             raise DataError(f"{where}: {prefix} occurs twice; add its weights up in one entry")
         shares[prefix] = weight
     total = math.fsum(shares.values())
@@ -94,6 +104,11 @@ def _by_size(words: Sequence[object], where: str) -> dict[str, float]:
         try:
             found = inspect_indexed_dataset(prefix).tokens
         except DataError as error:
+            if all(_number(each) is not None for each in words[1::2]) and len(words) % 2 == 0:
+                raise DataError(
+                    f"{where}: has each prefix before its weight; expected WEIGHT PREFIX ..., as "
+                    "Megatron reads it: turn them round"
+                ) from None
             raise DataError(
                 f"{where}: lists prefixes without weights, and Megatron then infers them from "
                 f"dataset sizes; expected WEIGHT PREFIX ..., or datasets that are here: {error}"
@@ -109,7 +124,20 @@ def _by_size(words: Sequence[object], where: str) -> dict[str, float]:
 def _prefix(word: object, where: str) -> str:
     if not isinstance(word, str) or not word.strip():
         raise DataError(f"{where}: found {word!r} in the place of a prefix; expected its path")
-    return word.strip()
+    prefix = word.strip()
+    if prefix[0] in "\"'@":
+        what = "a reference" if prefix[0] == "@" else "a quotation mark"
+        raise DataError(
+            f"{where}: found {word!r} in the place of a prefix; Megatron takes {what} here for a "
+            "part of the path: write the plain path"
+        )
+    for end in (".bin", ".idx"):
+        if prefix.endswith(end) and not os.path.exists(f"{prefix}.idx"):
+            raise DataError(
+                f"{where}: found {word!r} in the place of a prefix, to which Megatron adds .bin "
+                f"and .idx; write {prefix.removesuffix(end)}"
+            )
+    return prefix
 
 
 def _words(text: str, where: str) -> list[Any]:
@@ -122,12 +150,23 @@ def _words(text: str, where: str) -> list[Any]:
             return _after_flag(shlex.split(text.replace("\\\n", " ")), where)
         except ValueError as error:
             raise DataError(f"{where}: not a command line: {error}") from None
+    words = text.replace("=", " ").split()
+    if any(word.startswith("#") for word in words):
+        raise DataError(
+            f"{where}: has a comment ({next(w for w in words if w[0] == '#')} ...), of which "
+            "Megatron reads every word; leave comments out"
+        )
+    for flag in _FILE_FLAGS:
+        if flag in words:
+            file = [*words[words.index(flag) + 1 :], "the file"][0]
+            raise DataError(f"{where}: has {flag}, which names the file of the blend: give {file}")
     return text.split()
 
 
 def _structured(value: Any, where: str) -> list[Any]:
     """The list in JSON or YAML: alone, by split under `train`, or under one of `_BLEND_KEYS`."""
     what = "the blend"
+    value = _paired(value)
     if isinstance(value, dict):
         for key in _BLEND_KEYS:
             found = list(_values_of(key, value))
@@ -156,7 +195,9 @@ def _structured(value: Any, where: str) -> list[Any]:
                 "expected as many"
             )
         value = [word for pair in zip(weights, prefixes, strict=True) for word in pair]
-    if not isinstance(value, list):
+    if isinstance(value, list):
+        value = [word for each in value for word in _entry(each)]
+    else:
         raise DataError(f"{where}: {what} is {value!r}; expected a list of weights and prefixes")
     for word in value:
         if not isinstance(word, str | int | float) or isinstance(word, bool):
@@ -164,6 +205,26 @@ def _structured(value: Any, where: str) -> list[Any]:
                 f"{where}: {what} holds {word!r}; expected a list of weights and prefixes"
             )
     return value
+
+
+def _paired(values: Any) -> Any:
+    """Prefixes and weights of two keys as Megatron-core's pair; `values` where there are none."""
+    if not isinstance(values, dict):
+        return values
+    named = {key.replace("_", "-"): value for key, value in values.items() if isinstance(key, str)}
+    for keys in _PAIRED_KEYS:
+        prefixes, weights = (named.get(key.replace("_", "-")) for key in keys)
+        if isinstance(prefixes, list):
+            return [prefixes, weights]
+    return values
+
+
+def _entry(entry: Any) -> list[Any]:
+    """The words of one item of a list: a word, `{weight, path}`, or a text `0.3 /d/a`."""
+    if isinstance(entry, dict) and entry.keys() == {"weight", "path"}:
+        return [entry["weight"], entry["path"]]
+    words = entry.split() if isinstance(entry, str) else []
+    return words if len(words) == 2 and _number(words[0]) is not None else [entry]
 
 
 def _listed(value: Any, where: str) -> Any:

@@ -114,7 +114,7 @@ def test_weights_of_any_scale_and_the_flags_around_are_read(tmp_path):
     [
         ("", "holds no blend"),
         ("/d/a /d/b", "lists prefixes without weights"),
-        ("/d/a", "lists prefixes without weights"),
+        ("/d/a /d/b", "lists prefixes without weights"),
         ("0.3 /d/a x /d/b", "weight of /d/b is 'x'"),
         ("0.3 /d/a -1 /d/b", "weight of /d/b is '-1'"),
         ("nan /d/a 1 /d/b", "weight of /d/a is 'nan'"),
@@ -226,6 +226,46 @@ def test_what_weighs_nothing_is_left_out(tmp_path):
     ],
 )
 def test_what_is_no_blend_says_why(tmp_path, text, message):
+    (tmp_path / "blend").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_blend(tmp_path / "blend")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("args.yaml", "data_path: [0.25, /d/a, 0.75, /d/b]"),
+        ("model.yaml", "MODEL_ARGS: {--data-path: 0.25 /d/a 0.75 /d/b, --bf16: true}"),
+        ("neox.yml", '{"train-data-paths": ["/d/a", "/d/b"], "train_data_weights": [1.0, 3.0],}'),
+        ("lines.yaml", "- 0.25 /d/a\n- 0.75 /d/b\n"),
+        ("entries.json", '[{"path": "/d/a", "weight": 1}, {"weight": 3, "path": "/d/b"}]'),
+    ],
+)
+def test_further_forms_of_a_blend(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert read_blend(tmp_path / name) == {"/d/a": 0.25, "/d/b": 0.75}
+
+
+@pytest.mark.parametrize("text", ["/d/a", '["/d/a"]', "--data-path /d/a --bf16"])
+def test_one_path_needs_no_weight_and_no_dataset_here(tmp_path, text):
+    (tmp_path / "blend").write_text(text)
+    assert read_blend(tmp_path / "blend") == {"/d/a": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("/d/a 0.3 /d/b 0.7", "each prefix before its weight"),
+        ('0.3 "/d/a" 0.7 "/d/b"', "a quotation mark here for a part of the path"),
+        ("0.3 /d/a.bin 0.7 /d/b.bin", "to which Megatron adds .bin and .idx; write /d/a"),
+        ("# web\n0.3 /d/a 0.7 /d/b", "has a comment"),
+        ("0.3 /d/a 0.7 /d/./a", "occurs twice"),
+        ("--data-path @blend.txt", "takes a reference here"),
+        ("train.py --data-args-path b.txt --bf16", "names the file of the blend: give b.txt"),
+        ("train.py --per-split-data-args-path=b.json", "names the file of the blend: give b.json"),
+    ],
+)
+def test_what_only_looks_like_a_blend(tmp_path, text, message):
     (tmp_path / "blend").write_text(text)
     with pytest.raises(DataError, match=message):
         read_blend(tmp_path / "blend")
