@@ -5,7 +5,7 @@ A fragment's key is `kind:start:numel:name`: where it begins in the flattened pa
 
 from __future__ import annotations
 
-import lzma
+import io
 import re
 import struct
 import tokenize
@@ -33,7 +33,6 @@ _KEY = re.compile(
 _DAMAGE = (
     *(OSError, ValueError, EOFError, LookupError, RuntimeError, MemoryError, OverflowError),
     *(zipfile.BadZipFile, zlib.error, NotImplementedError, SyntaxError, TypeError, struct.error),
-    lzma.LZMAError,
     tokenize.TokenError,  # of a header that NumPy takes for one of Python 2
 )
 """What NumPy and zipfile raise for files that are cut, altered, encrypted or of another kind."""
@@ -43,24 +42,41 @@ class _ArrayFile:
     """A .npz file of flat float arrays, whose every fault is a `CheckpointError`.
 
     Open only while it is read: a process may hold 1,024 files by default, and a checkpoint has one
-    for each rank.
+    for each rank. Its directory is read once: of 1,100 ranks each has a fragment of every
+    parameter, and to read as many directories anew for each of them would take an hour.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with np.load(path, allow_pickle=False) as file:
-                self.keys: list[str] = list(file.files)
-        except (AttributeError, TypeError):
-            raise CheckpointError(f"{path}: one array, not the arrays of a checkpoint") from None
+            with zipfile.ZipFile(path) as archive:
+                self._members = {
+                    info.filename.removesuffix(".npy"): (
+                        info.header_offset,
+                        info.compress_size,
+                        info.CRC,
+                    )
+                    for info in archive.infolist()
+                    if self._is_stored(info)
+                }
         except _DAMAGE as error:
             raise self._damaged(error) from None
+        self.keys = list(self._members)
 
     def array(self, key: str, length: int) -> np.ndarray:
         """The array of `length` numbers at `key`."""
+        offset, size, checksum = self._members[key]
         try:
-            with np.load(self.path, allow_pickle=False) as file:
-                values = file[key]
+            with open(self.path, "rb") as file:
+                file.seek(offset)
+                header = file.read(zipfile.sizeFileHeader)
+                # The header repeats the name and has extras of its own before the content.
+                name_size, extra_size = struct.unpack_from("<HH", header, 26)
+                file.seek(name_size + extra_size, io.SEEK_CUR)
+                content = file.read(size)
+            if zlib.crc32(content) != checksum:
+                raise self._damaged(f"the checksum of {key} differs from the one when written")
+            values = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
         except _DAMAGE as error:
             raise self._damaged(error) from None
         if (
@@ -70,6 +86,11 @@ class _ArrayFile:
         ):
             raise self._damaged(f"{key} is no array of {length} numbers")
         return values
+
+    def _is_stored(self, info: zipfile.ZipInfo) -> bool:
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+            raise self._damaged(f"{info.filename} is compressed or encrypted")
+        return True
 
     def _damaged(self, error: object) -> CheckpointError:
         reason = getattr(error, "strerror", None) or error

@@ -192,7 +192,7 @@ def test_foreign_members_of_a_checkpoint(tmp_path: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_compressed_members_are_read_or_refused(tmp_path: Path, compression: int) -> None:
+def test_compressed_members_are_refused(tmp_path: Path, compression: int) -> None:
     path = tmp_path / "a.npz"
     save_arrays(path)
     with zipfile.ZipFile(path) as file:
@@ -200,7 +200,8 @@ def test_compressed_members_are_read_or_refused(tmp_path: Path, compression: int
     with zipfile.ZipFile(path, "w", compression) as file:
         for name, content in members.items():
             file.writestr(name, content)
-    try_damage(Case(path, use_arrays))
+    with pytest.raises(CheckpointError, match=r"a\.npz.* is compressed or encrypted"):
+        use_arrays(path)
 
 
 def flagged(content: bytes, flag: int) -> bytes:
