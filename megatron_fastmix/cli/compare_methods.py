@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.lab.baselines.registry import METHODS
+from megatron_fastmix.lab.baselines.registry import FASTMIX, METHODS
 from megatron_fastmix.lab.comparison.method_table import MethodLine, measurements, text
 from megatron_fastmix.lab.comparison.methods import MethodComparison
+from megatron_fastmix.lab.comparison.row_workers import SAVE_INTERVAL
 from megatron_fastmix.lab.comparison.scenario import load_scenario
 from megatron_fastmix.lab.jobs import worker_count
 from megatron_fastmix.lab.measurements import write_measurements
@@ -28,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods",
         metavar="A,B",
-        help=f"of {', '.join(METHODS)} and the scenario's variants; default: the scenario's",
+        help=f"of {', '.join(METHODS)} and the scenario's variants and derived mixtures; default: "
+        "the scenario's methods and variants",
     )
     parser.add_argument(
         "--seeds",
@@ -45,12 +47,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--work", default="runs/methods", help="proxies and run folders (default %(default)s)"
     )
     parser.add_argument("--workers", type=int, help="trainings at once (default: one per core)")
+    parser.add_argument(
+        "--save-interval",
+        type=int,
+        default=SAVE_INTERVAL,
+        help="steps of a target model's training between two checkpoints in --work, from the last "
+        "of which it goes on (default %(default)s)",
+    )
     parser.add_argument("--search-only", action="store_true", help="train no target models")
     parser.add_argument(
         "--table-only", action="store_true", help="train nothing; show what is there"
     )
     parser.add_argument("--json", metavar="FILE", help="also write the measurements to FILE")
     parser.add_argument("--plot", metavar="FILE.png", help="also draw cost against target loss")
+    parser.add_argument(
+        "--plot-variants",
+        metavar="FILE.png",
+        help="also draw how far variants of proxy and training get from FastMix's mixture, and "
+        "what that costs; of one scenario",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="NAME",
+        default=FASTMIX,
+        help="the method or variant that differences and costs in the table are relative to "
+        "(default %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,10 +81,19 @@ def run(args: argparse.Namespace) -> int:
     Raises `ConfigError` and `DataError` before anything is trained, and what training raises.
     """
     workers = worker_count(args.workers)
-    if args.seeds < 1:
-        raise ConfigError(f"--seeds: found {args.seeds}; use at least 1")
+    for flag, value in (("--seeds", args.seeds), ("--save-interval", args.save_interval)):
+        if value < 1:
+            raise ConfigError(f"{flag}: found {value}; use at least 1")
     scenarios = {Path(file).stem: load_scenario(file) for file in args.scenario}
     methods = {name: scenario.choose(args.methods, name) for name, scenario in scenarios.items()}
+    for name, chosen in methods.items():
+        if args.against != FASTMIX and args.against not in chosen:
+            raise ConfigError(
+                f"--against: found {args.against!r}; choose among what {name} compares: "
+                f"{', '.join(chosen)}"
+            )
+    if args.plot_variants and len(scenarios) > 1:
+        raise ConfigError(f"--plot-variants: found {len(scenarios)} scenarios; name one")
     tables: dict[str, list[MethodLine]] = {}
     try:
         for name, scenario in scenarios.items():
@@ -74,17 +105,21 @@ def run(args: argparse.Namespace) -> int:
                 rows=Path(args.output),
                 work=Path(args.work),
                 workers=workers,
+                save_interval=args.save_interval,
             )
             if not args.table_only:
                 comparison.search()
                 if not args.search_only:
                     comparison.train()
             tables[name] = comparison.lines()
-            print(f"\n{name}, target loss in nats per token:\n{text(tables[name])}\n", flush=True)
+            shown = text(tables[name], args.against)
+            print(f"\n{name}, target loss in nats per token:\n{shown}\n", flush=True)
     except KeyboardInterrupt:
         print("\nStopped; finished rows stay. The same command goes on from there.")
         return 130
-    found = [row for name, lines in tables.items() for row in measurements(name, lines)]
+    found = [
+        row for name, lines in tables.items() for row in measurements(name, lines, args.against)
+    ]
     if args.json:
         write_measurements(args.json, found)
     if args.plot:
@@ -92,4 +127,9 @@ def run(args: argparse.Namespace) -> int:
 
         titles = {name: each.title or name for name, each in scenarios.items()}
         plot_methods({titles[name]: lines for name, lines in tables.items()}, Path(args.plot))
+    if args.plot_variants:
+        from megatron_fastmix.lab.comparison.variant_plot import plot_variants
+
+        ((name, scenario),) = scenarios.items()
+        plot_variants(scenario, tables[name], Path(args.plot_variants))
     return 0

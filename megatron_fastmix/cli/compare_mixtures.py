@@ -106,7 +106,14 @@ def run(args: argparse.Namespace) -> int:
         if not mixture.complete:
             print(f"note: the search of {name} was stopped early", file=sys.stderr)
     try:
-        found = train_rows(setting, tasks, file, workers=workers, keep_samples=True)
+        found = train_rows(
+            setting,
+            tasks,
+            file,
+            workers=workers,
+            keep_samples=True,
+            checkpoints=file.path.parent / "trainings",
+        )
     except KeyboardInterrupt:
         print("\nStopped; finished rows stay. The same command goes on from there.")
         return 130

@@ -28,16 +28,10 @@ EVIDENCE = (
 )
 
 
-def trajectory_means(
-    metrics: str | Path, mixture: LearnedMixture, fraction: float
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean weights of a search over the first `fraction` of its optimizer steps, and over the rest.
-
-    The weights of an outer step hold until the next. Raises `ConfigError` for a fraction that
-    leaves a phase no outer step, and `DataError` for metrics that are not this mixture's.
-    """
-    if not 0 < fraction < 1:
-        raise ConfigError(f"--phases: found {fraction:g}; use a fraction between 0 and 1, as 0.8")
+def trajectory(metrics: str | Path, mixture: LearnedMixture) -> list[tuple[int, dict[str, float]]]:
+    """(optimizer step, weights by source) from the start on, whose weights are the initial ones:
+    those of an outer step hold until the next. Raises `DataError` for metrics that are not this
+    mixture's."""
     moves = [line for line in read_metrics(metrics) if line["kind"] == "outer"]
     names = [source.name for source in mixture.sources]
     for line in moves:
@@ -46,17 +40,31 @@ def trajectory_means(
                 f"{metrics}: step {line['step']} has weights of {sorted(line.get('weights') or ())}"
                 f", the mixture of {sorted(names)}; give the run folder that has both"
             )
+    return [(0, mixture.initial), *((line["step"], line["weights"]) for line in moves)]
+
+
+def trajectory_means(
+    metrics: str | Path, mixture: LearnedMixture, fraction: float
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean weights of a search over the first `fraction` of its optimizer steps, and over the rest.
+
+    Raises `ConfigError` for a fraction that leaves a phase no outer step, and what `trajectory`
+    raises.
+    """
+    if not 0 < fraction < 1:
+        raise ConfigError(f"--phases: found {fraction:g}; use a fraction between 0 and 1, as 0.8")
+    starts = trajectory(metrics, mixture)
+    moves = starts[1:]
     border = fraction * mixture.steps
-    inside = [sum(line["step"] <= border for line in moves), 0]
+    inside = [sum(step <= border for step, _ in moves), 0]
     inside[1] = len(moves) - inside[0]
     if not all(inside):
         raise ConfigError(
             f"--phases {fraction:g}: of {len(moves)} outer steps {inside[0]} fall before step "
             f"{border:g} and {inside[1]} after it; choose a fraction that leaves both some"
         )
-    starts = [(0.0, {s.name: s.initial_weight for s in mixture.sources})]
-    starts += [(float(line["step"]), line["weights"]) for line in moves]
-    ends = [at for at, _ in starts[1:]] + [float(mixture.steps)]
+    ends = [step for step, _ in moves] + [mixture.steps]
+    names = list(mixture.weights)
     means = []
     for first, last in ((0.0, border), (border, float(mixture.steps))):
         held = [

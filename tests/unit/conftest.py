@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from megatron_fastmix.result.learned_mixture import (
     LearnedMixture,
@@ -102,3 +103,27 @@ def make_metrics():
                 log.write("outer", step, weights=dict(zip(names, weights, strict=True)))
 
     return make
+
+
+@pytest.fixture
+def scenario(search_values, corpora, tmp_path):
+    """The file of a tiny scenario of the comparison of methods, with one variant."""
+    del search_values["run_dir"]
+    search_values["engine"] = {"zero_stage": 0}
+    search_values["data"].pop("data_cache_path")
+    compare = {
+        "tests": [{"name": "target", "path": str(corpora / "target_backward")}],
+        "model": search_values["proxy"],
+        "training": {
+            "train_iters": 4,
+            "micro_batch_size": 4,
+            "global_batch_size": 4,
+            "lr_warmup_iters": 1,
+        },
+        "eval_samples": 8,
+    }
+    file = tmp_path / "tiny.yaml"
+    often = {"name": "inner_steps=1", "overrides": ["--mixture.inner_steps=1"]}
+    values = {"search": search_values, "compare": compare, "variants": [often]}
+    file.write_text(yaml.safe_dump(values))
+    return file

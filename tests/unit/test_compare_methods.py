@@ -15,6 +15,7 @@ from megatron_fastmix.lab.comparison.method_plot import (
     COLOURS,
     FREE,
     SEARCHED,
+    labels,
     plot_methods,
 )
 from megatron_fastmix.lab.comparison.method_table import (
@@ -27,8 +28,9 @@ from megatron_fastmix.lab.comparison.method_table import (
     measurements,
     text,
 )
-from megatron_fastmix.lab.comparison.methods import MethodComparison, _configuration
+from megatron_fastmix.lab.comparison.methods import MethodComparison
 from megatron_fastmix.lab.comparison.rows import RowFile, SearchRow
+from megatron_fastmix.lab.comparison.same_search import configuration_of
 from megatron_fastmix.lab.comparison.scenario import load_scenario
 
 
@@ -38,6 +40,7 @@ def line(method, losses, flops):
         losses=dict(enumerate(losses, start=1)),
         flops=flops,
         tokens=flops / 2,
+        proxies=64 if flops == 640 else None,
         seconds=flops,
         weights={"a": 0.25, "b": 0.75},
     )
@@ -79,6 +82,14 @@ def test_figures_say_what_is_reached():
     assert found["s: search training FLOPs, regmix / fastmix"].reached
     assert found["s: search FLOPs, regmix / fastmix"].value == 64
     assert found["s: search training FLOPs, climb / fastmix"].reach is None
+    # Proxies of another length than FastMix's are no measure of the claim.
+    longer = [dataclasses.replace(LINES[1], tokens=50.0), *LINES[2:]]
+    unequal = {row.figure: row for row in measurements("s", longer)}
+    ratio = unequal["s: search training FLOPs, regmix / fastmix"]
+    assert (ratio.value, ratio.reach) == (6.4, None)
+    short = {row.figure: row for row in measurements("s", LINES, "doremi")}
+    assert short["s: search FLOPs, regmix / doremi"].value == 16
+    assert "behind doremi" in text(LINES, "doremi")
     assert "s: search FLOPs, uniform / fastmix" not in found
     paired = found["s: climb behind fastmix, seed by seed"]
     assert paired.value == pytest.approx(-0.1)
@@ -121,6 +132,13 @@ def test_the_table_names_every_method(tmp_path):
     assert "90%" in shown
     plot_methods({"s": LINES, "empty": []}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    more = dataclasses.replace(LINES[2], proxies=32)
+    assert labels([*LINES, more]) == {
+        "fastmix": "FastMix",
+        "climb": "CLIMB, 64 proxies",
+        "regmix": "RegMix, LightGBM, 32 or 64 proxies",
+        "doremi": "DoReMi",
+    }
     # A colour, or a line with its name, for each, and no two methods the same.
     assert sorted([*SEARCHED, *FREE]) == sorted(METHODS)
     assert len(SEARCHED) <= len(COLOURS)
@@ -145,29 +163,6 @@ def test_the_worst_test_counts_over_its_reference(scenario):
     values["compare"]["tests"][1]["reference_loss"] = 0.25
     scenario.write_text(yaml.safe_dump(values))
     assert aggregated(load_scenario(scenario), row) == 1.25
-
-
-@pytest.fixture
-def scenario(search_values, corpora, tmp_path):
-    del search_values["run_dir"]
-    search_values["engine"] = {"zero_stage": 0}
-    search_values["data"].pop("data_cache_path")
-    compare = {
-        "tests": [{"name": "target", "path": str(corpora / "target_backward")}],
-        "model": search_values["proxy"],
-        "training": {
-            "train_iters": 4,
-            "micro_batch_size": 4,
-            "global_batch_size": 4,
-            "lr_warmup_iters": 1,
-        },
-        "eval_samples": 8,
-    }
-    file = tmp_path / "tiny.yaml"
-    often = {"name": "inner_steps=1", "overrides": ["--mixture.inner_steps=1"]}
-    values = {"search": search_values, "compare": compare, "variants": [often]}
-    file.write_text(yaml.safe_dump(values))
-    return file
 
 
 def test_a_variant_is_fastmix_with_other_settings(scenario, tmp_path):
@@ -218,7 +213,7 @@ def test_a_row_is_kept_while_what_it_depends_on_is_unchanged(
     values = yaml.safe_load(scenario.read_text()) | {"variants": []}
     scenario.write_text(yaml.safe_dump(values))
     before = load_scenario(scenario)
-    configuration = _configuration(before.searches[method])
+    configuration = configuration_of(before.searches[method])
     row = SearchRow(
         configuration=key_of(configuration),
         method=method,
@@ -364,6 +359,8 @@ def test_the_command_makes_each_row_once(scenario, tmp_path, capsys):
     [
         (["--methods", "magic"], "magic"),
         (["--seeds", "0"], "--seeds"),
+        (["--save-interval", "0"], "--save-interval"),
+        (["--against", "magic"], "--against: found 'magic'; choose among what tiny compares"),
         (["--workers", "0"], "--workers"),
     ],
 )

@@ -85,6 +85,13 @@ def settings_of(method: str, settings: BaselineSettings) -> dict[str, Any]:
     }
 
 
+def proxies_of(method: str, settings: BaselineSettings) -> int | None:
+    """How many proxies a method trains, each on a mixture of its own; None for other methods."""
+    if method not in _POOLED:
+        return None
+    return sum(settings.climb.runs) if method == "climb" else settings.regmix.runs
+
+
 def find_mixtures(
     wanted: Sequence[tuple[str, SearchConfig, Path]],
     proxies: Path,

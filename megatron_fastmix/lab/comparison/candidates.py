@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_fastmix.blend.weight_schedule import WeightSchedule
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.result.rounding import round_weights
 
@@ -29,12 +30,32 @@ class Candidate:
     """Source to decimal text above 0, as the exported blend file has it; the sum is 1."""
     search_flops: float = 0.0
     """What finding it cost, in floating-point operations."""
+    schedule: WeightSchedule | None = None
+    """Weights that change during the training, of which `weights` are then the mean; None for a
+    static mixture."""
+
+    @property
+    def schedule_key(self) -> str:
+        """A short hash of the schedule; empty for a static mixture."""
+        if self.schedule is None:
+            return ""
+        changes = [(change.at_sample, dict(change.weights)) for change in self.schedule.changes]
+        return _hash(changes)
 
     @property
     def key(self) -> str:
-        """A file name's stem: kind and weights, not the name, which may depend on other flags."""
-        text = json.dumps(self.weights, sort_keys=True, ensure_ascii=False)
-        return f"{self.kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        """That of `mixture_key`."""
+        return mixture_key(self.kind, self.weights, self.schedule_key)
+
+
+def mixture_key(kind: str, weights: Mapping[str, str], schedule_key: str) -> str:
+    """A file name's stem: kind and weights, not the name, which may depend on other flags."""
+    return f"{kind}-{_hash([weights, schedule_key] if schedule_key else weights)}"
+
+
+def _hash(values: object) -> str:
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def make_candidates(

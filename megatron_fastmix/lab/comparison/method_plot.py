@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from megatron_fastmix.report.palette import DASHES
 
 SEARCHED = {
     FASTMIX: "FastMix",
-    "climb": "CLIMB, 64 proxies",
-    "regmix": "RegMix, 64 proxies, LightGBM",
-    "regmix_linear": "RegMix, 64 proxies, linear",
-    "mixing_law": "mixing law, 64 proxies",
-    "random_search": "random search, 64 proxies",
+    "climb": "CLIMB",
+    "regmix": "RegMix, LightGBM",
+    "regmix_linear": "RegMix, linear",
+    "mixing_law": "mixing law",
+    "random_search": "random search",
     "doge": "DoGE",
     "odm": "online data mixing",
     "doremi": "DoReMi",
@@ -29,10 +29,18 @@ SEARCHED = {
 """Methods that cost something, in words; a method has the same colour in every panel."""
 COLOURS = (*palette.COLOURS, "#b08900")
 """One for each of `SEARCHED`."""
-FREE = (UNIFORM, "proportional", "temperature", "unimax", "random_draw")
-"""Mixtures that cost nothing: lines across, named in the panel."""
-COSTS = (0.5, 1, 2, 5, 10, 20, 50)
-"""Ticks of the cost axis, in searches of FastMix."""
+FREE = {
+    UNIFORM: "uniform",
+    "proportional": "proportional",
+    "temperature": "temperature",
+    "unimax": "UniMax",
+    "random_draw": "random draw",
+}
+"""Mixtures that cost nothing, in words: lines across, named in the panel."""
+_FREE_DASHES = ((4.0, 0.0), *DASHES[1:], (4.0, 1.0, 1.0, 1.0), (8.0, 2.0))
+_TICKS = tuple(base * 10.0**power for power in range(-3, 5) for base in (1, 2, 5))
+_SIDE = 1.13
+"""Points of equal cost stand side by side, by this factor."""
 
 
 def plot_methods(tables: Mapping[str, Sequence[MethodLine]], path: Path) -> None:
@@ -52,15 +60,17 @@ def plot_methods(tables: Mapping[str, Sequence[MethodLine]], path: Path) -> None
     }
     rows = (len(shown) + 2) // 2
     figure = new_figure(11, 3.9 * rows)
+    panels = []
     for number, (title, lines) in enumerate(shown.items(), start=1):
         axes = figure.add_subplot(rows, 2, number)
         axes.set_title(title, loc="left", fontsize=12.5, color=TEXT, parse_math=False)
-        _draw(axes, lines)
-    methods = {line.method for lines in shown.values() for line in lines}
+        panels.append((axes, _draw(axes, lines)))
+    reach = [cost for _, drawn in panels for cost in drawn] or [1.0]
+    for axes, _ in panels:
+        _scale(axes, min(reach), max(reach))
     handles = [
-        Line2D([], [], **_marked(method), label=words)
-        for method, words in SEARCHED.items()
-        if method in methods
+        Line2D([], [], **_marked(method), label=label)
+        for method, label in labels(line for lines in shown.values() for line in lines).items()
     ]
     legend = figure.add_subplot(rows, 2, len(shown) + 1)
     legend.axis("off")
@@ -68,33 +78,42 @@ def plot_methods(tables: Mapping[str, Sequence[MethodLine]], path: Path) -> None
     write_png(figure, path)
 
 
-def _draw(axes: Axes, lines: Sequence[MethodLine]) -> None:
+def labels(lines: Iterable[MethodLine]) -> dict[str, str]:
+    """By method that costs something its words, with the proxies that it trains where those are a
+    number of its own; in the order of `SEARCHED`."""
+    proxies: dict[str, set[int]] = {}
+    for line in lines:
+        proxies.setdefault(line.method, set()).update({line.proxies} if line.proxies else ())
+    found = {}
+    for method, words in SEARCHED.items():
+        if method in proxies:
+            numbers = " or ".join(map(str, sorted(proxies[method])))
+            found[method] = f"{words}, {numbers} proxies" if numbers else words
+    return found
+
+
+def _draw(axes: Axes, lines: Sequence[MethodLine]) -> list[float]:
+    """Draws a panel but for its cost axis; returns the costs, × FastMix's."""
     highest = _highest(lines)
     ours = next((line.flops for line in lines if line.method == FASTMIX), 1.0)
     drawn: list[float] = []
     above: list[str] = []
     for line in sorted(lines, key=lambda line: (line.flops, line.loss)):
-        searched = line.method in SEARCHED
-        words = SEARCHED[line.method] if searched else line.method
+        words = {**SEARCHED, **FREE}[line.method]
         if line.loss > highest:
             above.append(f"↑ {words}: {line.loss:.2f}")
-        elif searched:
+        elif line.method in SEARCHED:
             cost = line.flops / ours
-            # Methods of equal cost stand side by side, some per cent apart.
-            close = sum(abs(cost / other - 1) < 0.01 for other in drawn)
+            while any(abs(cost / other - 1) < 0.9 * (_SIDE - 1) for other in drawn):
+                cost *= _SIDE
             drawn.append(cost)
-            axes.errorbar(
-                [cost * 1.11**close],
-                [line.loss],
-                yerr=[line.deviation or 0.0],
-                **_marked(line.method),
-            )
+            axes.errorbar([cost], [line.loss], yerr=[line.deviation or 0.0], **_marked(line.method))
         else:
-            place = FREE.index(line.method)
-            dashes = ((4.0, 0.0), *DASHES[1:], (4.0, 1.0, 1.0, 1.0), (8.0, 2.0))[place]
-            axes.axhline(line.loss, color=FAINT, linewidth=1.3, linestyle=(0, dashes), zorder=1)
+            place = list(FREE).index(line.method)
+            dashes = (0, _FREE_DASHES[place])
+            axes.axhline(line.loss, color=FAINT, linewidth=1.3, linestyle=dashes, zorder=1)
             axes.annotate(
-                line.method,
+                words,
                 xy=(0.33 + 0.14 * place, line.loss),  # lines may lie close together
                 xycoords=("axes fraction", "data"),
                 xytext=(0, 2),
@@ -105,11 +124,7 @@ def _draw(axes: Axes, lines: Sequence[MethodLine]) -> None:
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
                 zorder=2,
             )
-    plain(axes, "search cost, × FastMix's", "target loss, nats per token", size=10.5)
-    axes.set_xscale("log")
-    axes.set_xticks(COSTS, [f"×{cost:g}" for cost in COSTS])
-    axes.set_xticks([], minor=True)
-    axes.set_xlim(0.42, 110)
+    plain(axes, "search cost, as a multiple of FastMix's", "target loss, nats per token", size=10.5)
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.07 * len(above) * (high - low))
     for number, text in enumerate(above):
@@ -122,6 +137,19 @@ def _draw(axes: Axes, lines: Sequence[MethodLine]) -> None:
             fontsize=9.5,
             color=TEXT,
         )
+    return drawn
+
+
+def _scale(axes: Axes, lowest: float, highest: float) -> None:
+    """The cost axis, the same in every panel, with room beside the outermost points."""
+    low, high = lowest / 1.5, highest * 1.5
+    axes.set_xscale("log")
+    ticks = [tick for tick in _TICKS if low <= tick <= high]
+    if len(ticks) > 11:
+        ticks = [tick for tick in ticks if f"{tick:e}".startswith("1")]
+    axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(low, high)
 
 
 def _marked(method: str) -> dict[str, Any]:

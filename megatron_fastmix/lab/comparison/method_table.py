@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 
-from megatron_fastmix.lab.baselines.registry import FASTMIX
+from megatron_fastmix.lab.baselines.registry import FASTMIX, proxies_of
 from megatron_fastmix.lab.comparison.rows import Row, SearchRow
 from megatron_fastmix.lab.comparison.scenario import Scenario
 from megatron_fastmix.lab.comparison.statistics import standard_deviation
@@ -17,7 +17,8 @@ UNIFORM = "uniform"
 GAP_REACH = 0.9
 """Share of the gap from uniform to the best known mixture that FastMix is to close."""
 COST_REACH = {"regmix": 50.0}
-"""How many times FastMix's training FLOPs a method's trainings are to cost at least."""
+"""How many times FastMix's training FLOPs a method's trainings are to cost at least, where each of
+its proxies is as long as FastMix's one."""
 JUDGE_REACH = 0.2
 """Spread of target models under one mixture that a comparison allows, as a share of the gap from
 uniform to the best."""
@@ -41,6 +42,9 @@ class MethodLine:
     """Mean wall time of a search, in one process."""
     weights: dict[str, float]
     """Mean over the seeds."""
+    weights_by_seed: dict[int, dict[str, float]] = field(default_factory=dict)
+    proxies: int | None = None
+    """Proxies of a search, each on a mixture of its own; None for methods that are not so."""
 
     @property
     def loss(self) -> float:
@@ -81,6 +85,8 @@ def make_lines(
             weights={
                 source: fmean([row.weights[source] for row in found]) for source in found[0].weights
             },
+            weights_by_seed={row.seed: row.weights for row in found},
+            proxies=proxies_of(method, scenario.baselines),
         )
         for method, found in searches.items()
         if trainings.get(method)
@@ -127,9 +133,10 @@ def judge(lines: Sequence[MethodLine]) -> tuple[float, float | None] | None:
     return base.deviation, base.deviation / gap if gap > 0 else None
 
 
-def text(lines: Sequence[MethodLine]) -> str:
-    """The table of a scenario, below what its judge is worth."""
-    ours = next((line for line in lines if line.method == FASTMIX), None)
+def text(lines: Sequence[MethodLine], against: str = FASTMIX) -> str:
+    """The table of a scenario, below what its judge is worth. Differences and costs are those from
+    the method or variant `against`."""
+    ours = next((line for line in lines if line.method == against), None)
     shown = []
     for line in lines:
         share = closed(line, lines)
@@ -146,17 +153,16 @@ def text(lines: Sequence[MethodLine]) -> str:
                 ", ".join(f"{name} {weight:.2f}" for name, weight in heaviest),
             ]
         )
-    header = ["method", "loss", "sd", "seeds", "gap closed", "behind FastMix", "se", "beyond it"]
+    name = "FastMix" if against == FASTMIX else against
+    header = ["method", "loss", "sd", "seeds", "gap closed", f"behind {name}", "se", "beyond it"]
     header += ["training x", "all FLOPs x", "wall x", "mean"]
     table = align(header, shown, left=(0, 7, len(header) - 1))
-    return "\n".join([*_judge_line(lines), table, _LEGEND])
-
-
-_LEGEND = (
-    "behind FastMix: mean of the differences seed by seed and its standard error; beyond it: "
-    "outside the 95 % interval\nby Student's t. Costs of a search over FastMix's: FLOPs of its "
-    "trainings alone, of everything, wall time."
-)
+    legend = (
+        f"behind {name}: mean of the differences seed by seed and its standard error; beyond it: "
+        f"outside the 95 % interval\nby Student's t. Costs of a search over {name}'s: FLOPs of its "
+        "trainings alone, of everything, wall time."
+    )
+    return "\n".join([*_judge_line(lines), table, legend])
 
 
 def _judge_line(lines: Sequence[MethodLine]) -> list[str]:
@@ -199,24 +205,31 @@ def training_ratio(line: MethodLine, ours: MethodLine) -> float | None:
     return line.tokens / ours.tokens
 
 
-def measurements(scenario: str, lines: Sequence[MethodLine]) -> list[Measurement]:
-    """The scenario's measurements with what FastMix is to reach."""
+def equal_lengths(line: MethodLine, ours: MethodLine) -> bool:
+    """Whether each proxy of a method that trains many reads as many tokens as ours."""
+    return bool(line.proxies and line.tokens and line.tokens == line.proxies * (ours.tokens or 0))
+
+
+def measurements(
+    scenario: str, lines: Sequence[MethodLine], against: str = FASTMIX
+) -> list[Measurement]:
+    """The scenario's measurements with what FastMix, or its variant `against`, is to reach."""
     found = [
         Measurement(
             figure=f"{scenario}: {line.method}, target loss", value=line.loss, unit="nats per token"
         )
         for line in lines
     ]
-    ours = {line.method: line for line in lines}.get(FASTMIX)
+    ours = {line.method: line for line in lines}.get(against)
     if ours is None:
         return found
     if ours.deviation:
         found.append(
             Measurement(
-                figure=f"{scenario}: fastmix behind the best",
+                figure=f"{scenario}: {against} behind the best",
                 value=(ours.loss - lines[0].loss) / ours.deviation,
                 reach=1.0,
-                unit="sd of fastmix",
+                unit=f"sd of {against}",
             )
         )
     found += _judged(scenario, lines)
@@ -224,7 +237,7 @@ def measurements(scenario: str, lines: Sequence[MethodLine]) -> list[Measurement
     if share is not None:
         found.append(
             Measurement(
-                figure=f"{scenario}: gap from uniform to the best that fastmix closes",
+                figure=f"{scenario}: gap from uniform to the best that {against} closes",
                 value=share,
                 reach=GAP_REACH,
                 better="higher",
@@ -236,7 +249,7 @@ def measurements(scenario: str, lines: Sequence[MethodLine]) -> list[Measurement
             continue
         difference, error = behind(line, ours)
         if error is not None:
-            what = f"{scenario}: {line.method} behind fastmix, seed by seed"
+            what = f"{scenario}: {line.method} behind {against}, seed by seed"
             found.append(Measurement(figure=what, value=difference, unit="nats per token"))
             found.append(
                 Measurement(figure=f"{what}, standard error", value=error, unit="nats per token")
@@ -266,20 +279,20 @@ def _judged(scenario: str, lines: Sequence[MethodLine]) -> list[Measurement]:
 def _cost_rows(scenario: str, line: MethodLine, ours: MethodLine) -> list[Measurement]:
     return [
         Measurement(
-            figure=f"{scenario}: search training FLOPs, {line.method} / fastmix",
+            figure=f"{scenario}: search training FLOPs, {line.method} / {ours.method}",
             value=training_ratio(line, ours),
-            reach=COST_REACH.get(line.method),
+            reach=COST_REACH.get(line.method) if equal_lengths(line, ours) else None,
             better="higher",
             unit="ratio",
         ),
         Measurement(
-            figure=f"{scenario}: search FLOPs, {line.method} / fastmix",
+            figure=f"{scenario}: search FLOPs, {line.method} / {ours.method}",
             value=line.flops / ours.flops,
             better="higher",
             unit="ratio",
         ),
         Measurement(
-            figure=f"{scenario}: search wall time, {line.method} / fastmix",
+            figure=f"{scenario}: search wall time, {line.method} / {ours.method}",
             value=line.seconds / ours.seconds,
             better="higher",
             unit="ratio",

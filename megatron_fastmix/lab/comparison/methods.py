@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_fastmix.config import SearchConfig, strict_yaml
+from megatron_fastmix.config import SearchConfig, TrainingConfig, strict_yaml
 from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.lab.baselines.registry import BASELINES, FREE, find_mixtures, settings_of
+from megatron_fastmix.lab.baselines.registry import find_mixtures, settings_of
 from megatron_fastmix.lab.baselines.settings import BaselineSettings
 from megatron_fastmix.lab.comparison.candidates import Candidate
 from megatron_fastmix.lab.comparison.config import flatten, key_of
+from megatron_fastmix.lab.comparison.derived import weight_schedule
 from megatron_fastmix.lab.comparison.inputs import check_setting
 from megatron_fastmix.lab.comparison.method_table import MethodLine, make_lines
 from megatron_fastmix.lab.comparison.row_file import Record
-from megatron_fastmix.lab.comparison.row_workers import train_rows
+from megatron_fastmix.lab.comparison.row_workers import SAVE_INTERVAL, train_rows
 from megatron_fastmix.lab.comparison.rows import Row, RowFile, SearchRow, Task
+from megatron_fastmix.lab.comparison.same_search import (
+    configuration_of,
+    differences,
+    find_same,
+    kept_configuration,
+)
 from megatron_fastmix.lab.comparison.scenario import Scenario
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.result.rounding import round_weights
-
-OWN_SECTIONS = ("mixture", "hypergradient", "engine")
-"""Sections that concern FastMix alone."""
-ANYWHERE = ("run_dir", "output", "seed")
-"""Keys of a search that are no part of its row's configuration."""
+from megatron_fastmix.run.folder import RunFolder
 
 
 class MethodComparison:
@@ -40,13 +44,16 @@ class MethodComparison:
         rows: Path,
         work: Path,
         workers: int,
+        save_interval: int = SAVE_INTERVAL,
     ) -> None:
         """Seeds 1 … `seeds` of each method, or more where the scenario says so; `rows` is the
-        folder of finished rows, `work` that of proxies and run folders.
+        folder of finished rows, `work` that of proxies, run folders and checkpoints of target
+        models, one every `save_interval` steps.
 
         Raises `ConfigError` where rows are there and of another scenario, and `DataError`.
         """
         self.name, self.scenario, self.workers = name, scenario, workers
+        self.save_interval = save_interval
         self.file = RowFile(rows / f"{name}.jsonl")
         self.work, self.proxies = work / name, work / "proxies"
         self.wanted = [
@@ -58,16 +65,25 @@ class MethodComparison:
 
     def search(self) -> None:
         """Finds the mixtures that are missing. Raises what `find_mixtures` raises."""
-        files = {
-            self.work / f"{self._stem(method, seed)}.json": (method, seed)
-            for method, seed in self.wanted
-            if (method, seed) not in self.file.read().searches
-        }
+        self._borrow_searches()
+        there = self.file.read().searches
+        missing = [key for key in self.wanted if key not in there]
+        derived = [key for key in missing if self.scenario.derived_of(key[0])]
+        bases = list(dict.fromkeys(self._base(*key) for key in derived))
+        plain = [key for key in (*missing, *bases) if key not in there and key not in derived]
+        files = {self._result(*key): key for key in plain}
         self.work.mkdir(parents=True, exist_ok=True)
         for file, key in list(files.items()):
             if self._found_before(file, *key):  # and stopped before its row was written
                 self._add(file, *key)
                 del files[file]
+        files |= {
+            self._result(*base): base
+            for key, base in ((key, self._base(*key)) for key in derived)
+            # Of a search whose row is of another machine there may be no run folder.
+            if self._needs_folder(key[0])
+            and not self._found_before(self._folder(*base).mixture, *base)
+        }
         print(f"{self.name}: {len(files)} of {len(self.wanted)} searches to do", flush=True)
         jobs = [
             (*self.scenario.job(*key, self.work / file.stem), file) for file, key in files.items()
@@ -80,6 +96,8 @@ class MethodComparison:
             report=lambda line: print(f"{self.name}: {line}", flush=True),
             finished=lambda file: self._add(file, *files[file]),
         )
+        for key in derived:
+            self._derive(*key)
 
     def train(self) -> None:
         """Trains the target models that are missing. Raises what `train_rows` raises."""
@@ -93,9 +111,16 @@ class MethodComparison:
         )
         self.file.claim(setting)
         tasks = list(self._tasks().values())
-        others = sorted(set(self.file.path.parent.glob("*.jsonl")) - {self.file.path})
-        self.file.borrow([RowFile(other) for other in others], tasks)
-        train_rows(setting, tasks, self.file, workers=self.workers, keep_samples=False)
+        self.file.borrow(self._others(), tasks)
+        train_rows(
+            setting,
+            tasks,
+            self.file,
+            workers=self.workers,
+            keep_samples=False,
+            checkpoints=self.work / "trainings",
+            save_interval=self.save_interval,
+        )
 
     def lines(self) -> list[MethodLine]:
         """What the finished rows say; reads no dataset."""
@@ -109,15 +134,64 @@ class MethodComparison:
         return make_lines(self.scenario, searches, trainings)
 
     def _tasks(self) -> dict[tuple[str, int], Task]:
-        searches = self.file.read().searches
+        searches, training = self.file.read().searches, self.scenario.compare.training
         return {
-            key: Task(candidate=_candidate(searches[key]), seed=key[1])
+            key: Task(candidate=_candidate(searches[key], training), seed=key[1])
             for key in self.wanted
             if key in searches
         }
 
+    def _others(self) -> list[RowFile]:
+        """Rows of other scenarios in the same folder."""
+        files = sorted(set(self.file.path.parent.glob("*.jsonl")) - {self.file.path})
+        return [RowFile(file) for file in files]
+
+    def _borrow_searches(self) -> None:
+        """Takes up finished searches of other scenarios that would come out the same here."""
+        there = self.file.read().searches
+        bases = [self._base(*key) for key in self.wanted if self.scenario.derived_of(key[0])]
+        for method, seed in dict.fromkeys([*self.wanted, *bases]):
+            if (method, seed) in there:
+                continue
+            config = self.scenario.searches[method]
+            for other in self._others():
+                row = find_same(other, method, seed, config, self._settings(method))
+                if row is not None:
+                    now = configuration_of(config)
+                    mine = dataclasses.replace(row, method=method, configuration=key_of(now))
+                    self.file.add_search(mine, now)
+                    break
+
+    def _base(self, method: str, seed: int) -> tuple[str, int]:
+        """The search that a derived mixture is made from."""
+        derived = self.scenario.derived_of(method)
+        assert derived is not None
+        return derived.of, seed
+
+    def _needs_folder(self, method: str) -> bool:
+        derived = self.scenario.derived_of(method)
+        return derived is not None and derived.needs_trajectory
+
+    def _derive(self, method: str, seed: int) -> None:
+        derived = self.scenario.derived_of(method)
+        assert derived is not None
+        base = self._base(method, seed)
+        config = self.scenario.searches[method]
+        row = derived.row(
+            self.file.read().searches[base], config, self._folder(*base), self._train_tokens
+        )
+        self.file.add_search(row, configuration_of(config))
+
+    @property
+    def _train_tokens(self) -> int:
+        """Tokens that a target model is trained on, where sources are text."""
+        compare = self.scenario.compare
+        seq_length = compare.seq_length or self.scenario.search.data.seq_length
+        training = compare.training
+        return training.train_iters * training.global_batch_size * seq_length
+
     def _add(self, file: Path, method: str, seed: int) -> None:
-        configuration = _configuration(self.scenario.searches[method])
+        configuration = configuration_of(self.scenario.searches[method])
         row = _search_row(
             read_mixture(file), method, seed, key_of(configuration), self._settings(method)
         )
@@ -125,6 +199,9 @@ class MethodComparison:
 
     def _settings(self, method: str) -> Record:
         """The method's own hyper-parameters."""
+        derived = self.scenario.derived_of(method)
+        if derived is not None:
+            return derived.settings(self._train_tokens)
         return settings_of(method, self.scenario.baselines)
 
     def _stem(self, method: str, seed: int) -> str:
@@ -133,20 +210,29 @@ class MethodComparison:
         usual = settings == settings_of(method, BaselineSettings())
         return f"{method}-seed{seed}" + ("" if usual else f"-{key_of(settings)}")
 
+    def _result(self, method: str, seed: int) -> Path:
+        """Where a search leaves its mixture."""
+        return self.work / f"{self._stem(method, seed)}.json"
+
+    def _folder(self, method: str, seed: int) -> RunFolder:
+        """The run folder of FastMix's search."""
+        return RunFolder(self._result(method, seed).with_suffix(""))
+
     def _found_before(self, file: Path, method: str, seed: int) -> bool:
         if not file.exists():
             return False
         try:
-            config = strict_yaml.from_dict(SearchConfig, read_mixture(file).config)
+            found = read_mixture(file)
+            config: SearchConfig = strict_yaml.from_dict(SearchConfig, found.config)
         except (ConfigError, DataError):
             return False
-        now = _configuration(self.scenario.searches[method])
-        return config.seed == seed and _configuration(config) == now
+        now = configuration_of(self.scenario.searches[method])
+        return found.complete and config.seed == seed and configuration_of(config) == now
 
     def _check_rows(self) -> None:
         rows = self.file.read()
         kept = {
-            key: _configuration(_config(values, self.file.path))
+            key: kept_configuration(values, self.file.path)
             for key, values in rows.configurations.items()
         }
         for method, seed in self.wanted:
@@ -154,19 +240,13 @@ class MethodComparison:
                 continue
             row = rows.searches[method, seed]
             then = kept[row.configuration]
-            now = _configuration(self.scenario.searches[method])
-            pairs = [(key, then[key], now[key]) for key in now if _matters(method, key)]
-            usual, own = settings_of(method, BaselineSettings()), self._settings(method)
-            for section, values in own.items():
-                before = usual[section] | row.settings.get(section, {})
-                pairs.append((section, before, values))
-            for key, before, after in pairs:
-                if before != after:
-                    raise ConfigError(
-                        f"{self.file.path}: {method}, seed {seed}, was searched with {key} "
-                        f"{before}, the scenario has {after}; delete its line to search "
-                        "anew, or choose another --output"
-                    )
+            config, own = self.scenario.searches[method], self._settings(method)
+            for key, before, after in differences(method, config, own, row, then):
+                raise ConfigError(
+                    f"{self.file.path}: {method}, seed {seed}, was searched with {key} "
+                    f"{before}, the scenario has {after}; delete its line to search "
+                    "anew, or choose another --output"
+                )
         if rows.setting:
             compare = self.scenario.compare
             now = {
@@ -178,28 +258,6 @@ class MethodComparison:
             now = flatten(now)
             # What lies in the datasets is compared when they are read.
             self.file.check({key: rows.setting.get(key) for key in now}, now)
-
-
-def _matters(method: str, key: str) -> bool:
-    """Whether a method's mixture depends on a section of the search's configuration."""
-    if method in FREE:
-        return key == "sources"
-    return not (method in BASELINES and key in OWN_SECTIONS)
-
-
-def _configuration(config: SearchConfig) -> Record:
-    """What a search's outcome depends on, besides its seed."""
-    values = strict_yaml.to_dict(config)
-    return {key: value for key, value in values.items() if key not in ANYWHERE}
-
-
-def _config(values: Record, path: Path) -> SearchConfig:
-    """Keys that are younger than the row have their defaults."""
-    try:
-        config: SearchConfig = strict_yaml.from_dict(SearchConfig, {"run_dir": ".", **values})
-    except ConfigError as error:
-        raise DataError(f"{path}: a configuration: {error}") from None
-    return config
 
 
 def _search_row(
@@ -219,11 +277,12 @@ def _search_row(
     )
 
 
-def _candidate(row: SearchRow) -> Candidate:
+def _candidate(row: SearchRow, training: TrainingConfig) -> Candidate:
     rounded = round_weights(row.weights)
     return Candidate(
         name=row.method,
         kind=row.method,
         weights={source: share for source, share in rounded.items() if float(share) > 0},
         search_flops=row.flops,
+        schedule=weight_schedule(row.schedule, training),
     )

@@ -2,13 +2,14 @@
 
 Text comes in samples of the sequence length through Megatron-core's own blend. Answer-only rows
 come each as a sample; a row of source k has mean_k tokens in the loss, so that rows are drawn by
-shares ∝ weight_k / mean_k, which brings tokens in the loss by `weight`.
+shares ∝ weight_k / mean_k, which brings tokens in the loss by `weight`. Under a schedule the
+package's own blend draws by the weights in force.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what Megatron lacks for GPUs is no news to a comparison
     from megatron_fastmix.batch.sources import build_datasets
     from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
+    from megatron_fastmix.blend.live_mixture import LiveMixture
+    from megatron_fastmix.blend.options import BlendOptions
+    from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule
 
 EVALUATION_SEED = 0
 """Every row is evaluated on the same samples."""
@@ -40,22 +44,57 @@ class RowData:
         """`cache` is an empty folder of its own for Megatron's indices."""
         self.setting, self.tokenizer, self.cache, self.device = setting, tokenizer, cache, device
         paths = {source.name: source.path for source in setting.sources}
+        if task.candidate.schedule is not None:
+            self._blend = self._scheduled(task.candidate.schedule, task.seed, paths)
+            return
         shares = {paths[name]: float(text) for name, text in task.candidate.weights.items()}
-        samples = setting.training.train_iters * setting.training.global_batch_size
+        samples = self._samples
         if not any(map(is_answer_only, shares)):
             blends = [(list(shares), list(shares.values())), None, None]
             self._blend = self._build(task.seed, blends, [samples, 0, 0])[0]
             return
         # Megatron's blend indexes more rows than a dataset has; ours goes on with another epoch.
-        sources = [
-            self._build(task.seed, [([path], None), None, None], [None] * 3)[0] for path in shares
-        ]
+        sources = self._epochs(task.seed, list(shares))
         rows = [
-            # A sample of text is seq_length tokens of its loss.
-            share / getattr(source, "tokens_per_sample", setting.seq_length)
+            share / self._loss_tokens(source)
             for share, source in zip(shares.values(), sources, strict=True)
         ]
         self._blend = FastMixBlendedDataset(sources, rows, samples, sources[0].config)
+
+    @property
+    def _samples(self) -> int:
+        """Samples of the whole training."""
+        return self.setting.training.train_iters * self.setting.training.global_batch_size
+
+    def _scheduled(self, schedule: WeightSchedule, seed: int, paths: dict[str, str]) -> Any:
+        """The blend that follows `schedule`, whose weights are shares of tokens in the loss."""
+        sources = self._epochs(seed, [paths[name] for name in schedule.names])
+        counts = dict(zip(schedule.names, map(self._loss_tokens, sources), strict=True))
+        changes = tuple(
+            Change(
+                at_sample=change.at_sample,
+                weights={name: share / counts[name] for name, share in change.weights.items()},
+            )
+            for change in schedule.changes
+        )
+        size = self.setting.training.global_batch_size
+        mixture = LiveMixture.from_schedule(WeightSchedule(changes=changes), block_size=size)
+        return FastMixBlendedDataset(
+            sources,
+            [1.0] * len(sources),
+            self._samples,
+            sources[0].config,
+            mixture=mixture,
+            options=BlendOptions(weighting="sampling", block_size=size),
+        )
+
+    def _epochs(self, seed: int, prefixes: Sequence[str]) -> list[Any]:
+        """One epoch of each dataset."""
+        return [self._build(seed, [([path], None), None, None], [None] * 3)[0] for path in prefixes]
+
+    def _loss_tokens(self, source: Any) -> float:
+        """Mean tokens in the loss of one of its samples; a sample of text is seq_length of them."""
+        return float(getattr(source, "tokens_per_sample", self.setting.seq_length))
 
     def step(self, step: int) -> list[Batch]:
         """The micro-batches of an optimizer step (from 0)."""

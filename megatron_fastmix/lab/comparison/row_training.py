@@ -22,6 +22,7 @@ from megatron_fastmix.lab.comparison.rows import Row, Task
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what Megatron lacks for GPUs is no news to a comparison
     from megatron_fastmix.deepspeed_engine.engine import build_optimizer, learning_rate
+    from megatron_fastmix.lab.comparison.row_checkpoint import Progress, RowCheckpoint
     from megatron_fastmix.lab.comparison.row_data import RowData
     from megatron_fastmix.lab.comparison.row_evaluation import evaluate
     from megatron_fastmix.parallel.device import local_device
@@ -32,10 +33,13 @@ with warnings.catch_warnings():
 PACKAGES = ("megatron-fastmix", "megatron-core", "torch", "numpy")
 
 
-def train_row(setting: Setting, task: Task, cache: Path) -> Row:
-    """Trains and evaluates one row; `cache` is an empty folder of its own for Megatron's indices.
+def train_row(
+    setting: Setting, task: Task, cache: Path, checkpoint: RowCheckpoint | None = None
+) -> Row:
+    """Trains and evaluates one row, from `checkpoint` on where there is one; `cache` is an empty
+    folder of its own for Megatron's indices.
 
-    Raises `NonFiniteError` where the loss is NaN or Inf.
+    Raises `NonFiniteError` where the loss is NaN or Inf, and `DataError` for a damaged checkpoint.
     """
     began = time.monotonic()
     initialize_world_of_one()
@@ -50,8 +54,9 @@ def train_row(setting: Setting, task: Task, cache: Path) -> Row:
         seed=task.seed,
     ).to(device)
     optimizer = build_optimizer(model, training)
-    losses, tokens = [], 0
-    for step in range(training.train_iters):
+    losses, progress = checkpoint.restore(model, optimizer) if checkpoint else ([], Progress())
+    before = progress.seconds
+    for step in range(progress.step, training.train_iters):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(training, step)
         batches, total = data.step(step), 0.0
@@ -61,7 +66,7 @@ def train_row(setting: Setting, task: Task, cache: Path) -> Row:
             loss = found.sum() / learned
             loss.backward()
             total += loss.item()
-            tokens += batch.num_tokens
+            progress.tokens += batch.num_tokens
         if not math.isfinite(total):
             raise NonFiniteError(
                 f"{task.candidate.name}, seed {task.seed}, step {step + 1}: the loss is {total}; "
@@ -72,6 +77,10 @@ def train_row(setting: Setting, task: Task, cache: Path) -> Row:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(total)
+        progress.step = step + 1
+        if checkpoint and checkpoint.is_due(progress.step):
+            progress.seconds = before + time.monotonic() - began
+            checkpoint.save(model, optimizer, losses, progress)
 
     found = {test.name: evaluate(model, data.test(test.path)) for test in setting.tests}
     shares = {test.name: test.weight for test in setting.tests}
@@ -87,6 +96,7 @@ def train_row(setting: Setting, task: Task, cache: Path) -> Row:
         mixture=task.candidate.name,
         kind=task.candidate.kind,
         weights=task.candidate.weights,
+        schedule_key=task.candidate.schedule_key,
         seed=task.seed,
         loss=loss,
         losses=means,
@@ -95,9 +105,9 @@ def train_row(setting: Setting, task: Task, cache: Path) -> Row:
             name: of.exact_match for name, of in found.items() if of.exact_match is not None
         },
         train_loss=float(np.mean(losses[-max(1, len(losses) // 10) :])),
-        tokens=tokens,
-        flops=tokens * per_token,
-        wall_seconds=time.monotonic() - began,
+        tokens=progress.tokens,
+        flops=progress.tokens * per_token,
+        wall_seconds=before + time.monotonic() - began,
         device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         versions={name: version(name) for name in PACKAGES},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 import time
@@ -13,15 +14,25 @@ from megatron_fastmix.lab.comparison.rows import Row, RowFile, Task
 from megatron_fastmix.lab.jobs import Job, run_jobs
 
 ROW_TRAINING = "megatron_fastmix.lab.comparison.row_training"
+SAVE_INTERVAL = 200
+"""Steps of a target model between two checkpoints: a minute or so of one core at this size."""
 
 
 def train_rows(
-    setting: Setting, tasks: Sequence[Task], file: RowFile, *, workers: int, keep_samples: bool
+    setting: Setting,
+    tasks: Sequence[Task],
+    file: RowFile,
+    *,
+    workers: int,
+    keep_samples: bool,
+    checkpoints: Path,
+    save_interval: int = SAVE_INTERVAL,
 ) -> dict[str, Row]:
     """Trains those of `tasks` that `file` lacks, with `workers` processes, and returns all by key.
 
     Prints a line for each. `keep_samples` keeps the losses of single samples. `file` must have
-    been claimed for `setting`. Raises what `run_jobs` raises; finished rows stay.
+    been claimed for `setting`. A training that was stopped goes on from its file in `checkpoints`,
+    written every `save_interval` steps. Raises what `run_jobs` raises; finished rows stay.
     """
     there = file.read().of(tasks)
     missing = [task for task in tasks if task.key not in there]
@@ -45,17 +56,38 @@ def train_rows(
             Job(
                 name=f"row {task.candidate.name}, seed {task.seed}",
                 function=_row,
-                arguments=(setting, task, file, keep_samples, Path(caches, task.key)),
+                arguments=(
+                    setting,
+                    task,
+                    file,
+                    keep_samples,
+                    Path(caches, task.key),
+                    checkpoints / f"{setting.digest}-{task.key}.pt",
+                    save_interval,
+                ),
             )
             for task in missing
         ]
         run_jobs(jobs, workers=workers, preload=[ROW_TRAINING], finished=finished)
+    with contextlib.suppress(OSError):  # there are others' checkpoints in it, or none was written
+        checkpoints.rmdir()
     return file.read().of(tasks)
 
 
-def _row(setting: Setting, task: Task, file: RowFile, keep_samples: bool, cache: Path) -> None:
+def _row(
+    setting: Setting,
+    task: Task,
+    file: RowFile,
+    keep_samples: bool,
+    cache: Path,
+    checkpoint: Path,
+    save_interval: int,
+) -> None:
+    from megatron_fastmix.lab.comparison.row_checkpoint import RowCheckpoint
     from megatron_fastmix.lab.comparison.row_training import train_row
 
     cache.mkdir()
-    row = train_row(setting, task, cache)
+    saved = RowCheckpoint(checkpoint, save_interval)
+    row = train_row(setting, task, cache, saved)
     file.add(row if keep_samples else dataclasses.replace(row, sample_losses={}))
+    saved.remove()

@@ -15,7 +15,7 @@ from typing import Any
 
 from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.lab.comparison.candidates import Candidate
+from megatron_fastmix.lab.comparison.candidates import Candidate, mixture_key
 from megatron_fastmix.lab.comparison.config import Setting, key_of, with_defaults
 from megatron_fastmix.lab.comparison.row_file import Record, append_records, read_records
 
@@ -33,7 +33,7 @@ class Task:
 
     @property
     def key(self) -> str:
-        return f"{self.candidate.key}-seed{self.seed}"
+        return _task_key(self.candidate.key, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +64,28 @@ class Row:
     versions: dict[str, str]
     exact_match: dict[str, float] = field(default_factory=dict)
     """By answer-only test: share of the answers that greedy decoding gives."""
+    schedule_key: str = ""
+    """Of the weights' schedule, where they changed during the training and `weights` are their
+    mean: that of its search's row."""
 
     @property
     def key(self) -> str:
         """That of its `Task`."""
-        candidate = Candidate(name=self.mixture, kind=self.kind, weights=self.weights)
-        return Task(candidate=candidate, seed=self.seed).key
+        return _task_key(mixture_key(self.kind, self.weights, self.schedule_key), self.seed)
+
+
+def _task_key(mixture: str, seed: int) -> str:
+    return f"{mixture}-seed{seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Weights of a schedule that is not yet one of samples."""
+
+    at: float
+    """From this part of the training on, 0 to 1."""
+    weights: dict[str, float]
+    """By source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +111,9 @@ class SearchRow:
     settings: dict[str, Any] = field(default_factory=dict)
     """Hyper-parameters of the method by section; keys that are younger than the row have their
     defaults."""
+    schedule: tuple[Held, ...] = ()
+    """Weights that change during a training, the first from 0 on; `weights` are then their mean.
+    Empty for a static mixture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +224,7 @@ def _side(record: str, key: str, values: Record) -> list[Record]:
 def _record(record: str, row: Row | SearchRow) -> Record:
     values = strict_yaml.to_dict(row)
     # Empty in most rows, which is their default.
-    for key in ("sample_losses", "exact_match", "settings"):
+    for key in ("sample_losses", "exact_match", "settings", "schedule", "schedule_key"):
         if not values.get(key):
             values.pop(key, None)
     return {"record": record, **values}

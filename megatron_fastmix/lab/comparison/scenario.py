@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +15,7 @@ from megatron_fastmix.lab.baselines.objective import check_references
 from megatron_fastmix.lab.baselines.registry import FASTMIX, METHODS
 from megatron_fastmix.lab.baselines.settings import BaselineSettings
 from megatron_fastmix.lab.comparison.config import CompareConfig
+from megatron_fastmix.lab.comparison.derived import Derived, check_name
 
 _RUN_DIR = "runs/methods"
 
@@ -30,11 +30,7 @@ class Variant:
     """As on the command line of a search: `--mixture.inner_steps=1`."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.=-]+", self.name) or self.name in METHODS:
-            raise ConfigError(
-                f"variants: found the name {self.name!r}; use letters, digits, - _ = and . alone, "
-                "and no method's name"
-            )
+        check_name(self.name, "variants")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,24 +48,30 @@ class Scenario:
     """By method what is other in its `search`, as on a command line: FastMix, with its variants,
     may train one longer proxy where others train many. The table's costs show it."""
     seeds: dict[str, int] = field(default_factory=dict)
-    """By method how many seeds, where more than the command line asks for."""
+    """By method, variant or derived mixture how many seeds, where more than the command line asks
+    for."""
     baselines: BaselineSettings = field(default_factory=BaselineSettings)
     """Hyper-parameters of the other methods: `regmix: {runs: 32}`."""
     methods: tuple[str, ...] = METHODS
     """Those that are compared unless the command line names others."""
     variants: tuple[Variant, ...] = ()
+    derived: tuple[Derived, ...] = ()
+    """Mixtures made from those that FastMix or a variant found, compared where they are named."""
 
     def __post_init__(self) -> None:
-        twice = [
-            name for name, count in Counter(v.name for v in self.variants).items() if count > 1
-        ]
+        names = Counter([v.name for v in self.variants] + [d.name for d in self.derived])
+        twice = [name for name, count in names.items() if count > 1]
         if twice:
             raise ConfigError(f"variants: found {twice[0]} twice; names are unique, rename one")
-        for where in ("overrides", "seeds"):
-            unknown = sorted(getattr(self, where).keys() - set(METHODS))
+        for where, valid in (("overrides", METHODS), ("seeds", (*METHODS, *names))):
+            unknown = sorted(getattr(self, where).keys() - set(valid))
             if unknown:
+                raise ConfigError(f"{where}: found {unknown[0]!r}; choose among {', '.join(valid)}")
+        for each in self.derived:
+            if each.of not in (FASTMIX, *(v.name for v in self.variants)):
                 raise ConfigError(
-                    f"{where}: found {unknown[0]!r}; choose among {', '.join(METHODS)}"
+                    f"derived: {each.name}: of: found {each.of!r}; choose {FASTMIX} or one of the "
+                    "scenario's variants"
                 )
         check_references(
             self.search,
@@ -81,16 +83,22 @@ class Scenario:
 
     @cached_property
     def searches(self) -> dict[str, SearchConfig]:
-        """The configuration of each method and variant, by name. Raises `ConfigError`."""
+        """The configuration of each method and variant, and of the search that each derived
+        mixture is from, by name. Raises `ConfigError`."""
         methods = {
             name: override_config(self.search, self.overrides.get(name, ())) for name in METHODS
         }
         variants = {v.name: override_config(methods[FASTMIX], v.overrides) for v in self.variants}
-        return methods | variants
+        searched = methods | variants
+        return searched | {each.name: searched[each.of] for each in self.derived}
+
+    def derived_of(self, name: str) -> Derived | None:
+        """The derived mixture of that name; None for a method or variant."""
+        return next((each for each in self.derived if each.name == name), None)
 
     def choose(self, names: str | None, where: str) -> list[str]:
-        """Methods from a comma-separated list, or all. Raises `ConfigError` for an unknown one,
-        with `where` the scenario is from."""
+        """Methods from a comma-separated list, or the scenario's own with all variants. Raises
+        `ConfigError` for an unknown one, with `where` the scenario is from."""
         chosen = names.split(",") if names else [*self.methods, *(v.name for v in self.variants)]
         unknown = [name for name in chosen if name not in self.searches]
         if unknown:

@@ -1,0 +1,132 @@
+"""Mixtures made from a search's result, and searches that another scenario has done."""
+
+import pytest
+import yaml
+
+from megatron_fastmix.config import TrainingConfig
+from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.lab.comparison.config import key_of
+from megatron_fastmix.lab.comparison.derived import Derived, weight_schedule
+from megatron_fastmix.lab.comparison.methods import MethodComparison
+from megatron_fastmix.lab.comparison.rows import Held, RowFile, SearchRow
+from megatron_fastmix.lab.comparison.same_search import configuration_of
+from megatron_fastmix.lab.comparison.scenario import load_scenario
+from megatron_fastmix.result.mixture_file import write_mixture
+from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.run.metrics import MetricsLog
+from tests.conftest import SOURCES
+
+
+def search_row(config, weights, method="fastmix", seed=1):
+    return SearchRow(
+        configuration=key_of(configuration_of(config)),
+        method=method,
+        seed=seed,
+        weights=weights,
+        weight_std=dict.fromkeys(weights, 0.0),
+        flops=7.0,
+        wall_seconds=1.0,
+        tokens=1,
+        versions={},
+    )
+
+
+@pytest.fixture
+def run_folder(tmp_path, make_mixture):
+    """A search of 60 steps whose weight of `a` is 0.5, then 0.7 from step 20 and 0.9 from 50 on;
+    its last outer step comes at the end."""
+    folder = RunFolder(tmp_path / "search")
+    write_mixture(folder.mixture, make_mixture({"a": 0.9, "b": 0.1}))
+    with MetricsLog(folder.metrics) as log:
+        log.write("run", 0)
+        for step, weight in ((20, 0.7), (50, 0.9), (60, 0.95)):
+            log.write("outer", step, weights={"a": weight, "b": 1 - weight})
+    return folder
+
+
+def test_the_trajectory_becomes_a_schedule(run_folder, scenario):
+    base = search_row(load_scenario(scenario).search, {"a": 0.9, "b": 0.1})
+    row = Derived(name="moving", continuous=True).row(base, None, run_folder, 0)
+    assert [(held.at, held.weights["a"]) for held in row.schedule] == [
+        (0.0, 0.5),
+        (pytest.approx(1 / 3), 0.7),
+        (pytest.approx(5 / 6), 0.9),
+    ]
+    # What the mixture is on average over the training.
+    assert row.weights["a"] == pytest.approx((20 * 0.5 + 30 * 0.7 + 10 * 0.9) / 60)
+    assert (row.method, row.flops) == ("moving", 7.0)
+    row = Derived(name="phases", phases=0.5).row(base, None, run_folder, 0)
+    assert [held.at for held in row.schedule] == [0.0, 0.5]
+    assert row.schedule[0].weights["a"] == pytest.approx((20 * 0.5 + 10 * 0.7) / 30, abs=1e-4)
+    assert row.schedule[1].weights["a"] == pytest.approx((20 * 0.7 + 10 * 0.9) / 30, abs=1e-4)
+
+
+def test_a_schedule_changes_at_whole_steps():
+    training = TrainingConfig(
+        train_iters=10, micro_batch_size=4, global_batch_size=4, lr_warmup_iters=1
+    )
+    held = [Held(at=at, weights={"a": at, "b": 1 - at}) for at in (0.0, 0.26, 0.3, 0.97)]
+    schedule = weight_schedule(held, training)
+    # The second and third fall on one step, where the later holds; the last on none.
+    changes = [(change.at_sample, change.weights["a"]) for change in schedule.changes]
+    assert changes == [(0, 0.0), (12, 0.3)]
+    assert weight_schedule((), training) is None
+
+
+def test_a_cap_on_reads_hands_the_excess_to_the_others(scenario, tmp_path):
+    found = load_scenario(scenario)
+    base = search_row(found.search, {"forward": 0.8, "backward": 0.15, "noise": 0.05})
+    made = Derived(name="capped", max_reads=1)
+    size = inspect_indexed_dataset(found.search.sources[0].path).tokens
+    row = made.row(base, found.search, RunFolder(tmp_path), 2 * size)
+    # 1 read of `forward` is half of the training; the others keep their ratio of 3 to 1.
+    assert row.weights == pytest.approx({"forward": 0.5, "backward": 0.375, "noise": 0.125})
+    assert row.schedule == ()
+    free = made.row(base, found.search, RunFolder(tmp_path), size)
+    assert free.weights == pytest.approx(base.weights)
+    assert row.settings["derived"]["tokens"] == 2 * size
+
+
+@pytest.mark.parametrize(
+    ("derived", "said"),
+    [
+        ({"name": "a"}, "a: found 0 of phases"),
+        ({"name": "a", "phases": 0.5, "continuous": True}, "a: found 2 of phases"),
+        ({"name": "a", "phases": 1.5}, "found 1.5; use a part between 0 and 1"),
+        ({"name": "a", "max_reads": 0}, "found 0.0; use a number above 0"),
+        ({"name": "doge", "phases": 0.5}, "no method's name"),
+        ({"name": "a", "of": "doge", "phases": 0.5}, "of: found 'doge'; choose fastmix"),
+        ({"name": "inner_steps=1", "phases": 0.5}, "found inner_steps=1 twice"),
+    ],
+)
+def test_wrong_derived_mixtures_are_refused(scenario, derived, said):
+    values = yaml.safe_load(scenario.read_text()) | {"derived": [derived]}
+    scenario.write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match=said):
+        load_scenario(scenario)
+
+
+def test_a_search_of_another_scenario_is_not_done_again(scenario, tmp_path):
+    found = load_scenario(scenario)
+    weights = dict.fromkeys(SOURCES, 1 / 3)
+    often = found.searches["inner_steps=1"]
+    other = RowFile(tmp_path / "rows" / "other.jsonl")
+    for row, config in (
+        (search_row(found.search, weights), found.search),
+        (search_row(often, weights, "named_otherwise", 2), often),
+    ):
+        other.add_search(row, configuration_of(config))
+    comparison = MethodComparison(
+        "mine",
+        found,
+        ["fastmix", "inner_steps=1"],
+        seeds=2,
+        rows=tmp_path / "rows",
+        work=tmp_path / "work",
+        workers=1,
+    )
+    comparison._borrow_searches()
+    rows = RowFile(tmp_path / "rows" / "mine.jsonl").read()
+    assert sorted(rows.searches) == [("fastmix", 1), ("inner_steps=1", 2)]
+    assert rows.searches["inner_steps=1", 2].weights == weights
