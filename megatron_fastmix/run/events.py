@@ -59,6 +59,8 @@ class InnerStep(Event):
     """Of the step that went into waiting for batches."""
     nonfinite_gradients: int = 0
     """Steps of the search so far whose gradient norm was NaN or Inf."""
+    group_loss: Mapping[str, float] | None = None
+    """As `source_loss`, of the samples of each group; None without groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,11 @@ class OuterStep(Event):
     target_weight: Mapping[str, float]
     """ω."""
     seconds: float
+    group_weights: Mapping[str, float] | None = None
+    """Sums of the weights of each group's sources after the step; None without groups."""
+    group_advantage: Mapping[str, float] | None = None
+    """A_g before the step, NaN without evidence."""
+    group_advantage_standard_error: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,16 @@ def open_sinks(
     return [metrics, terminal, *(TrackerSink(each, config, folder, draw) for each in trackers)]
 
 
+_LEFT_OUT = {
+    "data_seconds",
+    "group_loss",
+    "group_weights",
+    "group_advantage",
+    "group_advantage_standard_error",
+}
+"""Keys that a line does not have where they are not known."""
+
+
 class MetricsSink:
     """`metrics.jsonl`: every event that has a kind."""
 
@@ -54,8 +64,9 @@ class MetricsSink:
     def receive(self, event: Event) -> None:
         if event.kind:
             fields = {f.name: getattr(event, f.name) for f in dataclasses.fields(event)}
-            if fields.get("data_seconds", 0.0) is None:
-                del fields["data_seconds"]
+            for key in _LEFT_OUT & fields.keys():
+                if fields[key] is None:
+                    del fields[key]
             self._log.write(event.kind, fields.pop("step"), **fields)
 
     def close(self) -> None:

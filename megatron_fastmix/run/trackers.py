@@ -125,9 +125,8 @@ def inner_scalars(event: InnerStep, batch_size: int) -> dict[str, float]:
         scalars["grad-norm"] = event.grad_norm
     if event.nonfinite_gradients:
         scalars["fastmix/nonfinite gradients"] = float(event.nonfinite_gradients)
-    for name, value in event.source_loss.items():
-        if not math.isnan(value):
-            scalars[f"fastmix/source loss/{name}"] = value
+    for kind, values in (("source loss", event.source_loss), ("group loss", event.group_loss)):
+        scalars |= _known(kind, values)
     return scalars
 
 
@@ -139,9 +138,16 @@ def outer_scalars(event: OuterStep, mean_target_loss: float) -> dict[str, float]
         ("weight", event.weights),
         ("product", event.products),
         ("advantage", event.advantage),
+        ("group weight", event.group_weights),
+        ("group advantage", event.group_advantage),
     ):
-        known = {name: value for name, value in values.items() if not math.isnan(value)}
-        scalars |= {f"fastmix/{kind}/{name}": value for name, value in known.items()}
+        scalars |= _known(kind, values)
     if event.noise_to_signal is not None:
         scalars["fastmix/noise to signal"] = event.noise_to_signal
     return scalars
+
+
+def _known(kind: str, values: Mapping[str, float] | None) -> dict[str, float]:
+    """By tag, without NaN."""
+    found = (values or {}).items()
+    return {f"fastmix/{kind}/{name}": value for name, value in found if not math.isnan(value)}

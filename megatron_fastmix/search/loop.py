@@ -150,6 +150,7 @@ class Search:
             grad_norm,
             self.batches.take_seconds(),
             self.nonfinite_gradients,
+            counts,
         )
         return stop
 

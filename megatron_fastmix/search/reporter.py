@@ -26,7 +26,9 @@ from megatron_fastmix.run.events import (
     Sink,
 )
 from megatron_fastmix.run.sinks import MetricsSink
+from megatron_fastmix.search.group_figures import group_evidence, group_losses
 from megatron_fastmix.search.outer_step import OuterResult
+from megatron_fastmix.search.unseen import Unseen
 from megatron_fastmix.storage import describe
 
 NOISE_WARNING = 1.0
@@ -60,9 +62,8 @@ class Reporter:
             self._stack.callback(_close, sink)
         self._noisy = 0
         self._noise_told = False
-        self._told_unseen = False
+        self._unseen = Unseen(mixture.grouping.names, config.hypergradient.probe_samples)
         self._evidence = Evidence(len(mixture.names))
-        """Sums of the advantages and of their squared standard errors."""
         self._last = time.monotonic()
         if sinks and step == 0:
             self._send(self._start())
@@ -77,13 +78,18 @@ class Reporter:
         grad_norm: float | None,
         data_seconds: float | None = None,
         nonfinite_gradients: int = 0,
+        counts: np.ndarray | None = None,
     ) -> None:
-        """Step `step` is done; `source_losses` (K,) are unweighted, NaN where none was drawn;
-        `data_seconds` of it went into waiting for batches; `grad_norm` is NaN where it was not
-        finite, as it was not in `nonfinite_gradients` steps so far."""
+        """Step `step` is done; `source_losses` (K,) are unweighted means over `counts` samples
+        (K,), NaN where none was drawn; `data_seconds` of it went into waiting for batches;
+        `grad_norm` is NaN where it was not finite, as it was not in `nonfinite_gradients` steps so
+        far."""
         now = time.monotonic()
         seconds = max(now - self._last, 1e-9)
         self._last = now
+        groups, group_loss = self.mixture.groups, None
+        if groups is not None and counts is not None:
+            group_loss = _by_name(groups.names, group_losses(groups, source_losses, counts))
         self._send(
             InnerStep(
                 step=step,
@@ -96,6 +102,7 @@ class Reporter:
                 seconds=seconds,
                 data_seconds=data_seconds,
                 nonfinite_gradients=nonfinite_gradients,
+                group_loss=group_loss,
             )
         )
         if grad_norm is not None and math.isnan(grad_norm):
@@ -134,9 +141,12 @@ class Reporter:
                 target_loss=self._by_target(result.target_losses),
                 target_weight=self._by_target(result.target_weights),
                 seconds=result.seconds,
+                **self._of_groups(result),
             )
         )
-        self._tell_unseen(step, result)
+        unseen = self._unseen.step(result.group_seen)
+        if unseen is not None:
+            self._note(step, unseen)
         self._warn_of_noise(step, result)
 
     def checkpoint(self, step: int, name: str, seconds: float) -> None:
@@ -147,6 +157,9 @@ class Reporter:
     def end(self, step: int, *, complete: bool, training_flops: float | None = None) -> None:
         """The run ends here; `training_flops` are those of all its parts."""
         self._send_what_waits()
+        unseen = self._unseen.total()
+        if unseen is not None:
+            self._note(step, unseen)
         self._send(RunEnd(step=step, complete=complete, training_flops=training_flops))
 
     def _start(self) -> RunStart:
@@ -159,25 +172,20 @@ class Reporter:
             parameters=self.parameters,
         )
 
-    def _tell_unseen(self, step: int, result: OuterResult) -> None:
-        """What has a logit and no evidence; of a probe that is drawn, whose lines have the number
-        of samples of each source, once."""
-        grouping = self.mixture.grouping
-        unseen = [
-            name for name, seen in zip(grouping.names, result.group_seen, strict=True) if not seen
-        ]
-        total = self.config.hypergradient.probe_samples
-        if total is None:
-            for name in unseen:
-                self._note(step, f"the probe held no sample of {name}; its logit stays")
-        elif unseen and not self._told_unseen:
-            self._told_unseen = True
-            self._note(
-                step,
-                f"a probe of {total} samples has none of {len(unseen)} of "
-                f"{len(grouping.names)} in a step, now {', '.join(unseen[:3])}"
-                f"{', ...' if unseen[3:] else ''}; their logits stay for that step",
-            )
+    def _of_groups(self, result: OuterResult) -> dict[str, dict[str, float]]:
+        """What an outer step has for the groups of the configuration; empty without any."""
+        mixture, groups = self.mixture, self.mixture.groups
+        if groups is None:
+            return {}
+        advantage, error = result.group_advantage, result.group_advantage_standard_error
+        if groups is not mixture.grouping:  # sources have the logits
+            found = group_evidence(groups, mixture.history[-2], result.products, result.advantage)
+            advantage, error = found.advantage, found.standard_error
+        return {
+            "group_weights": _by_name(groups.names, groups.sums(mixture.weights)),
+            "group_advantage": _by_name(groups.names, advantage),
+            "group_advantage_standard_error": _by_name(groups.names, error),
+        }
 
     def _warn_of_noise(self, step: int, result: OuterResult) -> None:
         noise = result.noise_to_signal
@@ -226,11 +234,10 @@ class Reporter:
                 self._waiting.pop(0)
 
     def _by_source(self, values: Any) -> dict[str, float]:
-        return dict(zip(self.mixture.names, map(float, values), strict=True))
+        return _by_name(self.mixture.names, values)
 
     def _by_target(self, values: np.ndarray) -> dict[str, float]:
-        names = [target.name for target in self.config.targets]
-        return dict(zip(names, map(float, values), strict=True))
+        return _by_name([target.name for target in self.config.targets], values)
 
     def __enter__(self) -> Reporter:
         return self
@@ -242,6 +249,10 @@ class Reporter:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
+
+
+def _by_name(names: Sequence[str], values: Any) -> dict[str, float]:
+    return dict(zip(names, map(float, values), strict=True))
 
 
 def _close(sink: Sink) -> None:

@@ -35,12 +35,13 @@ def start_mixture(config: SearchConfig, loss_tokens: Sequence[int]) -> Mixture:
 
 
 def source_groups(config: SearchConfig, loss_tokens: Sequence[int]) -> Grouping | None:
-    """The groups of the sources; None where no source has one.
+    """The groups of the sources; None where no source has one and `groups` asks nothing of any: a
+    source without one is a group of its own name.
 
     The shares inside are those of `mixture.initial_weights`; without them by size with `learn:
     groups`, otherwise even, as the search starts from the sources.
     """
-    if all(source.group is None for source in config.sources):
+    if not config.groups and all(source.group is None for source in config.sources):
         return None
     even = np.ones(len(config.sources))
     by_size = loss_tokens if config.mixture.learn == "groups" else even
