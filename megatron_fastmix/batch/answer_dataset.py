@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.megatron_dataset import MegatronDataset
 from megatron.core.datasets.utils import Split
 
-from megatron_fastmix.corpus.answer_rows import read_answer_rows
+from megatron_fastmix.corpus.answer_rows import count_answer_rows, kept_rows
 from megatron_fastmix.corpus.dataset_output import loss_mask_prefix
 
 
@@ -36,13 +37,19 @@ class AnswerOnlyDataset(MegatronDataset):
         config: Any,
     ) -> None:
         assert dataset_path is not None
-        rows = read_answer_rows(dataset_path, config.sequence_length)
-        kept = np.intersect1d(indices, rows.kept)
+        length = config.sequence_length
+        counts = count_answer_rows(dataset_path, length)
+        # Beside the folder of Megatron's indices, which is named after the content of all datasets.
+        kept = kept_rows(dataset_path, length, Path(config.path_to_cache).parent)
+        if len(indices) < counts.rows:  # a split of them
+            kept = np.intersect1d(indices, kept)
+        elif not config.mmap_bin_files:  # few open files are wanted, and a map is one
+            kept = np.array(kept)
         super().__init__(dataset, dataset_path, kept, num_samples, index_split, config)
         self.mask = IndexedDataset(loss_mask_prefix(dataset_path), mmap=config.mmap_bin_files)
-        self.answer_tokens = int(rows.answer_tokens.sum())
-        self.rows = len(rows.kept)
-        self.tokens_per_sample = rows.mean_answer_tokens
+        self.answer_tokens = counts.answer_tokens
+        self.rows = counts.kept_rows
+        self.tokens_per_sample = counts.mean_answer_tokens
 
     @staticmethod
     def numel_low_level_dataset(low_level_dataset: Any) -> int:

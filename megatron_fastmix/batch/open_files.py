@@ -4,7 +4,8 @@ Megatron's own way holds 6 files and 5 maps for a dataset of text: two and one f
 for its index, and for the three arrays of the cached order of samples. Of thousands of datasets
 that is more than Linux gives a process (`vm.max_map_count` is 65,530), so a search of many keeps
 the arrays in memory and reads ids from a file that it opens each time: 1 file and 1 map, those of
-the index. Answer-only rows have a second dataset, their loss mask.
+the index. Answer-only rows have a second dataset, their loss mask, and one array of the rows to
+draw.
 """
 
 from __future__ import annotations
@@ -40,6 +41,6 @@ def open_files(text: int, answer_only: int) -> OpenFiles:
         held = text + 2 * answer_only
         return OpenFiles(files=OTHER_FILES + held, maps=OTHER_MAPS + held)
     return OpenFiles(
-        files=OTHER_FILES + 6 * (text + answer_only),
-        maps=OTHER_MAPS + 5 * text + 4 * answer_only,
+        files=OTHER_FILES + 6 * text + 7 * answer_only,
+        maps=OTHER_MAPS + 5 * (text + answer_only),
     )

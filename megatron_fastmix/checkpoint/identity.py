@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import CheckpointError, ConfigError
+from megatron_fastmix.file_memo import MEMO, State, state_of
 
 if TYPE_CHECKING:  # importing torch takes seconds, and the command line has no need of it
     from megatron_fastmix.parallel.groups import DataParallelGroup
@@ -61,15 +61,16 @@ def fingerprint(prefix: str, sample_bytes: int = 64 << 20) -> str:
     mask = f"{prefix}_loss_mask"  # `corpus.dataset_output.loss_mask_prefix`
     prefixes = [prefix, mask] if os.path.exists(f"{mask}.idx") else [prefix]
     for path in (f"{each}{end}" for each in prefixes for end in (".idx", ".bin")):
-        status = os.stat(path)
-        state = (status.st_size, status.st_mtime_ns, status.st_ino)
-        digest.update(f"{status.st_size} ".encode() + _sample(path, state, sample_bytes))
+        state = state_of(os.stat(path))
+        question = ("sample", os.path.abspath(path), state, sample_bytes)
+        known = MEMO.find(*question)
+        found = bytes.fromhex(known) if known else _sample(path, state, sample_bytes)
+        MEMO.keep(found.hex(), *question)
+        digest.update(f"{state[0]} ".encode() + found)
     return digest.hexdigest()
 
 
-@lru_cache(maxsize=1 << 17)
-def _sample(path: str, state: tuple[int, int, int], sample_bytes: int) -> bytes:
-    """The state, with size, time of change and inode, has a changed file read again."""
+def _sample(path: str, state: State, sample_bytes: int) -> bytes:
     digest = hashlib.sha256()
     size = _BLOCK_BYTES if sample_bytes >= 16 * _BLOCK_BYTES else _SMALL_BLOCK_BYTES
     blocks, wanted = -(-state[0] // size), max(2, sample_bytes // size)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from megatron_fastmix.corpus.dataset_output import loss_mask_prefix
-from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset, sequence_lengths
+from megatron_fastmix.corpus.indexed_files import (
+    index_question,
+    inspect_indexed_dataset,
+    sequence_lengths,
+)
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.file_memo import MEMO, digest_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +45,33 @@ class AnswerRows:
     def cut_share(self) -> float:
         """Share of the rows whose answer the sequence length cuts."""
         return float((self.answer_tokens < self.whole).mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerCounts:
+    """What a search needs to know of all rows of an answer-only dataset together."""
+
+    rows: int
+    kept_rows: int
+    """Those with anything to learn."""
+    tokens: int
+    """Tokens that forward passes over all rows read after the cut."""
+    answer_tokens: int
+    """Of all rows, after the cut."""
+    cut_rows: int
+    """Rows whose answer the sequence length cuts."""
+    kept: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """`AnswerRows.kept`, where this process has read the rows itself."""
+
+    @property
+    def mean_answer_tokens(self) -> float:
+        """Answer tokens per kept row."""
+        return self.answer_tokens / self.kept_rows
+
+    @property
+    def cut_share(self) -> float:
+        """Share of the rows whose answer the sequence length cuts."""
+        return self.cut_rows / self.rows
 
 
 def is_answer_only(prefix: str | Path) -> bool:
@@ -68,6 +103,63 @@ def read_answer_rows(prefix: str | Path, seq_length: int) -> AnswerRows:
             "check the records' answers"
         )
     return AnswerRows(answer_tokens=cut, whole=whole, tokens=np.minimum(lengths - 1, seq_length))
+
+
+def count_answer_rows(prefix: str | Path, seq_length: int) -> AnswerCounts:
+    """`read_answer_rows` in numbers; nothing is read where it is known. Raises `DataError` as it
+    does."""
+    question = _question(prefix, seq_length)
+    known = MEMO.find(*question)
+    if known is not None:
+        return AnswerCounts(**known)
+    rows = read_answer_rows(prefix, seq_length)
+    kept = rows.kept
+    counts: dict[str, int] = {
+        "rows": len(rows.tokens),
+        "kept_rows": len(kept),
+        "tokens": int(rows.tokens.sum()),
+        "answer_tokens": int(rows.answer_tokens.sum()),
+        "cut_rows": int((rows.answer_tokens < rows.whole).sum()),
+    }
+    MEMO.keep(counts, *question)
+    return AnswerCounts(**counts, kept=kept)
+
+
+def kept_rows(prefix: str | Path, seq_length: int, cache: str | Path) -> np.ndarray:
+    """`AnswerRows.kept`, int64, mapped from a file in `cache` that the processes of a host share;
+    the first one writes it. Raises `DataError` as `read_answer_rows` does."""
+    file = _kept_file(prefix, seq_length, cache)
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # not there, or damaged
+        kept = read_answer_rows(prefix, seq_length).kept
+    share_kept_rows(prefix, seq_length, cache, kept)
+    return kept
+
+
+def share_kept_rows(
+    prefix: str | Path, seq_length: int, cache: str | Path, kept: np.ndarray
+) -> None:
+    """Writes the file that `kept_rows` maps; where that cannot be, each process reads itself."""
+    file = _kept_file(prefix, seq_length, cache)
+    aside = file.with_name(f".{file.stem}.{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(aside, "wb") as out:
+                np.save(out, kept)
+            os.replace(aside, file)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _kept_file(prefix: str | Path, seq_length: int, cache: str | Path) -> Path:
+    return Path(cache) / f"rows-{digest_of(*_question(prefix, seq_length))}.npy"
+
+
+def _question(prefix: str | Path, seq_length: int) -> tuple[Any, ...]:
+    mask = index_question(loss_mask_prefix(prefix))
+    return "rows", *index_question(prefix), *mask, seq_length
 
 
 def _sums(

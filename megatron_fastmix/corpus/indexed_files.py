@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +13,13 @@ import numpy as np
 from megatron_fastmix.corpus.writer import DTYPE_CODES, INDEX_MAGIC, INDEX_VERSION
 from megatron_fastmix.dataset_paths import nearest_dataset, what_stands_there
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.file_memo import MEMO, State, state_of
 
 _HEADER = struct.Struct("<9sQBQQ")
 _BLOCK_TOKENS = 1 << 20
 _LEAST_BLOCK_TOKENS = 1 << 13
 _BLOCK_ENTRIES = 1 << 20
 _MADE_WRONG = "the index was made or merged wrongly: make the dataset again"
-
-FileState = tuple[int, int, int]
-"""Size in bytes, time of last change in nanoseconds, inode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +43,37 @@ def inspect_indexed_dataset(prefix: str | Path) -> IndexedSummary:
     truncated, contradict themselves or are not Megatron's.
     """
     index_path, data_path = f"{prefix}.idx", f"{prefix}.bin"
-    return _inspect(index_path, data_path, *(_state(path) for path in (index_path, data_path)))
+    question = index_question(prefix)
+    known = MEMO.find(*question)
+    if known is not None:
+        return IndexedSummary(**dict(zip(IndexedSummary.__annotations__, known, strict=True)))
+    index_state, data_state = question[-2:]
+    try:
+        sizes = {index_path: index_state[0], data_path: data_state[0]}
+        summary = _read_index(index_path, data_path, sizes)
+    except OSError as error:
+        raise DataError(f"{index_path}: cannot read the dataset: {error.strerror}") from None
+    MEMO.keep(astuple(summary), *question)
+    return summary
+
+
+def index_question(prefix: str | Path) -> tuple[str, str, State, State]:
+    """What `inspect_indexed_dataset` answers, for the memo. Raises `DataError` for a file that is
+    missing or empty."""
+    return "index", os.path.abspath(prefix), _state(f"{prefix}.idx"), _state(f"{prefix}.bin")
 
 
 def index_counts(prefix: str | Path) -> tuple[int, int]:
     """Tokens and documents of a dataset by the head of its index and the size of its ids, where
     another process of this host checks the rest with `inspect_indexed_dataset`: 34 bytes are read,
-    of an index of any length. Raises `DataError` for what has no such head."""
-    index_path, data_path = f"{prefix}.idx", f"{prefix}.bin"
-    _state(index_path)
-    size = _state(data_path)[0]
+    of an index of any length, or none where that process has handed on what it found. Raises
+    `DataError` for what has no such head."""
+    index_path = f"{prefix}.idx"
+    question = index_question(prefix)
+    if MEMO.find(*question) is not None:
+        summary = inspect_indexed_dataset(prefix)
+        return summary.tokens, summary.documents
+    size = question[-1][0]
     try:
         with open(index_path, "rb") as file:
             head = file.read(_HEADER.size)
@@ -66,18 +84,6 @@ def index_counts(prefix: str | Path) -> tuple[int, int]:
     if magic != INDEX_MAGIC or code not in DTYPE_CODES:
         raise DataError(f"{index_path}: not a Megatron index; give the prefix of a dataset")
     return size // np.dtype(DTYPE_CODES[code]).itemsize, indices - 1
-
-
-@lru_cache(maxsize=1 << 16)
-def _inspect(
-    index_path: str, data_path: str, index_state: FileState, data_state: FileState
-) -> IndexedSummary:
-    """The states are there to have changed files read again."""
-    sizes = {index_path: index_state[0], data_path: data_state[0]}
-    try:
-        return _read_index(index_path, data_path, sizes)
-    except OSError as error:
-        raise DataError(f"{index_path}: cannot read the dataset: {error.strerror}") from None
 
 
 def _read_index(index_path: str, data_path: str, sizes: dict[str, int]) -> IndexedSummary:
@@ -187,9 +193,10 @@ def check_vocabulary(prefix: str | Path, vocab_size: int, *, max_tokens: int = 5
     the end and evenly spaced blocks between.
     """
     summary = inspect_indexed_dataset(prefix)
-    if not summary.tokens:
-        return
     path = f"{prefix}.bin"
+    question = "ids", *index_question(prefix), vocab_size, max_tokens
+    if not summary.tokens or MEMO.find(*question):
+        return
     tokens = np.memmap(path, np.dtype(summary.dtype), "r")
     block_tokens = min(_BLOCK_TOKENS, max(_LEAST_BLOCK_TOKENS, max_tokens // 8))
     starts = np.arange(0, summary.tokens, block_tokens)
@@ -208,9 +215,10 @@ def check_vocabulary(prefix: str | Path, vocab_size: int, *, max_tokens: int = 5
                 "the corpus again. Megatron's --legacy-tokenizer adds tokens past the model's: "
                 "state its end token as tokenizer.eod"
             )
+    MEMO.keep(True, *question)
 
 
-def _state(path: str) -> FileState:
+def _state(path: str) -> State:
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
@@ -226,7 +234,7 @@ def _state(path: str) -> FileState:
         raise DataError(f"{path}: no file; give the prefix of an indexed dataset")
     if status.st_size == 0:
         raise DataError(f"{path}: the file is empty; preprocess the corpus again")
-    return status.st_size, status.st_mtime_ns, status.st_ino
+    return state_of(status)
 
 
 def _truncated(path: str, found: int, expected: int) -> str:

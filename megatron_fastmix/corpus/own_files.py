@@ -19,6 +19,7 @@ _TAIL_BYTES = 200
 _MANIFEST_TAIL = b'"format": "megatron_fastmix.manifest"'
 # How `json.dumps` begins our other files; a text's first key has to be another for it to be read.
 _JOURNAL_HEAD = b'{\n "recipe": "'
+_SPLIT_BY_HEAD = b'{\n "split_by_sha256": "'
 _TOKENIZER_HEAD = b'{\n  "settings": {'
 _PROVENANCE_HEAD = b'{\n  "recipe": {'
 _PROVENANCE_NAME = "SOURCES.json"
@@ -92,6 +93,8 @@ def is_ours(path: str) -> bool:
         return _begins(path, _PROVENANCE_HEAD)
     if path.endswith(".journal.json"):
         return _begins(path, _JOURNAL_HEAD)
+    if path.endswith(".split_by.json"):
+        return _begins(path, _SPLIT_BY_HEAD)
     return _is_manifest(path) or (os.path.exists(stem) and _begins(path, _TOKENIZER_HEAD))
 
 

@@ -14,6 +14,7 @@ from megatron_fastmix.corpus.dataset_output import DatasetOutput, read_digests
 from megatron_fastmix.corpus.encoding import EncodedChunk, Encoder
 from megatron_fastmix.corpus.inputs import expand_inputs
 from megatron_fastmix.corpus.journal import Journal, journal_path, read_journal, write_journal
+from megatron_fastmix.corpus.known_partition import keep_partition
 from megatron_fastmix.corpus.manifest import (
     InputRecord,
     Manifest,
@@ -60,7 +61,9 @@ def preprocess(
     # All inputs are looked at before any work.
     files = {d.prefix: expand_inputs(d.input, d.input_format) for d in config.datasets}
     workers = config.workers or available_cores()
-    datasets = [partitioned(d, files[d.prefix], workers) for d in config.datasets]
+    # Of a dataset that is split, as they were before they were read for its values.
+    inputs = {d.prefix: input_records(files[d.prefix]) for d in config.datasets if d.split_by}
+    datasets = [partitioned(d, inputs.get(d.prefix, ()), workers) for d in config.datasets]
     config = dataclasses.replace(config, datasets=tuple(datasets))
     _check_outputs(config, files, also_read)
     tokenizer = load_tokenizer(**vars(config.tokenizer))
@@ -73,7 +76,7 @@ def preprocess(
     )
     for note in tokenizer.notes if config.append_eod else ():
         report(note)
-    inputs = {prefix: input_records(paths) for prefix, paths in files.items()}
+    inputs = {prefix: input_records(paths) for prefix, paths in files.items()} | inputs
     excluded: set[bytes] = set()
     manifests = []
     for dataset in config.in_order:
@@ -82,6 +85,8 @@ def preprocess(
             f"{dataset.prefix}: cannot write", "run again, it continues where it stopped"
         ):
             manifests += work.finished(report) or work.run(report)
+            if isinstance(dataset, PartitionedDataset):
+                keep_partition(dataset, inputs[dataset.prefix], dataset.partition)
             for prefix, _, held_out in dataset.outputs:
                 if held_out:
                     excluded |= read_digests(prefix)

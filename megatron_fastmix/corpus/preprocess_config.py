@@ -121,6 +121,7 @@ class DatasetConfig:
         """Every file that writing the dataset makes."""
         masked, of = self.record_type != "text", f"dataset {self.prefix}"
         names = [f"{self.prefix}.journal.json"] if self.split or self.split_by else []
+        names += [f"{self.prefix}.split_by.json"] if self.split_by else []
         for prefix, _, held_out in self.outputs:
             names += dataset_files(prefix, masked=masked, held_out=held_out)
         return [Output(path=name, of=of) for name in names]

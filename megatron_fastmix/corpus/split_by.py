@@ -2,15 +2,14 @@
 record goes to.
 
 A first pass over the inputs reads the field alone, so that what is written follows from the inputs
-and not from their order, and a second run finds the same datasets.
+and not from their order, and a second run finds the same datasets, without that pass where the
+inputs are as they were.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import math
 import re
 from array import array
 from collections import Counter
@@ -19,7 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_fastmix.corpus.document import FieldValue
+from megatron_fastmix.corpus.known_partition import known_partition
+from megatron_fastmix.corpus.manifest import InputRecord
+from megatron_fastmix.corpus.partition import Partition, score, value_text
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig
 from megatron_fastmix.corpus.readers import Chunk, iter_chunks
 from megatron_fastmix.corpus.records import RecordParser
@@ -28,25 +29,6 @@ from megatron_fastmix.errors import ConfigError
 
 _LONGEST = 60
 """Characters of a value in a file's name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Partition:
-    """The datasets that a field splits one into, in the order in which they are written."""
-
-    names: tuple[str, ...]
-    """What stands after the dataset's prefix."""
-    values: tuple[str, ...] = ()
-    """The field's value of each; none for quantiles."""
-    edges: tuple[float, ...] = ()
-    """Scores that divide the quantiles, ascending, one fewer than `names`; a score at an edge
-    belongs above it."""
-
-    def __call__(self, value: FieldValue) -> int:
-        """Index of the dataset. Raises `ValueError` for a value that none has."""
-        if self.values:
-            return self.values.index(value_text(value))
-        return int(np.searchsorted(self.edges, score(value), side="right"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,20 +54,6 @@ class PartitionedDataset(DatasetConfig):
         ]
 
 
-def value_text(value: FieldValue) -> str:
-    """The value as text: `true`, `3`, `en`. Raises `ValueError` for a score."""
-    if isinstance(value, float):
-        raise ValueError(f"found the score {value}; split scores with --quantiles N")
-    return json.dumps(value) if isinstance(value, bool) else str(value)
-
-
-def score(value: FieldValue) -> float:
-    """The value as a finite number. Raises `ValueError` for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"found {value!r}; quantiles need a finite number")
-    return float(value)
-
-
 def safe_names(values: Sequence[str]) -> list[str]:
     """Parts of file names that tell the values apart: letters, digits, `-`, `.` and `_`.
 
@@ -104,14 +72,19 @@ def safe_names(values: Sequence[str]) -> list[str]:
     return found
 
 
-def partitioned(dataset: DatasetConfig, files: Sequence[str], workers: int) -> DatasetConfig:
-    """`dataset` with the values of its field in `files`; itself where it is not split by one.
+def partitioned(
+    dataset: DatasetConfig, inputs: Sequence[InputRecord], workers: int
+) -> DatasetConfig:
+    """`dataset` with the values of its field in `inputs`; itself where it is not split by one.
 
     Raises `ConfigError` for too many values, for fewer scores than quantiles can tell apart, and
     where no record has the field; malformed records are left to the writing, which names them.
     """
     if dataset.split_by is None:
         return dataset
+    known = known_partition(dataset, inputs)
+    if known is not None:
+        return PartitionedDataset(**vars(dataset), partition=known)
     parser = RecordParser(
         record_type=dataset.record_type,
         json_key=dataset.json_key,
@@ -119,7 +92,8 @@ def partitioned(dataset: DatasetConfig, files: Sequence[str], workers: int) -> D
         field=dataset.split_by,
     )
     read = _FieldReader(parser=parser, scores=dataset.quantiles is not None)
-    chunks = (c for path in files for c in iter_chunks(path, dataset.input_format, parser.columns))
+    paths = [record.path for record in inputs]
+    chunks = (c for path in paths for c in iter_chunks(path, dataset.input_format, parser.columns))
     found = map_chunks(read, chunks, workers)
     partition = (_by_value if dataset.quantiles is None else _by_quantile)(dataset, found)
     return PartitionedDataset(**vars(dataset), partition=partition)

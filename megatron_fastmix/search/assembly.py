@@ -30,6 +30,7 @@ from megatron_fastmix.proxy.megatron_gpt import initialize_parallel_state
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.search.budget import offered_share
 from megatron_fastmix.search.inputs import Inputs, check_inputs
+from megatron_fastmix.search.known_inputs import cache_folder, hand_on, take_over
 from megatron_fastmix.search.outer_step import OuterLoop
 from megatron_fastmix.search.start_mixture import start_mixture
 
@@ -69,6 +70,9 @@ def assemble(config: SearchConfig, device: torch.device) -> SearchParts:
     world = DataParallelGroup(device=device)
     group = DataParallelGroup(parallel_state.get_data_parallel_group(), device)
     tensor = DataParallelGroup(parallel_state.get_tensor_model_parallel_group(), device)
+    # One rank of each host may read, and rank 0 index, for longer than a collective of the search
+    # may take.
+    limit_waiting(INDEXING_LIMIT)
     inputs = _check_inputs(config, world)
     tokenizer = inputs.tokenizer
     share = offered_share(config, inputs)
@@ -79,9 +83,7 @@ def assemble(config: SearchConfig, device: torch.device) -> SearchParts:
     targets = AGGREGATIONS[config.objective.target_aggregation](
         config.target_weights, [t.reference_loss for t in config.targets], config.objective
     )
-    cache = config.data.data_cache_path or str(folder.index_cache)
-    # Rank 0 may index for longer than a collective of the search may take.
-    limit_waiting(INDEXING_LIMIT)
+    cache = str(cache_folder(config))
     batches = Batches(
         config,
         build_source_blend(config, mixture, tokenizer, cache, share),
@@ -125,18 +127,25 @@ def assemble(config: SearchConfig, device: torch.device) -> SearchParts:
 
 
 def _check_inputs(config: SearchConfig, world: DataParallelGroup) -> Inputs:
-    """What every rank finds; ids are looked at by one rank of each host. Every rank must call.
+    """What every rank finds. One rank of each host reads what nobody has handed on, and hands it to
+    the others. Every rank must call.
 
     Raises on all ranks what one of them finds wrong.
     """
     first_of_host = os.environ.get("LOCAL_RANK", "0") == "0"
     inputs: Inputs | None = None
-    refused: FastMixError | None = None
-    try:
-        inputs = check_inputs(config, world.size, vocabulary=first_of_host)
-    except FastMixError as error:
-        refused = error
-    if world.sum(np.array([float(refused is not None)]))[0]:
-        raise refused or DataError("the inputs: another rank was refused them, as it says")
+    for reads in (True, False):
+        refused: FastMixError | None = None
+        try:
+            if reads == first_of_host:
+                take_over(config)
+                inputs = check_inputs(config, world.size, vocabulary=first_of_host)
+            if reads and inputs is not None:
+                identity_of(config, inputs.tokenizer.sha256)
+                hand_on(config, inputs)
+        except FastMixError as error:
+            refused = error
+        if world.sum(np.array([float(refused is not None)]))[0]:
+            raise refused or DataError("the inputs: another rank was refused them, as it says")
     assert inputs is not None
     return inputs

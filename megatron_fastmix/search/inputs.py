@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from megatron_fastmix.config import DataConfig, SearchConfig, SourceConfig, TargetConfig
-from megatron_fastmix.corpus.answer_rows import AnswerRows, is_answer_only, read_answer_rows
+from megatron_fastmix.corpus.answer_rows import AnswerCounts, count_answer_rows, is_answer_only
 from megatron_fastmix.corpus.indexed_files import (
     check_vocabulary,
     index_counts,
@@ -36,7 +36,7 @@ class DatasetSize:
     """Its prefix."""
     tokens: int
     documents: int
-    answer_rows: AnswerRows | None = None
+    answer_rows: AnswerCounts | None = None
     """Rows and their answer tokens where the dataset is answer-only."""
 
     @property
@@ -50,8 +50,8 @@ class DatasetSize:
         return Shard(
             path=self.path,
             tokens=self.tokens,
-            loss_tokens=int(rows.answer_tokens.sum()),
-            rows=len(rows.kept),
+            loss_tokens=rows.answer_tokens,
+            rows=rows.kept_rows,
         )
 
 
@@ -77,8 +77,8 @@ class SourceSize:
     @property
     def tokens_per_row(self) -> float:
         """Of answer-only rows, as a forward pass reads them."""
-        rows = [d.answer_rows.tokens for d in self.datasets if d.answer_rows is not None]
-        return float(sum(each.sum() for each in rows)) / sum(map(len, rows))
+        rows = [d.answer_rows for d in self.datasets if d.answer_rows is not None]
+        return float(sum(each.tokens for each in rows)) / sum(each.rows for each in rows)
 
     @property
     def shards(self) -> tuple[Shard, ...]:
@@ -108,8 +108,8 @@ class Inputs:
 def check_inputs(config: SearchConfig, ranks: int, *, vocabulary: bool = True) -> Inputs:
     """Opens the tokenizer and every dataset. Raises `ConfigError` or `DataError`.
 
-    `vocabulary` False leaves out the look at the ids and at each index as a whole, which another
-    rank of this host takes.
+    `vocabulary` False leaves out the look at the ids, at each index as a whole and at the
+    manifests, which another rank of this host takes.
     """
     zero_config(config, config.data_parallel_size(ranks))
     check_trackers(config.output)
@@ -128,7 +128,8 @@ def check_inputs(config: SearchConfig, ranks: int, *, vocabulary: bool = True) -
         several = len(size.datasets) > 1
         for dataset in size.datasets:
             prefixes[f"{owner.name} ({dataset.path})" if several else owner.name] = dataset.path
-    check_same_tokenizer(prefixes, tokenizer.sha256)
+    if vocabulary:
+        check_same_tokenizer(prefixes, tokenizer.sha256)
     count = len(config.sources)
     return Inputs(tokenizer=tokenizer, sources=sizes[:count], targets=sizes[count:])
 
@@ -192,8 +193,8 @@ def _check_shards(owner: SourceConfig | TargetConfig, datasets: Sequence[Dataset
         )
 
 
-def _answer_rows(owner: SourceConfig | TargetConfig, prefix: str, data: DataConfig) -> AnswerRows:
-    rows = read_answer_rows(prefix, data.seq_length)
+def _answer_rows(owner: SourceConfig | TargetConfig, prefix: str, data: DataConfig) -> AnswerCounts:
+    rows = count_answer_rows(prefix, data.seq_length)
     if rows.cut_share > data.max_cut_share:
         raise DataError(
             f"{owner.name} ({prefix}): the answers of {rows.cut_share:.1%} of the rows end "

@@ -24,7 +24,8 @@ from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
 from megatron_fastmix.search.budget import offered_share
-from megatron_fastmix.search.inputs import check_inputs
+from megatron_fastmix.search.inputs import Inputs, check_inputs
+from megatron_fastmix.search.known_inputs import hand_on, take_over
 from megatron_fastmix.start.accelerators import visible_accelerators
 from megatron_fastmix.start.artifacts import write_run_artifacts
 from megatron_fastmix.start.check_estimator import check_estimator
@@ -60,6 +61,7 @@ def launch(config: SearchConfig, ranks: int | None = None, *, accept_changes: bo
             "needs its own (DS_ACCELERATOR=cpu runs on the CPU)"
         )
     check_limits(config)
+    take_over(config)
     inputs = check_inputs(config, ranks)
     if offered_share(config, inputs) is None and config.output.token_budget is not None:
         print(
@@ -73,13 +75,14 @@ def launch(config: SearchConfig, ranks: int | None = None, *, accept_changes: bo
     lock = RunLock(RunFolder(Path(config.run_dir)))
     lock.acquire(lambda text: print(f"megatron-fastmix: {text}", file=sys.stderr))
     try:
-        return _launch(config, ranks, devices, lock, accept_changes=accept_changes)
+        return _launch(config, inputs, ranks, devices, lock, accept_changes=accept_changes)
     finally:
         lock.release()
 
 
 def _launch(
     config: SearchConfig,
+    inputs: Inputs,
     ranks: int,
     devices: list[str],
     lock: RunLock,
@@ -89,6 +92,7 @@ def _launch(
     folder = claim(config, accept_changes=accept_changes)
     if _show_finished(folder):
         return 0
+    hand_on(config, inputs)
     folder.clear_stop()
     environment = os.environ | lock.environment
     if not devices:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +17,19 @@ import torch
 from megatron_fastmix.batch import index_progress
 from megatron_fastmix.batch.batches import Batches
 from megatron_fastmix.batch.sources import build_source_blend, build_targets
+from megatron_fastmix.checkpoint import identity
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.corpus import indexed_files
+from megatron_fastmix.corpus import answer_rows, indexed_files
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.file_memo import MEMO
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.parallel.groups import DataParallelGroup
-from megatron_fastmix.search import inputs
+from megatron_fastmix.search.inputs import check_inputs
+from megatron_fastmix.search.known_inputs import cache_folder, hand_on, take_over
 from megatron_fastmix.search.loop import Search
+from megatron_fastmix.start.claim import claim
 from tests.distributed.searches import load
 
 pytestmark = pytest.mark.slow
@@ -84,32 +92,102 @@ def test_indexing_says_how_far_it_is(
     assert f"indexing dataset 2 of 3: {search_values['sources'][1]['path']}\n" in out
 
 
-def counts_of_reads(config: SearchConfig) -> tuple[int, int]:
-    """Indices that this rank reads whole, and heads of indices, in a start."""
-    os.environ["LOCAL_RANK"] = str(torch.distributed.get_rank())
-    indexed_files._inspect.cache_clear()  # that of the process that was forked
-    whole, heads = [], []
-    read_index, index_counts = indexed_files._read_index, inputs.index_counts
+def reads_of_a_start(config: SearchConfig) -> Counter[str]:
+    """Indices, samples of files and rows that this rank reads in a start."""
+    MEMO.clear()  # what the process knows that was forked
+    found: Counter[str] = Counter()
 
-    def counted_index(*arguments: Any) -> Any:
-        whole.append(arguments)
-        return read_index(*arguments)
+    def counted(module: Any, name: str) -> None:
+        original = getattr(module, name)
 
-    def counted_head(prefix: Any) -> Any:
-        heads.append(prefix)
-        return index_counts(prefix)
+        def function(*arguments: Any, **named: Any) -> Any:
+            found[name] += 1
+            return original(*arguments, **named)
 
-    indexed_files._read_index = counted_index
-    inputs.index_counts = counted_head  # type: ignore[attr-defined]
-    Search(config)
-    return len(whole), len(heads)
+        setattr(module, name, function)
+
+    counted(indexed_files, "_read_index")
+    counted(identity, "_sample")
+    counted(answer_rows, "read_answer_rows")
+    with open_calls() as opened:
+        Search(config)
+    heads = [path for path in opened if path.endswith(".idx")]
+    return found | Counter({"indices opened": len(heads)})
 
 
-def test_one_rank_of_a_host_reads_the_indices_whole(search_values: dict) -> None:
-    datasets = len(search_values["sources"]) + len(search_values["targets"])
-    first, second = run_ranks(2, counts_of_reads, load(search_values))
-    assert first == (datasets, 0)
-    assert second == (0, datasets)
+@contextlib.contextmanager
+def open_calls() -> Iterator[list[str]]:
+    """Paths of `open` in the checks of the inputs."""
+    paths: list[str] = []
+
+    def opened(path: Any, *arguments: Any, **named: Any) -> Any:
+        paths.append(str(path))
+        return builtins.open(path, *arguments, **named)
+
+    indexed_files.open = opened  # type: ignore[attr-defined]
+    yield paths
+    del indexed_files.open  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_one_rank_of_a_host_reads_for_all_and_for_the_next_start(
+    search_values: dict, answer_corpora: Path, answers: bool
+) -> None:
+    if answers:
+        for entry in (*search_values["sources"], *search_values["targets"]):
+            entry["path"] = str(answer_corpora / entry["name"])
+    config = load(search_values)
+    datasets = len(config.sources) + len(config.targets)
+    masks = datasets if answers else 0
+    first, second = run_ranks(2, reads_of_a_start, config)
+    assert first["_read_index"] == datasets + masks
+    assert first["_sample"] == 2 * (datasets + masks)
+    assert first["read_answer_rows"] == masks
+    assert not second.total(), second
+    assert all(not each.total() for each in run_ranks(2, reads_of_a_start, config))
+
+
+def test_the_launcher_hands_on_what_it_has_read(search_values: dict) -> None:
+    config = load(search_values)
+    MEMO.clear()
+    inputs = check_inputs(config, 2)
+    claim(config)
+    hand_on(config, inputs)
+    first, second = run_ranks(2, reads_of_a_start, config)
+    assert first == Counter(_sample=2 * (len(config.sources) + len(config.targets)))
+    assert not second.total()
+
+
+def test_a_dataset_that_changes_is_read_again(search_values: dict, tmp_path: Path) -> None:
+    path = tmp_path / "copy"
+    for end in (".idx", ".bin"):
+        content = Path(search_values["sources"][0]["path"] + end).read_bytes()
+        Path(f"{path}{end}").write_bytes(content)
+    search_values["sources"][0]["path"] = str(path)
+    config = load(search_values)
+    hand_on(config, check_inputs(config, 1))
+    with open(f"{path}.bin", "r+b") as file:
+        file.write((9999).to_bytes(2, "little"))
+    os.utime(f"{path}.bin", ns=(1, 1))
+    MEMO.clear()
+    take_over(config)
+    with pytest.raises(DataError, match="token 0 is id 9999"):
+        check_inputs(config, 1)
+
+
+def test_rows_to_draw_are_mapped_from_one_file(search_values: dict, answer_corpora: Path) -> None:
+    for entry in (*search_values["sources"], *search_values["targets"]):
+        entry["path"] = str(answer_corpora / entry["name"])
+    config = load(search_values)
+    hand_on(config, check_inputs(config, 1))
+    files = sorted(cache_folder(config).glob("rows-*.npy"))
+    assert len(files) == 4
+    blend = batches_of(config, 0, 1).blend
+    for dataset in blend.datasets:
+        rows = answer_rows.read_answer_rows(dataset.dataset_path, config.data.seq_length)
+        assert np.array_equal(dataset.indices, rows.kept)
+        assert Path(dataset.indices.filename) in files
+        assert dataset.tokens_per_sample == rows.mean_answer_tokens
 
 
 def refused(config: SearchConfig) -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.config import TokenizerConfig
+from megatron_fastmix.corpus import split_by
 from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
 from megatron_fastmix.corpus.split_by import safe_names
@@ -19,6 +20,7 @@ RECORDS = [
 
 
 def write(path: Path, records: list[dict]) -> str:
+    path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(path)
 
@@ -92,6 +94,44 @@ def test_splits_and_held_out_data_work_inside_each_value(tmp_path):
         ]
         assert sum(manifest["documents"] for manifest in manifests) == 30
         assert [manifest["held_out"] for manifest in manifests] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"split_by": "meta.lang"}, {"split_by": "quality", "quantiles": 3}]
+)
+def test_a_second_run_reads_no_input_and_a_changed_one_is_read(tmp_path, monkeypatch, changes):
+    source = write(tmp_path / "in" / "all.jsonl", RECORDS)
+    # The outputs lie in the folder of the inputs, which must not take them for text.
+    dataset = DatasetConfig(
+        prefix=str(tmp_path / "in/out"), input=(str(tmp_path / "in"),), **changes
+    )
+    run(dataset)
+    reads: list[str] = []
+    original = split_by.iter_chunks
+
+    def counted(path, *arguments):
+        reads.append(path)
+        return original(path, *arguments)
+
+    monkeypatch.setattr(split_by, "iter_chunks", counted)
+    monkeypatch.setattr("megatron_fastmix.corpus.preprocess.iter_chunks", counted)
+    assert all("up to date" in text for text in run(dataset))
+    assert reads == []
+    kept = tmp_path / "in/out.split_by.json"
+    kept.write_text(kept.read_text()[:40])  # damaged: read again
+    assert all("up to date" in text for text in run(dataset))
+    assert reads == [source]
+    more = {"text": "neu", "meta": {"lang": "fr"}, "quality": 99}
+    write(tmp_path / "in" / "all.jsonl", [*RECORDS, more])
+    run(dataset)
+    assert reads == [source] * 3
+    assert (tmp_path / "in/out_fr.bin").exists() == (dataset.quantiles is None)
+    reads.clear()
+    run(DatasetConfig(**vars(dataset) | {"max_values": 50}))
+    assert reads == []
+    if dataset.quantiles is None:
+        with pytest.raises(ConfigError, match="more than 3 values"):
+            run(DatasetConfig(**vars(dataset) | {"max_values": 3}))
 
 
 def test_names_are_safe_and_tell_values_apart():
