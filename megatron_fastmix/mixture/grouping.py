@@ -59,6 +59,11 @@ class Grouping:
         found = [np.bincount(self.members, row, len(self.names)) for row in flat]
         return np.array(found, dtype=float).reshape(*values.shape[:-1], len(self.names))
 
+    def source_weights(self, weights: np.ndarray) -> np.ndarray:
+        """α_k = a_g·s_k, (..., G) to (..., K)."""
+        found: np.ndarray = weights[..., self.members] * self.shares
+        return found
+
     def source_logits(self, logits: np.ndarray) -> np.ndarray:
         """z_k = y_g + log s_k, (G,) to (K,)."""
         return logits[self.members] + np.where(self.shares == 1, 0.0, safe_log(self.shares))

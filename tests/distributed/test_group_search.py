@@ -94,6 +94,29 @@ def test_a_search_of_groups_resumes_bitwise(search_values: dict, tmp_path: Path)
     assert resumed.groups == straight.groups
 
 
+def test_groups_learn_the_same_under_zero_3(search_values: dict, tmp_path: Path) -> None:
+    for source in search_values["sources"][:2]:
+        source["group"] = "runs"
+    search_values["groups"] = [{"name": "runs", "max_weight": 0.6}]
+    search_values["mixture"]["learn"] = "groups"
+    search_values["hypergradient"] = {"target_samples": 10, "probe_samples": 8}
+    found = []
+    for stage in (1, 3):
+        search_values["run_dir"] = str(tmp_path / f"stage{stage}")
+        config = load(search_values, **{"engine.zero_stage": stage})
+        first, second = run_ranks(2, run_search, config)
+        assert first["logits"].tobytes() == second["logits"].tobytes()
+        found.append(first["history"])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+    shares = found[1][:, 0] / found[1][:, 1]
+    np.testing.assert_allclose(shares, shares[0], rtol=1e-12)
+    assert (found[1][:, :2].sum(axis=1) <= 0.6 + 1e-9).all()
+    assert not np.allclose(found[1][0], found[1][-1])
+    lines = read_metrics(tmp_path / "stage3/metrics.jsonl")
+    outer = [line for line in lines if line["kind"] == "outer"]
+    assert outer[-1]["group_weights"]["runs"] == pytest.approx(found[1][-1, :2].sum())
+
+
 def test_a_search_from_a_run_keeps_the_known_and_learns_the_new(
     search_values: dict, tmp_path: Path
 ) -> None:

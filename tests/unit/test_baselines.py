@@ -20,6 +20,7 @@ from megatron_fastmix.lab.baselines.regmix import random_search, regmix
 from megatron_fastmix.lab.baselines.regressors import REGRESSORS
 from megatron_fastmix.lab.baselines.settings import ClimbSettings, RegMixSettings, load_settings
 from megatron_fastmix.lab.baselines.simple import proportional, temperature, uniform
+from megatron_fastmix.mixture.grouping import Grouping
 from megatron_fastmix.result.mixture_file import read_mixture
 
 BEST = np.array([0.6, 0.3, 0.1])
@@ -236,3 +237,50 @@ def test_a_missing_package_is_said_before_the_first_proxy(config, tmp_path, monk
         find_mixtures(wanted, tmp_path / "proxies", workers=1)
     assert list(tmp_path.glob("*.json")) == []
     assert not (tmp_path / "proxies").exists()
+
+
+@pytest.fixture
+def of_groups(search_values, config_file):
+    """`forward` and `backward` are one group, whose shares inside follow their sizes."""
+    for source in search_values["sources"][:2]:
+        source["group"] = "runs"
+    search_values["mixture"]["learn"] = "groups"
+    config_file.write_text(yaml.safe_dump(search_values))
+    return load_config(config_file)
+
+
+@pytest.mark.parametrize(("method", "expected"), [("uniform", 0.5), ("proportional", None)])
+def test_what_costs_nothing_weighs_groups_where_groups_are_learned(
+    of_groups, tmp_path, method, expected
+):
+    file = tmp_path / "found.json"
+    find_mixtures([(method, of_groups, file)], tmp_path, workers=1)
+    found = read_mixture(file)
+    sizes = {source.name: source.size.loss_tokens for source in found.sources}
+    weights = found.group_weights(found.members)
+    runs = sizes["forward"] + sizes["backward"]
+    assert weights["runs"] == pytest.approx(expected or runs / sum(sizes.values()))
+    assert found.weights["forward"] / weights["runs"] == pytest.approx(sizes["forward"] / runs)
+    assert [(group.name, group.learned) for group in found.groups] == [
+        ("runs", True),
+        ("noise", True),
+    ]
+
+
+def test_a_pool_trains_proxies_of_groups_on_their_sources(of_groups, tmp_path):
+    groups = Grouping.of(["runs", "runs", "noise"], [3, 1, 1])
+    pool = ProxyPool(of_groups, tmp_path, workers=1, groups=groups)
+    mixtures = np.array([[0.8, 0.2], [0.4, 0.6]])
+    pool.folder.mkdir(parents=True)
+    for number, (runs, noise) in enumerate(mixtures.tolist()):
+        sources = np.array([runs * 0.75, runs * 0.25, noise])
+        outcome = {"recipe": pool.recipe, "weights": sources.tolist(), "losses": [float(number)]}
+        outcome |= {"flops": 1.0, "tokens": 1, "seconds": 1.0}
+        pool._file(sources).write_text(json.dumps(outcome))
+    assert pool.losses(mixtures).tolist() == [[0.0], [1.0]]
+
+
+def test_methods_that_move_single_sources_refuse_groups(of_groups, tmp_path):
+    for method in ("doge", "doremi", "odm"):
+        with pytest.raises(ConfigError, match=rf"mixture.learn: found groups; {method} .*uniform"):
+            find_mixtures([(method, of_groups, tmp_path / "m.json")], tmp_path, workers=1)

@@ -266,3 +266,56 @@ def test_a_partial_training_section_keeps_the_defaults_of_comparisons(tmp_path):
     file.write_text("training: {lr: 1.0e-3}\n")
     loaded = load_compare_config(file, [], [])
     assert loaded.training == dataclasses.replace(CompareConfig().training, lr=1e-3)
+
+
+def test_documents_share_a_sample_as_they_did_in_the_search(corpora, mixture, tmp_path):
+    """Of each flag, what the batches of a row hold; the mixture's configuration sets them."""
+    import torch
+
+    from megatron_fastmix.corpus.tokenizers import load_tokenizer
+    from megatron_fastmix.lab.comparison.candidates import Candidate
+    from megatron_fastmix.lab.comparison.config import DATA_FLAGS, load_compare_config
+    from megatron_fastmix.lab.comparison.inputs import make_setting, read_learned
+    from megatron_fastmix.lab.comparison.row_data import RowData
+    from megatron_fastmix.lab.comparison.row_evaluation import batch_token_losses
+    from megatron_fastmix.lab.comparison.rows import Task
+    from megatron_fastmix.proxy.megatron_gpt import build_proxy, initialize_world_of_one
+
+    tokenizer = load_tokenizer("ByteLevelTokenizer")
+    documents = synthetic_documents("forward", 60, 7)
+    ended = [[*document[:20], tokenizer.eod] for document in documents]
+    write_dataset(tmp_path / "ended", ended, tokenizer.vocab_size)
+    config = load_compare_config(None, SMALL, [f"held_out={tmp_path / 'ended'}"])
+    learned = read_learned([str(mixture)])["learned"]
+    weights = dict(zip(SOURCES, ("0.5", "0.3", "0.2"), strict=True))
+    task = Task(candidate=Candidate(name="given", kind="learned", weights=weights), seed=1)
+    initialize_world_of_one()
+    model = build_proxy(
+        config.model, vocab_size=tokenizer.vocab_size, seq_length=SEQ_LENGTH, seed=1
+    )
+    found, digests = {}, set()
+    for flag in (None, *DATA_FLAGS):
+        data = {} if flag is None else {flag: True}
+        changed = dataclasses.replace(learned, config=learned.config | {"data": data})
+        setting = make_setting(config, changed, "mixture")
+        digests.add(setting.digest)
+        rows = RowData(setting, task, tokenizer, tmp_path / f"cache-{flag}", torch.device("cpu"))
+        batch = next(iter(rows.test(str(tmp_path / "ended"))))
+        found[flag] = (batch, batch_token_losses(model, batch))
+        assert len(rows.step(0)) == 1
+    assert len(digests) == 4
+    plain, losses = found[None]
+    ends = plain.tokens == tokenizer.eod
+    assert ends.any()
+    assert plain.loss_mask.all()
+    assert plain.positions is None
+    masked, _ = found["eod_mask_loss"]
+    assert torch.equal(masked.loss_mask == 0, ends)
+    positions, moved = found["reset_position_ids"]
+    assert positions.positions[ends.roll(1, 1)][1:].max() == 0
+    apart, alone = found["reset_attention_mask"]
+    assert apart.blocks[:, -1].min() >= 1
+    first = (apart.blocks == 0) & ~ends  # what comes before the first end is as it was
+    torch.testing.assert_close(alone[first], losses[first])
+    assert not torch.allclose(alone, losses)
+    torch.testing.assert_close(moved[first], losses[first])

@@ -18,6 +18,7 @@ from megatron_fastmix.config import SearchConfig, strict_yaml
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.lab.jobs import Job, run_jobs
+from megatron_fastmix.mixture.grouping import Grouping
 from megatron_fastmix.text_files import read_json_object
 
 PRELOAD = ("megatron_fastmix.lab.baselines.proxy_run",)
@@ -45,14 +46,21 @@ class ProxyPool:
     """Trains proxies under static mixtures, by sampling; finished ones stay in a folder."""
 
     def __init__(
-        self, config: SearchConfig, folder: Path, *, workers: int, target_samples: int = 256
+        self,
+        config: SearchConfig,
+        folder: Path,
+        *,
+        workers: int,
+        target_samples: int = 256,
+        groups: Grouping | None = None,
     ) -> None:
         """`target_samples` of each target are evaluated after a training. What depends on another
-        recipe has another subfolder of `folder`. Raises `DataError` for data that cannot be
-        read."""
+        recipe has another subfolder of `folder`. With `groups` mixtures are of groups, whose shares
+        inside stay. Raises `DataError` for data that cannot be read."""
         self.config = config
         self.workers = workers
         self.target_samples = target_samples
+        self.groups = groups
         self.recipe = _recipe(config, target_samples)
         self.folder = folder / self.recipe
         self.flops = 0.0
@@ -63,8 +71,11 @@ class ProxyPool:
         """Wall time of each, added up: as one process would take."""
 
     def losses(self, mixtures: np.ndarray, report: Callable[[str], None] = print) -> np.ndarray:
-        """Target losses (N, V) of proxies trained on `mixtures` (N, K); those that are there
-        already are not trained again. Raises what `run_jobs` raises; finished proxies stay."""
+        """Target losses (N, V) of proxies trained on `mixtures`, (N, K), or (N, G) of groups; those
+        that are there already are not trained again. Raises what `run_jobs` raises; finished
+        proxies stay."""
+        if self.groups is not None:
+            mixtures = self.groups.source_weights(mixtures)
         self.folder.mkdir(parents=True, exist_ok=True)
         files = [self._file(weights) for weights in mixtures]
         missing = {

@@ -32,6 +32,7 @@ from megatron_fastmix.lab.baselines.simple import (
 from megatron_fastmix.lab.jobs import Job, run_jobs
 from megatron_fastmix.result.mixture_file import write_mixture
 from megatron_fastmix.search.inputs import check_inputs
+from megatron_fastmix.search.start_mixture import source_groups
 
 PRELOAD = ("megatron_fastmix.lab.baselines.proxy_run", "megatron_fastmix.search.loop", "deepspeed")
 
@@ -117,6 +118,12 @@ def find_mixtures(
         _PACKAGES.get(method, lambda: None)()
         if method == "unimax":
             settings.unimax.tokens  # noqa: B018  without a budget it raises
+        if method in _ONLINE and config.mixture.learn == "groups":
+            raise ConfigError(
+                f"mixture.learn: found groups; {method} moves the weights of sources by their own "
+                "losses and gradients: set mixture.learn to sources, or choose among "
+                f"{', '.join((*_FREE, *_POOLED))}, which weigh groups"
+            )
         if method in _POOLED:
             check_references(config, config.targets, where="target", what=method, model="the proxy")
     jobs = [
@@ -152,14 +159,21 @@ def _in_this_process(
     began = time.monotonic()
     inputs = check_inputs(config, 1)
     sizes = np.array([size.size.loss_tokens for size in inputs.sources], dtype=np.float64)
+    groups = source_groups(config, sizes.tolist())
+    learned = groups if config.mixture.learn == "groups" else None
+    if learned is not None:  # what a method weighs is then a group
+        sizes = learned.sums(sizes)
     seconds = 0.0
     if method in _FREE:
         result = _FREE[method](sizes, settings, config.seed)
     else:
-        pool = ProxyPool(config, proxies, workers=workers)
+        pool = ProxyPool(config, proxies, workers=workers, groups=learned)
         result = _POOLED[method](pool, sizes, settings)
         seconds = pool.seconds
-    write_mixture(file, result.outcome(config, method, seconds).learned_mixture(config, inputs))
+    if learned is not None:
+        result = result.over_sources(learned)
+    outcome = result.outcome(config, method, seconds, groups)
+    write_mixture(file, outcome.learned_mixture(config, inputs))
     report(f"{method}, seed {config.seed}: {time.monotonic() - began:.0f} s")
 
 
@@ -168,8 +182,10 @@ def _online(method: str, config: SearchConfig, file: Path, settings: BaselineSet
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".cache-") as cache:
         result = search(config, getattr(settings, method), cache)
-    outcome = result.outcome(config, method, time.monotonic() - began)
-    write_mixture(file, outcome.learned_mixture(config, check_inputs(config, 1)))
+    inputs = check_inputs(config, 1)
+    groups = source_groups(config, [size.size.loss_tokens for size in inputs.sources])
+    outcome = result.outcome(config, method, time.monotonic() - began, groups)
+    write_mixture(file, outcome.learned_mixture(config, inputs))
 
 
 def _fastmix(method: str, config: SearchConfig, file: Path, settings: BaselineSettings) -> None:

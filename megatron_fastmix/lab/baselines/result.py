@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.mixture.grouping import Grouping
+from megatron_fastmix.result.learned_group import LearnedGroup
 from megatron_fastmix.search.outcome import Outcome
 
 
@@ -26,8 +29,19 @@ class BaselineResult:
     history: Sequence[np.ndarray] = ()
     """Weights (K,) over the run, for methods that move them."""
 
-    def outcome(self, config: SearchConfig, method: str, seconds: float) -> Outcome:
-        """The result in the terms of a search; `method` stands for the estimator."""
+    def over_sources(self, groups: Grouping) -> BaselineResult:
+        """Of weights of groups (G,) those of their sources, by the fixed shares inside."""
+        return dataclasses.replace(
+            self,
+            weights=groups.source_weights(np.asarray(self.weights)),
+            history=[groups.source_weights(np.asarray(each)) for each in self.history],
+        )
+
+    def outcome(
+        self, config: SearchConfig, method: str, seconds: float, groups: Grouping | None = None
+    ) -> Outcome:
+        """The result in the terms of a search; `method` stands for the estimator, `groups` are
+        those that the configuration names."""
         weights = np.asarray(self.weights, dtype=np.float64)
         weights = weights / weights.sum()
         history = self.history if len(self.history) else [weights]
@@ -51,4 +65,20 @@ class BaselineResult:
             flops=self.flops,
             seconds=seconds,
             tokens=self.tokens,
+            groups=() if groups is None else _groups(config, groups, tail),
         )
+
+
+def _groups(config: SearchConfig, groups: Grouping, tail: np.ndarray) -> tuple[LearnedGroup, ...]:
+    """As of a search; methods know no advantages."""
+    spread = groups.sums(tail).std(axis=0)
+    names = np.array(config.source_names, dtype=object)
+    return tuple(
+        LearnedGroup(
+            name=name,
+            sources=tuple(names[groups.members == g].tolist()),
+            learned=config.mixture.learn == "groups",
+            weight_std=float(spread[g]),
+        )
+        for g, name in enumerate(groups.names)
+    )

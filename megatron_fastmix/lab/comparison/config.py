@@ -95,6 +95,10 @@ def _parse_test(text: str) -> dict[str, str]:
     return {"name": name, "path": prefix}
 
 
+DATA_FLAGS = ("eod_mask_loss", "reset_position_ids", "reset_attention_mask")
+"""Keys of `data` that say how documents share a sample."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
     """A dataset of a comparison."""
@@ -123,6 +127,10 @@ class Setting:
     model: ProxyConfig
     training: TrainingConfig
     eval_samples: int | None
+    eod_mask_loss: bool = False
+    """These three as in `data` of the searches."""
+    reset_position_ids: bool = False
+    reset_attention_mask: bool = False
 
     @property
     def digest(self) -> str:
@@ -140,6 +148,9 @@ class Setting:
             if name not in {"tokenizer_model", "vocab_file", "merge_file"}
             and value != defaults[name]
         }
+        for flag in DATA_FLAGS:
+            if not values[flag]:
+                del values[flag]
         for dataset in (*values["sources"], *values["tests"]):
             dataset.pop("path")
         for key in ("sources", "tests"):
@@ -156,7 +167,8 @@ def key_of(values: Mapping[str, Any]) -> str:
 def with_defaults(identity: dict[str, Any]) -> dict[str, Any]:
     """`identity` of a setting with the keys of model and training that are younger than it."""
     parts = {"model": ProxyConfig(), "training": TrainingConfig()}
-    return flatten({name: strict_yaml.to_dict(part) for name, part in parts.items()}) | identity
+    younger = {name: strict_yaml.to_dict(part) for name, part in parts.items()}
+    return flatten(younger | dict.fromkeys(DATA_FLAGS, False)) | identity
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

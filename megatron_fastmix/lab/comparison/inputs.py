@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import filecmp
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from megatron_fastmix.config import TokenizerConfig, strict_yaml
 from megatron_fastmix.corpus.answer_rows import is_answer_only, read_answer_rows
@@ -15,7 +15,7 @@ from megatron_fastmix.corpus.manifest import check_same_tokenizer, read_manifest
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.dataset_paths import DatasetPath, find_datasets, only_dataset
 from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.lab.comparison.config import CompareConfig, Dataset, Setting
+from megatron_fastmix.lab.comparison.config import DATA_FLAGS, CompareConfig, Dataset, Setting
 from megatron_fastmix.proxy.starting_point import check_starting_point
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
@@ -68,6 +68,7 @@ def make_setting(config: CompareConfig, mixture: LearnedMixture, where: str) -> 
         targets=mixture.targets,
         tokenizer_config=tokenizer,
         seq_length=mixture.seq_length,
+        data=mixture.config.get("data", {}),
     )
 
 
@@ -88,11 +89,12 @@ def check_setting(
     targets: Sequence[NamedData],
     tokenizer_config: TokenizerConfig,
     seq_length: int,
+    data: Mapping[str, Any],
 ) -> Setting:
     """Checks every dataset. Raises `ConfigError` or `DataError`.
 
-    `sources`, `targets` and `seq_length` are those of the searches. A test set that is one of them
-    is refused, whether by name or by content.
+    `sources`, `targets`, `seq_length` and the plain values `data` are those of the searches. A test
+    set that is one of them is refused, whether by name or by content.
     """
     if not config.tests:
         raise ConfigError(
@@ -151,6 +153,7 @@ def check_setting(
         model=config.model,
         training=config.training,
         eval_samples=config.eval_samples,
+        **{flag: bool(data.get(flag, False)) for flag in DATA_FLAGS},
     )
 
 

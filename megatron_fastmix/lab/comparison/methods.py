@@ -108,6 +108,7 @@ class MethodComparison:
             targets=search.targets,
             tokenizer_config=search.tokenizer,
             seq_length=search.data.seq_length,
+            data=strict_yaml.to_dict(search.data),
         )
         self.file.claim(setting)
         tasks = list(self._tasks().values())

@@ -20,7 +20,7 @@ from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.batch.packing import collate
 from megatron_fastmix.corpus.answer_rows import is_answer_only
 from megatron_fastmix.corpus.tokenizers import Tokenizer
-from megatron_fastmix.lab.comparison.config import Setting
+from megatron_fastmix.lab.comparison.config import DATA_FLAGS, Setting
 from megatron_fastmix.lab.comparison.rows import Task
 
 with warnings.catch_warnings():
@@ -126,4 +126,5 @@ class RowData:
             seed=seed,
             tokenizer=self.tokenizer,
             cache_path=str(self.cache),
+            **{flag: getattr(self.setting, flag) for flag in DATA_FLAGS},
         )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from megatron_fastmix.batch.batch import Batch
+from megatron_fastmix.batch.packing import packed_mask
 from megatron_fastmix.proxy.megatron_gpt import token_losses
 
 
@@ -25,6 +26,13 @@ class Evaluation:
     tokens before it: those that greedy decoding gives. None for text."""
 
 
+def batch_token_losses(model: Any, batch: Batch) -> torch.Tensor:
+    """Cross-entropy per token of a batch, (R, S) float32, 0 where the token is not in the loss."""
+    mask = None if batch.blocks is None else packed_mask(batch.blocks)
+    losses = token_losses(model, batch.tokens, batch.labels, mask, batch.positions)
+    return losses * batch.loss_mask
+
+
 @torch.no_grad()
 def evaluate(model: Any, batches: Iterable[Batch]) -> Evaluation:
     """Reads all of `batches`, whose rows are samples."""
@@ -34,7 +42,7 @@ def evaluate(model: Any, batches: Iterable[Batch]) -> Evaluation:
     for batch in batches:
         learned = batch.loss_mask > 0
         if batch.segment is None:
-            losses = token_losses(model, batch.tokens, batch.labels) * batch.loss_mask
+            losses = batch_token_losses(model, batch)
         else:
             positions = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
             logits = model(batch.tokens, positions.expand_as(batch.tokens), None)[learned].float()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
-from megatron_fastmix.errors import NonFiniteError
+from megatron_fastmix.errors import ConfigError, NonFiniteError
 from megatron_fastmix.lab.comparison.config import Setting
 from megatron_fastmix.lab.comparison.rows import Row, Task
 
@@ -24,11 +24,11 @@ with warnings.catch_warnings():
     from megatron_fastmix.deepspeed_engine.engine import build_optimizer, learning_rate
     from megatron_fastmix.lab.comparison.row_checkpoint import Progress, RowCheckpoint
     from megatron_fastmix.lab.comparison.row_data import RowData
-    from megatron_fastmix.lab.comparison.row_evaluation import evaluate
+    from megatron_fastmix.lab.comparison.row_evaluation import batch_token_losses, evaluate
     from megatron_fastmix.parallel.device import local_device
     from megatron_fastmix.proxy.build import build_model
     from megatron_fastmix.proxy.cost import flops_per_token
-    from megatron_fastmix.proxy.megatron_gpt import initialize_world_of_one, token_losses
+    from megatron_fastmix.proxy.megatron_gpt import initialize_world_of_one
 
 PACKAGES = ("megatron-fastmix", "megatron-core", "torch", "numpy")
 
@@ -53,6 +53,11 @@ def train_row(
         seq_length=setting.seq_length,
         seed=task.seed,
     ).to(device)
+    if setting.reset_attention_mask and getattr(model, "samples_run_alone", False):
+        raise ConfigError(
+            "data.reset_attention_mask of the search: this model carries what it read from one "
+            "document of a row to the next, whatever it is told; compare on another model"
+        )
     optimizer = build_optimizer(model, training)
     losses, progress = checkpoint.restore(model, optimizer) if checkpoint else ([], Progress())
     before = progress.seconds
@@ -62,7 +67,7 @@ def train_row(
         batches, total = data.step(step), 0.0
         learned = sum(float(batch.loss_mask.sum()) for batch in batches)
         for batch in batches:
-            found = token_losses(model, batch.tokens, batch.labels) * batch.loss_mask
+            found = batch_token_losses(model, batch)
             loss = found.sum() / learned
             loss.backward()
             total += loss.item()
