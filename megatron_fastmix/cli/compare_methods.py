@@ -108,9 +108,10 @@ def run(args: argparse.Namespace) -> int:
                 save_interval=args.save_interval,
             )
             if not args.table_only:
+                setting = None if args.search_only else comparison.claim()
                 comparison.search()
-                if not args.search_only:
-                    comparison.train()
+                if setting:
+                    comparison.train(setting)
             tables[name] = comparison.lines()
             shown = text(tables[name], args.against)
             print(f"\n{name}, target loss in nats per token:\n{shown}\n", flush=True)

@@ -354,6 +354,26 @@ def test_the_command_makes_each_row_once(scenario, tmp_path, capsys):
         assert said in capsys.readouterr().err
 
 
+def test_rows_of_other_data_are_refused_before_a_search(scenario, tmp_path, capsys):
+    rows, work = tmp_path / "rows", tmp_path / "work"
+    arguments = ["compare-methods", "--scenario", str(scenario), "--methods", "fastmix"]
+    arguments += ["--output", str(rows), "--work", str(work)]
+    comparison = MethodComparison(
+        "tiny", load_scenario(scenario), ["fastmix"], seeds=1, rows=rows, work=work, workers=1
+    )
+    comparison.claim()
+    file = rows / "tiny.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    (setting,) = (each["values"] for each in lines if each["record"] == "setting")
+    tokens = next(key for key in setting if key.startswith("sources.") and key.endswith(".tokens"))
+    setting[tokens] += 1
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cli.main(arguments) == ConfigError.exit_code
+    told = capsys.readouterr()
+    assert f"{tokens}: {setting[tokens]} there" in told.err
+    assert "searches to do" not in told.out
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [

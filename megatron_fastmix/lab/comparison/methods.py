@@ -11,7 +11,7 @@ from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.lab.baselines.registry import find_mixtures, settings_of
 from megatron_fastmix.lab.baselines.settings import BaselineSettings
 from megatron_fastmix.lab.comparison.candidates import Candidate
-from megatron_fastmix.lab.comparison.config import flatten, key_of
+from megatron_fastmix.lab.comparison.config import Setting, flatten, key_of
 from megatron_fastmix.lab.comparison.derived import weight_schedule
 from megatron_fastmix.lab.comparison.inputs import check_setting
 from megatron_fastmix.lab.comparison.method_table import MethodLine, make_lines
@@ -63,6 +63,24 @@ class MethodComparison:
         ]
         self._check_rows()
 
+    def claim(self) -> Setting:
+        """Takes the rows' file for this scenario's target models, before hours of searches.
+
+        Raises `ConfigError` where it holds those of other models or datasets, and what reading the
+        datasets raises.
+        """
+        search = self.scenario.search
+        setting = check_setting(
+            self.scenario.compare,
+            sources=search.sources,
+            targets=search.targets,
+            tokenizer_config=search.tokenizer,
+            seq_length=search.data.seq_length,
+            data=strict_yaml.to_dict(search.data),
+        )
+        self.file.claim(setting)
+        return setting
+
     def search(self) -> None:
         """Finds the mixtures that are missing. Raises what `find_mixtures` raises."""
         self._borrow_searches()
@@ -99,18 +117,8 @@ class MethodComparison:
         for key in derived:
             self._derive(*key)
 
-    def train(self) -> None:
+    def train(self, setting: Setting) -> None:
         """Trains the target models that are missing. Raises what `train_rows` raises."""
-        search = self.scenario.search
-        setting = check_setting(
-            self.scenario.compare,
-            sources=search.sources,
-            targets=search.targets,
-            tokenizer_config=search.tokenizer,
-            seq_length=search.data.seq_length,
-            data=strict_yaml.to_dict(search.data),
-        )
-        self.file.claim(setting)
         tasks = list(self._tasks().values())
         self.file.borrow(self._others(), tasks)
         train_rows(
