@@ -93,8 +93,9 @@ def gradient_norm(engine: Any) -> float | None:
     norm = engine.get_global_grad_norm()
     if norm is None:
         return None
+    value = float(norm)  # one read, which on an accelerator waits
     # ZeRO writes −1 in the place of NaN and Inf.
-    return float(norm) if 0 <= float(norm) < math.inf else math.nan
+    return value if 0 <= value < math.inf else math.nan
 
 
 def engine_parameters(
