@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from megatron_fastmix.corpus.chat_template import ChatTemplate
 from megatron_fastmix.corpus.content_parts import check_parts, for_template, joined, texts_of
 from megatron_fastmix.corpus.document import Document
+from megatron_fastmix.corpus.tool_forms import parsed, tool_list, with_arguments, with_calls
 
 ROLES = {"system", "user", "assistant", "tool"}
 """Known without a chat template; a template may know others."""
@@ -47,10 +47,10 @@ def conversation_document(
         raise ValueError("no message of the assistant, so nothing would be learned")
     if template is None:
         return _plain(turns, record, first_answer)
-    given = {name: _parsed(name, record.get(name)) for name in RECORD_VARIABLES}
-    extra = record.get("chat_template_kwargs")
-    extra = extra if isinstance(extra, dict) else {}
-    variables = template.variables({**record, **extra, **{k: v for k, v in given.items() if v}})
+    extra = parsed("chat_template_kwargs", record.get("chat_template_kwargs"))
+    values = {**record, **(extra if isinstance(extra, dict) else {})}
+    given = {name: _variable(name, values.pop(name, None)) for name in RECORD_VARIABLES}
+    variables = template.variables({**values, **{k: v for k, v in given.items() if v}})
     for name, value in given.items():
         if value and name not in variables:
             raise ValueError(
@@ -58,6 +58,8 @@ def conversation_document(
                 "template that renders them, or remove the key to leave them out"
             )
     turns = for_template(turns, lambda marked: template.render_text(marked, variables)[0])
+    if "arguments" in template.names(variables):  # else they are only a part of what it writes
+        turns = with_arguments(turns, lambda asked: template.render_text(asked, variables)[0])
     text, answers = template.render(turns, variables, first_answer=first_answer)
     lost = _lost(template, turns, variables, text)
     if lost:
@@ -84,7 +86,7 @@ def check_nothing_else(record: Mapping[str, Any]) -> None:
     """Raises `ValueError` for tools and documents in a record that becomes text without a chat
     template: that has no place for them."""
     for name in RECORD_VARIABLES:
-        if _parsed(name, record.get(name)):
+        if _variable(name, record.get(name)):
             raise ValueError(
                 f"the record has {name!r}, which needs a chat template (--chat-template); give "
                 "one, or remove the key to leave them out"
@@ -104,6 +106,7 @@ def _turn(message: Any, number: int, template: ChatTemplate | None) -> dict[str,
             f"message {number} has the role {role!r}; known are {', '.join(sorted(ROLES))}, and "
             "others with a chat template that renders them"
         )
+    turn = with_calls(turn, number)
     calls = role == "assistant" and any(turn.get(key) for key in _CALLS)
     content = turn.get("content")
     if content is None:
@@ -140,14 +143,8 @@ def _plain(turns: list[dict[str, Any]], record: Mapping[str, Any], first_answer:
     return Document(tuple(parts), tuple(in_loss))
 
 
-def _parsed(name: str, value: Any) -> Any:
-    """A variable that a data set may hold as JSON text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value) if value.strip() else None
-    except (ValueError, RecursionError):
-        raise ValueError(f"the value of {name!r} is text, but no JSON") from None
+def _variable(name: str, value: Any) -> Any:
+    return parsed(name, value) if name == "documents" else tool_list(name, value)
 
 
 def _lost(
@@ -164,7 +161,10 @@ def _lost(
             told = [key for key in keys if turn.get(key)]
             if told and not names & {*told, *(_REASONING if keys is _REASONING else ())}:
                 return f"{told[0]!r} of message {number} ({turn['role']})"
-    for tool in variables.get("tools") or ():
+    own = [turn.get(key) for turn in turns for key in ("tools", "functions")]
+    for tool in (
+        t for tools in (variables.get("tools"), *own) for t in tool_list("tools", tools) or ()
+    ):
         name = _function(tool).get("name")
         if isinstance(name, str) and name not in text:
             return f"the tool {name!r}"

@@ -1,0 +1,92 @@
+"""Tools and their calls in the forms that data sets have."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from megatron_fastmix.corpus.chat_template import ChatTemplate
+from megatron_fastmix.corpus.conversations import conversation_document
+
+FUNCTION = {"name": "sky", "parameters": {"type": "object", "properties": {}}}
+TOOL = {"type": "function", "function": FUNCTION}
+ASKED = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+TOOLS = ChatTemplate(
+    source="{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
+)
+
+
+def text(record: dict[str, Any], template: ChatTemplate = TOOLS) -> str:
+    return "".join(conversation_document(record["messages"], record, template).parts)
+
+
+@pytest.mark.parametrize(
+    "tools", [[TOOL], json.dumps([TOOL]), [json.dumps(TOOL)], TOOL, json.dumps(TOOL)]
+)
+def test_tools_are_a_list_of_objects(tools: Any) -> None:
+    expected = text({"messages": ASKED, "tools": [TOOL]})
+    assert expected == f"{json.dumps([TOOL])}user:q;assistant:a;"
+    for record in ({"tools": tools}, {"chat_template_kwargs": {"tools": tools}}):
+        assert text({"messages": ASKED, **record}) == expected
+    kwargs = json.dumps({"tools": [TOOL]})
+    assert text({"messages": ASKED, "chat_template_kwargs": kwargs}) == expected
+
+
+@pytest.mark.parametrize("tools", [[], None, "", " ", "[]", "null", "{}"])
+def test_no_tool_is_none(tools: Any) -> None:
+    assert text({"messages": ASKED, "tools": tools}) == "user:q;assistant:a;"
+
+
+@pytest.mark.parametrize("tools", [{"sky": FUNCTION}, ["sky"], [1], 1, "use sky"])
+def test_what_are_no_tools(tools: Any) -> None:
+    with pytest.raises(ValueError, match="the value of 'tools' is"):
+        text({"messages": ASKED, "tools": tools})
+
+
+def test_tools_inside_a_message_are_not_lost_in_silence() -> None:
+    turns = [{"role": "system", "content": "s", "tools": [TOOL]}, *ASKED]
+    with pytest.raises(ValueError, match="leaves out the tool 'sky'"):
+        text({"messages": turns})
+    inside = ChatTemplate(source="{% for m in messages %}{{ m.tools }}{{ m.content }};{% endfor %}")
+    assert "sky" in text({"messages": turns}, inside)
+
+
+ARGUMENTS = {"city": "K\u00f6ln"}
+AS_JSON = json.dumps(ARGUMENTS, ensure_ascii=False)
+
+
+@pytest.mark.parametrize("given", [ARGUMENTS, AS_JSON])
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{{ c.function.arguments | tojson }}",
+        "{{ c.function.arguments + '' }}",
+        "{{ c.function.arguments }}",
+        "{% if c.function.arguments is string %}{{ c.function.arguments }}{% else %}"
+        "{{ c.function.arguments | tojson }}{% endif %}",
+    ],
+)
+def test_arguments_are_written_as_json(given: Any, written: str) -> None:
+    template = ChatTemplate(
+        source="{% for m in messages %}{% if m.tool_calls %}{% for c in m.tool_calls %}"
+        f"{{{{ c.function.name }}}}({written}){{% endfor %}}{{% endif %}}{{{{ m.content }}}};"
+        "{% endfor %}"
+    )
+    call = {"type": "function", "function": {"name": "sky", "arguments": given}}
+    for calls in ([call], json.dumps([call]), call):
+        turns = [ASKED[0], {"role": "assistant", "content": "", "tool_calls": calls}]
+        assert text({"messages": turns}, template) == f"q;sky({AS_JSON});"
+
+
+def test_a_call_that_is_written_whole_stays_as_it_is() -> None:
+    template = ChatTemplate(
+        source="{% for m in messages %}{{ m.content }}{% if m.tool_calls %}"
+        "{{ m.tool_calls[0].function | tojson }}{% endif %}{% endfor %}"
+    )
+    function = {"name": "sky", "arguments": AS_JSON}
+    calls = [{"type": "function", "function": function}]
+    turns = [ASKED[0], {"role": "assistant", "content": "", "tool_calls": calls}]
+    assert text({"messages": turns}, template) == f"q{json.dumps(function, ensure_ascii=False)}"
