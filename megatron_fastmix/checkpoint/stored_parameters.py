@@ -30,6 +30,8 @@ _KEY = re.compile(
     r":(?P<name>.+)",
     re.DOTALL,
 )
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+"""Before each member of an archive: section 4.3.7 of the ZIP specification (APPNOTE.TXT)."""
 _DAMAGE = (
     *(OSError, ValueError, EOFError, LookupError, RuntimeError, MemoryError, OverflowError),
     *(zipfile.BadZipFile, zlib.error, NotImplementedError, SyntaxError, TypeError, struct.error),
@@ -69,9 +71,9 @@ class _ArrayFile:
         try:
             with open(self.path, "rb") as file:
                 file.seek(offset)
-                header = file.read(zipfile.sizeFileHeader)
+                header = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
                 # The header repeats the name and has extras of its own before the content.
-                name_size, extra_size = struct.unpack_from("<HH", header, 26)
+                name_size, extra_size = header[-2:]
                 file.seek(name_size + extra_size, io.SEEK_CUR)
                 content = file.read(size)
             if zlib.crc32(content) != checksum:
