@@ -68,6 +68,12 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text. Raises `ConfigError` for what is none, with `where` it is from."""
+    if "\n\ufeff" in text:
+        line = text[: text.index("\n\ufeff")].count("\n") + 2
+        raise ConfigError(
+            f"{where}: line {line} begins with a byte-order mark (U+FEFF), as of a file that was "
+            "put behind another; remove it"
+        )
     try:
         loader = _Loader(text)
         node = loader.get_single_node()

@@ -10,6 +10,7 @@ from typing import Literal
 
 from megatron_fastmix.corpus.own_files import is_ours
 from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.same_file import file_keys
 
 InputFormat = Literal["auto", "jsonl", "parquet", "text", "lines"]
 """`text`: a document per file; `lines`: a document per line; `auto`: by the file's name."""
@@ -41,7 +42,8 @@ def file_format(path: str | Path) -> InputFormat | None:
 
 
 def expand_inputs(inputs: Sequence[str], input_format: InputFormat = "auto") -> list[str]:
-    """The files that `inputs` name, each once, in the order given and sorted within one input.
+    """The files that `inputs` name, each once however it is spelled, in the order given and sorted
+    within one input.
 
     A folder means all files in it and below whose names tell a format (all files where
     `input_format` is given); hidden ones are left out, and links to folders are followed once.
@@ -75,6 +77,7 @@ def expand_inputs(inputs: Sequence[str], input_format: InputFormat = "auto") -> 
                 f"with or without {' or '.join(COMPRESSIONS)}; set the input format for others"
             )
         files.update(dict.fromkeys(found))
+    _once(files)
     for path in files:
         if input_format == "auto" and file_format(path) is None:
             end = Path(path).suffix.lower()
@@ -88,6 +91,16 @@ def expand_inputs(inputs: Sequence[str], input_format: InputFormat = "auto") -> 
                 "(a document per file) or lines (a document per line)"
             )
     return list(files)
+
+
+def _once(files: dict[str, None]) -> None:
+    """Takes out the paths whose file another has before them."""
+    seen: set[object] = set()
+    for path in list(files):
+        keys = file_keys(path)
+        if keys & seen:
+            del files[path]
+        seen |= keys
 
 
 def _walk(root: str) -> Iterator[str]:

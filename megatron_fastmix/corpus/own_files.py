@@ -16,6 +16,7 @@ _PARTIAL = (".bin.partial", ".lengths.partial", ".documents.partial", ".idx.part
 _DIGESTS = (".digests", ".digests.partial")
 _LOSS_MASK = "_loss_mask"
 _TAIL_BYTES = 200
+_MANIFEST_HEAD = b'{\n  "name": '
 _MANIFEST_TAIL = b'"format": "megatron_fastmix.manifest"'
 # How `json.dumps` begins our other files; a text's first key has to be another for it to be read.
 _JOURNAL_HEAD = b'{\n "recipe": "'
@@ -45,7 +46,8 @@ def dataset_files(prefix: str, *, masked: bool, held_out: bool) -> list[str]:
 
 
 def check_outputs(outputs: Iterable[Output], inputs: dict[str, Sequence[str]]) -> None:
-    """Raises `ConfigError` for an output that is an input or another's output, by whatever path.
+    """Raises `ConfigError` for an output that is an input or another's output, by whatever path, a
+    folder, or a JSON file that is none of this package's.
 
     `inputs` are files by what reads them. Nothing may have been written yet.
     """
@@ -56,6 +58,11 @@ def check_outputs(outputs: Iterable[Output], inputs: dict[str, Sequence[str]]) -
     written: dict[object, Output] = {}
     for output in outputs:
         keys = file_keys(output.path)
+        if os.path.isdir(output.path):
+            raise ConfigError(
+                f"{output.path}: is a folder, and {output.of} would write a file there; choose "
+                "another place for what is written"
+            )
         for key in keys & read.keys():
             path, reader = read[key]
             raise ConfigError(
@@ -67,6 +74,11 @@ def check_outputs(outputs: Iterable[Output], inputs: dict[str, Sequence[str]]) -
             raise ConfigError(
                 f"{output.path}: written twice, by {other.of} and by {output.of}; choose another "
                 "place for one of them"
+            )
+        if _is_a_users(output.path):
+            raise ConfigError(
+                f"{output.path}: is there, and no file of an earlier run; {output.of} would write "
+                "over it: move it away, or choose another place for what is written"
             )
         written |= dict.fromkeys(keys, output)
 
@@ -96,6 +108,15 @@ def is_ours(path: str) -> bool:
     if path.endswith(".split_by.json"):
         return _begins(path, _SPLIT_BY_HEAD)
     return _is_manifest(path) or (os.path.exists(stem) and _begins(path, _TOKENIZER_HEAD))
+
+
+def _is_a_users(path: str) -> bool:
+    """Whether a file that a JSON file of ours is to replace is someone's text: Megatron writes none
+    beside a dataset, so nobody expects to lose it."""
+    if not path.endswith(".json") or not os.path.isfile(path) or not os.path.getsize(path):
+        return False
+    # A manifest that was cut, or is of another version, is written anew.
+    return not is_ours(path) and not _begins(path, _MANIFEST_HEAD)
 
 
 def _is_manifest(path: str) -> bool:

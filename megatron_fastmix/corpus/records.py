@@ -166,6 +166,8 @@ def _plain_document(record: bytes, record_format: InputFormat) -> Document:
     if record_format == "lines":
         text = text.removesuffix("\r")  # part of the line's end, as in a file from Windows
         text = text.removeprefix("\ufeff")  # the mark of a file that was put behind another
+    elif "\n\ufeff" in text:
+        text = text.replace("\n\ufeff", "\n")  # likewise
     return Document((text,), (True,))
 
 
@@ -203,7 +205,9 @@ def _find(record: dict[str, Any], key: str) -> Any:
     found: Any = record
     for part in key.split("."):
         if not isinstance(found, dict) or part not in found:
-            keys = ", ".join(map(str, list(record)[:10]))
+            keys = ", ".join(
+                each if each.isprintable() else repr(each) for each in list(record)[:10]
+            )
             raise ValueError(f"no key {key!r}; the record has: {keys}")
         found = found[part]
     return found

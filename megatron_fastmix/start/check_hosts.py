@@ -31,6 +31,7 @@ from megatron_fastmix.errors import ConfigError, FastMixError
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
 from megatron_fastmix.start.claim import claim
+from megatron_fastmix.start.host_names import bare_name, check_loopback, unfit_name
 from megatron_fastmix.start.limits import check_limits
 from megatron_fastmix.text_files import parse_json, read_file, read_text
 
@@ -72,11 +73,15 @@ def read_hostfile(path: str | Path) -> dict[str, int]:
         if found is None or int(found["slots"]) < 1:
             raise ConfigError(f"{path}:{number}: found {line!r}; write HOST slots=RANKS")
         host = found["host"]
-        if host.rpartition("@")[2] in {known.rpartition("@")[2] for known in hosts}:
+        problem = unfit_name(host)
+        if problem:
+            raise ConfigError(f"{path}:{number}: found {line!r}; {problem}")
+        if bare_name(host) in map(bare_name, hosts):
             raise ConfigError(f"{path}:{number}: {host} is named twice; name it once")
         hosts[host] = int(found["slots"])
     if not hosts:
         raise ConfigError(f"{path}: names no host; see launch/hostfile.example")
+    check_loopback(path, hosts)
     return hosts
 
 

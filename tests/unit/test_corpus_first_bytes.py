@@ -150,3 +150,10 @@ def test_a_lone_zero_is_no_wide_text(tmp_path):
 def test_marks_inside_files_that_were_put_together_are_no_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfabc\n\xef\xbb\xbfdef\n")
     assert texts(tmp_path / "a.txt", "lines") == ["abc", "def"]
+    assert texts(tmp_path / "a.txt", "text") == ["abc\ndef\n"]
+
+
+def test_a_mark_in_a_key_is_shown(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"\ufefftext": "abc"}\n')
+    with pytest.raises(DataError, match=r"the record has: '\\ufefftext'"):
+        texts(tmp_path / "a.jsonl")

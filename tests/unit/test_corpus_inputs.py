@@ -189,3 +189,12 @@ def test_a_document_of_100_megabytes(tmp_path):
     assert (manifest.documents, manifest.tokens) == (3, 100 * 11 * 90909 + 11 + 3)
     ids = np.memmap(tmp_path / "out.bin", np.uint16)
     assert bytes(ids[-6:-1].astype(np.uint8)) == b"after"
+
+
+def test_a_file_is_read_once_however_it_is_spelled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl(["text"]))
+    (tmp_path / "link.jsonl").symlink_to("a.jsonl")
+    (tmp_path / "hard.jsonl").hardlink_to("a.jsonl")
+    spelled = ["./a.jsonl", "a.jsonl", str(tmp_path / "a.jsonl"), "link.jsonl", "*.jsonl", "."]
+    assert expand_inputs(spelled) == ["./a.jsonl"]

@@ -216,3 +216,26 @@ def test_training_a_tokenizer_writes_over_no_input(tmp_path: Path) -> None:
     output = tmp_path / "new.json"
     assert train_sentencepiece([tmp_path], output, settings)
     assert not train_sentencepiece([tmp_path], output, settings)
+
+
+def test_nor_over_a_json_file_that_no_run_wrote(folder: Path) -> None:
+    own = config({"prefix": "mine", "input": ("other.jsonl",)})
+    text = '{"text": "what the user wrote"}\n'
+    Path("mine.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"mine.json: is there, and no file of an earlier run"):
+        preprocess(own, silent)
+    assert Path("mine.json").read_text() == text and not Path("mine.bin").exists()
+    Path("mine.json").unlink()
+    preprocess(own, silent)
+    whole = Path("mine.json").read_text()
+    for damaged in (whole[: len(whole) // 2], whole.replace("megatron_fastmix.manifest", "other")):
+        Path("mine.json").write_text(damaged)
+        preprocess(own, silent)
+        assert Path("mine.json").read_text() == whole
+
+
+def test_nor_where_a_folder_is(folder: Path) -> None:
+    Path("out.idx").mkdir()
+    with pytest.raises(ConfigError, match=r"out.idx: is a folder"):
+        preprocess(config({"prefix": "out", "input": ("other.jsonl",)}), silent)
+    assert not Path("out.bin").exists()

@@ -88,6 +88,16 @@ def test_hosts_as_deepspeed_reads_them(
         ("h slots=1\n".encode("utf-16"), "UTF-16"),
         (b"\xef\xbb\xbfh slots=1\n", "byte-order mark"),
         (b"h\0 slots=1\n", "write HOST slots"),
+        (b"h1:2222 slots=1\n", ":1: .*no place for a port"),
+        (b"me@h1:22 slots=1\n", "no place for a port"),
+        (b"[fe80::1]:22 slots=1\n", "no place for a port"),
+        (b"[fe80::1] slots=1\n", "without brackets"),
+        (b"node[1-4] slots=8\n", "one host a line"),
+        (b"Node-1 slots=1\nnode-1 slots=1\n", ":2: node-1 is named twice"),
+        (b"h1 slots=1\na@H1. slots=1\n", ":2: a@H1. is named twice"),
+        (b"localhost slots=1\nh2 slots=1\n", "localhost means every host itself"),
+        (b"h2 slots=1\nme@127.0.0.1 slots=1\n", "me@127.0.0.1 means every host itself"),
+        (b"h2 slots=1\n::1 slots=1\n", "::1 means every host itself"),
     ],
 )
 def test_what_is_no_hostfile(tmp_path: Path, content: bytes, message: str) -> None:

@@ -62,3 +62,9 @@ def test_a_merged_key_may_be_overridden():
     text = "a: &a {x: 1, y: 1}\nb: {<<: *a, x: 2}\nc: {x: 3, <<: *a}\n"
     assert strict_yaml.parse_yaml(text, "")["b"] == {"x": 2, "y": 1}
     assert strict_yaml.parse_yaml(text, "")["c"] == {"x": 3, "y": 1}
+
+
+def test_a_byte_order_mark_inside_is_named():
+    assert strict_yaml.parse_yaml("a: x\ufeffy\n", "here") == {"a": "x\ufeffy"}
+    with pytest.raises(ConfigError, match="here: line 3 begins with a byte-order mark"):
+        strict_yaml.parse_yaml("a: 1\nb: 2\n\ufeffc: 3\n", "here")
