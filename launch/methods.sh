@@ -20,4 +20,5 @@ bash launch/install.sh baselines
 "$python" -m megatron_fastmix.cli preprocess --config configs/methods_corpora.yaml
 "$python" -m megatron_fastmix.cli demo --kind large --output data/methods_large
 "$python" -m megatron_fastmix.cli preprocess --config configs/methods_large_corpora.yaml
+"$python" -m megatron_fastmix.cli preprocess --config configs/studies_corpora.yaml
 "$python" tools/compare_methods.py --scenario configs/methods/*.yaml "$@"

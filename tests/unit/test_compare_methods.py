@@ -136,7 +136,7 @@ def test_the_table_names_every_method(tmp_path):
     assert labels([*LINES, more]) == {
         "fastmix": "FastMix",
         "climb": "CLIMB, 64 proxies",
-        "regmix": "RegMix, LightGBM, 32 or 64 proxies",
+        "regmix": "RegMix, 32 or 64 proxies, LightGBM",
         "doremi": "DoReMi",
     }
     # A colour, or a line with its name, for each, and no two methods the same.

@@ -1,19 +1,26 @@
 """Mixtures made from a search's result, and searches that another scenario has done."""
 
+import shutil
+
 import pytest
 import yaml
 
+from megatron_fastmix.cli import main as cli
 from megatron_fastmix.config import TrainingConfig
 from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.comparison.config import key_of
-from megatron_fastmix.lab.comparison.derived import Derived, weight_schedule
+from megatron_fastmix.lab.comparison.derived import (
+    Derived,
+    has_trajectory,
+    run_folder,
+    weight_schedule,
+)
 from megatron_fastmix.lab.comparison.methods import MethodComparison
 from megatron_fastmix.lab.comparison.rows import Held, RowFile, SearchRow
 from megatron_fastmix.lab.comparison.same_search import configuration_of
 from megatron_fastmix.lab.comparison.scenario import load_scenario
 from megatron_fastmix.result.mixture_file import write_mixture
-from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.metrics import MetricsLog
 from tests.conftest import SOURCES
 
@@ -33,21 +40,21 @@ def search_row(config, weights, method="fastmix", seed=1):
 
 
 @pytest.fixture
-def run_folder(tmp_path, make_mixture):
+def searched(tmp_path, make_mixture):
     """A search of 60 steps whose weight of `a` is 0.5, then 0.7 from step 20 and 0.9 from 50 on;
     its last outer step comes at the end."""
-    folder = RunFolder(tmp_path / "search")
-    write_mixture(folder.mixture, make_mixture({"a": 0.9, "b": 0.1}))
-    with MetricsLog(folder.metrics) as log:
+    result = tmp_path / "search.json"
+    write_mixture(result, make_mixture({"a": 0.9, "b": 0.1}, outer_steps=3))
+    with MetricsLog(run_folder(result).metrics) as log:
         log.write("run", 0)
         for step, weight in ((20, 0.7), (50, 0.9), (60, 0.95)):
             log.write("outer", step, weights={"a": weight, "b": 1 - weight})
-    return folder
+    return result
 
 
-def test_the_trajectory_becomes_a_schedule(run_folder, scenario):
+def test_the_trajectory_becomes_a_schedule(searched, scenario):
     base = search_row(load_scenario(scenario).search, {"a": 0.9, "b": 0.1})
-    row = Derived(name="moving", continuous=True).row(base, None, run_folder, 0)
+    row = Derived(name="moving", continuous=True).row(base, None, searched, 0)
     assert [(held.at, held.weights["a"]) for held in row.schedule] == [
         (0.0, 0.5),
         (pytest.approx(1 / 3), 0.7),
@@ -56,10 +63,18 @@ def test_the_trajectory_becomes_a_schedule(run_folder, scenario):
     # What the mixture is on average over the training.
     assert row.weights["a"] == pytest.approx((20 * 0.5 + 30 * 0.7 + 10 * 0.9) / 60)
     assert (row.method, row.flops) == ("moving", 7.0)
-    row = Derived(name="phases", phases=0.5).row(base, None, run_folder, 0)
+    row = Derived(name="phases", phases=0.5).row(base, None, searched, 0)
     assert [held.at for held in row.schedule] == [0.0, 0.5]
     assert row.schedule[0].weights["a"] == pytest.approx((20 * 0.5 + 10 * 0.7) / 30, abs=1e-4)
     assert row.schedule[1].weights["a"] == pytest.approx((20 * 0.7 + 10 * 0.9) / 30, abs=1e-4)
+
+
+def test_steps_of_a_search_that_went_on_elsewhere_are_no_trajectory(searched, make_mixture):
+    assert has_trajectory(searched)
+    write_mixture(searched, make_mixture({"a": 0.9, "b": 0.1}, outer_steps=4))
+    assert not has_trajectory(searched)
+    run_folder(searched).metrics.unlink()
+    assert not has_trajectory(searched)
 
 
 def test_a_schedule_changes_at_whole_steps():
@@ -79,11 +94,11 @@ def test_a_cap_on_reads_hands_the_excess_to_the_others(scenario, tmp_path):
     base = search_row(found.search, {"forward": 0.8, "backward": 0.15, "noise": 0.05})
     made = Derived(name="capped", max_reads=1)
     size = inspect_indexed_dataset(found.search.sources[0].path).tokens
-    row = made.row(base, found.search, RunFolder(tmp_path), 2 * size)
+    row = made.row(base, found.search, tmp_path, 2 * size)
     # 1 read of `forward` is half of the training; the others keep their ratio of 3 to 1.
     assert row.weights == pytest.approx({"forward": 0.5, "backward": 0.375, "noise": 0.125})
     assert row.schedule == ()
-    free = made.row(base, found.search, RunFolder(tmp_path), size)
+    free = made.row(base, found.search, tmp_path, size)
     assert free.weights == pytest.approx(base.weights)
     assert row.settings["derived"]["tokens"] == 2 * size
 
@@ -130,3 +145,45 @@ def test_a_search_of_another_scenario_is_not_done_again(scenario, tmp_path):
     rows = RowFile(tmp_path / "rows" / "mine.jsonl").read()
     assert sorted(rows.searches) == [("fastmix", 1), ("inner_steps=1", 2)]
     assert rows.searches["inner_steps=1", 2].weights == weights
+
+
+@pytest.mark.slow
+def test_the_command_trains_under_a_search_s_trajectory(scenario, tmp_path, capsys):
+    values = yaml.safe_load(scenario.read_text())
+    values["derived"] = [
+        {"name": "two_phases", "phases": 0.5},
+        {"name": "continuous", "continuous": True},
+        {"name": "capped", "max_reads": 0.024},
+    ]
+    scenario.write_text(yaml.safe_dump(values))
+    arguments = ["compare-methods", "--scenario", str(scenario), "--seeds", "1"]
+    arguments += ["--output", str(tmp_path / "rows"), "--work", str(tmp_path / "work")]
+    made = "two_phases,continuous,capped"
+    assert cli.main([*arguments, "--methods", made, "--save-interval", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 of 3 searches to do" in shown
+    file = tmp_path / "rows" / "tiny.jsonl"
+    rows = RowFile(file).read()
+    # The search that they are from has a row, too, and no target model of its own.
+    assert sorted(method for method, _ in rows.searches) == sorted(["fastmix", *made.split(",")])
+    assert len(rows.trainings) == 3
+    # Three outer steps, after every second of six, the last of them at the end.
+    assert [held.at for held in rows.searches["continuous", 1].schedule] == [0, 1 / 3, 2 / 3]
+    keys = {row.mixture: row.schedule_key for row in rows.trainings.values()}
+    assert keys["two_phases"] != keys["continuous"] != "" == keys["capped"]
+    assert not list((tmp_path / "work").rglob("*.pt"))
+
+    before = file.read_bytes()
+    assert cli.main([*arguments, "--methods", made]) == 0
+    assert file.read_bytes() == before
+
+    # Without the run folder, as beside rows of another machine, the search is done again.
+    shutil.rmtree(tmp_path / "work")
+    kept = [line for line in before.decode().splitlines(True) if '"continuous"' not in line]
+    file.write_text("".join(kept))
+    assert cli.main([*arguments, "--methods", "continuous,capped"]) == 0
+    assert "1 of 2 searches to do" in capsys.readouterr().out
+    again = RowFile(file).read()
+    assert again.searches["continuous", 1] == rows.searches["continuous", 1]
+    losses = {key: row.loss for key, row in rows.trainings.items()}
+    assert {key: row.loss for key, row in again.trainings.items()} == losses

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from megatron_fastmix.cli import main as cli
-from megatron_fastmix.lab.baselines.registry import METHODS
-from megatron_fastmix.lab.comparison.method_plot import SEARCHED
+from megatron_fastmix.lab.baselines.registry import METHODS, proxies_of
+from megatron_fastmix.lab.baselines.settings import BaselineSettings
+from megatron_fastmix.lab.comparison.method_plot import SEARCHED, label
 from megatron_fastmix.lab.comparison.method_table import behind
 from megatron_fastmix.lab.comparison.methods import MethodComparison
 from megatron_fastmix.lab.comparison.scenario import load_scenario
@@ -39,7 +40,8 @@ def written():
     """The cells of the table by method, without emphasis and with the ASCII minus."""
     text = (ROWS / "README.md").read_text().replace("**", "").replace("−", "-")
     cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    by_words = {words: method for method, words in SEARCHED.items()}
+    proxies = {method: proxies_of(method, BaselineSettings()) for method in SEARCHED}
+    by_words = {label(method, {n} if n else ()): method for method, n in proxies.items()}
     return {
         method: row[1:]
         for row in cells

@@ -1,6 +1,7 @@
 """The scenarios of configs/studies, and the picture of variants."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,8 +9,13 @@ from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.corpus.preprocess_config import PreprocessConfig
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.registry import settings_of
-from megatron_fastmix.lab.comparison.method_table import MethodLine
-from megatron_fastmix.lab.comparison.rows import RowFile
+from megatron_fastmix.lab.comparison.method_table import (
+    MethodLine,
+    equal_lengths,
+    make_lines,
+    training_ratio,
+)
+from megatron_fastmix.lab.comparison.rows import RowFile, SearchRow
 from megatron_fastmix.lab.comparison.same_search import find_same
 from megatron_fastmix.lab.comparison.scenario import load_scenario
 from megatron_fastmix.lab.comparison.variant_plot import (
@@ -18,6 +24,7 @@ from megatron_fastmix.lab.comparison.variant_plot import (
     points,
     seed_distances,
 )
+from megatron_fastmix.proxy.cost import training_flops
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "tools" / "method_rows"
@@ -47,6 +54,43 @@ def test_the_short_search_is_as_long_as_each_of_the_proxies():
     for name in ("fastmix_short", "fastmix_short_often"):
         assert found.searches[name].training.train_iters == steps
     assert found.searches["fastmix"].training.train_iters > steps
+
+
+def test_sixty_four_proxies_cost_64_short_searches_in_training_alone():
+    found = study("equal_lengths")
+    rows = RowFile(ROWS / "pretrain_one_target.jsonl").read()
+    others = rows.searches["random_search", 1]
+    config = found.searches["fastmix_short"]
+    steps, length = config.training.train_iters, config.data.seq_length
+    outer_steps = steps // config.mixture.inner_steps
+    training, search = (
+        training_flops(
+            config, steps=steps, outer_steps=outer, tokens_per_sample=length, vocab_size=2048
+        )
+        for outer in (0, outer_steps)
+    )
+    short = SearchRow(
+        configuration="",
+        method="fastmix_short",
+        seed=1,
+        weights=others.weights,
+        weight_std=others.weight_std,
+        flops=search,
+        wall_seconds=1.0,
+        tokens=steps * config.training.global_batch_size * length,
+        versions={},
+    )
+    judged = [SimpleNamespace(seed=1, loss=4.0, losses={})]
+    searches = {"fastmix_short": [short], "random_search": [others]}
+    lines = make_lines(found, searches, dict.fromkeys(searches, judged))
+    ours, theirs = sorted(lines, key=lambda line: line.flops)
+    assert training_ratio(theirs, ours) == 64
+    assert equal_lengths(theirs, ours)
+    # The row's FLOPs are those of 64 trainings, and of the evaluation on 256 samples of the target.
+    evaluation = 256 / 3 / (steps * config.training.global_batch_size)
+    assert others.flops == pytest.approx(64 * training * (1 + evaluation))
+    # With the outer steps of FastMix counted too: 12 of 336 passes beside 6,144 of training.
+    assert search / training == pytest.approx(1 + 12 * 336 / 6144)
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule
 from megatron_fastmix.config import SearchConfig, TrainingConfig
-from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.adjustment import Adjustment, adjust
 from megatron_fastmix.export.learned_phases import trajectory, trajectory_means
 from megatron_fastmix.lab.baselines.registry import FASTMIX, METHODS
@@ -85,10 +86,9 @@ class Derived:
             values |= {"max_reads": self.max_reads, "tokens": tokens}
         return {"derived": values}
 
-    def row(
-        self, base: SearchRow, config: SearchConfig, folder: RunFolder, tokens: int
-    ) -> SearchRow:
-        """The row of the mixture that is made from `base`, found with `config` in `folder`.
+    def row(self, base: SearchRow, config: SearchConfig, result: Path, tokens: int) -> SearchRow:
+        """The row of the mixture that is made from `base`, found with `config`, whose mixture file
+        is `result`, beside its run folder.
 
         Raises `ConfigError` where it cannot be made, and `DataError` for a damaged folder.
         """
@@ -96,7 +96,7 @@ class Derived:
         if self.max_reads is not None:
             weights = _capped(base, config, self.max_reads, tokens)
         else:
-            schedule = self._schedule(folder)
+            schedule = self._schedule(result)
             weights = _mean(schedule)
         return dataclasses.replace(
             base,
@@ -107,21 +107,36 @@ class Derived:
             schedule=schedule,
         )
 
-    def _schedule(self, folder: RunFolder) -> tuple[Held, ...]:
-        mixture = read_mixture(folder.path)
+    def _schedule(self, result: Path) -> tuple[Held, ...]:
+        mixture, metrics = read_mixture(result), run_folder(result).metrics
         if self.phases is not None:
-            main, anneal = trajectory_means(folder.metrics, mixture, self.phases)
+            main, anneal = trajectory_means(metrics, mixture, self.phases)
             held = [(0.0, main), (self.phases, anneal)]
         else:
             held = [
                 (step / mixture.steps, weights)
-                for step, weights in trajectory(folder.metrics, mixture)
+                for step, weights in trajectory(metrics, mixture)
                 if step < mixture.steps
             ]
         return tuple(
             Held(at=at, weights={n: float(w) for n, w in round_weights(weights).items()})
             for at, weights in held
         )
+
+
+def run_folder(result: Path) -> RunFolder:
+    """That of the search of FastMix whose mixture file is `result`."""
+    return RunFolder(result.with_suffix(""))
+
+
+def has_trajectory(result: Path) -> bool:
+    """Whether the steps of the finished search whose mixture file is `result` are there."""
+    try:
+        mixture = read_mixture(result)
+        moves = trajectory(run_folder(result).metrics, mixture)[1:]
+    except DataError:
+        return False
+    return mixture.complete and len(moves) == mixture.outer_steps
 
 
 def weight_schedule(held: Sequence[Held], training: TrainingConfig) -> WeightSchedule | None:

@@ -12,7 +12,7 @@ from megatron_fastmix.lab.baselines.registry import find_mixtures, settings_of
 from megatron_fastmix.lab.baselines.settings import BaselineSettings
 from megatron_fastmix.lab.comparison.candidates import Candidate
 from megatron_fastmix.lab.comparison.config import Setting, flatten, key_of
-from megatron_fastmix.lab.comparison.derived import weight_schedule
+from megatron_fastmix.lab.comparison.derived import has_trajectory, weight_schedule
 from megatron_fastmix.lab.comparison.inputs import check_setting
 from megatron_fastmix.lab.comparison.method_table import MethodLine, make_lines
 from megatron_fastmix.lab.comparison.row_file import Record
@@ -28,7 +28,6 @@ from megatron_fastmix.lab.comparison.scenario import Scenario
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.result.rounding import round_weights
-from megatron_fastmix.run.folder import RunFolder
 
 
 class MethodComparison:
@@ -99,8 +98,7 @@ class MethodComparison:
             self._result(*base): base
             for key, base in ((key, self._base(*key)) for key in derived)
             # Of a search whose row is of another machine there may be no run folder.
-            if self._needs_folder(key[0])
-            and not self._found_before(self._folder(*base).mixture, *base)
+            if self._needs_folder(key[0]) and not self._has_trajectory(*base)
         }
         print(f"{self.name}: {len(files)} of {len(self.wanted)} searches to do", flush=True)
         jobs = [
@@ -181,13 +179,17 @@ class MethodComparison:
         derived = self.scenario.derived_of(method)
         return derived is not None and derived.needs_trajectory
 
+    def _has_trajectory(self, method: str, seed: int) -> bool:
+        result = self._result(method, seed)
+        return self._found_before(result, method, seed) and has_trajectory(result)
+
     def _derive(self, method: str, seed: int) -> None:
         derived = self.scenario.derived_of(method)
         assert derived is not None
         base = self._base(method, seed)
         config = self.scenario.searches[method]
         row = derived.row(
-            self.file.read().searches[base], config, self._folder(*base), self._train_tokens
+            self.file.read().searches[base], config, self._result(*base), self._train_tokens
         )
         self.file.add_search(row, configuration_of(config))
 
@@ -222,10 +224,6 @@ class MethodComparison:
     def _result(self, method: str, seed: int) -> Path:
         """Where a search leaves its mixture."""
         return self.work / f"{self._stem(method, seed)}.json"
-
-    def _folder(self, method: str, seed: int) -> RunFolder:
-        """The run folder of FastMix's search."""
-        return RunFolder(self._result(method, seed).with_suffix(""))
 
     def _found_before(self, file: Path, method: str, seed: int) -> bool:
         if not file.exists():

@@ -81,20 +81,24 @@ def plot_variants(scenario: Scenario, lines: Sequence[MethodLine], path: Path) -
     ours = next((point.line for point in found if point.line.method == FASTMIX), None)
     if ours is None or len(ours.weights_by_seed) < 2:
         raise ConfigError("--plot-variants: needs rows of fastmix with two seeds or more")
-    figure = new_figure(11, 4.6)
+    figure = new_figure(11, 5)
     left, right = figure.subplots(1, 2)
     _draw(left, found, ours, lambda line: _mean_and_error(seed_distances(line, ours)))
-    _across(left, fmean(seed_distances(ours, ours)), "two seeds of FastMix")
+    _across(left, fmean(seed_distances(ours, ours)), "two seeds\nof FastMix")
     plain(left, _COST, "share of the mixture on other sources than FastMix's", size=10.5)
     left.set_ylim(bottom=0)
     _draw(right, found, ours, lambda line: _behind(line, ours))
     uniform = next((line for line in lines if line.method == UNIFORM), None)
     if uniform is not None:
         _across(right, behind(uniform, ours)[0], "uniform")
-    _across(right, 0.0, "FastMix")
+    right.axhline(0.0, color=FAINT, linewidth=1.2, zorder=1)
     plain(right, _COST, "target loss behind FastMix's, nats per token", size=10.5)
-    right.legend(
-        title="proxy: layers × width", frameon=False, fontsize=10, title_fontsize=10, loc="best"
+    figure.legend(
+        *right.get_legend_handles_labels(),
+        title="proxy, layers × width (at the points: its steps)",
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
     )
     write_png(figure, path)
 
@@ -149,11 +153,9 @@ def _across(axes: Axes, value: float, words: str) -> None:
     axes.axhline(value, color=FAINT, linewidth=1.2, linestyle=(0, (4.0, 2.0)), zorder=1)
     axes.annotate(
         words,
-        xy=(0.99, value),
+        xy=(1.01, value),
         xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        ha="right",
+        va="center",
         fontsize=9.5,
         color=FAINT,
     )
