@@ -6,15 +6,17 @@ import argparse
 from pathlib import Path
 
 from megatron_fastmix.atomic_file import write_atomically
+from megatron_fastmix.cli.tokenizer_flags import add_tokenizer_arguments, tokenizer_config
 from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.config.search import SearchConfig
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.export.import_blend import parse_blend, read_blend
+from megatron_fastmix.export.import_blend import parse_blend, read_blend, read_held_out
 from megatron_fastmix.start.first_config import (
     FirstConfig,
     find_prefixes,
     first_config,
     shipped_configurations,
+    there,
 )
 
 HELP = "write a configuration: a shipped one, or one for the data that you have"
@@ -32,18 +34,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Megatron's blend (weights and prefixes, or prefixes), or a file with one",
     )
     what.add_argument(
-        "--data", nargs="+", metavar="PLACE", help="prefixes of datasets, or folders of them"
+        "--data",
+        nargs="+",
+        metavar="PLACE",
+        help="prefixes of datasets, folders of them, or patterns; each dataset is a source",
     )
     parser.add_argument(
         "--target",
         nargs="+",
         default=[],
-        metavar="PREFIX",
-        help="held-out datasets (default: those with valid, test, target, … in their names)",
+        metavar="PLACE",
+        help="held-out datasets (default: valid of a --per-split-data-args-path, or else those "
+        "with valid, test, target, … in their names)",
     )
     parser.add_argument("--huggingface", metavar="FOLDER", help="start from this model")
-    parser.add_argument("--tokenizer-type", help="default: the one in the data's manifest")
-    parser.add_argument("--tokenizer-model", help="its file")
+    add_tokenizer_arguments(parser, " (default: the model's, or the one in the data's manifest)")
     parser.add_argument("--run-dir", default="runs/search", help="default runs/search")
     parser.add_argument(
         "--output", default="search.yaml", metavar="FILE", help="default search.yaml"
@@ -79,20 +84,39 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _for_data(args: argparse.Namespace) -> FirstConfig:
-    shares = None
+    shares: dict[str, float] | None = None
+    held_out: list[str] = []
     if args.data_path is not None:
-        words = args.data_path
-        alone = len(words) == 1 and Path(words[0]).is_file()
-        blend = read_blend(words[0]) if alone else parse_blend(words, "--data-path")
-        prefixes, shares = list(blend), list(blend.values())
+        shares, held_out = _blend(args.data_path)
+        prefixes = there(shares, "--data-path")
     else:
-        prefixes = find_prefixes(args.data)
+        prefixes = find_prefixes(args.data, "--data")
+    if args.target:
+        held_out = find_prefixes(args.target, "--target")
+    elif held_out:
+        held_out = there(held_out, f"{args.data_path[0]}: valid")
+    if args.tokenizer_type is None and args.tokenizer_model is not None:
+        raise ConfigError("--tokenizer-model: give --tokenizer-type, too")
     return first_config(
         prefixes,
-        args.target,
+        held_out,
         shares=shares,
         huggingface=args.huggingface,
-        tokenizer_type=args.tokenizer_type,
-        tokenizer_model=args.tokenizer_model,
+        tokenizer=None if args.tokenizer_type is None else tokenizer_config(args),
         run_dir=args.run_dir,
     )
+
+
+def _blend(words: list[str]) -> tuple[dict[str, float], list[str]]:
+    """Shares by prefix, and the prefixes that a file with a blend of each split holds out."""
+    if len(words) > 1:
+        return parse_blend(words, "--data-path"), []
+    (word,) = words
+    if Path(word).is_file():
+        return read_blend(word), read_held_out(word)
+    if len(word.split()) == 1:
+        raise ConfigError(
+            f"--data-path: found no file {word}; give a file with a blend, or weights and prefixes "
+            "as for Megatron; --data takes a folder"
+        )
+    return parse_blend(word.split(), "--data-path"), []  # in quotes

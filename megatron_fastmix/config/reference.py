@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import re
 import textwrap
 import types
 import typing
@@ -23,13 +24,31 @@ MEGATRON = {
     "data-args-path": "sources; `megatron-fastmix init --data-path FILE` writes them",
     "save": "run_dir",
     "load": "proxy.checkpoint for what the proxy starts from; a search resumes from its run_dir",
+    "finetune": "proxy.checkpoint takes the weights alone",
+    "ckpt-format": "proxy.checkpoint reads torch_dist",
+    "split": "`megatron-fastmix preprocess --split` makes a dataset of each part; a search reads "
+    "datasets whole",
+    "num-workers": "a thread reads ahead",
+    "dataloader-type": "draws are a function of seed, mixture and step",
+    "mock-data": "`megatron-fastmix demo`",
     "pretrained-checkpoint": "proxy.checkpoint, or proxy.path for a Hugging Face folder",
     "num-gpus": "`megatron-fastmix search --num-ranks N`",
     "nproc-per-node": "`megatron-fastmix search --num-ranks N`",
+    "nnodes": "launch/search_multinode.sh and its hostfile, or sbatch launch/search.sbatch",
+    "node-rank": "launch/search_multinode.sh and its hostfile, or torchrun's own",
+    "local-rank": "set by the launcher in LOCAL_RANK",
     "num-query-groups": "proxy.num_query_groups",
     "group-query-attention": "proxy.num_query_groups alone switches it on",
     "num-experts": "proxy.num_experts",
     "position-embedding-type": "rope always; see proxy.rotary_base and proxy.rotary_percent",
+    "max-position-embeddings": "data.seq_length alone",
+    "expert-model-parallel-size": "not there: every rank holds all experts; engine.zero_stage: 3 "
+    "shards them",
+    "recompute-method": "proxy.recompute_granularity: full recomputes every layer",
+    "recompute-num-layers": "proxy.recompute_granularity: full recomputes every layer",
+    "transformer-impl": "local always: estimators need each layer's inputs",
+    "use-flash-attn": "torch's scaled_dot_product_attention chooses the kernel",
+    "attention-backend": "torch's scaled_dot_product_attention chooses the kernel",
     "swiglu": "always on",
     "disable-bias-linear": "always on",
     "recompute-activations": "proxy.recompute_granularity: full",
@@ -39,9 +58,10 @@ MEGATRON = {
     "deepspeed_config": "engine.deepspeed_config",
     "exit-interval": "touch RUN_DIR/stop, or Ctrl-C",
     "lr-warmup-fraction": "training.lr_warmup_iters",
+    "lr-warmup-samples": "training.lr_warmup_iters",
     "lr-decay-iters": "the decay ends at training.train_iters",
     "train-samples": "training.train_iters × training.global_batch_size",
-    "log-interval": "every step is logged in metrics.jsonl",
+    "eval-iters": "hypergradient.target_samples, at every outer step",
     "eval-interval": "targets are measured at every outer step, mixture.inner_steps apart",
     "hidden-dropout": "0 always: losses must be functions of the parameters and the batch alone",
     "attention-dropout": "0 always",
@@ -72,10 +92,10 @@ def find_keys(asked: str) -> list[Key]:
 
     Raises `ConfigError` with what Megatron's users mean by it, or the three nearest keys.
     """
-    flag = asked.removeprefix("--").removeprefix("fastmix-")
+    flag = asked.lower().removeprefix("--").removeprefix("fastmix-")
     name = flag.replace("-", "_")
     all_keys = keys()
-    exact = [key for key in all_keys if key.name == name]
+    exact = [key for key in all_keys if name in (key.name, key.name.replace("[]", ""))]
     section = [key for key in all_keys if key.name.startswith((f"{name}.", f"{name}[]."))]
     last = [key for key in all_keys if key.name.rpartition(".")[2] == name]
     if found := exact or section or last:
@@ -83,12 +103,21 @@ def find_keys(asked: str) -> list[Key]:
     for spelling in (flag, flag.replace("_", "-")):
         if spelling in MEGATRON:
             raise ConfigError(f"{asked} is no key; here it is: {MEGATRON[spelling]}")
-    names = [key.name for key in all_keys]
-    by_last = {n.rpartition(".")[2]: n for n in names}
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0)
-    close_last = difflib.get_close_matches(name.rpartition(".")[2], list(by_last), n=3, cutoff=0.6)
-    near = list(dict.fromkeys([*(by_last[n] for n in close_last), *near]))[:3]
-    raise ConfigError(f"{asked}: no such key; the nearest are {', '.join(near)}")
+    near = sorted(all_keys, key=lambda key: -_likeness(name, key))[:3]
+    raise ConfigError(
+        f"{asked}: no such key; the nearest are {', '.join(key.name for key in near)}"
+    )
+
+
+def _likeness(asked: str, key: Key) -> float:
+    """How well a key answers to a name that is none: by its spelling, and by its explanation."""
+    section, _, last = asked.rpartition(".")
+    own_section, _, own_last = key.name.replace("[]", "").rpartition(".")
+    alike = difflib.SequenceMatcher(None, last, own_last).ratio()
+    alike += 0.5 * (last in own_last.split("_")) + 0.3 * (last in own_last)
+    words = re.findall(r"\w+", key.explanation.lower())
+    alike += 0.6 * all(word in words for word in last.split("_"))
+    return alike + 0.4 * (bool(section) and section == own_section)
 
 
 def _keys_of(cls: type, prefix: str) -> list[Key]:

@@ -48,6 +48,19 @@ def read_blend(path: str | Path) -> dict[str, float]:
     return parse_blend(_words(text, str(path)), str(path))
 
 
+def read_held_out(path: str | Path) -> list[str]:
+    """Prefixes of the `valid` of what `--per-split-data-args-path` reads; none in other files.
+
+    Raises `DataError` as `read_blend` does.
+    """
+    text = read_text(path, "the blend", fix="give a file that Megatron reads a blend from")
+    value = _parse(text, str(path)) if text.lstrip().startswith("{") else None
+    valid = value.get("valid") if isinstance(value, dict) and "train" in value else None
+    if not valid:
+        return []
+    return list(parse_blend(_structured({"train": valid}, str(path)), f"{path}: valid"))
+
+
 def read_named_blend(path: str | Path) -> list[DataBlendEntry] | None:
     """The datasets of Nemotron's `DataBlend`, which have names; None for every other file.
 

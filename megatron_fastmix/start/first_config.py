@@ -6,17 +6,21 @@ Imports neither torch nor Megatron.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from megatron_fastmix.config import TokenizerConfig
 from megatron_fastmix.corpus.answer_rows import is_answer_only
 from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.corpus.manifest import read_manifest
-from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.corpus.tokenizers import load_tokenizer
+from megatron_fastmix.dataset_paths import find_datasets, nearest_dataset, what_stands_there
+from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.same_file import dataset_keys
 
 SHIPPED = Path(__file__).parent.parent / "configurations"
 """The folder of the shipped configurations."""
@@ -48,22 +52,19 @@ def shipped_configurations() -> dict[str, str]:
     return {file.stem: file.read_text(encoding="utf-8") for file in sorted(SHIPPED.glob("*.yaml"))}
 
 
-def find_prefixes(places: Sequence[str]) -> list[str]:
-    """Prefixes of indexed datasets: each place is one, or a folder that holds some."""
-    found: list[str] = []
-    for place in places:
-        if Path(f"{place}.idx").exists():
-            found.append(place)
-        elif Path(place).is_dir():
-            inside = sorted(str(file)[: -len(".idx")] for file in Path(place).glob("*.idx"))
-            inside = [prefix for prefix in inside if not prefix.endswith("_loss_mask")]
-            if not inside:
-                raise ConfigError(
-                    f"{place}: a folder without .idx files; preprocess the data first"
-                )
-            found += inside
-        else:
-            raise ConfigError(f"{place}: found neither {place}.idx nor a folder of that name")
+def find_prefixes(places: Sequence[str], where: str) -> list[str]:
+    """Prefixes of the indexed datasets at `places`, each a prefix, a folder or a pattern; `where`
+    names the flag in errors. Raises `DataError`."""
+    return there(find_datasets(places, where), where)
+
+
+def there(prefixes: Iterable[str], where: str) -> list[str]:
+    """`prefixes`, each of a dataset that is there, or else `DataError`."""
+    found = list(prefixes)
+    for prefix in found:
+        if not Path(f"{prefix}.idx").exists():
+            near = nearest_dataset(prefix) or what_stands_there(prefix)
+            raise DataError(f"{where}: there is no dataset {prefix} ({prefix}.idx); {near}")
     return found
 
 
@@ -71,20 +72,33 @@ def first_config(
     prefixes: Sequence[str],
     targets: Sequence[str],
     *,
-    shares: Sequence[float] | None = None,
+    shares: Mapping[str, float] | None = None,
     huggingface: str | None = None,
-    tokenizer_type: str | None = None,
-    tokenizer_model: str | None = None,
+    tokenizer: TokenizerConfig | None = None,
     run_dir: str = "runs/search",
 ) -> FirstConfig:
-    """A configuration for these datasets. Raises `ConfigError` and `DataError`."""
+    """A configuration for these datasets.
+
+    Args:
+        prefixes: of datasets that are there; those that are targets, too, are no sources.
+        shares: of a blend, by prefix.
+        huggingface: folder of the model to start from.
+        tokenizer: None for the model's, or that of the data's manifest.
+
+    Raises `ConfigError` and `DataError`.
+    """
+    if huggingface is not None and not (Path(huggingface) / "config.json").is_file():
+        raise ConfigError(
+            f"--huggingface: {huggingface} holds no config.json; give the folder of a model that "
+            "is here (config.json, safetensors, tokenizer.json)"
+        )
     sources, held_out, reasons = _split(prefixes, targets)
     tokens = {prefix: inspect_indexed_dataset(prefix).tokens for prefix in sources}
     answers = any(map(is_answer_only, sources))
     template = _template(sum(tokens.values()), answers, huggingface)
     values: dict[str, Any] = yaml.safe_load(shipped_configurations()[template])
     reasons.append(
-        f"proxy: as in the shipped {template}, for {sum(tokens.values()):.3g} tokens of "
+        f"proxy: as in the shipped {template}, for {sum(tokens.values()):,} tokens of "
         + ("rows with answers" if answers else "text")
     )
     values["run_dir"] = run_dir
@@ -94,12 +108,17 @@ def first_config(
         values.get("objective", {}).pop("target_aggregation", None)
         if values.get("objective") == {}:
             del values["objective"]
-    values["tokenizer"] = _tokenizer(sources[0], tokenizer_type, tokenizer_model, huggingface)
+    values["tokenizer"] = _tokenizer(sources[0], tokenizer, huggingface)
     if huggingface is not None:
         values["proxy"]["path"] = huggingface
     if shares is not None:
-        values["mixture"]["initial_weights"] = [round(float(share), 6) for share in shares]
-        reasons.append("mixture.initial_weights: the weights of your blend")
+        of_sources = sum(shares[prefix] for prefix in sources)
+        values["mixture"]["initial_weights"] = [
+            round(shares[prefix] / of_sources, 6) for prefix in sources
+        ]
+        reasons.append("mixture.initial_weights: your blend's, as Megatron reads them")
+        if dropped := [prefix for prefix in shares if prefix not in sources]:
+            reasons[-1] += f", but for {', '.join(dropped)}, of the targets"
     _fit_to_tokens(values, tokens, reasons, answers)
     return FirstConfig(values=values, reasons=reasons)
 
@@ -118,9 +137,13 @@ def _split(
             "found no held-out dataset among the data: name one with --target PREFIX; it should "
             "resemble what the final model is for"
         )
-    sources = [prefix for prefix in prefixes if prefix not in named]
+    keys = set().union(*map(dataset_keys, named))
+    sources = [prefix for prefix in prefixes if keys.isdisjoint(dataset_keys(prefix))]
     if len(sources) < 2:
-        raise ConfigError(f"found {len(sources)} sources; a mixture needs 2 or more to choose from")
+        raise ConfigError(
+            f"found {len(sources)} {'source' if len(sources) == 1 else 'sources'} beside the "
+            f"targets {', '.join(named)}; a mixture needs 2 or more to choose from"
+        )
     return sources, named, [reason]
 
 
@@ -145,30 +168,44 @@ def _named(prefixes: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _tokenizer(
-    prefix: str, kind: str | None, model: str | None, huggingface: str | None
-) -> dict[str, str]:
-    """The tokenizer that wrote `prefix`, by its manifest, or as named."""
+    prefix: str, given: TokenizerConfig | None, huggingface: str | None
+) -> dict[str, Any]:
+    """The tokenizer as named, or the model's, or the one that wrote `prefix`, by its manifest; one
+    that loads."""
     manifest = read_manifest(prefix)
     record = None if manifest is None else manifest.tokenizer
-    kind = kind or (record.tokenizer_type if record else None)
-    if model is None and huggingface is not None:
-        model = str(Path(huggingface) / "tokenizer.json")
-        kind = kind or "HuggingFaceTokenizer"
-    if model is None and record is not None and record.tokenizer_model is not None:
-        near = [Path(prefix).parent, Path(prefix).parent.parent, Path(".")]
-        files = [folder / record.tokenizer_model for folder in near]
-        model = next((str(file) for file in files if file.exists()), None)
-        if model is None:
-            raise ConfigError(
-                f"{prefix} was written with {record.tokenizer_model}, which is not beside it: give "
-                "its path with --tokenizer-model"
-            )
-    if kind is None:
+    if given is None and huggingface is not None:
+        given = TokenizerConfig(
+            tokenizer_type="HuggingFaceTokenizer", tokenizer_model=f"{huggingface}/tokenizer.json"
+        )
+    if given is None and record is not None:
+        given = TokenizerConfig(
+            tokenizer_type=record.tokenizer_type,
+            tokenizer_model=_beside(prefix, record.tokenizer_model),
+        )
+    if given is None:
         raise ConfigError(
             f"{prefix} has no manifest that names its tokenizer: give --tokenizer-type and "
             "--tokenizer-model, as for Megatron"
         )
-    return {"tokenizer_type": kind, **({"tokenizer_model": model} if model else {})}
+    load_tokenizer(**asdict(given))
+    plain = TokenizerConfig(tokenizer_type=given.tokenizer_type)
+    chosen = {k: v for k, v in asdict(given).items() if v != getattr(plain, k)}
+    return {"tokenizer_type": given.tokenizer_type, **chosen}
+
+
+def _beside(prefix: str, file: str | None) -> str | None:
+    """The tokenizer's file that a manifest names, near the dataset or here."""
+    if file is None:
+        return None
+    near = [Path(prefix).parent, Path(prefix).parent.parent, Path(".")]
+    found = next((folder / file for folder in near if (folder / file).exists()), None)
+    if found is None:
+        raise ConfigError(
+            f"{prefix} was written with {file}, which is not beside it: give --tokenizer-type and "
+            "its path with --tokenizer-model"
+        )
+    return str(found)
 
 
 def _fit_to_tokens(
@@ -202,8 +239,8 @@ def _fit_to_tokens(
     training["lr_warmup_iters"] = min(training["lr_warmup_iters"], max(1, steps // 20))
     read = steps * training["global_batch_size"] * per_sample
     reasons += [
-        f"tokens: {read:.3g} in {steps} steps of {training['global_batch_size']} samples of "
+        f"tokens: {read:,} in {steps:,} steps of {training['global_batch_size']} samples of "
         f"{data['seq_length']}; the smallest source, {smallest}, is read about "
-        f"{read / len(tokens) / tokens[smallest]:.2g} times",
+        f"{read / len(tokens) / tokens[smallest]:,.2f} times",
         f"outer steps: {steps // mixture['inner_steps']}, one every {mixture['inner_steps']} steps",
     ]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from pathlib import Path
 
 import pytest
+import tokenizers
 import yaml
 
 from megatron_fastmix.cli import main as cli
@@ -57,8 +60,6 @@ def configuration(name: str, folder: Path) -> SearchConfig:
     """A shipped configuration; a model that it names has its sizes in `folder`."""
     config = load_config(SHIPPED / f"{name}.yaml")
     if config.proxy.path is not None:
-        import json
-
         (folder / "config.json").write_text(json.dumps(MODELS[name]))
         proxy = dataclasses.replace(config.proxy, path=str(folder))
         config = dataclasses.replace(config, proxy=proxy)
@@ -87,8 +88,10 @@ def test_a_shipped_configuration_is_planned_and_says_so(name: str, tmp_path: Pat
         pytest.importorskip("transformers")
         pytest.importorskip("peft")
     text = shipped_configurations()[name]
-    for line in head_lines(name, tmp_path):
-        assert f"#   {line}\n" in text
+    said = [
+        line.removeprefix("#   ") for line in text.splitlines() if re.match(r"#\s+\d+ GPU", line)
+    ]
+    assert said == head_lines(name, tmp_path)
     config = configuration(name, tmp_path)
     plan = make_plan(config, assumed_inputs(config, ASSUMED_TOKENS, VOCABULARY), ranks=8)
     assert warnings(plan, config) == []
@@ -166,13 +169,104 @@ def test_init_names_what_is_missing(
     for words, message in (
         (["--data", *prefixes, *BYTES], "--target PREFIX"),
         (["--data", *prefixes, "--target", str(corpora / "target")], "--tokenizer-type"),
-        (["--data", str(tmp_path / "nothing")], "neither"),
-        (["--data", str(tmp_path)], "without .idx"),
-        (["--data", prefixes[0], "--target", str(corpora / "target"), *BYTES], "found 1 sources"),
+        (["--data", str(tmp_path / "nothing")], "there is no dataset"),
+        (["--data", str(tmp_path)], "holds no dataset"),
+        (["--data", prefixes[0], "--target", str(corpora / "target"), *BYTES], "found 1 source "),
     ):
         assert cli.main(["init", *words, *output]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "search.yaml").exists()
+
+
+@pytest.fixture
+def odd_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder, with datasets in it, blends of them and a model's folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("data/a", "data/b", "data/c_valid", "data/d_test", "parts/x/p", "parts/y/p"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        write_dataset(Path(name), [list(range(60))] * 50, 256)
+    splits = {"train": ["3", "data/a", "1", "data/b"], "valid": ["1", "data/d_test"], "test": None}
+    Path("split.json").write_text(json.dumps(splits))
+    Path("empty").mkdir()
+    Path("model").mkdir()
+
+
+WHOLE = ["data/a", "data/b", "--target", "data/c_valid", *BYTES]
+
+
+@pytest.mark.parametrize(
+    ("words", "sources", "weights", "targets"),
+    [
+        (["--data-path", "0.25 data/a 0.75 data/b", *WHOLE[2:]], "a b", (0.25, 0.75), "c_valid"),
+        (["--data-path", "split.json", *BYTES], "a b", (0.75, 0.25), "d_test"),
+        (["--data-path", "split.json", *WHOLE[2:]], "a b", (0.75, 0.25), "c_valid"),
+        # A target in the blend has no share of it, and what is left is a blend again.
+        (["--data-path", *["1", "data/a", "3", "data/b", "4", "data/c_valid"], *BYTES], "a b",
+         (0.25, 0.75), "c_valid"),
+        (["--data-path", *WHOLE], "a b", (0.5, 0.5), "c_valid"),
+        (["--data", "data", "--target", "data/c_valid", "data/d_test", *BYTES], "a b", None,
+         "c_valid d_test"),
+        (["--data", "data", *BYTES], "a b", None, "c_valid d_test"),
+        (["--data", "data/[ab]", "data/c_valid", *BYTES], "a b", None, "c_valid"),
+        (["--data", "parts/x", "parts/y", *WHOLE[2:]], "x_p y_p", None, "c_valid"),
+        (["--data", *WHOLE, "--tokenizer-type", "NullTokenizer", "--vocab-size", "256"], "a b",
+         None, "c_valid"),
+    ],
+)  # fmt: skip
+def test_init_understands(
+    odd_data: None, words: list[str], sources: str, weights: tuple[float, ...] | None, targets: str
+) -> None:
+    assert cli.main(["init", *words, "--output", "search.yaml"]) == 0
+    config = load_config("search.yaml")
+    assert config.source_names == sources.split()
+    assert config.mixture.initial_weights == weights
+    assert [target.name for target in config.targets] == targets.split()
+    assert cli.main(["plan", "--config", "search.yaml", "--gpus-per-node", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data-path", "nowhere.txt", *BYTES], "found no file nowhere.txt"),
+        (["--data-path", "1", "data/a", "1", "data/z", *BYTES], "no dataset data/z .*has the data"),
+        (["--data-path", "1", "data/a", "1", "parts/x", *BYTES], "no dataset parts/x"),
+        (["--data-path", "nan", "data/a", "1", "data/b", *BYTES], "weight of data/a is 'nan'"),
+        (["--data", "data/a.bin", *WHOLE[1:]], "use data/a$"),
+        (["--data", "data/a", "./data/a", *WHOLE[1:]], "given twice"),
+        (["--data", "data/a", "data/b", "--target", "data/z", *BYTES], "--target: there is no"),
+        (["--data", "data/a", "./data/b", "--target", "data/b", *BYTES], "found 1 source beside"),
+        (["--data", "empty", *BYTES], "the folder empty holds no dataset"),
+        (["--data", "parts", *BYTES], r"subfolders have some: write parts/\*\*/\*"),
+        (["--data", *WHOLE[:4], "--tokenizer-type", "Bytes"], "found 'Bytes'; choose one of"),
+        (["--data", *WHOLE[:4], "--tokenizer-model", "x"], "give --tokenizer-type, too"),
+        (["--data", *WHOLE, "--huggingface", "nobody/model"], "nobody/model holds no config.json"),
+        (["--data", *WHOLE, "--huggingface", "model"], "model holds no config.json"),
+    ],
+)
+def test_init_refuses(
+    odd_data: None, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert cli.main(["init", *words, "--output", "search.yaml"]) == 2
+    assert re.search(message, capsys.readouterr().err.strip())
+    assert not Path("search.yaml").exists()
+
+
+def test_init_starts_from_the_model_in_a_folder(
+    odd_data: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    Path("model/config.json").write_text(json.dumps(QWEN2_1_5B))
+    words = ["init", "--data", *WHOLE[:4], "--huggingface", "model", "--output", "search.yaml"]
+    assert cli.main(words) == 2
+    assert "model/tokenizer.json: cannot read the tokenizer" in capsys.readouterr().err
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "<|endoftext|>": 1}, []))
+    tokenizer.save("model/tokenizer.json")
+    Path("model/tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    assert cli.main(words) == 0
+    config = load_config("search.yaml")
+    assert (config.proxy.kind, config.proxy.path) == ("huggingface", "model")
+    assert config.tokenizer.tokenizer_model == "model/tokenizer.json"
+    assert config.objective.target_aggregation == "mean"  # of one target
 
 
 def test_config_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,7 +281,9 @@ def test_config_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert lr.explanation == "Peak learning rate η of AdamW."
     assert {key.name for key in find_keys("proxy")} >= {"proxy.kind", "proxy.num_query_groups"}
     assert [key.name for key in find_keys("--num-query-groups")] == ["proxy.num_query_groups"]
-    assert [key.name for key in find_keys("--global-batch-size")] == ["training.global_batch_size"]
+    for asked in ("--global-batch-size", "GLOBAL_BATCH_SIZE", "--fastmix-global-batch-size"):
+        assert [key.name for key in find_keys(asked)] == ["training.global_batch_size"]
+    assert [key.name for key in find_keys("sources.path")] == ["sources[].path"]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +294,20 @@ def test_config_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
         ("--save", "run_dir"),
         ("--num-gpus", "--num-ranks"),
         ("training.lrr", "training.lr"),
-        ("engine.zero", "engine.zero_stage"),
+        ("engine.zero", "are engine.zero_stage,"),
+        ("zero", "are engine.zero_stage,"),
+        ("TRAINING.LRR", "are training.lr,"),
+        ("learning_rate", "training.lr"),
+        ("training.learning_rate", "training.lr"),
+        ("hidden", "are proxy.hidden_size,"),
+        ("entropy", "are objective.entropy_weight,"),
+        ("n1", "are mixture.inner_steps"),
+        ("sources.pth", "are sources[].path,"),
+        ("--split", "preprocess --split"),
+        ("--expert-model-parallel-size", "every rank holds all experts"),
+        ("--finetune", "proxy.checkpoint"),
+        ("--nnodes", "search_multinode.sh"),
+        ("--quantum", "nearest are"),
     ],
 )
 def test_config_knows_what_is_meant(
