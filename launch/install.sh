@@ -47,7 +47,14 @@ for name, version in sorted({(d.metadata["Name"], d.version) for d in distributi
 PYTHON
 fi
 if ! cmp -s <(cat setup.py launch/constraints.txt $(find megatron_fastmix -name "*.c" | sort)) "$stamp"; then
-  "$venv/bin/pip" install --quiet --constraint "$constraints" \
-    ${WHEELS:+--no-index --find-links "$WHEELS"} --editable ".[$extra]"
+  log="$venv/install.log"
+  rm -f "$log"
+  if ! "$venv/bin/pip" install --quiet --progress-bar off --log "$log" --constraint "$constraints" \
+    ${WHEELS:+--no-index --find-links "$WHEELS"} --editable ".[$extra]"; then
+    # Which versions conflict is what --quiet leaves out.
+    sed -n 's/^[^ ]* //; /The conflict is caused by/,/^ *$/p' "$log" >&2
+    echo "install: pip failed; all that it said is in $log" >&2
+    exit 1
+  fi
   cat setup.py launch/constraints.txt $(find megatron_fastmix -name "*.c" | sort) > "$stamp"
 fi

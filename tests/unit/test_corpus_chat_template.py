@@ -7,6 +7,7 @@ import pytest
 
 from megatron_fastmix.corpus.chat_template import ChatTemplate, read_chat_template
 from megatron_fastmix.errors import ConfigError, DataError
+from tests.unit.templates_of_transformers import marked, rendered
 from tests.unit.test_corpus_answer_only import learned, run
 
 CHATML = (
@@ -35,17 +36,9 @@ def answers_of(template, messages, variables=None, **options):
     return text, [text[start:stop] for start, stop in answers]
 
 
-def of_transformers(template, messages, **variables):
-    utils = pytest.importorskip("transformers.utils.chat_template_utils")
-    (text,), _ = utils.render_jinja_template(
-        conversations=[messages], chat_template=template, **variables
-    )
-    return text
-
-
 def test_the_text_is_what_transformers_renders(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(tokenizer_config())
-    expected = of_transformers(CHATML, MESSAGES, bos_token="<s>", eos_token="</s>")
+    expected = rendered(CHATML, MESSAGES, bos_token="<s>", eos_token="</s>")
     assert answers_of(read_chat_template(tmp_path), MESSAGES) == (
         expected,
         ["Hello</s>\n", "So long</s>\n"],
@@ -61,15 +54,12 @@ GENERATION = (
 
 
 def test_the_generation_tag_marks_answers_and_changes_no_text():
-    utils = pytest.importorskip("transformers.utils.chat_template_utils")
     template = ChatTemplate(source=GENERATION)
     text, answers = template.render(MESSAGES)
-    (expected,), (places,) = utils.render_jinja_template(
-        conversations=[MESSAGES], chat_template=GENERATION, return_assistant_tokens_mask=True
-    )
-    assert (text, answers) == (expected, places)
+    assert text == rendered(GENERATION, MESSAGES)
+    assert answers == marked(GENERATION, MESSAGES)
     bare = re.sub(r"(end)?generation %}", "set x = 1 %}", GENERATION)
-    assert text == of_transformers(bare, MESSAGES)
+    assert text == rendered(bare, MESSAGES)
 
 
 def test_the_generation_tag_inside_a_macro():

@@ -6,6 +6,7 @@ import pytest
 
 from megatron_fastmix.corpus.chat_template import ChatTemplate
 from megatron_fastmix.corpus.records import RecordParser
+from tests.unit.templates_of_transformers import rendered
 
 ASK = "{% if add_generation_prompt %}<assistant>{% endif %}"
 TAKES_PARTS = (
@@ -53,9 +54,8 @@ def test_parts_become_their_text_whatever_the_template_expects(source):
 
 
 def test_a_template_that_takes_parts_renders_as_in_transformers():
-    utils = pytest.importorskip("transformers.utils.chat_template_utils")
     source = TAKES_PARTS.replace("{{ p.text }}", "{{ p.text }}|")
-    expected = utils.render_jinja_template([RECORD["messages"]], chat_template=source)[0][0]
+    expected = rendered(source, RECORD["messages"])
     assert "".join(parse(RECORD, source).parts) == expected
     assert "It's |one|" in expected
 

@@ -6,6 +6,7 @@ import pytest
 
 from megatron_fastmix.corpus.chat_template import ChatTemplate
 from megatron_fastmix.corpus.records import RecordParser
+from tests.unit.templates_of_transformers import rendered
 
 TEMPLATE = (
     "{% if tools %}<tools>{% for t in tools %}{{ t | tojson }}{% endfor %}</tools>{% endif %}"
@@ -31,7 +32,6 @@ def learned(document):
 
 
 def test_what_the_template_asks_for_comes_from_the_record():
-    utils = pytest.importorskip("transformers.utils.chat_template_utils")
     record = {
         "messages": [USER, ANSWER],
         "tools": [TOOL],
@@ -39,9 +39,9 @@ def test_what_the_template_asks_for_comes_from_the_record():
         "style": "short",
         "id": 7,
     }
-    (expected,), _ = utils.render_jinja_template(
-        conversations=[record["messages"]],
-        chat_template=TEMPLATE,
+    expected = rendered(
+        TEMPLATE,
+        record["messages"],
         **{key: record[key] for key in ("tools", "documents", "style")},
     )
     document = parse(record)

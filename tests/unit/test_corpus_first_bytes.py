@@ -40,13 +40,17 @@ def follow(error: str, folder: Path) -> Path:
         (json.dumps(RECORDS, indent=2), "one JSON array", 2),
         ("[\n" + ",\n".join(map(json.dumps, RECORDS)) + "\n]\n", "one JSON array", 2),
         ("\ufeff\n [" + ",\n".join(map(json.dumps, RECORDS)) + "]", "one JSON array", 2),
-        (json.dumps(RECORDS * 40_000, indent=1), "one JSON array", 80_000),
+        pytest.param(
+            json.dumps(RECORDS * 40_000, indent=1), "one JSON array", 80_000, id="a long array"
+        ),
         (json.dumps(RECORDS[0], indent=2), "one JSON object over several lines", 1),
         ("\n".join(json.dumps(r, indent=4) for r in RECORDS), "objects over several lines", 2),
-        (
+        # Without an id pytest names the test by its text, in a variable that programs then inherit.
+        pytest.param(
             json.dumps({"text": "x" * HEAD_BYTES, "id": 1}, indent=2),
             "one JSON object over several lines",
             1,
+            id="a long object",
         ),
     ],
 )
