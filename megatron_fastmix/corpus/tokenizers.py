@@ -26,6 +26,7 @@ from megatron_fastmix.corpus.tokenizer_files import ID_FILES, NAMING_FILES, read
 from megatron_fastmix.corpus.tokenizer_interface import NO_TOKEN, Tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.text_files import decode_text
+from megatron_fastmix.text_list import listed
 
 __all__ = [
     "NO_TOKEN",
@@ -64,13 +65,40 @@ _FILES_OF_FOLDER = {
 
 def tokenizer_file(tokenizer_type: str, tokenizer_model: str) -> Path:
     """The file that a tokenizer is read from: `tokenizer_model`, the one in that folder, or that of
-    the model of this name in the Hugging Face Hub's cache. Raises `ConfigError` for a name alone.
+    the model of this name in the Hugging Face Hub's cache. Raises `ConfigError` for a name alone
+    and for a folder without one.
     """
     names = _FILES_OF_FOLDER.get(tokenizer_type, ())
     path = local_file(tokenizer_model, names, "tokenizer_model")
     if not names or not path.is_dir():
         return path
-    return next((path / name for name in names if (path / name).exists()), path / names[0])
+    found = [path / name for name in names if (path / name).exists()]
+    if not found and tokenizer_type in _SENTENCEPIECE:
+        found = sorted(path.glob("*.model"))
+        if len(found) > 1:
+            raise ConfigError(
+                f"tokenizer_model: {path} holds several models, {listed([f.name for f in found])}; "
+                "give the path of one"
+            )
+    if not found:
+        raise ConfigError(
+            f"tokenizer_model: {path} holds none of {', '.join(names)}; {_hint(path)}"
+        )
+    return found[0]
+
+
+def _hint(folder: Path) -> str:
+    """What to do about a folder without the tokenizer's file."""
+    for tokenizer_type, names in _FILES_OF_FOLDER.items():
+        here = next((name for name in names if (folder / name).exists()), None)
+        if here and tokenizer_type != TikTokenizer.tokenizer_type:
+            return f"it holds {here}: use the type {tokenizer_type}, or copy the file"
+    for names in _FILES_OF_FOLDER.values():
+        below = next((file for name in names for file in sorted(folder.glob(f"*/{name}"))), None)
+        if below:
+            return f"give the folder {below.parent}"
+    there = sorted(file.name for file in folder.iterdir())
+    return f"it holds {listed(there, 5) or 'nothing'}: give the folder or the file of the tokenizer"
 
 
 def tokenizer_files(path: str) -> list[str]:

@@ -57,7 +57,7 @@ def test_a_name_in_the_cache_is_its_tokenizer_and_its_template(cache):
 
 def test_a_folder_wins_over_a_name(cache):
     (cache.parent / NAME).mkdir(parents=True)
-    with pytest.raises(DataError, match=f"{NAME}/tokenizer.json: cannot read the tokenizer"):
+    with pytest.raises(ConfigError, match=f"{NAME} holds none of tokenizer.json"):
         load_tokenizer("HuggingFaceTokenizer", NAME)
 
 
@@ -88,3 +88,24 @@ def test_the_end_token_of_a_nested_language_model_counts(cache, key):
     tokenizer = load_tokenizer("HuggingFaceTokenizer", str(folder))
     assert tokenizer.eod == 1
     assert not tokenizer.notes
+
+
+def test_a_folder_without_the_tokenizer_says_what_it_holds(tmp_path):
+    def refused(kind, message):
+        with pytest.raises(ConfigError, match=message):
+            load_tokenizer(kind, str(tmp_path))
+
+    refused("HuggingFaceTokenizer", r"holds none of tokenizer.json; it holds nothing: give")
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "tokenizer.json").write_text(tokenizer_json())
+    refused("HuggingFaceTokenizer", r"give the folder .*part$")
+    (tmp_path / "vocab.json").write_text("{}")
+    refused("HuggingFaceTokenizer", r"it holds vocab.json: use the type GPT2BPETokenizer")
+    refused("SentencePieceTokenizer", r"holds none of tokenizer.model, spiece.model")
+    (tmp_path / "my.model").write_text("no model")
+    with pytest.raises(DataError, match=r"my.model: not a SentencePiece model"):
+        load_tokenizer("Llama2Tokenizer", str(tmp_path))
+    (tmp_path / "other.model").write_text("no model")
+    refused(
+        "SentencePieceTokenizer", r"several models, my.model, other.model; give the path of one"
+    )
