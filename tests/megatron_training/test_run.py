@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import os
 import re
 import subprocess
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -17,101 +13,26 @@ import pytest
 pytest.importorskip("megatron.training", reason="megatron.training comes with megatron-core 0.19")
 
 import megatron.training.training  # noqa: F401
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule
 from megatron_fastmix.lab.forked_ranks import run_ranks
-from megatron_fastmix.megatron.__main__ import main
-from tests.conftest import SEQ_LENGTH, SOURCES
+from tests.conftest import SEQ_LENGTH
+from tests.megatron_training.runs import (
+    BATCH,
+    MOVED,
+    START,
+    Runs,
+    check_scalars,
+    sources_in_order,
+    start,
+    tensorboard,
+)
 
 SCRIPT = Path(__file__).with_name("pretrain_tiny.py")
-START = {"forward": 0.5, "backward": 0.25, "noise": 0.25}
-MOVED = {"forward": 0.0, "backward": 0.25, "noise": 0.75}
-BATCH = 8
-FIXED = f"""
---num-layers 1 --hidden-size 32 --num-attention-heads 2 --seq-length {SEQ_LENGTH}
---max-position-embeddings {SEQ_LENGTH} --micro-batch-size 2 --lr 1e-2
---tokenizer-type NullTokenizer --vocab-size 300 --transformer-impl local
---no-gradient-accumulation-fusion --no-persist-layer-norm --no-bias-swiglu-fusion
---no-masked-softmax-fusion --distributed-backend gloo --split 90,10,0 --eval-iters 0
---log-interval 2 --num-workers 1 --save-interval 2 --ckpt-format torch
-""".split()
-
-
-class Runs:
-    """Runs of one data set; `flags` come after the fixed ones."""
-
-    def __init__(self, corpora: Path, folder: Path) -> None:
-        self.corpora, self.folder = corpora, folder
-
-    def schedule(self, name: str, *changes: tuple[int, dict[str, float]]) -> Path:
-        path = self.folder / name
-        entries = tuple(Change(at_sample=at, weights=weights) for at, weights in changes)
-        WeightSchedule(changes=entries).write(path)
-        return path
-
-    def command(
-        self, schedule: Path, output: Path, *flags: str, batch: int | None = BATCH
-    ) -> list[str]:
-        output.mkdir(exist_ok=True)
-        # Not in the mixture's order, and with weights that the mixture's replace.
-        blend = [part for name in reversed(SOURCES) for part in ("1", str(self.corpora / name))]
-        return [
-            str(SCRIPT),
-            *FIXED,
-            *([f"--global-batch-size={batch}"] if batch else []),
-            f"--tiny-output={output}",
-            f"--data-cache-path={self.folder / 'cache'}",
-            f"--tensorboard-dir={output / 'tensorboard'}",
-            "--data-path",
-            *blend,
-            *flags,
-            f"--fastmix-schedule={schedule}",
-            *(f"--fastmix-source={name}={self.corpora / name}" for name in SOURCES),
-        ]
-
-    def run(
-        self, ranks: int, name: str, schedule: Path, *flags: str, batch: int | None = BATCH
-    ) -> tuple[list[str], list[list[tuple[int, float, int]]]]:
-        """What each rank printed, and the (source, loss, tokens) of every sample that it saw."""
-        output = self.folder / name
-        printed = run_ranks(ranks, start, self.command(schedule, output, *flags, batch=batch))
-        seen = [json.loads((output / f"{rank}.json").read_text()) for rank in range(ranks)]
-        return printed, seen
 
 
 @pytest.fixture
 def runs(corpora, tmp_path):
-    return Runs(corpora, tmp_path)
-
-
-def start(arguments: list[str]) -> str:
-    sys.argv = ["megatron_fastmix.megatron", *arguments]
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        main()
-    return printed.getvalue()
-
-
-def tensorboard(folder: Path) -> dict[str, dict[int, float]]:
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return {
-        tag: {event.step: event.value for event in events.Scalars(tag)}
-        for tag in events.Tags()["scalars"]
-    }
-
-
-def sources_in_order(seen: list[list[tuple[int, float, int]]], data_size: int) -> list[int]:
-    """The source of every sample of a run in the order of its numbers."""
-    micro = 2
-    rows = [rank for rank in seen if rank]
-    assert len(rows) == data_size
-    return [
-        rows[rank][at + row][0]
-        for at in range(0, len(rows[0]), micro)
-        for rank in range(data_size)
-        for row in range(micro)
-    ]
+    return Runs(corpora, tmp_path, SCRIPT, ())
 
 
 @pytest.mark.parametrize(
@@ -129,23 +50,7 @@ def test_losses_by_source_are_those_of_the_batches_dataset_ids(runs, ranks, tens
         "--calculate-per-token-loss",
         "--train-iters=4",
     )
-    scalars = tensorboard(runs.folder / "out" / "tensorboard")
-    for half, iteration in enumerate((2, 4)):
-        sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-        for rank in seen:
-            for at, (source, loss, tokens) in enumerate(rank):
-                if at < len(rank) * (half + 1) // 2:
-                    sums[source][2] += 1
-                    if at >= len(rank) * half // 2:
-                        sums[source][0] += loss
-                        sums[source][1] += tokens
-        for source, name in enumerate(START):
-            loss, tokens, draws = sums[source]
-            shown = scalars[f"fastmix loss/{name}"][iteration]
-            assert shown == pytest.approx(loss / tokens, rel=1e-5)
-            assert scalars[f"fastmix tokens/{name}"][iteration] == draws * SEQ_LENGTH
-            assert scalars[f"fastmix weight/{name}"][iteration] == pytest.approx(START[name])
-            assert scalars[f"fastmix epochs/{name}"][iteration] > 0
+    check_scalars(tensorboard(runs.folder / "out"), seen)
     lines = re.findall(r"fastmix, by source at iteration +(\d+) \| forward: loss", printed[-1])
     assert lines == ["2", "4"]
     assert not any("fastmix, by source" in text for text in printed[:-1])
@@ -187,7 +92,7 @@ def test_a_batch_size_that_steps_up_draws_the_same_samples(runs):
     steps = ["--step-batch-size-schedule", f"0:4 {16 * SEQ_LENGTH}:8", "--train-iters=6", block]
     stepped = runs.run(2, "stepped", schedule, *steps, batch=None)[1]
     assert sources_in_order(stepped, 2) == sources_in_order(fixed, 1)
-    scalars = tensorboard(runs.folder / "stepped" / "tensorboard")
+    scalars = tensorboard(runs.folder / "stepped")
     tokens = [scalars[f"fastmix tokens/{name}"] for name in START]
     assert [sum(t[i] for t in tokens) / SEQ_LENGTH for i in (2, 4, 6)] == [8, 16, 32]
 
