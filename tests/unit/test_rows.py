@@ -140,11 +140,15 @@ def test_another_setting_is_refused_by_what_differs(file):
     file.add(row("a"))
     with pytest.raises(ConfigError, match=r"another setting.*\n  eval_samples: 8 there, 9 now"):
         file.claim(Setting(eval_samples=9))
-    defaults = {key: value for key, value in file.read().setting.items() if "." in key}
+    # Keys younger than the file have their defaults, in the file and where they are left out.
+    defaults = file.read().setting
     assert defaults["model.num_layers"] == 4
-    file.claim(Setting(eval_samples=8, **defaults))  # keys younger than the file, at their defaults
-    with pytest.raises(ConfigError, match=r"model\.num_layers: 4 there, 5 now"):
-        file.claim(Setting(eval_samples=8, **defaults | {"model.num_layers": 5}))
+    assert defaults["eod_mask_loss"] is False
+    for there in ({}, defaults):
+        file.claim(Setting(**there | {"eval_samples": 8}))
+        for key, value in (("model.num_layers", 5), ("eod_mask_loss", True)):
+            with pytest.raises(ConfigError, match=f"{key}: {defaults[key]} there, {value} now"):
+                file.claim(Setting(**there | {"eval_samples": 8, key: value}))
 
 
 def test_rows_are_borrowed_from_files_of_the_same_setting(file, tmp_path):

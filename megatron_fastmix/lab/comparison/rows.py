@@ -155,7 +155,7 @@ class RowFile:
         def make(records: list[Record]) -> list[Record]:
             rows = _parse(records, self.path)
             if rows.setting:
-                self.check(rows.setting, _plain(setting.identity()))
+                self.check(rows.setting, with_defaults(_plain(setting.identity())))
                 return []
             return _side("setting", setting.digest, _plain(setting.identity()))
 
