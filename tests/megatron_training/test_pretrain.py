@@ -22,10 +22,23 @@ from tests.megatron_training.runs import (
 )
 
 SCRIPT = Path(__file__).with_name("pretrain_loop.py")
-FIXED = """
---use-cpu-initialization --no-bias-dropout-fusion --attention-dropout 0 --hidden-dropout 0
---no-rope-fusion --optimizer sgd --clip-grad 0 --eval-iters 1 --eval-interval 2
-""".split()
+FIXED = [
+    "--use-cpu-initialization",
+    "--no-bias-dropout-fusion",
+    "--attention-dropout",
+    "0",
+    "--hidden-dropout",
+    "0",
+    "--no-rope-fusion",
+    "--optimizer",
+    "sgd",
+    "--clip-grad",
+    "0",
+    "--eval-iters",
+    "1",
+    "--eval-interval",
+    "2",
+]
 
 
 @pytest.fixture
