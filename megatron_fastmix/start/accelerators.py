@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ def visible_accelerators() -> list[str]:
     if shutil.which("nvidia-smi"):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible is not None:
-            return [entry.strip() for entry in visible.split(",") if entry.strip()]
+            return list(itertools.takewhile(_is_device, map(str.strip, visible.split(","))))
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
         count = sum(line.startswith("GPU") for line in listing.stdout.splitlines())
         return [str(index) for index in range(count)]
@@ -35,14 +36,26 @@ def visible_accelerators() -> list[str]:
         return []
     count, why = _torch_count()
     if not count:
-        hidden = [name for name in VISIBLE if os.environ.get(name) == ""]
-        if hidden:
+        if hidden_on_purpose():
             return []
         raise ConfigError(
             f"this machine has {devices[0]}, but torch sees no accelerator ({why}): install a "
             "torch built for it, or give the container the driver (DS_ACCELERATOR=cpu: CPU)"
         )
     return [str(index) for index in range(count)]
+
+
+def hidden_on_purpose() -> bool:
+    """Whether the environment shows this process no device: nothing, -1, or what SLURM writes for a
+    job without any."""
+    values = [os.environ[name].strip() for name in VISIBLE if name in os.environ]
+    return any(not _is_device(value.partition(",")[0].strip()) for value in values)
+
+
+def _is_device(entry: str) -> bool:
+    """Whether an entry of CUDA_VISIBLE_DEVICES is a device; those behind one that is none are
+    hidden, too."""
+    return entry not in ("", "-1", "NoDevFiles")
 
 
 def device_files(root: Path = Path("/")) -> list[str]:

@@ -28,7 +28,7 @@ from megatron_fastmix.errors import (
 from megatron_fastmix.processes import stop_with_parent
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
-from megatron_fastmix.start.accelerators import VISIBLE, device_files
+from megatron_fastmix.start.accelerators import device_files, hidden_on_purpose
 from megatron_fastmix.start.claim import claim
 from megatron_fastmix.start.limits import raise_open_files
 from megatron_fastmix.storage import describe, is_storage_error
@@ -138,7 +138,7 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
 
     device = local_device()
     unused = device_files()
-    on_purpose = os.environ.get("DS_ACCELERATOR") == "cpu" or "" in map(os.environ.get, VISIBLE)
+    on_purpose = os.environ.get("DS_ACCELERATOR") == "cpu" or hidden_on_purpose()
     if device.type == "cpu" and unused and not on_purpose:
         raise ConfigError(
             f"{socket.gethostname()} has {unused[0]}, but torch {torch.__version__} sees no "

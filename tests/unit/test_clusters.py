@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,13 @@ from megatron_fastmix.checkpoint.stored_parameters import MASTER, StoredParamete
 from megatron_fastmix.cli import main as cli
 from megatron_fastmix.deepspeed_engine.versions import check_deepspeed
 from megatron_fastmix.errors import ConfigError, OutOfMemoryError
+from megatron_fastmix.parallel.device import local_device
 from megatron_fastmix.start import accelerators
-from megatron_fastmix.start.accelerators import device_files, visible_accelerators
+from megatron_fastmix.start.accelerators import (
+    device_files,
+    hidden_on_purpose,
+    visible_accelerators,
+)
 from megatron_fastmix.start.worker import is_out_of_memory
 
 LAUNCH = Path(__file__).parents[2] / "launch"
@@ -67,6 +74,52 @@ def test_a_device_that_torch_cannot_use_is_no_reason_to_train_on_the_cpu(
     assert visible_accelerators() == ["0", "1", "2", "3"]
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert visible_accelerators() == []
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices"),
+    [
+        (None, ["0", "1"]),
+        ("1", ["1"]),
+        ("GPU-8932f937, 1", ["GPU-8932f937", "1"]),
+        ("", []),
+        ("-1", []),
+        ("0,-1,1", ["0"]),
+        ("NoDevFiles", []),
+    ],
+)
+def test_devices_that_are_shown_to_a_job(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, visible: str | None, devices: list[str]
+) -> None:
+    listing = "GPU 0: H100 (UUID: GPU-1)\\nGPU 1: H100 (UUID: GPU-2)\\n"
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{listing}'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in (*accelerators.VISIBLE, "DS_ACCELERATOR"):
+        monkeypatch.delenv(name, raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert visible_accelerators() == devices
+    assert hidden_on_purpose() == (not devices)
+
+
+@pytest.mark.parametrize(
+    ("devices", "local_rank", "expected"),
+    [(8, "5", "cuda:5"), (1, "5", "cuda:0"), (1, "0", "cuda:0"), (4, "6", "cuda:2")],
+)
+def test_tasks_of_slurm_may_each_see_one_gpu(
+    monkeypatch: pytest.MonkeyPatch, devices: int, local_rank: str, expected: str
+) -> None:
+    import torch
+
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: devices)
+    assert str(local_device()) == expected
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert str(local_device()) == "cpu"
 
 
 @pytest.mark.parametrize("version", ["0.19.0", "0.19.8", "0.19.9+cu126"])
@@ -127,6 +180,27 @@ def test_a_checkpoint_of_many_ranks_needs_few_open_files(
     for _ in range(2):
         assert stored.read(MASTER, "w", 0, 60).tolist() == np.repeat(np.arange(20), 3).tolist()
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_environment_with_its_own_torch_keeps_it(tmp_path: Path) -> None:
+    """`install.sh --system-site-packages`: pip is told to leave every version that is there."""
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").write_text(f"#!/bin/sh\necho {venv}\n")
+    (venv / "bin" / "pip").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/arguments\n')
+    for program in (venv / "bin").iterdir():
+        program.chmod(0o755)
+    environment = os.environ | {"PYTHON": sys.executable, "VENV": str(venv)}
+    script = ["bash", str(LAUNCH / "install.sh"), "--system-site-packages"]
+    subprocess.run(script, env=environment, check=True)
+    arguments = (tmp_path / "arguments").read_text().split()
+    file = Path(arguments[arguments.index("--constraint") + 1])
+    assert arguments[-2:] == ["--editable", ".[corpus]"]
+    kept = file.read_text().splitlines()
+    for name in ("torch", "numpy", "deepspeed"):
+        assert f"{name}=={importlib.metadata.version(name)}" in kept
+    # Those of the environment that the new one is made from, where it is a virtual one itself.
+    assert (venv / "shared.pth").read_text().strip() == sysconfig.get_path("purelib")
 
 
 FAKE_SRUN = """#!/usr/bin/env bash

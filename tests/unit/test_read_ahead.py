@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import threading
+from typing import Any, ClassVar, Self
 
+import numpy as np
 import pytest
+import torch
 
+from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.batch.read_ahead import ReadAhead
 
 
@@ -53,3 +57,35 @@ def test_an_error_comes_where_the_batch_is_taken() -> None:
     assert [ahead.take(step, 0) for step in (0, 1)] == [0, 1]
     with pytest.raises(OSError, match="gone"):
         ahead.take(2, 0)
+
+
+class OfTheHost(torch.Tensor):
+    """Notes what is asked of it on its way to an accelerator, which there need not be."""
+
+    asked: ClassVar[list[tuple[str, tuple[Any, ...], dict[str, Any]]]] = []
+
+    def pin_memory(self, *args: Any, **kwargs: Any) -> Self:
+        self.asked.append(("pin_memory", args, kwargs))
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        self.asked.append(("to", args, kwargs))
+        return self
+
+
+def test_a_batch_is_pinned_and_copied_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(OfTheHost, "asked", asked)
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.ones(shape, dtype=torch.int64).as_subclass(OfTheHost)
+
+    names = ("tokens", "labels", "loss_mask")
+    batch = Batch.of_sources(np.arange(2), **{name: tensor(2, 8) for name in names})
+    asked.clear()
+    batch.to("cuda:0")
+    copies = ("to", ("cuda:0",), {"non_blocking": True})
+    assert asked == [("pin_memory", (), {}), copies] * 3
+    asked.clear()
+    batch.to("cpu")  # there is nothing to copy
+    assert asked == []
