@@ -12,6 +12,10 @@ launch_dir=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-$launch_dir/../.venv/bin/python}
 launcher=${LAUNCHER:-deepspeed}
 
+if [ -n "${RANKS:-}" ] && ! [[ $RANKS =~ ^[1-9][0-9]*$ ]]; then
+  echo "search.sh: RANKS is $RANKS; use 1 or more, or leave it out" >&2
+  exit 2
+fi
 # Inputs, run folder and configuration, before anything starts; prints the configuration to run.
 config=$("$python" -m megatron_fastmix.cli check-hosts "$@")
 flags=()
@@ -25,8 +29,18 @@ case $launcher in
     ;;
   torchrun)
     if [ -z "${RANKS:-}" ]; then
-      RANKS=$(nvidia-smi -L 2>/dev/null | grep -c ^GPU || true)
-      [ "$RANKS" -gt 0 ] || RANKS=2
+      # Of either driver, in containers too; a device that torch cannot use is an error.
+      RANKS=$("$python" - <<'PYTHON'
+from megatron_fastmix.program import run_program
+from megatron_fastmix.start.accelerators import visible_accelerators
+
+raise SystemExit(run_program(lambda: print(len(visible_accelerators())), "search.sh"))
+PYTHON
+      )
+      if [ "$RANKS" = 0 ]; then
+        echo "search.sh: found no accelerator; training on 2 CPU ranks" >&2
+        RANKS=2
+      fi
     fi
     # Without the address torchrun asks for this machine by name, which not every network knows.
     exec "$python" -m torch.distributed.run --standalone --local-addr 127.0.0.1 \

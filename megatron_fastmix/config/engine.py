@@ -16,7 +16,8 @@ class EngineConfig:
     """DeepSpeed and parallelism."""
 
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """ZeRO stage."""
+    """ZeRO stage. Of bf16 rather 1 than 0: without ZeRO, DeepSpeed waits in every step for each
+    parameter to tell whether its gradient is finite."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision in which the proxy trains. `finite_difference` runs its probe in fp32 either way,
     since a perturbation of bf16 parameters rounds away."""

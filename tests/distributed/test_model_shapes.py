@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ GROUPED: dict[str, Any] = {
     "normalization": "LayerNorm",
     "untie_embeddings_and_output_weights": True,
 }
+HYBRID = pytest.param(
+    {"hybrid_layer_pattern": "*E*-", "num_experts": 4, "recompute_granularity": "full"},
+    3,
+    1,
+    marks=pytest.mark.skipif(
+        importlib.util.find_spec("megatron.core.models.hybrid") is None,
+        reason="this Megatron-core has no HybridModel",
+    ),
+)
 EXPERTS = {"num_experts": 4, "moe_ffn_hidden_size": 32}
 
 
@@ -46,6 +56,7 @@ def check_same_products(values: dict, tmp_path: Path, ranks: int, **changes: Any
         slow({**GROUPED, "qk_layernorm": False}, 1, 2),
         ({**EXPERTS, "recompute_granularity": "full"}, 3, 1),
         slow(EXPERTS, 2, 1),
+        HYBRID,
     ],
 )
 def test_megatron_shapes(

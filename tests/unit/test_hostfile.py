@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from deepspeed.launcher.runner import fetch_hostfile
 
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.start.accelerators import VISIBLE
 from megatron_fastmix.start.check_hosts import read_hostfile
 
 LAUNCH = Path(__file__).parents[2] / "launch"
@@ -104,6 +106,53 @@ def test_what_is_no_hostfile(tmp_path: Path, content: bytes, message: str) -> No
     (tmp_path / "hostfile").write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         read_hostfile(tmp_path / "hostfile")
+
+
+def started_by_torchrun(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`search.sh` with what would start torchrun printed, and the rest of Python as it is."""
+    commands = tmp_path / "bin"
+    commands.mkdir(exist_ok=True)
+    (commands / "python").write_text(
+        '#!/bin/bash\nif [[ "$*" == *check-hosts* ]]; then echo /run/config.yaml; '
+        f'elif [ "$1" = - ]; then exec {sys.executable} -; else echo "$@"; fi\n'
+    )
+    (commands / "python").chmod(0o755)
+    hidden = {name: "" for name in VISIBLE if name not in environment}
+    return subprocess.run(
+        ["bash", str(LAUNCH / "search.sh"), "--config", "my.yaml"],
+        env={
+            "PATH": f"{commands}:{os.environ['PATH']}",
+            "PYTHON": str(commands / "python"),
+            "PYTHONPATH": str(LAUNCH.parent),
+            "LAUNCHER": "torchrun",
+            **hidden,
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_torchrun_gets_a_rank_for_each_device(tmp_path: Path) -> None:
+    done = started_by_torchrun(tmp_path)
+    assert "--nproc-per-node 2 -m megatron_fastmix.cli search" in done.stdout
+    assert "found no accelerator; training on 2 CPU ranks" in done.stderr
+    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\n")
+    (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
+    done = started_by_torchrun(tmp_path, CUDA_VISIBLE_DEVICES="0,1,2")
+    assert "--nproc-per-node 3 -m" in done.stdout
+    assert done.stderr == ""
+    done = started_by_torchrun(tmp_path, RANKS="5")
+    assert "--nproc-per-node 5 -m" in done.stdout
+
+
+@pytest.mark.parametrize("ranks", ["0", "-1", "two"])
+def test_a_number_of_ranks_that_is_none(tmp_path: Path, ranks: str) -> None:
+    done = started_by_torchrun(tmp_path, RANKS=ranks)
+    assert done.returncode == 2
+    assert f"RANKS is {ranks}; use 1 or more" in done.stderr
+    assert done.stdout == ""
 
 
 def batch_script(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
