@@ -24,6 +24,10 @@ from megatron_fastmix.report.scale import share_axis
 
 MOST_BANDS = 8
 """Lines of a chart that have bands; more cover each other."""
+MANY = 256
+"""Sources beyond which the heaviest alone are drawn."""
+HEAVIEST = 64
+"""Of many sources, those that are drawn."""
 MOST_POINTS = 240
 """Points of a line; a longer one is averaged in buckets."""
 
@@ -41,20 +45,25 @@ def thin(points: Points) -> Points:
 
 def build_charts(runs: Sequence[RunRecord], order: Sequence[str]) -> dict[str, list[Chart]]:
     """Charts by section, those without data left out. `order` are the sources, heaviest first."""
+    drawn, hidden = order, ""
+    if len(order) > MANY:
+        drawn = order[:HEAVIEST]
+        hidden = f" Drawn are the {HEAVIEST} heaviest of {len(order):,} sources."
     first = runs[0]
     targets = list(dict.fromkeys(target for run in runs for target in run.targets))
     sections: dict[str, list[Chart]] = {
+        "Weights of groups over time": _groups(runs),
         "Weights over time": _per_name(
             runs,
-            order,
+            drawn,
             "weights",
             "Weights",
             "share of tokens in the loss",
             lambda run, name: [(0, run.initial[name]), *run.by_name("outer", "weights", name)],
-            note="The learned weight is the mean over the shaded part.",
+            note=f"The learned weight is the mean over the shaded part.{hidden}",
             from_zero=True,
         ),
-        "Alignment of each source with the target": _alignment(runs, order, targets),
+        "Alignment of each source with the target": _alignment(runs, drawn, targets),
         "Loss on each target": [
             chart
             for target in targets
@@ -69,7 +78,7 @@ def build_charts(runs: Sequence[RunRecord], order: Sequence[str]) -> dict[str, l
         "Weight of each target": _target_weights(runs, targets),
         "Loss on each source": _per_name(
             runs,
-            order,
+            drawn,
             "source_loss",
             "Training loss",
             "nats per token",
@@ -100,6 +109,22 @@ def _averaged_steps(runs: Sequence[RunRecord]) -> tuple[int, int] | None:
         for run in runs
     }
     return found.pop() if len(found) == 1 else None
+
+
+def _groups(runs: Sequence[RunRecord]) -> list[Chart]:
+    """The sums of the weights of each group, where they were logged."""
+    last = runs[0].outer[-1].get("group_weights") if runs[0].outer else None
+    if not isinstance(last, dict):
+        return []
+    return _per_name(
+        runs,
+        sorted(last, key=lambda name: -(last[name] or 0.0)),
+        "group_weights",
+        "Weights of groups",
+        "share of tokens in the loss",
+        lambda run, name: run.by_name("outer", "group_weights", name),
+        from_zero=True,
+    )
 
 
 def _alignment(
@@ -218,7 +243,7 @@ def _per_name(
             series=[
                 series(run, name, run.name, place(i))
                 for i, run in enumerate(runs)
-                if name in run.sources or name in run.targets
+                if key == "group_weights" or name in run.sources or name in run.targets
             ],
             note=note if k == 0 else "",
             from_zero=from_zero,

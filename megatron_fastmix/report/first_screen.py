@@ -12,6 +12,7 @@ from typing import Any
 
 from megatron_fastmix.mixture.optimality import CLEAR
 from megatron_fastmix.report.capped import capped_mixture, read_often, repetition_note
+from megatron_fastmix.report.charts import MANY
 from megatron_fastmix.report.commands import Command, next_commands
 from megatron_fastmix.report.durations import duration
 from megatron_fastmix.report.measured_gain import Measurements
@@ -72,6 +73,11 @@ class FirstScreen:
     heading: str
     lead: str
     rows: list[Row]
+    """Heaviest first."""
+    lighter: list[tuple[list[str], list[str]]]
+    """Of very many sources those that are no rows at first: what the script needs of each row, as
+    `Row` has it (group, pull, many, move), and the texts of its cells. The page makes rows of them
+    when somebody searches."""
     scale: list[tuple[str, float]]
     """Marks of the bars' scale: text, and place in parts of it."""
     groups: list[tuple[str, int, str]]
@@ -105,10 +111,12 @@ def first_screen(
     gains, gain_notes = compare_gains(runs, found, against)
     groups = groups_of(found)
     sums = found.group_weights(groups)
+    listed = len(rows) if len(rows) <= MANY else MANY
     return FirstScreen(
         heading=f"The mixture {what}{seeds}",
         lead=_lead(found, rows),
-        rows=rows,
+        rows=rows[:listed],
+        lighter=[_light(row, found.answer_only, rows[0]) for row in rows[listed:]],
         scale=scale,
         groups=[
             (group, len(groups[group]), f"{sums[group]:.3f}")
@@ -250,6 +258,19 @@ def _rows(
             )
         )
     return rows, [(f"{mark:g}", mark / top) for mark in marks]
+
+
+def _light(row: Row, answer_only: bool, first: Row) -> tuple[list[str], list[str]]:
+    """As the template lays out the cells of a row; the bar would be too short to be seen."""
+    arrow = {"gain": "↑", "lose": "↓"}.get(row.pull, "")
+    cells = [row.name, row.weight, row.spread]
+    cells += [row.capped] if first.capped else []
+    cells += [row.row_share] if answer_only else []
+    cells += [""]
+    cells += [f"{row.advantage or '–'} {arrow}"] if first.advantage else []
+    cells += [row.start, row.train, row.size, row.epochs]
+    move = "up" if row.bar[0] > row.bar[3] else "down"
+    return [row.group, row.pull, str(row.many).lower(), move], cells
 
 
 def _advantage(source: LearnedSource) -> str:

@@ -83,7 +83,22 @@ for (const button of document.querySelectorAll(".copy")) {
 for (const tools of document.querySelectorAll(".tools")) {
   const find = tools.querySelector(".find"), choice = tools.querySelector(".show");
   const rows = [...tools.parentElement.querySelectorAll(".sources tbody tr")];
+  let lighter = tools.parentElement.querySelector(".lighter");
+  const listLighter = () => { // rows of thousands of sources, which the page opens without
+    const body = rows[0].parentElement, made = document.createDocumentFragment();
+    for (const [[group, pull, many, move], texts] of JSON.parse(lighter.textContent)) {
+      const row = rows[0].cloneNode(true);
+      Object.assign(row.dataset, { group, pull, many, move });
+      texts.forEach((text, i) => { row.children[i].textContent = text; });
+      row.lastElementChild.className = many === "true" ? "fair" : "";
+      rows.push(row);
+      made.append(row);
+    }
+    body.append(made);
+    lighter = null;
+  };
   const filter = () => {
+    if (lighter) listLighter();
     const words = find.value.toLowerCase().split(/\s+/).filter(Boolean), chosen = choice?.value ?? "";
     let count = 0;
     for (const row of rows) {

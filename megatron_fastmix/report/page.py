@@ -6,12 +6,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from typing import Any
 
 import yaml
 from markupsafe import Markup
 
 from megatron_fastmix.report import palette
 from megatron_fastmix.report.chart import Chart
+from megatron_fastmix.report.charts import MANY
 from megatron_fastmix.report.configuration import differences
 from megatron_fastmix.report.first_screen import (
     cost_facts,
@@ -146,13 +148,21 @@ def _time_split(runs: Sequence[RunRecord]) -> Section:
     return Section(heading="Where the time went", times=times)
 
 
+def _without_many(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration; of many sources only their number, which would be most of the page."""
+    sources = config.get("sources")
+    if not isinstance(sources, list) or len(sources) <= MANY:
+        return config
+    return config | {"sources": f"{len(sources):,}, listed in the run folder's configuration"}
+
+
 def _configuration(runs: Sequence[RunRecord]) -> Section:
     return Section(
         heading="Configuration",
         configurations=[
             (
                 run.name,
-                yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
+                yaml.safe_dump(_without_many(run.config), sort_keys=False, allow_unicode=True)
                 if run.config
                 else "The metrics hold no configuration.",
             )

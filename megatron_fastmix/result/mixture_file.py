@@ -40,12 +40,38 @@ FIX = "give the mixture.json that a run wrote, or its folder"
 READABLE = (1, VERSION)
 """Versions of the file that this program reads."""
 SUM_TOLERANCE = 1e-9
+COMPACT_ABOVE = 256
+"""Sources beyond which an entry of a list is one line."""
 
 
 def write_mixture(path: str | Path, mixture: LearnedMixture) -> None:
     """Writes JSON, atomically; floats read back bit for bit. `ValueError` for NaN or Inf."""
-    text = json.dumps(values_of(mixture), indent=2, ensure_ascii=False, allow_nan=False)
+    values = values_of(mixture)
+    if len(mixture.sources) > COMPACT_ABOVE:
+        text = _lines(values)
+    else:
+        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(path, text + "\n")
+
+
+def _lines(values: dict[str, Any], indent: str = "") -> str:
+    """The same JSON with a line for each entry of a list and each value: half as large, and a
+    source can be found by its line."""
+    parts = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            text = _lines(value, f"{indent}  ")
+        elif isinstance(value, list | tuple) and value:
+            entries = ",\n".join(f"{indent}    {_compact(entry)}" for entry in value)
+            text = f"[\n{entries}\n{indent}  ]"
+        else:
+            text = _compact(value)
+        parts.append(f"{indent}  {json.dumps(key, ensure_ascii=False)}: {text}")
+    return "{\n" + ",\n".join(parts) + f"\n{indent}}}" if parts else "{}"
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def read_mixture(path: str | Path) -> LearnedMixture:

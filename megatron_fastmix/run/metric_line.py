@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from megatron_fastmix.config import strict_yaml
@@ -69,13 +70,14 @@ _CONFIG = {
 _SOURCE = {"name": str, "min_weight": float, "max_weight": float}
 
 
-def check_line(line: dict[str, Any]) -> None:
+def check_line(line: dict[str, Any], *, known: Collection[str] = ()) -> None:
     """Raises `ConfigError` that names the first key whose value has another type.
 
-    Keys that a line lacks or that are not known pass: releases before and after have others.
+    Keys that a line lacks or that are not known pass: releases before and after have others. Those
+    of `known` are mappings to numbers.
     """
     for key, hint in {"time": _Number, **(_RUN if line["kind"] == "run" else _STEP)}.items():
-        if key in line:
+        if key in line and key not in known:
             strict_yaml.check_type(hint, line[key], key)
     config: dict[str, Any] = (line.get("config") or {}) if line["kind"] == "run" else {}
     for key, hint in _CONFIG.items():

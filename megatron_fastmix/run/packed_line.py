@@ -1,21 +1,30 @@
 """Lines of `metrics.jsonl` of a search of very many sources, without their names.
 
-Beyond `PACKED_ABOVE` sources a line names none of them: what has a value for each is an array in
-the order of the `run` line's `sources`, what has one for few (the losses of the sources that were
-drawn) a pair of arrays, places and values. `packed` lists the keys. Weights keep all digits, the
-other numbers six. `read_metrics` gives the mappings back, so that nothing else knows.
+Beyond `PACKED_ABOVE` sources a line names none of them, and `packed` lists the keys that are by
+source, in the order of the `run` line's `sources`. What has a value for each is one text: `f8:` or
+`f4:` and the base64 of little-endian floats, NaN where there is none. What has one for few (the
+losses of the sources that were drawn) is a pair of arrays, places and values. Weights are float64,
+bit for bit, the rest float32. The logits, which follow from the weights, are left out.
+`read_metrics` gives the mappings back, so that nothing else knows; it also reads what earlier
+releases wrote, arrays of numbers.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import math
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from megatron_fastmix.errors import ConfigError
 
 PACKED_ABOVE = 256
 EXACT = ("weights", "initial_weights")
-DIGITS = 6
+_FOLLOWS = ("logits",)
+_TYPES = {"f8": "<f8", "f4": "<f4"}
 
 
 def pack(line: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -23,8 +32,17 @@ def pack(line: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     if len(names) <= PACKED_ABOVE or line["kind"] == "run":
         return line
     keys = [key for key, value in line.items() if _is_of_all(value, names)]
-    packed = {key: _packed(line[key], exact=key in EXACT) for key in keys}
-    return line | packed | ({"packed": keys} if keys else {})
+    kept = [key for key in keys if key not in _FOLLOWS]
+    packed = {key: _packed(line[key], exact=key in EXACT) for key in kept}
+    rest = {key: value for key, value in line.items() if key not in keys or key in kept}
+    return rest | packed | ({"packed": kept} if kept else {})
+
+
+def binary_keys(line: dict[str, Any]) -> set[str]:
+    """Keys of a line as it is read that `unpack` makes mappings to numbers of, or refuses."""
+    keys = line.get("packed")
+    known = keys if isinstance(keys, list) else []
+    return {key for key in known if isinstance(key, str) and isinstance(line.get(key), str)}
 
 
 def unpack(line: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -43,22 +61,36 @@ def _is_of_all(value: Any, names: Sequence[str]) -> bool:
     return isinstance(value, dict) and len(value) == len(names) and list(value) == list(names)
 
 
-def _packed(values: dict[str, float | None], *, exact: bool) -> list[Any]:
-    short = [v if exact or v is None else float(f"{v:.{DIGITS}g}") for v in values.values()]
-    known = [place for place, value in enumerate(short) if value is not None]
-    if len(known) > len(short) // 2:
-        return short
-    return [known, [short[place] for place in known]]
+def _packed(values: dict[str, float | None], *, exact: bool) -> str | list[Any]:
+    numbers = np.array([math.nan if v is None else v for v in values.values()], dtype="<f8")
+    known = np.flatnonzero(np.isfinite(numbers))
+    if len(known) <= len(numbers) // 2 and not exact:
+        return [known.tolist(), [float(f"{v:.6g}") for v in numbers[known].tolist()]]
+    kind = "f8" if exact else "f4"
+    return f"{kind}:{base64.b64encode(numbers.astype(_TYPES[kind]).tobytes()).decode()}"
 
 
 def _unpacked(value: Any, names: Sequence[str], key: str) -> dict[str, Any]:
+    wrong = ConfigError(f"{key}: found no array of the {len(names)} sources")
+    if isinstance(value, str):
+        kind, _, text = value.partition(":")
+        try:
+            numbers = np.frombuffer(base64.b64decode(text, validate=True), _TYPES[kind])
+        except (KeyError, ValueError, binascii.Error):
+            raise wrong from None
+        if len(numbers) != len(names):
+            raise wrong
+        each: list[Any] = numbers.tolist()
+        for place in np.flatnonzero(~np.isfinite(numbers)).tolist():
+            each[place] = None
+        return dict(zip(names, each, strict=True))
     if isinstance(value, list) and len(value) == len(names):
         return dict(zip(names, value, strict=True))
     found: dict[str, Any] = dict.fromkeys(names)
     try:
         places, values = value
-        for place, each in zip(places, values, strict=True):
-            found[names[range(len(names))[place]]] = each
+        for place, one in zip(places, values, strict=True):
+            found[names[range(len(names))[place]]] = one
     except (TypeError, ValueError, IndexError):
-        raise ConfigError(f"{key}: found no array of the {len(names)} sources") from None
+        raise wrong from None
     return found

@@ -24,7 +24,13 @@ def write(path: Path, names: list[str], steps: range) -> None:
             log.write("run", 0, sources=names, targets=["t"])
         for step in steps:
             weights = generator.random(len(names))
-            log.write("outer", step + 1, weights=by(names, weights), products=by(names, -weights))
+            log.write(
+                "outer",
+                step + 1,
+                weights=by(names, weights),
+                products=by(names, -weights),
+                logits=by(names, weights),
+            )
             losses = np.full(len(names), np.nan)
             losses[:3] = 1 / 3
             log.write("inner", step + 1, loss=2.5, source_loss=by(names, losses))
@@ -50,6 +56,9 @@ def test_names_are_left_out_on_disk_and_there_for_the_reader(tmp_path: Path) -> 
     assert inner[NAMES[2]] == pytest.approx(1 / 3, rel=1e-5)
     assert inner[NAMES[3]] is None
     assert "packed" not in lines[1]
+    # 8 bytes of a weight and 4 of a product, as base64; the logits are left out.
+    assert max(len(line) for line in raw[1::2]) < 1.4 * 12 * len(NAMES) + 200
+    assert "logits" not in lines[1]
     assert max(len(line) for line in raw[2::2]) < 300
 
 
@@ -59,9 +68,37 @@ def test_few_sources_stay_readable(tmp_path: Path) -> None:
     assert json.loads(path.read_text().splitlines()[1])["weights"].keys() == set(NAMES[:3])
 
 
+def test_arrays_of_earlier_releases_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, NAMES, range(0))
+    weights = (np.arange(len(NAMES)) / 7).tolist()
+    line = {"kind": "outer", "step": 1, "packed": ["weights", "products"]}
+    with open(path, "a") as file:
+        file.write(json.dumps(line | {"weights": weights, "products": [[2], [0.5]]}) + "\n")
+    found = read_metrics(path)[1]
+    assert list(found["weights"].values()) == weights
+    assert (found["products"][NAMES[2]], found["products"][NAMES[3]]) == (0.5, None)
+
+
+def test_what_is_not_known_is_null(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, NAMES, range(0))
+    values = by(NAMES, np.ones(len(NAMES))) | {NAMES[5]: float("nan"), NAMES[6]: 1e-30}
+    with MetricsLog(path) as log:
+        log.truncate_after(0)
+        log.write("outer", 1, weights=by(NAMES, np.ones(len(NAMES))), advantage=values)
+    found = read_metrics(path)[1]["advantage"]
+    assert (found[NAMES[4]], found[NAMES[5]]) == (1.0, None)
+    assert found[NAMES[6]] == pytest.approx(1e-30, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"packed": ["weights"], "weights": "f8:AAAA"},
+        {"packed": ["weights"], "weights": "f8:AAAAAAAAAAA="},
+        {"packed": ["weights"], "weights": "f2:AAAAAAAAAAA="},
+        {"packed": ["weights"], "weights": "f8:no base64"},
         {"packed": 3},
         {"packed": ["weights"], "weights": [1.0]},
         {"packed": ["weights"], "weights": [[999], [1.0]]},
