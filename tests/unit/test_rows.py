@@ -11,8 +11,10 @@ import pytest
 
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.lab.comparison.config import key_of
+from megatron_fastmix.lab.comparison.methods import MethodComparison
 from megatron_fastmix.lab.comparison.row_file import append_records, read_records
 from megatron_fastmix.lab.comparison.rows import Row, RowFile, SearchRow
+from megatron_fastmix.lab.comparison.scenario import load_scenario
 
 
 class Setting:
@@ -197,3 +199,14 @@ def test_the_rows_of_the_evidence_are_whole_and_small():
         assert found.searches
         assert len(found.searches) == len(found.trainings)
         assert not any(each.sample_losses for each in found.trainings.values())
+
+
+def test_rows_of_the_same_setting_are_gone_on_with(scenario, tmp_path):
+    comparison = MethodComparison(
+        "s", load_scenario(scenario), [], seeds=1, rows=tmp_path, work=tmp_path, workers=1
+    )
+    setting = comparison.claim()
+    before = comparison.file.path.read_bytes()
+    # What a setting leaves out where it is at its default is no difference.
+    assert comparison.claim() == setting
+    assert comparison.file.path.read_bytes() == before

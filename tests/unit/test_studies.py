@@ -104,7 +104,7 @@ def test_sixty_four_proxies_cost_64_short_searches_in_training_alone():
 def test_searches_that_are_done_are_taken_up(name, method):
     found = study(name)
     row = find_same(
-        RowFile(ROWS / "pretrain_one_target.jsonl"),
+        RowFile(ROWS / "pretrain_one_target.jsonl").read(),
         method,
         2,
         found.searches[method],

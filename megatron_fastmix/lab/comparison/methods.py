@@ -157,12 +157,12 @@ class MethodComparison:
         """Takes up finished searches of other scenarios that would come out the same here."""
         there = self.file.read().searches
         bases = [self._base(*key) for key in self.wanted if self.scenario.derived_of(key[0])]
-        for method, seed in dict.fromkeys([*self.wanted, *bases]):
-            if (method, seed) in there:
-                continue
+        missing = [key for key in dict.fromkeys([*self.wanted, *bases]) if key not in there]
+        others = [other.read() for other in self._others()] if missing else []
+        for method, seed in missing:
             config = self.scenario.searches[method]
-            for other in self._others():
-                row = find_same(other, method, seed, config, self._settings(method))
+            for rows in others:
+                row = find_same(rows, method, seed, config, self._settings(method))
                 if row is not None:
                     now = configuration_of(config)
                     mine = dataclasses.replace(row, method=method, configuration=key_of(now))

@@ -9,7 +9,7 @@ from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.lab.baselines.registry import BASELINES, FASTMIX, FREE, METHODS, settings_of
 from megatron_fastmix.lab.baselines.settings import BaselineSettings
 from megatron_fastmix.lab.comparison.row_file import Record
-from megatron_fastmix.lab.comparison.rows import RowFile, SearchRow
+from megatron_fastmix.lab.comparison.rows import Rows, SearchRow
 
 OWN_SECTIONS = ("mixture", "hypergradient", "engine")
 """Sections that concern FastMix alone."""
@@ -49,16 +49,15 @@ def differences(
 
 
 def find_same(
-    other: RowFile, method: str, seed: int, config: SearchConfig, settings: Record
+    rows: Rows, method: str, seed: int, config: SearchConfig, settings: Record
 ) -> SearchRow | None:
-    """A finished search of another scenario's file that is this one, under whatever name of a
-    variant; None where there is none. Raises `DataError` for a damaged file."""
-    rows = other.read()
+    """A finished search among another scenario's `rows` that is this one, under whatever name of a
+    variant; None where there is none."""
     for row in rows.searches.values():
         if row.seed != seed or _underlying(row.method) != _underlying(method):
             continue
         try:
-            kept = kept_configuration(rows.configurations[row.configuration], other.path)
+            kept = kept_configuration(rows.configurations[row.configuration], row.method)
         except DataError:  # of a version whose configurations had other keys
             continue
         if not differences(method, config, settings, row, kept):
