@@ -1,0 +1,53 @@
+"""The team's own model: the README's example, searched with at every ZeRO stage."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_fastmix.config import ProxyConfig
+from megatron_fastmix.proxy.provider import provided_parameters
+from tests.distributed.searches import slow
+from tests.distributed.test_one_pass import assert_same_products
+
+README = Path(__file__).parents[2] / "megatron_fastmix" / "README.md"
+
+
+@pytest.fixture
+def our_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The README's module, where an import finds it, and the proxy that names it."""
+    section = README.read_text().split("## Your own model\n")[1].split("\n## ")[0]
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (name,) = re.findall(r"provider: (\w+:\w+)", section)
+    (tmp_path / f"{name.partition(':')[0]}.py").write_text(block)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    sizes = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
+    return {"kind": "provider", "provider": name, **sizes}
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        slow(0, {}),
+        slow(1, {}),
+        (2, {"data.reset_attention_mask": True, "data.reset_position_ids": True}),
+        (3, {}),
+        slow(3, {"training.micro_batch_size": 1, "hypergradient.preconditioner": "adam"}),
+    ],
+)
+def test_a_model_of_ones_own_has_the_exact_products(
+    search_values: dict, our_models: dict[str, Any], stage: int, changes: dict[str, Any]
+) -> None:
+    search_values["proxy"] = our_models
+    search_values["mixture"]["lr"] = 0
+    assert_same_products(search_values, 2, **{"engine.zero_stage": stage}, **changes)
+
+
+def test_its_parameters_are_counted_before_it_is_built(our_models: dict[str, Any]) -> None:
+    layer = 32 * 2 + 32 * 96 + 96 + 32 * 32 + 32
+    expected = 100 * 32 + 16 * 32 + 2 * layer + 32 * 100
+    assert provided_parameters(ProxyConfig(**our_models), 100, 16) == (expected, expected)
