@@ -22,28 +22,16 @@ from tests.megatron_training.runs import (
 )
 
 SCRIPT = Path(__file__).with_name("pretrain_loop.py")
-FIXED = [
-    "--use-cpu-initialization",
-    "--no-bias-dropout-fusion",
-    "--attention-dropout",
-    "0",
-    "--hidden-dropout",
-    "0",
-    "--no-rope-fusion",
-    "--optimizer",
-    "sgd",
-    "--clip-grad",
-    "0",
-    "--eval-iters",
-    "1",
-    "--eval-interval",
-    "2",
-]
+FIXED = (
+    *("--use-cpu-initialization", "--no-bias-dropout-fusion", "--no-rope-fusion"),
+    *("--attention-dropout", "0", "--hidden-dropout", "0", "--optimizer", "sgd"),
+    *("--clip-grad", "0", "--eval-iters", "1", "--eval-interval", "2"),
+)
 
 
 @pytest.fixture
 def runs(corpora, tmp_path):
-    return Runs(corpora, tmp_path, SCRIPT, tuple(FIXED))
+    return Runs(corpora, tmp_path, SCRIPT, FIXED)
 
 
 @pytest.mark.parametrize(
