@@ -1,4 +1,4 @@
-"""The page and the result of hundreds of sources: the heaviest shown, the others found by search."""
+"""Page and result of hundreds of sources: the heaviest shown, the others found by search."""
 
 from __future__ import annotations
 
