@@ -74,9 +74,7 @@ def build_huggingface_proxy(
 def _load(transformers: Any, path: str | None, dtype: torch.dtype) -> Any:
     """The model, with the attention that it has. Raises `ConfigError`."""
     load = transformers.AutoModelForCausalLM.from_pretrained
-    # The name that transformers had up to 4.55.
-    known = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    precision = {"dtype" if known >= (4, 56) else "torch_dtype": dtype}
+    precision = in_precision(transformers, dtype)
     try:
         try:
             return load(path, attn_implementation="sdpa", **precision)
@@ -86,6 +84,13 @@ def _load(transformers: Any, path: str | None, dtype: torch.dtype) -> Any:
             return load(path, attn_implementation="eager", **precision)
     except Exception as error:  # each class of models checks in a way of its own
         raise not_loadable(path, error) from None
+
+
+def in_precision(transformers: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The argument that has `transformers` make a model in `dtype`; up to 4.55 it has another
+    name."""
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    return {"dtype" if version >= (4, 56) else "torch_dtype": dtype}
 
 
 def _architecture(model: Any) -> Any:

@@ -71,6 +71,9 @@ def build_proxy(
     model.rotary_pos_emb = RotaryEmbeddingAnywhere(
         config.head_size, config.rotary_percent, config.rotary_base
     )
+    for parameter in model.parameters():
+        # Norms are made in fp32, and with torch up to 2.6 so would be what they give.
+        parameter.data = parameter.data.to(dtype)
     if config.recompute_granularity == "full":
         recompute_layers(model.decoder.layers)
     return model

@@ -145,7 +145,11 @@ def test_huggingface_ids_are_those_of_transformers(huggingface, tmp_path):
     transformers = pytest.importorskip("transformers")
     tokenizer, backend = huggingface
     reference = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template=TEMPLATE,
+        add_prefix_space=True,  # as the file has it; transformers 4 takes it away otherwise
     )
     turns = [{"role": "user", "content": "is</s>it <s>"}, *TURNS[1:]]
     expected = reference.apply_chat_template(turns, tokenize=True, return_dict=False)
@@ -166,6 +170,7 @@ def test_the_generation_tag_learns_what_transformers_learns(huggingface):
         bos_token="<s>",
         eos_token="</s>",
         chat_template=source,
+        add_prefix_space=True,
     )
     found = reference.apply_chat_template(
         TURNS, tokenize=True, return_dict=True, return_assistant_tokens_mask=True

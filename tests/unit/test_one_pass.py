@@ -18,7 +18,7 @@ from megatron_fastmix.hypergradient.one_pass import OnePass
 from megatron_fastmix.hypergradient.sites import check_supported
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.parameters import Parameters, Vector
-from megatron_fastmix.proxy.huggingface import HuggingFaceProxy
+from megatron_fastmix.proxy.huggingface import HuggingFaceProxy, in_precision
 from megatron_fastmix.proxy.megatron_gpt import batch_losses, build_proxy, initialize_world_of_one
 from megatron_fastmix.proxy.recompute import recompute_layers
 from megatron_fastmix.start.check_estimator import check_estimator
@@ -199,13 +199,17 @@ UNTIED_ALONE = ("Phi3",)
 def huggingface(family: str, *, tied: bool, dtype: torch.dtype) -> Any:
     transformers = pytest.importorskip("transformers")
     prefix = "Gemma3Text" if family == "Gemma3" else family
+    if not hasattr(transformers, f"{prefix}Config"):
+        pytest.skip(f"transformers {transformers.__version__} has no {family}")
     config = getattr(transformers, f"{prefix}Config")(
         **FAMILIES[family], tie_word_embeddings=tied, use_cache=False
     )
     torch.manual_seed(2)
     head = "LMHeadModel" if family == "GPT2" else "ForCausalLM"
     model = getattr(transformers, f"{family}{head}")._from_config(
-        config, dtype=dtype, attn_implementation="eager" if family == "Gemma2" else "sdpa"
+        config,
+        attn_implementation="eager" if family == "Gemma2" else "sdpa",
+        **in_precision(transformers, dtype),
     )
     # Norms and biases start at constants that would hide how they are used.
     for parameter in model.parameters():
