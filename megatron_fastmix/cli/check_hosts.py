@@ -13,6 +13,7 @@ from megatron_fastmix.config import load_config
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.search.budget import offered_share
+from megatron_fastmix.search.copies import copied_targets
 from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.start.check_hosts import (
     ask_nobody,
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     elif args.srun:
         ranks, ask = slurm_count("SLURM_NTASKS"), ask_with_srun
     offered_share(config, check_inputs(config, ranks))
+    for line in copied_targets(config):
+        print(f"megatron-fastmix: {line}", file=sys.stderr)
     # The hosts see the configuration that the ranks will be given.
     command = [sys.executable, "-m", "megatron_fastmix.cli", "check-hosts"]
     command += ["--config", str(RunFolder(Path(config.run_dir).absolute()).config)]

@@ -28,7 +28,7 @@ def build_model(
     """A proxy at its start, the same on every rank; called as `model(tokens, positions,
     attention_mask, labels=labels)` for losses, and without labels for logits."""
     if proxy.kind == "huggingface":
-        model: Any = build_huggingface_proxy(proxy, seed=seed, dtype=dtype)
+        model: Any = build_huggingface_proxy(proxy, seed=seed, dtype=dtype, seq_length=seq_length)
         output_layer = model.model.get_output_embeddings().weight
     elif proxy.kind == "provider":
         model = build_provided(

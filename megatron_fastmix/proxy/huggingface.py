@@ -11,6 +11,7 @@ from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.proxy.model_files import load_model_config, not_loadable
 from megatron_fastmix.proxy.packed_rows import find_way
 from megatron_fastmix.proxy.recompute import recompute_layers
+from megatron_fastmix.proxy.rope import settle_frequencies
 from megatron_fastmix.proxy.token_cross_entropy import token_cross_entropy
 
 
@@ -57,13 +58,20 @@ class HuggingFaceProxy(torch.nn.Module):
 
 
 def build_huggingface_proxy(
-    config: ProxyConfig, *, seed: int, dtype: torch.dtype = torch.float32
+    config: ProxyConfig,
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    seq_length: int | None = None,
 ) -> HuggingFaceProxy:
     """The pretrained model at `config.path`, in eval mode; with LoRA adapters, which alone are
-    trained, where `config.lora_rank` asks for them."""
+    trained, where `config.lora_rank` asks for them. Rotary frequencies that follow the length are
+    those of `seq_length` tokens; default: of the model's own positions."""
     transformers = import_extra("transformers")
     torch.manual_seed(seed)
     model = _load(transformers, config.path, dtype)
+    text = model.config.get_text_config()
+    settle_frequencies(model, seq_length or getattr(text, "max_position_embeddings", 1))
     if config.recompute_granularity == "full":
         recompute_layers(_layers(model))
     if config.lora_rank:

@@ -45,6 +45,13 @@ def load_model_config(path: str) -> Any:
 
 def not_loadable(path: str | None, error: BaseException) -> ConfigError:
     """What to raise where transformers fails on the model at `path`."""
+    if "trust_remote_code" in str(error):
+        return ConfigError(
+            f"proxy.path: {path} needs code that comes with it (auto_map in its config.json), and "
+            "code of a download is never run here; use a version of transformers that has this "
+            "architecture of its own, or a model of one, or build it yourself with proxy.kind "
+            "provider"
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = f"{type(error).__name__}: {' '.join(lines)[:300]}"
     return ConfigError(

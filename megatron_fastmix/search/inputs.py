@@ -22,7 +22,6 @@ from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.proxy.starting_point import check_starting_point
 from megatron_fastmix.result.sizes import Shard, Size, total_size
 from megatron_fastmix.run.trackers import check_trackers
-from megatron_fastmix.search.copies import check_targets_are_no_copies
 
 VOCABULARY_TOKENS = 500_000_000
 """Ids that the check of the vocabulary looks at, of all datasets together: seconds, whatever their
@@ -132,12 +131,6 @@ def check_inputs(config: SearchConfig, ranks: int, *, vocabulary: bool = True) -
     if vocabulary:
         check_same_tokenizer(prefixes, tokenizer.sha256)
     count = len(config.sources)
-    if vocabulary:
-        named = [
-            [(o.name, p) for o, each in zip(some, found, strict=True) for p in each]
-            for some, found in ((owners[:count], paths[:count]), (owners[count:], paths[count:]))
-        ]
-        check_targets_are_no_copies(*named)
     return Inputs(tokenizer=tokenizer, sources=sizes[:count], targets=sizes[count:])
 
 
