@@ -18,7 +18,7 @@ from typing import Any
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.run.metric_line import check_line
-from megatron_fastmix.run.packed_line import binary_keys, pack, unpack
+from megatron_fastmix.run.packed_line import number_keys, pack, unpack
 from megatron_fastmix.text_files import parse_json
 
 
@@ -132,9 +132,9 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
                 "is this the metrics.jsonl of a run?"
             )
         try:
-            binary = binary_keys(line)
+            numbers = number_keys(line)
             line = unpack(line, _sources(lines))
-            check_line(line, known=binary)
+            check_line(line, known=numbers)
         except ConfigError as error:
             raise DataError(f"{path}:{number}: {error}; delete the line or restore it") from None
         lines.append(line)

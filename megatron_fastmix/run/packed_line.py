@@ -38,11 +38,19 @@ def pack(line: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return rest | packed | ({"packed": kept} if kept else {})
 
 
-def binary_keys(line: dict[str, Any]) -> set[str]:
+def number_keys(line: dict[str, Any]) -> set[str]:
     """Keys of a line as it is read that `unpack` makes mappings to numbers of, or refuses."""
     keys = line.get("packed")
     known = keys if isinstance(keys, list) else []
-    return {key for key in known if isinstance(key, str) and isinstance(line.get(key), str)}
+    return {key for key in known if isinstance(key, str) and _holds_numbers(line.get(key))}
+
+
+def _holds_numbers(value: Any) -> bool:
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[1], list):
+        value = value[1]
+    return isinstance(value, str) or (
+        isinstance(value, list) and set(map(type, value)) <= {int, float, type(None)}
+    )
 
 
 def unpack(line: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import builtins
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from megatron_fastmix.file_memo import MEMO
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.search import assembly
 from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.search.known_inputs import cache_folder, hand_on, take_over
 from megatron_fastmix.search.loop import Search
@@ -188,6 +189,36 @@ def test_rows_to_draw_are_mapped_from_one_file(search_values: dict, answer_corpo
         assert np.array_equal(dataset.indices, rows.kept)
         assert Path(dataset.indices.filename) in files
         assert dataset.tokens_per_sample == rows.mean_answer_tokens
+
+
+def waits_of_a_start(config: SearchConfig) -> list[str]:
+    """What happens in a start, and for how long a collective may wait from then on."""
+    happened: list[str] = []
+
+    def told(name: str, tell: Callable[..., str]) -> None:
+        original = getattr(assembly, name)
+
+        def function(*arguments: Any, **named: Any) -> Any:
+            happened.append(tell(*arguments))
+            return original(*arguments, **named)
+
+        setattr(assembly, name, function)
+
+    told("limit_waiting", lambda limit: f"wait {limit}")
+    told("check_inputs", lambda *_: "check")
+    told("build_source_blend", lambda *_: "index")
+    told("build_engine", lambda *_: "engine")
+    Search(config)
+    return happened
+
+
+def test_ranks_wait_for_reading_and_indexing_longer_than_for_a_collective(
+    search_values: dict,
+) -> None:
+    config = load(search_values, **{"engine.distributed_timeout_minutes": 7})
+    ((first, *others),) = run_ranks(1, waits_of_a_start, config)
+    assert first == f"wait {assembly.INDEXING_LIMIT}"
+    assert others == ["check", "index", "wait 0:07:00", "engine"]
 
 
 def refused(config: SearchConfig) -> str:

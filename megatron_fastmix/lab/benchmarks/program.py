@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import sys
 import tempfile
 import warnings
@@ -25,6 +26,7 @@ def run_benchmark(
     text). Prints the measurements as a table and, with `--json FILE`, writes them. Raises what
     `measure` raises.
     """
+    faulthandler.enable()  # where a library crashes, also at the interpreter's end, it says where
     warnings.simplefilter("ignore")  # Megatron's and DeepSpeed's, of deprecations among themselves
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", metavar="FILE", help="for the table, with machine and versions")
