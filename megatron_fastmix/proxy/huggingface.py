@@ -71,7 +71,9 @@ def build_huggingface_proxy(
     torch.manual_seed(seed)
     model = _load(transformers, config.path, dtype)
     text = model.config.get_text_config()
-    settle_frequencies(model, seq_length or getattr(text, "max_position_embeddings", 1))
+    settle_frequencies(
+        model, seq_length or int(getattr(text, "max_position_embeddings", None) or 1)
+    )
     if config.recompute_granularity == "full":
         recompute_layers(_layers(model))
     if config.lora_rank:
