@@ -49,6 +49,7 @@ def _setting(corpora):
         targets=[TargetConfig(name="target", path=str(corpora / "target"))],
         tokenizer_config=TokenizerConfig(tokenizer_type="ByteLevelTokenizer"),
         seq_length=SEQ_LENGTH,
+        data={},
     )
 
 
