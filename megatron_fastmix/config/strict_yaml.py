@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -112,7 +113,7 @@ def from_dict(cls: type, values: Any, where: str = "") -> Any:
     """Builds the dataclass `cls` from `values`; `where` is the dotted path used in errors."""
     if not isinstance(values, dict):
         raise ConfigError(f"{where or 'configuration'}: expected a mapping, found {values!r}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
@@ -125,6 +126,12 @@ def from_dict(cls: type, values: Any, where: str = "") -> Any:
         elif field.default is field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{at}: missing; it has no default, so the configuration must set it")
     return cls(**arguments)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Worked out once: a configuration may have thousands of sources."""
+    return typing.get_type_hints(cls)
 
 
 def check_type(hint: Any, value: Any, where: str) -> None:
@@ -200,7 +207,7 @@ def _is_exponent(text: str) -> bool:
 
 def _leaves(cls: type, prefix: str = "") -> list[str]:
     paths = []
-    for name, hint in typing.get_type_hints(cls).items():
+    for name, hint in _hints(cls).items():
         if dataclasses.is_dataclass(hint):
             paths += _leaves(typing.cast(type, hint), f"{prefix}{name}.")
         else:
