@@ -111,12 +111,12 @@ def first_screen(
     gains, gain_notes = compare_gains(runs, found, against)
     groups = groups_of(found)
     sums = found.group_weights(groups)
-    listed = len(rows) if len(rows) <= MANY else MANY
+    listed, answer_only = (len(rows) if len(rows) <= MANY else MANY), found.answer_only
     return FirstScreen(
         heading=f"The mixture {what}{seeds}",
         lead=_lead(found, rows),
         rows=rows[:listed],
-        lighter=[_light(row, found.answer_only, rows[0]) for row in rows[listed:]],
+        lighter=[_light(row, answer_only, rows[0]) for row in rows[listed:]],
         scale=scale,
         groups=[
             (group, len(groups[group]), f"{sums[group]:.3f}")
@@ -126,7 +126,7 @@ def first_screen(
         gains=gains,
         gain_notes=gain_notes,
         commands=next_commands(run_folder(runs), found, path_map),
-        answer_only=found.answer_only,
+        answer_only=answer_only,
         tokens_are=found.loss_tokens_are,
         seeds=len(found.seeds),
     )
