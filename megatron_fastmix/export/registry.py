@@ -72,7 +72,9 @@ FORMATS: dict[str, Format] = {
         counts="loss_tokens",
         tool="Megatron-Bridge after 0.6, fine-tuning: `source` and `source_weights` of a "
         "DirectHFSFTDatasetConfig, for --token-budget",
-        note=f"{_NOT_INDEXED}: a dataset of Hugging Face or its files; weights are epochs",
+        note=f"{_NOT_INDEXED}: a dataset of Hugging Face or its files; weights are epochs. A blend "
+        "has no split of its own: set validation_source and test_source, or do_validation and "
+        "do_test to false",
     ),
     "megatron-bridge-manifest": Format(
         render=megatron.per_split,

@@ -11,6 +11,9 @@ from typing import Any
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.megatron.options import RunOptions
 
+_PACKERS = ("hybrid_context_parallel", "dynamic_context_parallel", "sequence_packing_scheduler")
+"""Arguments under which Megatron packs the samples of a step anew; the last two come after 0.20."""
+
 Blend = tuple[list[str], list[float] | None]
 """Prefixes and weights of a split, as Megatron reads them; weights None where it was given none."""
 
@@ -74,8 +77,9 @@ def hides_sources(args: Any) -> str | None:
     loader = getattr(args, "dataloader_type", None) or "single"
     if loader != "single":
         return f"--dataloader-type {loader}: samples do not follow their numbers"
-    if _has(args, "hybrid_context_parallel"):
-        return "--hybrid-context-parallel: micro-batches are packed anew"
+    for name in _PACKERS:
+        if _has(args, name):
+            return f"--{name.replace('_', '-')}: micro-batches are packed anew"
     if getattr(args, "cuda_graph_impl", None) == "full_iteration" or (
         "full_iteration" in _words(getattr(args, "cuda_graph_scope", None))
     ):

@@ -1,4 +1,4 @@
-"""A pre-training script as users have it, around `megatron.training.pretrain` itself.
+"""A pre-training script as users have it, around `megatron.training.pretrain`; also on a GPU.
 
 Datasets, loaders, schedules, evaluation, checkpoints and logs are Megatron's own; so are the model
 and its parallelism, unless `--tokenwise` asks for one without attention: Megatron's own attention
@@ -6,6 +6,7 @@ needs Transformer Engine under context parallelism. It knows nothing of fastmix,
 the tests compare with: the loss of every source by the `dataset_id` of its batches.
 """
 
+import contextlib
 import json
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,7 @@ class Tokenwise(MegatronModule):
     def __init__(self, config, vocab_size):
         super().__init__(config)
         self.pg_collection = ProcessGroupCollection.use_mpu_process_groups()
-        self.share_embeddings_and_output_weights = False
+        self.share_embeddings_and_output_weights, self.vp_stage = False, None
         self.embedding = torch.nn.Embedding(vocab_size, config.hidden_size)
         self.output = torch.nn.Linear(config.hidden_size, vocab_size)
 
@@ -100,7 +101,7 @@ def get_batch(data_iterator, vp_stage):
     if mpu.get_tensor_model_parallel_rank() == 0:
         read = next(data_iterator)
         sources = read.get("dataset_id")
-        batch = {key: read.get(key) for key in KEYS}
+        batch = {key: None if read.get(key) is None else read[key].cuda() for key in KEYS}
     batch = get_batch_on_this_tp_rank(
         batch,
         broadcast_src_rank=mpu.get_tensor_model_parallel_src_rank(),
@@ -168,5 +169,5 @@ def main():
 if __name__ == "__main__":
     # A wheel has these compiled and no Makefile, which is for checkouts.
     datasets_utils.compile_helpers = lambda: None
-    with CudaMeansCpu():
+    with contextlib.nullcontext() if torch.cuda.is_available() else CudaMeansCpu():
         main()

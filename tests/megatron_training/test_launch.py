@@ -49,9 +49,15 @@ def test_the_mixtures_flags_are_ours(mode):
 
 def test_megatrons_parser_takes_every_argument(monkeypatch):
     arguments = pytest.importorskip("megatron.training.arguments")
+    from tests.megatron_training.cpu_names import CudaMeansCpu
+
     words = command("blend")
     monkeypatch.setattr(sys, "argv", words[words.index("/m/pretrain_gpt.py") :])
-    args = arguments.parse_args()
+    monkeypatch.setenv("WORLD_SIZE", words[words.index("--nproc-per-node") + 1])
+    with CudaMeansCpu():
+        # With what Megatron itself asks of arguments that go together.
+        args = arguments.validate_args(arguments.parse_args())
+    assert (args.data_parallel_size, args.micro_batch_size, args.global_batch_size) == (8, 2, 256)
     assert args.train_samples * args.seq_length == pytest.approx(50e9, rel=1e-3)
     assert args.data_args_path == "my runs/a/blend.txt"
 

@@ -104,7 +104,9 @@ def test_a_blend_without_weights_or_data_is_refused():
     ("given", "reason"),
     [
         ({"dataloader_type": "cyclic"}, "--dataloader-type cyclic"),
-        ({"hybrid_context_parallel": True}, "packed anew"),
+        ({"hybrid_context_parallel": True}, "--hybrid-context-parallel: micro-batches are packed"),
+        ({"dynamic_context_parallel": True}, "--dynamic-context-parallel"),
+        ({"sequence_packing_scheduler": "dp_balanced"}, "--sequence-packing-scheduler"),
         ({"cuda_graph_impl": "full_iteration"}, "CUDA graphs"),
         ({"cuda_graph_scope": "full_iteration,attn"}, "CUDA graphs"),
         ({"sft": True, "context_parallel_size": 2}, "packed sequences"),
