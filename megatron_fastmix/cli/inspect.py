@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from megatron_fastmix.cli.tokenizer_flags import add_tokenizer_arguments, tokenizer_config
-from megatron_fastmix.corpus.answer_rows import is_answer_only
-from megatron_fastmix.corpus.dataset_output import loss_mask_prefix
+from megatron_fastmix.corpus.answer_rows import check_mask, is_answer_only
 from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.corpus.inspection import LEARNED, length_statistics, overlap, sample_texts
 from megatron_fastmix.corpus.manifest import check_same_tokenizer, read_manifest
@@ -78,9 +76,7 @@ def _print_total(path: str) -> None:
 def _print_dataset(prefix: str) -> None:
     summary, lengths = inspect_indexed_dataset(prefix), length_statistics(prefix)
     manifest = read_manifest(prefix)
-    mask = loss_mask_prefix(prefix)
-    if os.path.exists(f"{mask}.idx"):
-        inspect_indexed_dataset(mask)
+    check_mask(prefix)
     print(
         f"{prefix}: {summary.documents:,} documents, {summary.tokens:,} tokens of {summary.dtype}"
     )

@@ -16,6 +16,7 @@ from megatron_fastmix.corpus.indexed_files import (
     inspect_indexed_dataset,
     sequence_lengths,
 )
+from megatron_fastmix.corpus.manifest import read_manifest
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.file_memo import MEMO, digest_of
 
@@ -79,6 +80,29 @@ def is_answer_only(prefix: str | Path) -> bool:
     return Path(f"{loss_mask_prefix(prefix)}.idx").exists()
 
 
+def check_mask(prefix: str | Path) -> bool:
+    """Whether the dataset is answer-only. Raises `DataError` where its loss mask is lost or cut
+    off, which would make text of its rows, or is of another type."""
+    mask = loss_mask_prefix(prefix)
+    missing = [end for end in (".idx", ".bin") if not Path(f"{mask}{end}").exists()]
+    if len(missing) == 2:
+        manifest = read_manifest(prefix)
+        if manifest is None or manifest.loss_mask_tokens is None:
+            return False
+    if missing:
+        raise DataError(
+            f"{mask}{missing[0]}: is missing, so that questions would be learned as answers are; "
+            "copy the dataset whole (PREFIX and PREFIX_loss_mask), or preprocess it again"
+        )
+    found = inspect_indexed_dataset(mask).dtype
+    if found != "uint8":
+        raise DataError(
+            f"{mask}: is of {found}, a loss mask of uint8; it is another dataset: preprocess "
+            f"{prefix} again"
+        )
+    return True
+
+
 def read_answer_rows(prefix: str | Path, seq_length: int) -> AnswerRows:
     """Counts the labels of every row at `prefix` that count in the loss.
 
@@ -86,9 +110,9 @@ def read_answer_rows(prefix: str | Path, seq_length: int) -> AnswerRows:
     `DataError` where the loss mask is damaged, has other rows than the dataset, or marks nothing.
     """
     mask_prefix = loss_mask_prefix(prefix)
-    inspect_indexed_dataset(mask_prefix)
+    check_mask(prefix)
     lengths = sequence_lengths(prefix)
-    if not np.array_equal(lengths, sequence_lengths(mask_prefix)):
+    if not np.array_equal(sequence_lengths(prefix), sequence_lengths(mask_prefix)):
         raise DataError(
             f"{mask_prefix}: its sequences have other lengths than those of {prefix}; "
             "preprocess the dataset again"

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import cast
 
 from megatron_fastmix.config import DataConfig, SearchConfig, SourceConfig, TargetConfig
-from megatron_fastmix.corpus.answer_rows import AnswerCounts, count_answer_rows, is_answer_only
+from megatron_fastmix.corpus.answer_rows import (
+    AnswerCounts,
+    check_mask,
+    count_answer_rows,
+    is_answer_only,
+)
 from megatron_fastmix.corpus.indexed_files import (
     check_vocabulary,
     index_counts,
@@ -165,7 +170,7 @@ def _check_dataset(
         tokens, documents = summary.tokens, summary.documents
     else:
         tokens, documents = index_counts(prefix)
-    answer_only = is_answer_only(prefix)
+    answer_only = check_mask(prefix) if ids else is_answer_only(prefix)
     # Megatron's sample has one token more than seq_length, the last label.
     if not answer_only and tokens < config.data.seq_length + 1:
         raise DataError(

@@ -1,6 +1,7 @@
 """Answer-only data: what counts in the loss, and packing that changes no sample's loss."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.batch.packing import collate_rows, place
+from megatron_fastmix.cli.main import main
 from megatron_fastmix.config import ProxyConfig
-from megatron_fastmix.corpus.answer_rows import is_answer_only, read_answer_rows
+from megatron_fastmix.corpus.answer_rows import check_mask, is_answer_only, read_answer_rows
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from tests.conftest import write_dataset, write_rows
@@ -35,6 +37,34 @@ def test_rows_without_an_answer_in_reach_are_refused(tmp_path):
     write_rows(tmp_path / "rows", [([1] * 9, [7])] * 3, 300)
     with pytest.raises(DataError, match="no row has an answer within 4 tokens"):
         read_answer_rows(tmp_path / "rows", seq_length=4)
+
+
+def test_a_mask_that_is_lost_is_no_text(tmp_path):
+    rows = [([1, 2], [3]), ([4], [5, 6])]
+    write_dataset(tmp_path / "text", [[1, 2]], 9)
+    assert not check_mask(tmp_path / "text")
+    write_rows(tmp_path / "rows", rows, 9)
+    assert check_mask(tmp_path / "rows")
+    for end in (".idx", ".bin"):
+        write_rows(tmp_path / "rows", rows, 9)
+        (tmp_path / f"rows_loss_mask{end}").unlink()
+        with pytest.raises(DataError, match=f"rows_loss_mask{end}: is missing"):
+            check_mask(tmp_path / "rows")
+    write_dataset(tmp_path / "rows_loss_mask", [p + a for p, a in rows], 9)
+    with pytest.raises(DataError, match="rows_loss_mask: is of uint16, a loss mask of uint8"):
+        check_mask(tmp_path / "rows")
+
+
+def test_a_mask_that_a_manifest_counts_is_not_forgotten(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    call = ["preprocess", "--input", str(tmp_path / "in.jsonl"), "--workers", "1"]
+    call += ["--record-type", "question_answer", "--tokenizer-type", "ByteLevelTokenizer"]
+    assert main([*call, "--output-prefix", str(tmp_path / "x")]) == 0
+    prefix = str(tmp_path / "x_text_document")
+    assert main(["inspect", prefix]) == 0
+    for end in (".idx", ".bin"):
+        Path(f"{prefix}_loss_mask{end}").unlink()
+    assert main(["inspect", prefix]) == 2
 
 
 def test_a_mask_of_other_rows_is_refused(tmp_path):
