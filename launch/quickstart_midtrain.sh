@@ -3,9 +3,9 @@
 # replay source and a target that must not be forgotten.
 # What is there already is used again, so a second run goes on where the first one ended.
 #   bash launch/quickstart_midtrain.sh [--key=value ...]    overrides of configs/quickstart_midtrain.yaml
-# Environment: PRETRAINED (run folder of a finished launch/quickstart.sh, default runs/quickstart; if
-# there is none, 100 steps of it are trained first), RUN_DIR (default runs/quickstart_midtrain), PYTHON,
-# VENV (see launch/install.sh).
+# Environment: PRETRAINED (run folder of a finished launch/quickstart.sh; default runs/quickstart, or
+# where there is none 100 steps of it, which are trained first), RUN_DIR (default
+# runs/quickstart_midtrain), PYTHON, VENV (see launch/install.sh).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/install.sh
@@ -13,7 +13,11 @@ python="${VENV:-.venv}/bin/python"
 run=${RUN_DIR:-runs/quickstart_midtrain}
 pretrained=${PRETRAINED:-runs/quickstart}
 
-if [ ! -f data/quickstart/tokenizer.model ] || [ ! -d "$pretrained/checkpoints" ]; then
+if [ ! -d "$pretrained/checkpoints" ]; then
+  if [ -n "${PRETRAINED:-}" ]; then
+    echo "quickstart_midtrain.sh: PRETRAINED is $PRETRAINED, and there is no $PRETRAINED/checkpoints" >&2
+    exit 2
+  fi
   pretrained=runs/quickstart_100_steps
   RUN_DIR=$pretrained bash launch/quickstart.sh --train-iters=100 --save-interval=100
 fi
