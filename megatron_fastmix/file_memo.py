@@ -17,12 +17,12 @@ from typing import Any
 from megatron_fastmix.atomic_file import write_atomically
 
 State = tuple[int, int, int]
-"""Size in bytes, time of last change in nanoseconds, inode."""
+"""Size in bytes, time of last change in nanoseconds (which nobody can set back), inode."""
 
 
 def state_of(status: os.stat_result) -> State:
     """What tells a changed file."""
-    return status.st_size, status.st_mtime_ns, status.st_ino
+    return status.st_size, status.st_ctime_ns, status.st_ino
 
 
 class FileMemo:
