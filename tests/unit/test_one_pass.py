@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,14 @@ def check(model: torch.nn.Module, batches: list[Batch], tolerance: float) -> Non
         expected = one_per_sample(model, batch, vectors)
         real = batch.of(Role.SOURCE)
         found, expected = found[:, real], expected[:, real]
-        assert error_between_sources(found, expected, batch.index[real]) <= tolerance
+        error, bound = error_between_sources(found, expected, batch.index[real]), tolerance
+        if error > bound:
+            # In bf16 the reference is rounded, too, by up to 0.11 of the largest (Llama with torch
+            # 2.6): the two then are to agree better than it does with fp32. That of an fp32 model
+            # has no such error.
+            exact = one_per_sample(copy.deepcopy(model).float(), batch, vectors)[:, real]
+            bound = error_between_sources(expected, exact, batch.index[real]) / 3
+        assert error <= bound
         scale = np.abs(expected).max()
         np.testing.assert_allclose(found / scale, expected / scale, atol=tolerance)
     assert all(p.requires_grad for p in trained)
