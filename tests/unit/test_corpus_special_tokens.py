@@ -12,7 +12,7 @@ from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
 from megatron_fastmix.corpus.records import RecordParser
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
-from megatron_fastmix.errors import DataError, FastMixError
+from megatron_fastmix.errors import ConfigError, DataError, FastMixError
 
 SPECIAL = ["<|endoftext|>", "<s>", "<|end|>", "<pad>"]
 
@@ -129,7 +129,7 @@ def test_a_folder_is_accepted_where_the_file_is(tmp_path, tokenizer_json):
     whole = load(tmp_path, tokenizer_json, config={"eos_token_id": 2})
     file = load_tokenizer("HuggingFaceTokenizer", str(tmp_path / "tokenizer.json"))
     assert (file.sha256, file.eod) == (whole.sha256, whole.eod)
-    with pytest.raises(DataError, match=r"tokenizer\.model: cannot read the tokenizer"):
+    with pytest.raises(ConfigError, match=r"holds none of .*; it holds tokenizer\.json: use"):
         load_tokenizer("SentencePieceTokenizer", str(tmp_path))
 
 

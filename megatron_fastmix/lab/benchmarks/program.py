@@ -26,7 +26,9 @@ def run_benchmark(
     text). Prints the measurements as a table and, with `--json FILE`, writes them. Raises what
     `measure` raises.
     """
-    faulthandler.enable()  # where a library crashes, also at the interpreter's end, it says where
+    # Where a library crashes, also at the interpreter's end, it says where; on descriptor 2, since
+    # what stands for sys.stderr may have none.
+    faulthandler.enable(2)
     warnings.simplefilter("ignore")  # Megatron's and DeepSpeed's, of deprecations among themselves
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", metavar="FILE", help="for the table, with machine and versions")
