@@ -112,7 +112,7 @@ def read_answer_rows(prefix: str | Path, seq_length: int) -> AnswerRows:
     mask_prefix = loss_mask_prefix(prefix)
     check_mask(prefix)
     lengths = sequence_lengths(prefix)
-    if not np.array_equal(sequence_lengths(prefix), sequence_lengths(mask_prefix)):
+    if not np.array_equal(lengths, sequence_lengths(mask_prefix)):
         raise DataError(
             f"{mask_prefix}: its sequences have other lengths than those of {prefix}; "
             "preprocess the dataset again"
