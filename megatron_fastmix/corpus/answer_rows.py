@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.corpus.dataset_output import loss_mask_prefix
 from megatron_fastmix.corpus.indexed_files import (
     index_question,
@@ -165,16 +166,10 @@ def share_kept_rows(
     prefix: str | Path, seq_length: int, cache: str | Path, kept: np.ndarray
 ) -> None:
     """Writes the file that `kept_rows` maps; where that cannot be, each process reads itself."""
-    file = _kept_file(prefix, seq_length, cache)
-    aside = file.with_name(f".{file.stem}.{os.getpid()}.tmp")
+    content = io.BytesIO()
+    np.save(content, kept)
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(aside, "wb") as out:
-                np.save(out, kept)
-            os.replace(aside, file)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_atomically(_kept_file(prefix, seq_length, cache), content.getvalue())
 
 
 def _kept_file(prefix: str | Path, seq_length: int, cache: str | Path) -> Path:
