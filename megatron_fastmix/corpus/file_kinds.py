@@ -34,10 +34,11 @@ class FileKind:
         return (self.fix or "").format(path=shlex.quote(path), stem=shlex.quote(stem))
 
 
+_GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _EXPORT = "give its text as JSON lines or Parquet"
 _KINDS = (
-    (b"\x1f\x8b", FileKind(name="gzip", unpack="gzip -dc")),
-    (b"\x28\xb5\x2f\xfd", FileKind(name="Zstandard", unpack="zstd -dc")),
+    (_GZIP, FileKind(name="gzip", unpack="gzip -dc")),
+    (_ZSTANDARD, FileKind(name="Zstandard", unpack="zstd -dc")),
     (b"BZh", FileKind(name="bzip2", unpack="bzip2 -dc")),
     (b"\xfd7zXZ\0", FileKind(name="xz", unpack="xz -dc")),
     (b"\x04\x22\x4d\x18", FileKind(name="LZ4", unpack="lz4 -dc")),
@@ -75,7 +76,7 @@ def file_kind(head: bytes) -> FileKind | None:
 def check_packed(path: str, head: bytes) -> None:
     """Raises `DataError` where the file is not packed as its name tells."""
     end = Path(path).suffix
-    mark = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}[end]
+    mark = {".gz": _GZIP, ".zst": _ZSTANDARD}[end]
     # A Zstandard file may begin with a frame of its user's own.
     if not head or head.startswith(mark) or (end == ".zst" and head[1:4] == b"\x2a\x4d\x18"):
         return
