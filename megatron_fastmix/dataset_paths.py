@@ -54,17 +54,6 @@ def find_datasets(path: DatasetPath, where: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def only_dataset(path: DatasetPath, where: str) -> str:
-    """The prefix of the only dataset at `path`. Raises `DataError` where there are several."""
-    found = find_datasets(path, where)
-    if len(found) > 1:
-        raise DataError(
-            f"{where}: has {len(found)} datasets, {found[0]} and others, and this needs one; merge "
-            "them with Megatron's tools/merge_datasets.py"
-        )
-    return found[0]
-
-
 def is_pattern(path: DatasetPath) -> bool:
     """Whether the file system decides which datasets `path` stands for."""
     if not isinstance(path, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +14,20 @@ EVERY_SECONDS = 10.0
 class IndexProgress:
     """Counts datasets as Megatron's builder makes them; rank 0 says so, every `EVERY_SECONDS`."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, sources: Mapping[str, Sequence[str]] | None = None) -> None:
+        """`total` datasets; `sources` are their prefixes by source, where they have one."""
         self.total = total
         self.done = 0
+        self._sources = (
+            {
+                prefix: f"source {number:,} of {len(sources):,}"
+                for number, prefixes in enumerate(sources.values(), start=1)
+                for prefix in prefixes
+            }
+            if sources
+            else {}
+        )
+        self._one_each = sources is not None and len(sources) == total
         self._silent = torch.distributed.is_initialized() and torch.distributed.get_rank() != 0
         self._last = time.monotonic()
 
@@ -25,7 +37,10 @@ class IndexProgress:
         now = time.monotonic()
         if not self._silent and now - self._last >= EVERY_SECONDS:
             self._last = now
-            print(f"indexing dataset {self.done:,} of {self.total:,}: {path}", flush=True)
+            of_all = f"dataset {self.done:,} of {self.total:,}"
+            source = self._sources.get(path or "")
+            at = of_all if source is None else source if self._one_each else f"{source}, {of_all}"
+            print(f"indexing {at}: {path}", flush=True)
 
     def counted(self, dataset_class: type[Any]) -> type[Any]:
         """`dataset_class`, whose instances are counted here: the same class at every call, since

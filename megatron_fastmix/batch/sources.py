@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from megatron_fastmix.batch.index_progress import IndexProgress
 from megatron_fastmix.batch.open_files import is_lean
 from megatron_fastmix.batch.targets import ValidationTarget
 from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
-from megatron_fastmix.blend.shards import Shards
+from megatron_fastmix.blend.shards import Shards, one_each
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.corpus.answer_rows import is_answer_only
 from megatron_fastmix.errors import DataError
@@ -54,7 +54,7 @@ def build_source_blend(
     ):
         paths = [path for each in prefixes.values() for path in each]
         blended: FastMixBlendedDataset = _one_epoch(
-            config, tokenizer, cache_path, paths, Split.train, lean
+            config, tokenizer, cache_path, paths, Split.train, lean, prefixes
         )
     for dataset in blended.datasets:
         _share_mean(dataset if share is None else dataset.dataset)
@@ -71,8 +71,7 @@ def build_targets(config: SearchConfig, tokenizer: Any, cache_path: str) -> list
             for prefix in prefixes
         ]
         # Megatron's own blend of datasets without weights would index all their samples.
-        dataset = parts[0] if len(parts) == 1 else Shards(target.name, parts)
-        _share_mean(dataset)
+        (dataset,) = join_shards({target.name: parts})
         if len(dataset) < 1:
             raise DataError(
                 f"target {target.name} ({prefixes[0]}): no sample of {config.data.seq_length} "
@@ -80,6 +79,14 @@ def build_targets(config: SearchConfig, tokenizer: Any, cache_path: str) -> list
             )
         targets.append(ValidationTarget(name=target.name, dataset=dataset, seed=config.seed))
     return targets
+
+
+def join_shards(sources: Mapping[str, Sequence[Any]]) -> list[Any]:
+    """One dataset for each source or target, from the datasets of each, without a blend."""
+    joined = one_each(sources)
+    for dataset in joined:
+        _share_mean(dataset)
+    return joined
 
 
 def _share_mean(dataset: Any) -> None:
@@ -96,6 +103,7 @@ def build_datasets(
     tokenizer: Any,
     cache_path: str,
     lean: bool = False,
+    sources: Mapping[str, Sequence[str]] | None = None,
     eod_mask_loss: bool = False,
     reset_position_ids: bool = False,
     reset_attention_mask: bool = False,
@@ -105,7 +113,8 @@ def build_datasets(
     `blends` are prefixes and their weights, or None, by split, text and answer-only rows; `sizes`
     samples, where None builds exactly one epoch. Indices are cached in a folder of `cache_path`
     that is named after the datasets' content, as Megatron knows them by their paths alone. With
-    `lean` they keep few files open; see `open_files`. Every rank must call.
+    `lean` they keep few files open; see `open_files`. `sources` are the prefixes by source, of
+    which is said how far their indexing is. Every rank must call.
     """
     prefixes = [prefix for blend in blends if blend for prefix in blend[0]]
     config = GPTDatasetConfig(
@@ -124,7 +133,7 @@ def build_datasets(
     if reset_position_ids or reset_attention_mask:
         text = DocumentsApartLeanGPTDataset if lean else DocumentsApartGPTDataset
     answers = {prefix: is_answer_only(prefix) for prefix in prefixes}
-    progress = IndexProgress(len(prefixes))
+    progress = IndexProgress(len(prefixes), sources)
     counted = {
         True: progress.counted(AnswerOnlyDataset),
         False: progress.counted(text),
@@ -168,6 +177,7 @@ def _one_epoch(
     paths: list[str],
     split: Split,
     lean: bool,
+    sources: Mapping[str, Sequence[str]] | None = None,
 ) -> Any:
     """draw_order makes the further epochs."""
     return build_datasets(
@@ -178,6 +188,7 @@ def _one_epoch(
         tokenizer=tokenizer,
         cache_path=cache_path,
         lean=lean,
+        sources=sources,
         eod_mask_loss=config.data.eod_mask_loss,
         reset_position_ids=config.data.reset_position_ids,
         reset_attention_mask=config.data.reset_attention_mask,

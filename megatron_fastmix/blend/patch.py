@@ -26,7 +26,7 @@ from megatron_fastmix.blend.followed_mixture import FollowedMixture
 from megatron_fastmix.blend.live_mixture import LiveMixture
 from megatron_fastmix.blend.offered_share import OfferedShare
 from megatron_fastmix.blend.options import BlendOptions, Order, Weighting
-from megatron_fastmix.blend.shards import gather
+from megatron_fastmix.blend.shards import one_each
 from megatron_fastmix.blend.source_paths import match_sources
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.mixture.mixture import Mixture
@@ -177,7 +177,8 @@ def install(
                 _check_loss_normalisation()
             if sources is not None:
                 paths = [str(dataset.dataset_path) for dataset in datasets]
-                datasets = gather(datasets, match_sources(sources, paths))
+                numbers = match_sources(sources, paths)
+                datasets = one_each({s: [datasets[n] for n in ns] for s, ns in numbers.items()})
                 weights = [1.0] * len(datasets)
             if share is not None:
                 datasets = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,11 +39,11 @@ class Shards(torch.utils.data.Dataset[dict[str, Any]]):
         return sample
 
 
-def gather(datasets: Sequence[Any], sources: dict[str, list[int]]) -> list[Any]:
-    """One dataset for each source, in the order of `sources`, which lists those of `datasets`.
+def one_each(sources: Mapping[str, Sequence[Any]]) -> list[Any]:
+    """One dataset for each source, from the datasets of each.
 
     All are `Shards` where one of them is, because a blend wants datasets of one class.
     """
-    if all(len(numbers) == 1 for numbers in sources.values()):
-        return [datasets[numbers[0]] for numbers in sources.values()]
-    return [Shards(name, [datasets[n] for n in numbers]) for name, numbers in sources.items()]
+    if all(len(datasets) == 1 for datasets in sources.values()):
+        return [datasets[0] for datasets in sources.values()]
+    return [Shards(name, datasets) for name, datasets in sources.items()]

@@ -55,7 +55,7 @@ def read_run_mixture(options: RunOptions, *, rows: bool = False) -> RunMixture:
         )
     paths: dict[str, tuple[str, ...]] = {}
     if learned is not None:
-        paths = {s.name: tuple(shard.path for shard in s.shards) for s in learned.sources}
+        paths = {s.name: s.prefixes for s in learned.sources}
     if options.schedule is not None:
         schedule = read_schedule(options.schedule)
     else:

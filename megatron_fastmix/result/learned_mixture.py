@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
 
-from megatron_fastmix.errors import DataError
 from megatron_fastmix.result.learned_group import LearnedGroup, average_groups, surest_advantage
 from megatron_fastmix.result.rounding import DEFAULT_DECIMALS, round_weights
 from megatron_fastmix.result.sizes import Shard, Size, Unit, shares_in, total_size
@@ -55,14 +54,9 @@ class LearnedSource:
         return total_size(self.shards)
 
     @property
-    def path(self) -> str:
-        """Prefix of its only dataset. Raises `DataError` where it has several."""
-        if len(self.shards) > 1:
-            raise DataError(
-                f"source {self.name}: has {len(self.shards)} datasets, {self.shards[0].path} and "
-                "others, and this needs a source of one; merge them"
-            )
-        return self.shards[0].path
+    def prefixes(self) -> tuple[str, ...]:
+        """Those of its datasets."""
+        return tuple(shard.path for shard in self.shards)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +87,11 @@ class TargetResult:
     """Nats per loss token at the first outer step; None where none was measured."""
     final_loss: float | None
     """The same at the last outer step."""
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """Those of its datasets."""
+        return tuple(shard.path for shard in self.shards) or (self.path,)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,8 +32,11 @@ SMALL = ["--num-layers=1", "--hidden-size=32", "--num-attention-heads=2"]
 
 @pytest.fixture
 def learned(search_values: dict, answer_corpora: Path, tmp_path: Path) -> Path:
-    """The run folder of a short search over answer-only sources."""
+    """The run folder of a short search over answer-only sources, the first of two datasets."""
+    sources: list[dict[str, Any]]
     sources = [{"name": name, "path": str(answer_corpora / name)} for name in SOURCES]
+    write_rows(tmp_path / "more", synthetic_rows("forward", 50, 12), 259)
+    sources[0]["path"] = [sources[0]["path"], str(tmp_path / "more")]
     target = {"name": "target", "path": str(answer_corpora / "target")}
     values = search_values | {"sources": sources, "targets": [target]}
     config = load(values, run_dir=tmp_path / "learned", **{"training.train_iters": 2})

@@ -90,7 +90,14 @@ def test_indexing_says_how_far_it_is(
     monkeypatch.setattr(index_progress, "EVERY_SECONDS", 0.0)
     batches_of(config, 0, 1)
     out = capsys.readouterr().out
-    assert f"indexing dataset 2 of 3: {search_values['sources'][1]['path']}\n" in out
+    first, second, third = (source["path"] for source in search_values["sources"])
+    assert f"indexing source 2 of 3: {second}\n" in out
+    search_values["sources"] = [
+        {"name": "a", "path": first},
+        {"name": "b", "path": [second, third]},
+    ]
+    batches_of(load(search_values), 0, 1)
+    assert f"indexing source 2 of 2, dataset 3 of 3: {third}\n" in capsys.readouterr().out
 
 
 def reads_of_a_start(config: SearchConfig) -> Counter[str]:

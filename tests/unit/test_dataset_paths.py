@@ -12,7 +12,7 @@ from megatron_fastmix.checkpoint.identity import fingerprint, fingerprint_of, sa
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.config import dump_config, load_config
 from megatron_fastmix.corpus.indexed_files import check_vocabulary
-from megatron_fastmix.dataset_paths import find_datasets, only_dataset
+from megatron_fastmix.dataset_paths import find_datasets
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.start.check_hosts import report
@@ -80,13 +80,6 @@ def test_what_stands_for_no_source_is_refused(tmp_path, path, message):
             (tmp_path / f"link{end}").symlink_to(tmp_path / f"code{end}")
     with pytest.raises(DataError, match=message):
         found(tmp_path, path)
-
-
-def test_code_for_one_dataset_says_so(tmp_path):
-    touch(tmp_path, "web/a", "web/b", "one/a")
-    assert only_dataset(str(tmp_path / "one"), "test x") == str(tmp_path / "one/a")
-    with pytest.raises(DataError, match=r"test x: has 2 datasets, .*web/a and others"):
-        only_dataset(str(tmp_path / "web"), "test x")
 
 
 @pytest.fixture

@@ -231,6 +231,65 @@ def test_wrong_arguments(flags, corpora, mixture, tmp_path):
     assert not (tmp_path / "rows").exists()
 
 
+def test_a_source_and_a_test_set_of_several_datasets(corpora, mixture, test_set, tmp_path):
+    """Text is drawn by weight × tokens of the dataset / tokens of the source, and a test set's
+    samples come from all of its datasets."""
+    import torch
+
+    from megatron_fastmix.corpus.tokenizers import load_tokenizer
+    from megatron_fastmix.lab.comparison.candidates import Candidate
+    from megatron_fastmix.lab.comparison.config import load_compare_config
+    from megatron_fastmix.lab.comparison.inputs import make_setting, read_learned
+    from megatron_fastmix.lab.comparison.row_data import RowData
+    from megatron_fastmix.lab.comparison.rows import Task
+    from megatron_fastmix.proxy.megatron_gpt import initialize_world_of_one
+
+    def learned_from(shards):
+        values = json.loads(mixture.read_text())
+        source = values["sources"][0]
+        source["shards"] = [source["shards"][0] | {"path": path} for path in shards]
+        for key in ("tokens", "loss_tokens", "rows"):
+            source[key] = sum(shard[key] for shard in source["shards"])
+        file = tmp_path / f"{len(shards)}.json"
+        file.write_text(json.dumps(values))
+        return read_learned([str(file)])["learned"]
+
+    (tmp_path / "web").mkdir()
+    for number, documents in enumerate((30, 90)):
+        texts = synthetic_documents("forward", documents, 20 + number)
+        write_dataset(tmp_path / f"web/part_{number}", texts, 259)
+    (tmp_path / "tests").mkdir()
+    for number in range(2):
+        texts = synthetic_documents("noise", 20, 30 + number)
+        write_dataset(tmp_path / f"tests/part_{number}", texts, 259)
+    shards = [str(tmp_path / f"web/part_{number}") for number in range(2)]
+    config = load_compare_config(None, SMALL, [f"held_out={tmp_path}/tests/part_*"])
+    setting = make_setting(config, learned_from(shards), "mixture")
+    first, second = setting.sources[0].shards.values()
+    assert setting.sources[0].tokens == first + second
+    refused_set = load_compare_config(None, SMALL, [f"held_out={tmp_path}/web"])
+    with pytest.raises(ConfigError, match="web/part_0 is source forward of the search"):
+        make_setting(refused_set, learned_from(shards), "mixture")
+    weights = dict(zip(SOURCES, ("0.8", "0.1", "0.1"), strict=True))
+    task = Task(candidate=Candidate(name="given", kind="learned", weights=weights), seed=1)
+    tokenizer = load_tokenizer("ByteLevelTokenizer")
+    initialize_world_of_one()
+    rows = RowData(setting, task, tokenizer, tmp_path / "cache", torch.device("cpu"))
+    drawn = [int(rows._blend[i]["dataset_id"]) for i in range(len(rows._blend))]
+    share = 0.8 * first / (first + second)
+    assert drawn.count(0) / len(drawn) == pytest.approx(share, abs=0.01)
+    assert drawn.count(0) + drawn.count(1) == pytest.approx(0.8 * len(drawn), abs=2)
+    tested = torch.cat([batch.tokens for batch in rows.test(setting.tests[0])])
+    assert len(tested) == config.eval_samples
+    parts = [
+        dataclasses.replace(setting.tests[0], shards={p: n})
+        for p, n in setting.tests[0].shards.items()
+    ]
+    rows.setting = dataclasses.replace(setting, eval_samples=None)
+    ones = [torch.cat([batch.tokens for batch in rows.test(part)]) for part in parts]
+    assert [sum(any(torch.equal(t, o) for o in one) for t in tested) for one in ones] == [8, 8]
+
+
 def test_learned_mixtures_must_be_of_the_same_sources(mixture, flags, tmp_path):
     values = json.loads(mixture.read_text())
     values["sources"][0]["name"] = "renamed"
@@ -300,7 +359,7 @@ def test_documents_share_a_sample_as_they_did_in_the_search(corpora, mixture, tm
         setting = make_setting(config, changed, "mixture")
         digests.add(setting.digest)
         rows = RowData(setting, task, tokenizer, tmp_path / f"cache-{flag}", torch.device("cpu"))
-        batch = next(iter(rows.test(str(tmp_path / "ended"))))
+        batch = next(iter(rows.test(setting.tests[0])))
         found[flag] = (batch, batch_token_losses(model, batch))
         assert len(rows.step(0)) == 1
     assert len(digests) == 4

@@ -101,17 +101,21 @@ DATA_FLAGS = ("eod_mask_loss", "reset_position_ids", "reset_attention_mask")
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A dataset of a comparison."""
+    """A source or a test set of a comparison: one indexed dataset or several."""
 
     name: str
-    path: str
-    """Prefix, without .bin and .idx."""
-    tokens: int
-    """Tokens that count in the loss."""
+    shards: dict[str, int]
+    """Tokens that count in the loss, by prefix, without .bin and .idx."""
     sha256: str | None
-    """Of PREFIX.bin, from its manifest; none without one."""
+    """Of PREFIX.bin, from its manifest, or of the list of these where there are several; none where
+    one has no manifest."""
     weight: float = 1.0
     """Share in the target loss; without meaning for a source."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that count in the loss."""
+        return sum(self.shards.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +156,7 @@ class Setting:
             if not values[flag]:
                 del values[flag]
         for dataset in (*values["sources"], *values["tests"]):
-            dataset.pop("path")
+            dataset["tokens"] = sum(dataset.pop("shards").values())
         for key in ("sources", "tests"):
             values[key] = {dataset.pop("name"): dataset for dataset in values[key]}
         return flatten(values)

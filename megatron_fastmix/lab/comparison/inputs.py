@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import filecmp
+import hashlib
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from megatron_fastmix.config import TokenizerConfig, strict_yaml
 from megatron_fastmix.corpus.answer_rows import is_answer_only, read_answer_rows
 from megatron_fastmix.corpus.indexed_files import check_vocabulary, inspect_indexed_dataset
 from megatron_fastmix.corpus.manifest import check_same_tokenizer, read_manifest
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
-from megatron_fastmix.dataset_paths import DatasetPath, find_datasets, only_dataset
+from megatron_fastmix.dataset_paths import find_datasets
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.lab.comparison.config import DATA_FLAGS, CompareConfig, Dataset, Setting
 from megatron_fastmix.proxy.starting_point import check_starting_point
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
-from megatron_fastmix.result.sizes import Shard
 from megatron_fastmix.same_file import same_dataset
 
 
@@ -32,7 +33,7 @@ def read_learned(paths: Sequence[str]) -> dict[str, LearnedMixture]:
     first = mixtures[0]
     for path, mixture in zip(paths, mixtures, strict=True):
         for what, of in (
-            ("sources", lambda m: [(source.name, source.path) for source in m.sources]),
+            ("sources", lambda m: {source.name: source.prefixes for source in m.sources}),
             ("tokenizer", lambda m: m.config.get("tokenizer")),
             ("seq_length", lambda m: m.seq_length),
         ):
@@ -64,37 +65,28 @@ def make_setting(config: CompareConfig, mixture: LearnedMixture, where: str) -> 
     )
     return check_setting(
         config,
-        sources=mixture.sources,
-        targets=mixture.targets,
+        sources={source.name: source.prefixes for source in mixture.sources},
+        targets={target.name: target.prefixes for target in mixture.targets},
         tokenizer_config=tokenizer,
         seq_length=mixture.seq_length,
         data=mixture.config.get("data", {}),
     )
 
 
-class NamedData(Protocol):
-    """A source or a target of a search."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def path(self) -> DatasetPath: ...
-
-
 def check_setting(
     config: CompareConfig,
     *,
-    sources: Sequence[NamedData],
-    targets: Sequence[NamedData],
+    sources: Mapping[str, Sequence[str]],
+    targets: Mapping[str, Sequence[str]],
     tokenizer_config: TokenizerConfig,
     seq_length: int,
     data: Mapping[str, Any],
 ) -> Setting:
     """Checks every dataset. Raises `ConfigError` or `DataError`.
 
-    `sources`, `targets`, `seq_length` and the plain values `data` are those of the searches. A test
-    set that is one of them is refused, whether by name or by content.
+    `sources` and `targets`, by name the prefixes of their datasets, `seq_length` and the plain
+    values `data` are those of the searches. A test set that is one of them is refused, whether by
+    name or by content.
     """
     if not config.tests:
         raise ConfigError(
@@ -106,43 +98,38 @@ def check_setting(
     seq_length = config.seq_length or seq_length
     total = sum(test.weight for test in config.tests)
 
-    def describe(name: str, path: str, weight: float = 1.0) -> Dataset:
-        summary = inspect_indexed_dataset(path)
-        tokens = summary.tokens
+    def loss_tokens(name: str, path: str) -> int:
+        tokens = inspect_indexed_dataset(path).tokens
+        check_vocabulary(path, tokenizer.vocab_size)
         if is_answer_only(path):
-            tokens = int(read_answer_rows(path, seq_length).answer_tokens.sum())
-        elif tokens < seq_length + 1:
+            return int(read_answer_rows(path, seq_length).answer_tokens.sum())
+        if tokens < seq_length + 1:
             raise DataError(
-                f"{name} ({path}): found {summary.tokens} tokens, fewer than one sample of "
+                f"{name} ({path}): found {tokens} tokens, fewer than one sample of "
                 f"{seq_length + 1}; give it more text or lower --seq-length"
             )
-        check_vocabulary(path, tokenizer.vocab_size)
-        manifest = read_manifest(path)
-        return Dataset(
-            name=name,
-            path=path,
-            tokens=tokens,
-            sha256=manifest.bin_sha256 if manifest else None,
-            weight=weight,
-        )
+        return tokens
 
-    described = tuple(
-        describe(source.name, only_dataset(source.path, f"source {source.name}"))
-        for source in sources
-    )
+    described = tuple(_describe(name, each, loss_tokens) for name, each in sources.items())
     tests = tuple(
-        describe(test.name, only_dataset(test.path, f"test {test.name}"), test.weight / total)
+        _describe(
+            test.name,
+            find_datasets(test.path, f"test {test.name}"),
+            loss_tokens,
+            test.weight / total,
+        )
         for test in config.tests
     )
-    check_same_tokenizer({d.path: d.path for d in (*described, *tests)}, tokenizer.sha256)
-    for test in tests:
-        for role, seen in (("source", sources), ("target", targets)):
-            for dataset in seen:
-                for prefix in _prefixes(dataset, role):
-                    if _same_data(test.path, prefix):
+    prefixes = [prefix for dataset in (*described, *tests) for prefix in dataset.shards]
+    check_same_tokenizer({prefix: prefix for prefix in prefixes}, tokenizer.sha256)
+    for role, seen in (("source", sources), ("target", targets)):
+        for name, others in seen.items():
+            for test in tests:
+                for prefix, other in itertools.product(test.shards, others):
+                    if _same_data(prefix, other):
                         raise ConfigError(
-                            f"--test {test.name}: {test.path} is {role} {dataset.name} of the "
-                            f"search ({prefix}); test on data that the search never saw"
+                            f"--test {test.name}: {prefix} is {role} {name} of the search "
+                            f"({other}); test on data that the search never saw"
                         )
     return Setting(
         sources=described,
@@ -157,10 +144,21 @@ def check_setting(
     )
 
 
-def _prefixes(data: NamedData, role: str) -> tuple[str, ...]:
-    """Those of all its datasets; a learned target lists them where it has several."""
-    shards: Sequence[Shard] = getattr(data, "shards", ())
-    return tuple(s.path for s in shards) or find_datasets(data.path, f"{role} {data.name}")
+def _describe(
+    name: str, prefixes: Sequence[str], count: Callable[[str, str], int], weight: float = 1.0
+) -> Dataset:
+    """`count` gives the tokens in the loss of a name's dataset."""
+    manifests = [read_manifest(prefix) for prefix in prefixes]
+    sums = [manifest.bin_sha256 for manifest in manifests if manifest]
+    sha256 = sums[0] if sums else None
+    if len(prefixes) > 1 and sha256:
+        sha256 = hashlib.sha256("".join(sums).encode()).hexdigest()
+    return Dataset(
+        name=name,
+        shards={prefix: count(name, prefix) for prefix in prefixes},
+        sha256=sha256 if len(sums) == len(prefixes) else None,
+        weight=weight,
+    )
 
 
 def _same_data(prefix: str, other: str) -> bool:

@@ -71,8 +71,8 @@ class MethodComparison:
         search = self.scenario.search
         setting = check_setting(
             self.scenario.compare,
-            sources=search.sources,
-            targets=search.targets,
+            sources={source.name: source.prefixes() for source in search.sources},
+            targets={target.name: target.prefixes() for target in search.targets},
             tokenizer_config=search.tokenizer,
             seq_length=search.data.seq_length,
             data=strict_yaml.to_dict(search.data),

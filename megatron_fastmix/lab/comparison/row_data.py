@@ -20,15 +20,16 @@ from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.batch.packing import collate
 from megatron_fastmix.corpus.answer_rows import is_answer_only
 from megatron_fastmix.corpus.tokenizers import Tokenizer
-from megatron_fastmix.lab.comparison.config import DATA_FLAGS, Setting
+from megatron_fastmix.lab.comparison.config import DATA_FLAGS, Dataset, Setting
 from megatron_fastmix.lab.comparison.rows import Task
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what Megatron lacks for GPUs is no news to a comparison
-    from megatron_fastmix.batch.sources import build_datasets
+    from megatron_fastmix.batch.sources import build_datasets, join_shards
     from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
     from megatron_fastmix.blend.live_mixture import LiveMixture
     from megatron_fastmix.blend.options import BlendOptions
+    from megatron_fastmix.blend.shards import Shards
     from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule
 
 EVALUATION_SEED = 0
@@ -43,21 +44,26 @@ class RowData:
     ) -> None:
         """`cache` is an empty folder of its own for Megatron's indices."""
         self.setting, self.tokenizer, self.cache, self.device = setting, tokenizer, cache, device
-        paths = {source.name: source.path for source in setting.sources}
+        named = {source.name: source for source in setting.sources}
         if task.candidate.schedule is not None:
-            self._blend = self._scheduled(task.candidate.schedule, task.seed, paths)
+            self._blend = self._scheduled(task.candidate.schedule, task.seed, named)
             return
-        shares = {paths[name]: float(text) for name, text in task.candidate.weights.items()}
+        weights = task.candidate.weights
+        used, shares = [named[name] for name in weights], [float(t) for t in weights.values()]
         samples = self._samples
-        if not any(map(is_answer_only, shares)):
-            blends = [(list(shares), list(shares.values())), None, None]
+        if not any(is_answer_only(prefix) for source in used for prefix in source.shards):
+            parts = {
+                prefix: share * (tokens / source.tokens)
+                for source, share in zip(used, shares, strict=True)
+                for prefix, tokens in source.shards.items()
+            }
+            blends = [(list(parts), list(parts.values())), None, None]
             self._blend = self._build(task.seed, blends, [samples, 0, 0])[0]
             return
         # Megatron's blend indexes more rows than a dataset has; ours goes on with another epoch.
-        sources = self._epochs(task.seed, list(shares))
+        sources = self._epochs(task.seed, used)
         rows = [
-            share / self._loss_tokens(source)
-            for share, source in zip(shares.values(), sources, strict=True)
+            share / self._loss_tokens(source) for share, source in zip(shares, sources, strict=True)
         ]
         self._blend = FastMixBlendedDataset(sources, rows, samples, sources[0].config)
 
@@ -66,9 +72,9 @@ class RowData:
         """Samples of the whole training."""
         return self.setting.training.train_iters * self.setting.training.global_batch_size
 
-    def _scheduled(self, schedule: WeightSchedule, seed: int, paths: dict[str, str]) -> Any:
+    def _scheduled(self, schedule: WeightSchedule, seed: int, named: dict[str, Dataset]) -> Any:
         """The blend that follows `schedule`, whose weights are shares of tokens in the loss."""
-        sources = self._epochs(seed, [paths[name] for name in schedule.names])
+        sources = self._epochs(seed, [named[name] for name in schedule.names])
         counts = dict(zip(schedule.names, map(self._loss_tokens, sources), strict=True))
         changes = tuple(
             Change(
@@ -88,12 +94,22 @@ class RowData:
             options=BlendOptions(weighting="sampling", block_size=size),
         )
 
-    def _epochs(self, seed: int, prefixes: Sequence[str]) -> list[Any]:
-        """One epoch of each dataset."""
-        return [self._build(seed, [([path], None), None, None], [None] * 3)[0] for path in prefixes]
+    def _epochs(self, seed: int, sources: Sequence[Dataset]) -> list[Any]:
+        """One epoch of each source."""
+        return join_shards(
+            {
+                source.name: [
+                    self._build(seed, [([path], None), None, None], [None] * 3)[0]
+                    for path in source.shards
+                ]
+                for source in sources
+            }
+        )
 
     def _loss_tokens(self, source: Any) -> float:
         """Mean tokens in the loss of one of its samples; a sample of text is seq_length of them."""
+        if isinstance(source, Shards):
+            source = source.datasets[0]
         return float(getattr(source, "tokens_per_sample", self.setting.seq_length))
 
     def step(self, step: int) -> list[Batch]:
@@ -101,14 +117,19 @@ class RowData:
         size = self.setting.training.global_batch_size
         return list(self._batches(self._blend, range(step * size, (step + 1) * size)))
 
-    def test(self, path: str) -> Iterator[Batch]:
-        """The first samples of a test set, in one fixed order."""
-        blends = [None, ([path], None), None]
-        dataset = self._build(EVALUATION_SEED, blends, [None] * 3)[1]  # one epoch
+    def test(self, test: Dataset) -> Iterator[Batch]:
+        """The first samples of a test set, in one fixed order; of several datasets as many of each
+        as its size asks for."""
+        parts = [
+            self._build(EVALUATION_SEED, [None, ([path], None), None], [None] * 3)[1]
+            for path in test.shards  # one epoch of each
+        ]
+        (dataset,) = join_shards({test.name: parts})
         count = min(len(dataset), self.setting.eval_samples or len(dataset))
-        return self._batches(dataset, range(count))
+        spread = len(dataset) if len(parts) > 1 else count
+        return self._batches(dataset, [i * spread // count for i in range(count)])
 
-    def _batches(self, dataset: Any, indices: range) -> Iterator[Batch]:
+    def _batches(self, dataset: Any, indices: Sequence[int]) -> Iterator[Batch]:
         size = self.setting.training.micro_batch_size
         for first in range(0, len(indices), size):
             samples = [dataset[i] for i in indices[first : first + size]]

@@ -87,7 +87,7 @@ def train_row(
             progress.seconds = before + time.monotonic() - began
             checkpoint.save(model, optimizer, losses, progress)
 
-    found = {test.name: evaluate(model, data.test(test.path)) for test in setting.tests}
+    found = {test.name: evaluate(model, data.test(test)) for test in setting.tests}
     shares = {test.name: test.weight for test in setting.tests}
     means = {name: float(np.mean(of.losses)) for name, of in found.items()}
     loss = sum(shares[name] * mean for name, mean in means.items())
