@@ -34,7 +34,7 @@ if [ ${#select[@]} = 0 ]; then
 fi
 "$bin/ruff" check .
 "$bin/ruff" format --check .
-if [ ${#select[@]} = 2 ] && [ $# = 0 ]; then
+if [ $# = 0 ]; then
   # Two halves at once; the text of the second follows when the first is done. In a process group
   # of its own, since a job without one ignores Ctrl-C and so would the programs that it tests.
   later=$(mktemp)

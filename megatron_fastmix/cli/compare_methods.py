@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.registry import FASTMIX, METHODS
+from megatron_fastmix.lab.comparison import over_scenarios
 from megatron_fastmix.lab.comparison.method_table import MethodLine, measurements, text
 from megatron_fastmix.lab.comparison.methods import MethodComparison
 from megatron_fastmix.lab.comparison.row_workers import SAVE_INTERVAL
@@ -121,6 +122,11 @@ def run(args: argparse.Namespace) -> int:
     found = [
         row for name, lines in tables.items() for row in measurements(name, lines, args.against)
     ]
+    if len(tables) > 1:
+        pooled = over_scenarios.differences(tables, args.against)
+        if pooled:
+            print(over_scenarios.text(pooled, len(tables), args.against), flush=True)
+            found += over_scenarios.measurements(pooled, len(tables), args.against)
     if args.json:
         write_measurements(args.json, found)
     if args.plot:

@@ -10,6 +10,7 @@ import yaml
 from megatron_fastmix.cli import main as cli
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.registry import METHODS
+from megatron_fastmix.lab.comparison import over_scenarios
 from megatron_fastmix.lab.comparison.config import key_of
 from megatron_fastmix.lab.comparison.method_plot import (
     COLOURS,
@@ -107,6 +108,33 @@ def test_a_difference_counts_beyond_its_interval_alone():
     marks = {row.split()[0]: row.split() for row in shown.splitlines()[2:5]}
     assert "worse" in marks["doge"]
     assert "no" in marks["odm"]
+
+
+def test_scenarios_together_tell_what_one_does_not():
+    ours = line("fastmix", (4.0, 4.5, 5.0), 1.0)
+    # 0.1, 0.4, 0.7 in each: 0.4 ± 0.17 in one scenario, ± 0.17/√4 in four.
+    other, alone = line("odm", (4.1, 4.9, 5.7), 1.0), line("doge", (4.1, 4.9, 5.7), 1.0)
+    tables = {name: [ours, other] for name in "abcd"}
+    tables["a"] = [ours, other, alone]
+    (found,) = over_scenarios.differences(tables)
+    assert (found.method, found.mean) == ("odm", pytest.approx(0.4))
+    assert found.error == pytest.approx(0.3 / 3**0.5 / 2)
+    assert found.beyond
+    assert "worse" in over_scenarios.text([found], 4)
+    mean, error = over_scenarios.measurements([found], 4)
+    assert (mean.value, error.value) == (found.mean, found.error)
+    assert not over_scenarios.differences({"a": [ours, other], "b": [other]})
+    single = {name: [line("fastmix", (4.0,), 1.0), line("odm", (4.1,), 1.0)] for name in "ab"}
+    assert not over_scenarios.differences(single)
+
+
+def test_seeds_apart_is_the_share_on_other_sources():
+    ours = dataclasses.replace(
+        line("fastmix", (4.0, 4.5), 1.0),
+        weights_by_seed={1: {"a": 0.5, "b": 0.5}, 2: {"a": 0.9, "b": 0.1}},
+    )
+    assert "0.400" in text([ours])
+    assert "0.400" not in text([dataclasses.replace(ours, flops=0.0)], "odm")
 
 
 def test_the_judge_is_the_spread_under_the_uniform_mixture():

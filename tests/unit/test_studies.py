@@ -18,11 +18,10 @@ from megatron_fastmix.lab.comparison.method_table import (
 from megatron_fastmix.lab.comparison.rows import RowFile, SearchRow
 from megatron_fastmix.lab.comparison.same_search import find_same
 from megatron_fastmix.lab.comparison.scenario import load_scenario
+from megatron_fastmix.lab.comparison.statistics import total_variation
 from megatron_fastmix.lab.comparison.variant_plot import (
-    distance,
     plot_variants,
     points,
-    seed_distances,
 )
 from megatron_fastmix.proxy.cost import training_flops
 
@@ -127,12 +126,12 @@ def line(method, weights, losses, flops):
 
 
 def test_distances_are_between_different_seeds():
-    assert distance({"a": 0.7, "b": 0.3}, {"a": 0.2, "b": 0.8}) == pytest.approx(0.5)
+    assert total_variation({"a": 0.7, "b": 0.3}, {"a": 0.2, "b": 0.8}) == pytest.approx(0.5)
     ours = line("fastmix", {1: 0.5, 2: 0.7}, {}, 1.0)
-    assert seed_distances(ours, ours) == pytest.approx([0.2, 0.2])
+    assert ours.distances(ours) == pytest.approx([0.2, 0.2])
     other = line("other", {1: 0.7, 2: 0.9}, {}, 1.0)
     # Seed 1 to the other's seed 2, and the other way round.
-    assert seed_distances(other, ours) == pytest.approx([0.0, 0.4])
+    assert other.distances(ours) == pytest.approx([0.0, 0.4])
 
 
 def test_the_picture_has_a_line_for_each_kind_of_proxy(tmp_path):

@@ -9,7 +9,7 @@ from statistics import fmean
 from megatron_fastmix.lab.baselines.registry import FASTMIX, proxies_of
 from megatron_fastmix.lab.comparison.rows import Row, SearchRow
 from megatron_fastmix.lab.comparison.scenario import Scenario
-from megatron_fastmix.lab.comparison.statistics import standard_deviation
+from megatron_fastmix.lab.comparison.statistics import standard_deviation, total_variation
 from megatron_fastmix.lab.measurements import Measurement
 from megatron_fastmix.text_table import align
 
@@ -54,6 +54,16 @@ class MethodLine:
     def deviation(self) -> float | None:
         """Over the seeds of search and target model together; None for a single one."""
         return standard_deviation(list(self.losses.values()))
+
+    def distances(self, other: MethodLine) -> list[float]:
+        """For each seed the mean distance of its mixture from those of the other seeds of `other`,
+        so that a method's distance from itself is that between its seeds."""
+        found = []
+        for seed, weights in self.weights_by_seed.items():
+            others = [w for each, w in other.weights_by_seed.items() if each != seed]
+            if others:
+                found.append(fmean([total_variation(weights, each) for each in others]))
+        return found
 
 
 def aggregated(scenario: Scenario, row: Row) -> float:
@@ -119,7 +129,11 @@ def beyond_error(line: MethodLine, ours: MethodLine) -> bool | None:
     difference, error = behind(line, ours)
     if error is None:
         return None
-    freedom = len(line.losses.keys() & ours.losses.keys()) - 1
+    return is_beyond(difference, error, len(line.losses.keys() & ours.losses.keys()) - 1)
+
+
+def is_beyond(difference: float, error: float, freedom: int) -> bool:
+    """Whether a difference is outside its 95 % interval by Student's t of so many degrees."""
     return abs(difference) > STUDENT[min(freedom, len(STUDENT)) - 1] * error
 
 
@@ -150,17 +164,19 @@ def text(lines: Sequence[MethodLine], against: str = FASTMIX) -> str:
                 "" if share is None else f"{share:.0%}",
                 *_behind(line, ours),
                 *_costs(line, ours),
+                _seeds_apart(line),
                 ", ".join(f"{name} {weight:.2f}" for name, weight in heaviest),
             ]
         )
     name = "FastMix" if against == FASTMIX else against
     header = ["method", "loss", "sd", "seeds", "gap closed", f"behind {name}", "se", "beyond it"]
-    header += ["training x", "all FLOPs x", "wall x", "mean"]
+    header += ["training x", "all FLOPs x", "wall x", "seeds apart", "mean"]
     table = align(header, shown, left=(0, 7, len(header) - 1))
     legend = (
         f"behind {name}: mean of the differences seed by seed and its standard error; beyond it: "
         f"outside the 95 % interval\nby Student's t. Costs of a search over {name}'s: FLOPs of its "
-        "trainings alone, of everything, wall time."
+        "trainings alone, of everything, wall time.\nSeeds apart: the share of the mixture that "
+        "two seeds have on other sources."
     )
     return "\n".join([*_judge_line(lines), table, legend])
 
@@ -185,6 +201,11 @@ def _behind(line: MethodLine, ours: MethodLine | None) -> tuple[str, str, str]:
         return f"{difference:+.4f}", "", ""
     mark = "no" if not beyond_error(line, ours) else "worse" if difference > 0 else "better"
     return f"{difference:+.4f}", f"± {error:.4f}", mark
+
+
+def _seeds_apart(line: MethodLine) -> str:
+    distances = line.distances(line) if line.flops else []
+    return f"{fmean(distances):.3f}" if distances else ""
 
 
 def _costs(line: MethodLine, ours: MethodLine | None) -> tuple[str, str, str]:

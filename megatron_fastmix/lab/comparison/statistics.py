@@ -24,6 +24,11 @@ def standard_deviation(values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
 
 
+def total_variation(one: Mapping[str, float], two: Mapping[str, float]) -> float:
+    """Distance of two mixtures of the same sources: the share that is on other ones, 0 to 1."""
+    return sum(abs(one[name] - two[name]) for name in one) / 2
+
+
 def pooled_deviation(*groups: Sequence[float]) -> float | None:
     """√(Σ (n_g − 1)·s_g² / Σ (n_g − 1)); None where no group has two values."""
     degrees = sum(len(group) - 1 for group in groups if group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -32,22 +32,6 @@ class Point:
     """What it differs from FastMix in but for its length, in words."""
     steps: int
     """Optimizer steps of its proxy."""
-
-
-def distance(one: Mapping[str, float], two: Mapping[str, float]) -> float:
-    """Total variation: the share that is on other sources, 0 to 1."""
-    return sum(abs(one[name] - two[name]) for name in one) / 2
-
-
-def seed_distances(line: MethodLine, ours: MethodLine) -> list[float]:
-    """For each seed of `line` the mean distance of its mixture from those of the other seeds of
-    `ours`, so that a setting's distance from itself is that between its seeds."""
-    found = []
-    for seed, weights in line.weights_by_seed.items():
-        others = [w for other, w in ours.weights_by_seed.items() if other != seed]
-        if others:
-            found.append(fmean([distance(weights, other) for other in others]))
-    return found
 
 
 def points(scenario: Scenario, lines: Sequence[MethodLine]) -> list[Point]:
@@ -83,8 +67,8 @@ def plot_variants(scenario: Scenario, lines: Sequence[MethodLine], path: Path) -
         raise ConfigError("--plot-variants: needs rows of fastmix with two seeds or more")
     figure = new_figure(11, 5)
     left, right = figure.subplots(1, 2)
-    _draw(left, found, ours, lambda line: _mean_and_error(seed_distances(line, ours)))
-    _across(left, fmean(seed_distances(ours, ours)), "two seeds\nof FastMix")
+    _draw(left, found, ours, lambda line: _mean_and_error(line.distances(ours)))
+    _across(left, fmean(ours.distances(ours)), "two seeds\nof FastMix")
     plain(left, _COST, "share of the mixture on other sources than FastMix's", size=10.5)
     left.set_ylim(bottom=0)
     _draw(right, found, ours, lambda line: _behind(line, ours))
