@@ -34,9 +34,10 @@ class MixtureConfig:
     )
     """Outer optimizer: Adam or SGD on the logits z, or exponentiated gradient on α, of which
     `scaled_mirror_descent` is free of the hypergradient's scale, as Adam is. The default is what
-    held two targets in balance and brought a fallen source back; Adam on weighted losses gave up to
-    0.8 to one of two equals and left the source where it fell (configs/outer_steps,
-    tests/distributed/test_planted_answers.py). `mirror_adam` is Adam without its factor α_k."""
+    held two equals in balance and brought a fallen source back; Adam on weighted losses gave up to
+    0.76 to one of two equals and left the source where it fell, and is level with it elsewhere
+    (tests/distributed/test_planted_answers.py, tools/method_rows/README.md). `mirror_adam` is Adam
+    without its factor α_k."""
     lr: float = 0.1
     """Outer learning rate; 0 freezes the mixture. Adam's is the change of a logit per outer step,
     `scaled_mirror_descent`'s its root mean square over the sources: with fewer than about 40 outer

@@ -8,6 +8,7 @@ import pytest
 from megatron_fastmix.cli import main as cli
 from megatron_fastmix.lab.baselines.registry import METHODS, proxies_of
 from megatron_fastmix.lab.baselines.settings import BaselineSettings
+from megatron_fastmix.lab.comparison import over_scenarios
 from megatron_fastmix.lab.comparison.method_plot import SEARCHED, label
 from megatron_fastmix.lab.comparison.method_table import behind
 from megatron_fastmix.lab.comparison.methods import MethodComparison
@@ -21,8 +22,8 @@ COLUMNS = (
 )
 
 
-def lines_of(name, seeds, tmp_path):
-    scenario = load_scenario(ROOT / "configs" / "methods" / f"{name}.yaml")
+def lines_of(name, seeds, tmp_path, folder="methods"):
+    scenario = load_scenario(ROOT / "configs" / folder / f"{name}.yaml")
     comparison = MethodComparison(
         name,
         scenario,
@@ -63,6 +64,25 @@ def test_the_table_of_methods_is_that_of_the_rows(written, tmp_path):
             line = lines.get(method)
             expected = f"{line.loss:{sign}.3f} ± {line.deviation:.3f}" if line else "–"
             assert written[method][column] == expected, (name, method)
+
+
+def test_ways_to_move_the_mixture_are_compared_seed_by_seed(tmp_path):
+    names = ("one_target", "three_targets", "worst", "questions", "fine_tuning", "conflict")
+    tables = {
+        name: lines_of(f"outer_steps_{name}", 6, tmp_path, folder="outer_steps") for name in names
+    }
+    pooled = over_scenarios.differences({name: list(t.values()) for name, t in tables.items()})
+    all_six = {each.method: f"{each.mean:+.3f} ± {each.error:.3f}" for each in pooled}
+    text = (ROWS / "README.md").read_text().replace("−", "-")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert {"`adam_loss`", "`mirror_adam`", "`lr=0.3`", "`probe_x4`"} <= {row[0] for row in rows}
+    for method, *cells in rows:
+        expected = []
+        for lines in tables.values():
+            line = lines.get(method.strip("`"))
+            pair = behind(line, lines["fastmix"]) if line else None
+            expected.append(f"{pair[0]:+.3f} ± {pair[1]:.3f}" if pair else "–")
+        assert cells == [*expected, all_six.get(method.strip("`"), "–")], method
 
 
 def test_the_settings_are_compared_seed_by_seed(tmp_path):
