@@ -85,6 +85,16 @@ def test_ways_to_move_the_mixture_are_compared_seed_by_seed(tmp_path):
         assert cells == [*expected, all_six.get(method.strip("`"), "–")], method
 
 
+def test_the_budget_is_compared_seed_by_seed(tmp_path):
+    lines = lines_of("token_budget", 6, tmp_path, folder="studies")
+    text = (ROWS / "README.md").read_text().replace("−", "-")
+    for method in ("at_most_15_reads", "no_budget", "uniform", "at_most_4_reads"):
+        line = lines[method]
+        difference, error = behind(line, lines["fastmix"])
+        cells = f"{line.weights['docstrings']:.2f} | {line.loss:.3f} ± {line.deviation:.3f}"
+        assert f"{cells} | {difference:+.3f} ± {error:.3f} |" in text, method
+
+
 def test_the_settings_are_compared_seed_by_seed(tmp_path):
     lines = lines_of("ablations", 6, tmp_path)
     text = (ROWS / "README.md").read_text().replace("−", "-")
