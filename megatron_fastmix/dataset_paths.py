@@ -41,7 +41,7 @@ def find_datasets(path: DatasetPath, where: str) -> tuple[str, ...]:
     if not written:
         raise DataError(f"{where}: path is an empty list; name one dataset or more")
     found = [prefix for each in written for prefix in _expand(each, where)]
-    if len(written) > 1:
+    if len(found) > 1:
         seen: dict[object, str] = {}
         for prefix in found:
             for key in dataset_keys(prefix):

@@ -62,9 +62,11 @@ def form_of_lines(text: str) -> Form | None:
         )
     if first.startswith("{"):
         return _of_objects(first)
+    if _is_json(first):
+        return None
     return _of_table(lines) or (
         None
-        if first[0] in '["' or _is_json(first)
+        if first[0] in '["'
         else Form(
             what=f"holds no JSON: it begins with {first[:_SHOWN]!r}",
             fix="give JSON lines, or for plain text the input format text (a document per file) or "

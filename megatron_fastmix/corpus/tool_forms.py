@@ -61,9 +61,12 @@ def with_arguments(turns: list[Turn], render: Callable[[list[Turn]], str]) -> li
         return turns
     given = str if str in forms else dict
     other = dict if given is str else str
-    if (len(forms) == 1 and _takes(turns, render, given)) or not _takes(turns, render, other):
+    if len(forms) == 1 and _takes(turns, render, given):
         return turns
-    return [_mapped(turn, lambda value: _as(value, other)) for turn in turns]
+    taken = [form for form in (other, given) if _takes(turns, render, form)]
+    if not taken:
+        return turns
+    return [_mapped(turn, lambda value: _as(value, taken[0])) for turn in turns]
 
 
 def _takes(turns: list[Turn], render: Callable[[list[Turn]], str], form: type) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from megatron_fastmix.errors import ConfigError, FastMixError
 from megatron_fastmix.processes import available_cores, stop_with_parent
 from megatron_fastmix.start.launch import visible_accelerators
+from megatron_fastmix.start.limits import raise_open_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ def run_jobs(
     `finished` is called after each job. An exception in a job, or in here (such as
     KeyboardInterrupt), ends the jobs in hand and is raised.
     """
+    raise_open_files()  # a source of many datasets has more than the usual limit
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     threads = _threads(workers)

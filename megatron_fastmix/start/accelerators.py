@@ -62,9 +62,16 @@ def device_files(root: Path = Path("/")) -> list[str]:
     """Devices of NVIDIA's driver, and of AMD's where a node of it is a GPU."""
     found = sorted(str(path) for path in (root / "dev").glob("nvidia[0-9]*"))
     nodes = (root / "sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id")
-    if any(node.read_text().strip() not in ("", "0") for node in nodes):
+    if any(_is_gpu(node) for node in nodes):
         found.append(str(root / "dev/kfd"))
     return found
+
+
+def _is_gpu(node: Path) -> bool:
+    try:
+        return node.read_text().strip() not in ("", "0")
+    except OSError:  # of a GPU that this container is not given
+        return False
 
 
 def _torch_count() -> tuple[int, str]:

@@ -114,7 +114,7 @@ def first_config(
     if shares is not None:
         of_sources = sum(shares[prefix] for prefix in sources)
         values["mixture"]["initial_weights"] = [
-            round(shares[prefix] / of_sources, 6) for prefix in sources
+            float(f"{shares[prefix] / of_sources:.6g}") for prefix in sources
         ]
         reasons.append("mixture.initial_weights: your blend's, as Megatron reads them")
         if dropped := [prefix for prefix in shares if prefix not in sources]:

@@ -44,6 +44,7 @@ def test_devices_of_either_driver_are_seen(tmp_path: Path) -> None:
     node = tmp_path / "sys/class/kfd/kfd/topology/nodes/0"
     node.mkdir(parents=True)
     (node / "gpu_id").write_text("0\n")  # the processor
+    (node.parent / "2" / "gpu_id").mkdir(parents=True)  # cannot be read, as where it is not given
     assert device_files(tmp_path) == []
     (node.parent / "1").mkdir()
     (node.parent / "1" / "gpu_id").write_text("51426\n")

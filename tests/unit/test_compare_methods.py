@@ -137,6 +137,11 @@ def test_seeds_apart_is_the_share_on_other_sources():
     assert "0.400" not in text([dataclasses.replace(ours, flops=0.0)], "odm")
 
 
+def test_what_costs_nothing_is_no_unit_of_costs():
+    assert "behind uniform" in text(LINES, "uniform")
+    assert not any("FLOPs" in row.figure for row in measurements("s", LINES, "uniform"))
+
+
 def test_the_judge_is_the_spread_under_the_uniform_mixture():
     lines = [line("fastmix", (4.0, 4.2), 1.0), line("uniform", (5.0, 5.2), 0.0)]
     spread, share = judge(lines)
@@ -232,6 +237,7 @@ def test_methods_have_settings_and_seeds_of_their_own(scenario, tmp_path):
         ("random_search", {"search": {"mixture": {"inner_steps": 1}}}, None),
         ("random_search", {"search": {"training": {"train_iters": 9}}}, "searched with training"),
         ("random_search", {"baselines": {"regmix": {"runs": 3}}}, "searched with regmix"),
+        ("uniform", {"search": {"mixture": {"learn": "groups"}}}, r"searched with mixture\.learn"),
         ("random_search", {"baselines": {"climb": {"top": 90}}}, None),
     ],
 )
@@ -239,6 +245,7 @@ def test_a_row_is_kept_while_what_it_depends_on_is_unchanged(
     scenario, tmp_path, method, changed, said
 ):
     values = yaml.safe_load(scenario.read_text()) | {"variants": []}
+    values["search"]["sources"][0]["group"] = "one"
     scenario.write_text(yaml.safe_dump(values))
     before = load_scenario(scenario)
     configuration = configuration_of(before.searches[method])

@@ -128,3 +128,10 @@ def test_plain_text_may_begin_as_anything(tmp_path: Path) -> None:
     for text in ("BZh, a name", "PAR1 and more", "%PDF-1.4 is a mark", "{'a': 1}\n", "a,b\n1,2\n"):
         (tmp_path / "a.txt").write_text(text)
         assert list(read_documents(tmp_path / "a.txt")) == [text]
+
+
+def test_lines_of_arrays_are_no_table(tmp_path: Path) -> None:
+    lines = "".join(json.dumps([record["text"], "x"]) + "\n" for record in RECORDS)
+    (tmp_path / "a.jsonl").write_text(lines)
+    with pytest.raises(DataError, match=r"a\.jsonl:1: expected a JSON object, found list"):
+        list(read_documents(tmp_path / "a.jsonl", input_format="auto"))

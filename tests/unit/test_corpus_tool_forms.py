@@ -81,6 +81,19 @@ def test_arguments_are_written_as_json(given: Any, written: str) -> None:
         assert text({"messages": turns}, template) == f"q;sky({AS_JSON});"
 
 
+def test_arguments_in_both_forms_are_written_in_the_one_that_the_template_takes() -> None:
+    template = ChatTemplate(
+        source="{% for m in messages %}{% for c in m.tool_calls or [] %}"
+        "{{ c.function.name }}({{ c.function.arguments }}){% endfor %}{{ m.content }};{% endfor %}"
+    )
+    calls = [
+        {"type": "function", "function": {"name": "sky", "arguments": given}}
+        for given in (AS_JSON, ARGUMENTS)
+    ]
+    turns = [ASKED[0], {"role": "assistant", "content": "", "tool_calls": calls}]
+    assert text({"messages": turns}, template) == f"q;sky({AS_JSON})sky({AS_JSON});"
+
+
 def test_a_call_that_is_written_whole_stays_as_it_is() -> None:
     template = ChatTemplate(
         source="{% for m in messages %}{{ m.content }}{% if m.tool_calls %}"

@@ -66,6 +66,7 @@ def test_a_dataset_that_has_the_name_of_a_folder_is_meant_itself(tmp_path):
         (["code", "code"], "code is .*code, given twice"),
         (["code", "cod*"], "code is .*code, given twice"),
         (["code", "link"], "link is .*code, given twice"),
+        ("twice", "twice/b is .*twice/a, given twice"),
     ],
 )
 def test_what_stands_for_no_source_is_refused(tmp_path, path, message):
@@ -75,6 +76,9 @@ def test_what_stands_for_no_source_is_refused(tmp_path, path, message):
     (tmp_path / "texts/a.jsonl").write_text("{}")
     (tmp_path / "half/b.idx").write_bytes(b"x")
     (tmp_path / "lost/b.bin").write_bytes(b"x")
+    touch(tmp_path, "twice/a")
+    for end in (".idx", ".bin"):
+        (tmp_path / f"twice/b{end}").hardlink_to(tmp_path / f"twice/a{end}")
     if isinstance(path, list) and "link" in path:
         for end in (".idx", ".bin"):
             (tmp_path / f"link{end}").symlink_to(tmp_path / f"code{end}")

@@ -23,7 +23,14 @@ from megatron_fastmix.result.learned_mixture import (
 )
 from megatron_fastmix.result.mixture_file import write_mixture
 from megatron_fastmix.result.sizes import Shard
-from tests.conftest import SEQ_LENGTH, SOURCES, synthetic_documents, write_dataset
+from tests.conftest import (
+    SEQ_LENGTH,
+    SOURCES,
+    synthetic_documents,
+    synthetic_rows,
+    write_dataset,
+    write_rows,
+)
 from tests.processes import wait_until_gone
 
 TOOL = Path(__file__).parents[2] / "tools" / "compare_mixtures.py"
@@ -288,6 +295,42 @@ def test_a_source_and_a_test_set_of_several_datasets(corpora, mixture, test_set,
     rows.setting = dataclasses.replace(setting, eval_samples=None)
     ones = [torch.cat([batch.tokens for batch in rows.test(part)]) for part in parts]
     assert [sum(any(torch.equal(t, o) for o in one) for t in tested) for one in ones] == [8, 8]
+
+
+def test_a_test_set_is_of_one_kind_with_its_masks(corpora, flags, tmp_path):
+    write_dataset(tmp_path / "tests/a", synthetic_documents("noise", 20, 1), 259)
+    write_rows(tmp_path / "tests/b", synthetic_rows("noise", 20, 1), 259)
+    both = (*flags[:4], "--test", f"held_out={tmp_path}/tests")
+    refused(ConfigError, "b is answer-only, .*a is plain text; all datasets of a source", *both)
+    (tmp_path / "tests/b_loss_mask.bin").unlink()
+    alone = (*flags[:4], "--test", f"held_out={tmp_path}/tests/b")
+    refused(DataError, r"b_loss_mask\.bin: is missing", *alone)
+
+
+def test_two_sources_of_one_dataset_both_count(corpora, mixture, test_set, tmp_path):
+    import torch
+
+    from megatron_fastmix.corpus.tokenizers import load_tokenizer
+    from megatron_fastmix.lab.comparison.candidates import Candidate
+    from megatron_fastmix.lab.comparison.config import load_compare_config
+    from megatron_fastmix.lab.comparison.inputs import make_setting, read_learned
+    from megatron_fastmix.lab.comparison.row_data import RowData
+    from megatron_fastmix.lab.comparison.rows import Task
+    from megatron_fastmix.proxy.megatron_gpt import initialize_world_of_one
+
+    config = load_compare_config(None, SMALL, [f"held_out={test_set}"])
+    setting = make_setting(config, read_learned([str(mixture)])["learned"], "mixture")
+    first, second, third = setting.sources
+    setting = dataclasses.replace(
+        setting, sources=(first, dataclasses.replace(first, name=second.name), third)
+    )
+    weights = dict(zip(SOURCES, ("0.4", "0.4", "0.2"), strict=True))
+    task = Task(candidate=Candidate(name="given", kind="learned", weights=weights), seed=1)
+    initialize_world_of_one()
+    tokenizer = load_tokenizer("ByteLevelTokenizer")
+    rows = RowData(setting, task, tokenizer, tmp_path / "cache", torch.device("cpu"))
+    drawn = [int(rows._blend[i]["dataset_id"]) for i in range(len(rows._blend))]
+    assert drawn.count(0) / len(drawn) == pytest.approx(0.8, abs=0.01)
 
 
 def test_learned_mixtures_must_be_of_the_same_sources(mixture, flags, tmp_path):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
-import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_fastmix.config import TokenizerConfig, strict_yaml
-from megatron_fastmix.corpus.answer_rows import is_answer_only, read_answer_rows
+from megatron_fastmix.corpus.answer_rows import check_mask, is_answer_only, read_answer_rows
 from megatron_fastmix.corpus.indexed_files import check_vocabulary, inspect_indexed_dataset
 from megatron_fastmix.corpus.manifest import check_same_tokenizer, read_manifest
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
@@ -21,7 +20,8 @@ from megatron_fastmix.lab.comparison.config import DATA_FLAGS, CompareConfig, Da
 from megatron_fastmix.proxy.starting_point import check_starting_point
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
-from megatron_fastmix.same_file import same_dataset
+from megatron_fastmix.same_file import dataset_keys
+from megatron_fastmix.search.inputs import VOCABULARY_TOKENS
 
 
 def read_learned(paths: Sequence[str]) -> dict[str, LearnedMixture]:
@@ -98,10 +98,13 @@ def check_setting(
     seq_length = config.seq_length or seq_length
     total = sum(test.weight for test in config.tests)
 
+    of_tests = {test.name: find_datasets(test.path, f"test {test.name}") for test in config.tests}
+    ids = VOCABULARY_TOKENS // sum(map(len, (*sources.values(), *of_tests.values())))
+
     def loss_tokens(name: str, path: str) -> int:
         tokens = inspect_indexed_dataset(path).tokens
-        check_vocabulary(path, tokenizer.vocab_size)
-        if is_answer_only(path):
+        check_vocabulary(path, tokenizer.vocab_size, max_tokens=max(1, ids))
+        if check_mask(path):
             return int(read_answer_rows(path, seq_length).answer_tokens.sum())
         if tokens < seq_length + 1:
             raise DataError(
@@ -112,25 +115,12 @@ def check_setting(
 
     described = tuple(_describe(name, each, loss_tokens) for name, each in sources.items())
     tests = tuple(
-        _describe(
-            test.name,
-            find_datasets(test.path, f"test {test.name}"),
-            loss_tokens,
-            test.weight / total,
-        )
+        _describe(test.name, of_tests[test.name], loss_tokens, test.weight / total)
         for test in config.tests
     )
     prefixes = [prefix for dataset in (*described, *tests) for prefix in dataset.shards]
     check_same_tokenizer({prefix: prefix for prefix in prefixes}, tokenizer.sha256)
-    for role, seen in (("source", sources), ("target", targets)):
-        for name, others in seen.items():
-            for test in tests:
-                for prefix, other in itertools.product(test.shards, others):
-                    if _same_data(prefix, other):
-                        raise ConfigError(
-                            f"--test {test.name}: {prefix} is {role} {name} of the search "
-                            f"({other}); test on data that the search never saw"
-                        )
+    _check_unseen(of_tests, {"source": sources, "target": targets})
     return Setting(
         sources=described,
         tests=tests,
@@ -148,6 +138,12 @@ def _describe(
     name: str, prefixes: Sequence[str], count: Callable[[str, str], int], weight: float = 1.0
 ) -> Dataset:
     """`count` gives the tokens in the loss of a name's dataset."""
+    kinds = {is_answer_only(prefix): prefix for prefix in prefixes}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"{name}: {kinds[True]} is answer-only, {kinds[False]} is plain text; all datasets of "
+            "a source or test are of one kind: make two of them"
+        )
     manifests = [read_manifest(prefix) for prefix in prefixes]
     sums = [manifest.bin_sha256 for manifest in manifests if manifest]
     sha256 = sums[0] if sums else None
@@ -161,8 +157,30 @@ def _describe(
     )
 
 
-def _same_data(prefix: str, other: str) -> bool:
-    if same_dataset(prefix, other):
-        return True
-    a, b = f"{prefix}.bin", f"{other}.bin"
-    return os.path.exists(b) and filecmp.cmp(a, b, shallow=False)
+def _check_unseen(
+    tests: Mapping[str, Sequence[str]], searched: Mapping[str, Mapping[str, Sequence[str]]]
+) -> None:
+    """Raises `ConfigError` for a dataset of `tests`, prefixes by name, that is one of `searched`,
+    by role and name, whether by its files or by their content."""
+    known: dict[Hashable, tuple[str, str]] = {}
+    by_size: dict[int, list[tuple[str, str]]] = {}
+    for name, prefixes in tests.items():
+        for prefix in prefixes:
+            known |= dict.fromkeys(dataset_keys(prefix), (name, prefix))
+            by_size.setdefault(os.path.getsize(f"{prefix}.bin"), []).append((name, prefix))
+    for role, owners in searched.items():
+        for owner, prefixes in owners.items():
+            for prefix in prefixes:
+                found = [known[key] for key in dataset_keys(prefix) if key in known]
+                other = f"{prefix}.bin"
+                if not found and os.path.exists(other):
+                    found = [
+                        (name, each)
+                        for name, each in by_size.get(os.path.getsize(other), [])
+                        if filecmp.cmp(f"{each}.bin", other, shallow=False)
+                    ]
+                for name, each in found:
+                    raise ConfigError(
+                        f"--test {name}: {each} is {role} {owner} of the search ({prefix}); test "
+                        "on data that the search never saw"
+                    )

@@ -209,7 +209,7 @@ def _seeds_apart(line: MethodLine) -> str:
 
 
 def _costs(line: MethodLine, ours: MethodLine | None) -> tuple[str, str, str]:
-    if ours is None:
+    if ours is None or not ours.flops:  # what costs nothing is no unit
         return "", "", ""
     training = training_ratio(line, ours)
     return (
@@ -275,7 +275,7 @@ def measurements(
             found.append(
                 Measurement(figure=f"{what}, standard error", value=error, unit="nats per token")
             )
-        if line.flops:
+        if line.flops and ours.flops:
             found += _cost_rows(scenario, line, ours)
     return found
 

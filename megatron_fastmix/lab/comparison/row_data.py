@@ -52,11 +52,11 @@ class RowData:
         used, shares = [named[name] for name in weights], [float(t) for t in weights.values()]
         samples = self._samples
         if not any(is_answer_only(prefix) for source in used for prefix in source.shards):
-            parts = {
-                prefix: share * (tokens / source.tokens)
-                for source, share in zip(used, shares, strict=True)
-                for prefix, tokens in source.shards.items()
-            }
+            parts: dict[str, float] = {}
+            for source, share in zip(used, shares, strict=True):
+                for prefix, tokens in source.shards.items():
+                    # Two sources may share one.
+                    parts[prefix] = parts.get(prefix, 0.0) + share * (tokens / source.tokens)
             blends = [(list(parts), list(parts.values())), None, None]
             self._blend = self._build(task.seed, blends, [samples, 0, 0])[0]
             return

@@ -41,6 +41,12 @@ def differences(
     other in `row`, whose configuration is `kept`. `settings` are the method's own."""
     now = configuration_of(config)
     pairs = [(key, kept[key], now[key]) for key in now if _matters(method, key)]
+    if method in BASELINES and "groups" in (now["mixture"]["learn"], kept["mixture"]["learn"]):
+        # They weigh groups then, whose shares inside are those of the start.
+        pairs += [
+            (f"mixture.{key}", kept["mixture"][key], now["mixture"][key])
+            for key in ("learn", "initial_weights")
+        ]
     usual = settings_of(method, BaselineSettings())
     for section in dict.fromkeys([*settings, *row.settings]):
         before = usual.get(section, {}) | row.settings.get(section, {})
