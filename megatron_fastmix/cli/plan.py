@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"\nA run of {budget:.4g} tokens at even shares would read")
         share = budget / len(config.sources)
         for source, size in zip(config.sources, inputs.sources, strict=True):
-            print(f"  {source.name}: {share / size.tokens:.3g} times")
+            print(f"  {source.name}: {share / size.size.loss_tokens:.3g} times")
     return 0
 
 

@@ -65,10 +65,15 @@ def run(args: argparse.Namespace) -> int:
         config = found.config
         if os.environ.get("RANK", "0") == "0":
             print(f"From {args.from_run}: {found.text}.", flush=True)
+    if "RANK" in os.environ and args.seeds > 1:
+        raise ConfigError(
+            f"--seeds: found {args.seeds} under a launcher, whose ranks run one search; start one "
+            "with each --seed and --run-dir, or run the command without the launcher"
+        )
     if "RANK" in os.environ:
         return run_worker(config, accept_changes=args.accept_changes)
     if args.seeds < 1:
         raise ConfigError(f"--seeds: found {args.seeds}; use 1 or more")
     if args.seeds > 1:
-        return launch_seeds(config, args.seeds, args.num_ranks)
+        return launch_seeds(config, args.seeds, args.num_ranks, accept_changes=args.accept_changes)
     return launch(config, args.num_ranks, accept_changes=args.accept_changes)

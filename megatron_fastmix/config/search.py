@@ -104,6 +104,15 @@ class SearchConfig:
             "target_aggregation least_gain chooses the weights of targets itself: leave them out",
         )
         require(
+            self.mixture.inner_steps > 1
+            or (self.hypergradient.probe, self.hypergradient.preconditioner)
+            != ("training", "adam"),
+            "mixture.inner_steps",
+            self.mixture.inner_steps,
+            "with hypergradient.probe training the first outer step would come before Adam has "
+            "moments for hypergradient.preconditioner: use 2 or more",
+        )
+        require(
             self.mixture.inner_steps <= self.training.train_iters,
             "mixture.inner_steps",
             self.mixture.inner_steps,

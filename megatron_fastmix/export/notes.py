@@ -62,8 +62,8 @@ def _read_often(blend: Blend) -> str | None:
     more = f" and {len(many) - 5} more" if len(many) > 5 else ""
     return (
         f"more than {MANY_EPOCHS} epochs in {blend.mixture.token_budget:,} "
-        f"{blend.mixture.loss_tokens_are}: {named}{more}. The search does not see what repetition "
-        f"costs; --max-epochs {MANY_EPOCHS} limits it."
+        f"{blend.mixture.loss_tokens_are}: {named}{more}. "
+        f"{blend.mixture.repetition_is} --max-epochs {MANY_EPOCHS} limits it."
     )
 
 

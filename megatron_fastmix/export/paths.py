@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.result.learned_mixture import LearnedMixture
+from megatron_fastmix.result.sizes import Shard
 
 
 def read_path_map(texts: Sequence[str]) -> dict[str, str]:
@@ -42,17 +43,21 @@ def mapped(mixture: LearnedMixture, path_map: Mapping[str, str]) -> LearnedMixtu
     return dataclasses.replace(
         mixture,
         sources=tuple(
-            dataclasses.replace(
-                source,
-                shards=tuple(
-                    dataclasses.replace(shard, path=map_path(shard.path, path_map))
-                    for shard in source.shards
-                ),
-            )
+            dataclasses.replace(source, shards=_mapped_shards(source.shards, path_map))
             for source in mixture.sources
         ),
         targets=tuple(
-            dataclasses.replace(target, path=map_path(target.path, path_map))
+            dataclasses.replace(
+                target,
+                path=map_path(target.path, path_map),
+                shards=_mapped_shards(target.shards, path_map),
+            )
             for target in mixture.targets
         ),
+    )
+
+
+def _mapped_shards(shards: tuple[Shard, ...], path_map: Mapping[str, str]) -> tuple[Shard, ...]:
+    return tuple(
+        dataclasses.replace(shard, path=map_path(shard.path, path_map)) for shard in shards
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -158,7 +159,8 @@ def judge_optimality(
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.where(judged == 0, 0.0, np.nan_to_num(judged / sure))
     worst = int(np.argmax(np.abs(ratios)))
-    if abs(ratios[worst]) > CLEAR:
+    clear = _clear_of(int(np.isfinite(judged).sum()))
+    if abs(ratios[worst]) > clear:
         more = "gain" if ratios[worst] > 0 else "lose"
         return found(
             "not_optimal",
@@ -176,9 +178,14 @@ def judge_optimality(
         )
     return found(
         "settled",
-        f"Settled: no source inside its bounds has an advantage beyond {CLEAR:g} standard errors, "
-        "and no weight has a trend.",
+        f"Settled: no source inside its bounds has an advantage beyond {clear:.2g} standard "
+        "errors, and no weight has a trend.",
     )
+
+
+def _clear_of(count: int) -> float:
+    """CLEAR, or more where one of so many sources would be beyond it by chance in over 5 %."""
+    return max(CLEAR, NormalDist().inv_cdf(1 - 0.025 / max(1, count)))
 
 
 def _among_the_free(

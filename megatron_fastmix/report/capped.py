@@ -41,6 +41,6 @@ def repetition_note(mixture: LearnedMixture, capped: LearnedMixture | None) -> s
         "add text, or lower the token budget."
     )
     return (
-        f"Read more than {MANY_EPOCHS} times: {named} (up to {worst:,.3g} times). The search does "
-        f"not see what repetition costs. {remedy}"
+        f"Read more than {MANY_EPOCHS} times: {named} (up to {worst:,.3g} times). "
+        f"{mixture.repetition_is} {remedy}"
     )

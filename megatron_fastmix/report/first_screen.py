@@ -222,9 +222,12 @@ def _rows(
 ) -> tuple[list[Row], list[tuple[str, float]]]:
     sources = sorted(found.sources, key=lambda source: -source.weight)
     errors = {s.name: found.standard_error(s) for s in sources}
-    spreads = {s.name: s.weight_std if errors[s.name] is None else errors[s.name] for s in sources}
-    places = decimals(float(spread or 0.0) for spread in spreads.values())
-    top = min(1.0, max(max(s.weight + s.weight_std, s.initial_weight) for s in sources))
+    spreads = {
+        s.name: float((s.weight_std if errors[s.name] is None else errors[s.name]) or 0.0)
+        for s in sources
+    }
+    places = decimals(spreads.values())
+    top = min(1.0, max(max(s.weight + spreads[s.name], s.initial_weight) for s in sources))
     marks = [mark for mark in ticks(0.0, top, 3) if mark <= top]
     limited = {} if capped is None else capped.weights
     row_shares = found.rounded("rows") if found.answer_only else {}
@@ -232,7 +235,7 @@ def _rows(
     epochs_of = found.epochs
     rows = []
     for source in sources:
-        weight, spread = source.weight, source.weight_std
+        weight, spread = source.weight, spreads[source.name]
         epochs = epochs_of[source.name]
         rows.append(
             Row(

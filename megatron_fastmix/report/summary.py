@@ -53,8 +53,8 @@ def final_table(
     many = [source.name for source in mixture.sources if epochs[source.name] > MANY_EPOCHS]
     if many:
         lines.append(
-            f"More than {MANY_EPOCHS} epochs: {', '.join(many)}. The search does not see what "
-            f"repetition costs; megatron-fastmix export --max-epochs {MANY_EPOCHS} limits it."
+            f"More than {MANY_EPOCHS} epochs: {', '.join(many)}. {mixture.repetition_is} "
+            f"megatron-fastmix export --max-epochs {MANY_EPOCHS} limits it."
         )
     if not mixture.complete:
         lines.append(f"The run is not finished: {mixture.steps} optimizer steps are done.")

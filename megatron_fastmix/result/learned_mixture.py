@@ -291,6 +291,14 @@ class LearnedMixture:
         sources = tuple(dataclasses.replace(s, weight=weights[s.name]) for s in self.sources)
         return dataclasses.replace(self, sources=sources)
 
+    @property
+    def repetition_is(self) -> str:
+        """A sentence: whether the search saw what reading sources so often costs."""
+        searched = self.config.get("data", {}).get("token_budget")
+        if searched and self.token_budget <= searched:
+            return "The search repeated sources as often (data.token_budget) and weighed that."
+        return "The search does not see what repetition costs."
+
     def for_budget(self, token_budget: int | None) -> LearnedMixture:
         """The same for a run of so many loss tokens; None keeps the budget."""
         return dataclasses.replace(self, token_budget=token_budget or self.token_budget)
@@ -342,12 +350,15 @@ def _average_source(sources: Sequence[LearnedSource]) -> LearnedSource:
 
 
 def _worst_verdict(mixtures: Sequence[LearnedMixture]) -> OptimalityResult | None:
-    """Of the first seed that has not settled; an average does not settle what a seed has not."""
-    for mixture in mixtures:
-        verdict = mixture.optimality
-        if verdict is not None and verdict.status != "settled":
-            return dataclasses.replace(verdict, text=f"Seed {mixture.seed}: {verdict.text}")
-    return mixtures[0].optimality
+    """Of the seed that is farthest from settled; an average does not settle what one has not."""
+    known = [(m.seed, m.optimality) for m in mixtures if m.optimality is not None]
+    if not known:
+        return None
+    severity = {"settled": 0, "moving": 1, "not_optimal": 2, "too_short": 3}
+    seed, worst = max(known, key=lambda each: severity.get(each[1].status, 0))
+    if worst.status == "settled":
+        return worst
+    return dataclasses.replace(worst, text=f"Seed {seed}: {worst.text}")
 
 
 def _average_target(targets: Sequence[TargetResult]) -> TargetResult:

@@ -143,7 +143,10 @@ def make_plan(
         if alone
         else (2.0 * micro_batches + probe_passes) * size * held + v_gathered,
         epochs={
-            source.name: samples / len(config.sources) * per_sample / inputs_of.tokens / offered
+            source.name: samples
+            / len(config.sources)
+            / float(inputs_of.size.count("samples", config.data.seq_length))
+            / offered
             for source, inputs_of in zip(config.sources, inputs.sources, strict=True)
         },
     )

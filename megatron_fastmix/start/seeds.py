@@ -15,7 +15,9 @@ from megatron_fastmix.start.artifacts import write_run_artifacts
 from megatron_fastmix.start.launch import launch
 
 
-def launch_seeds(config: SearchConfig, count: int, ranks: int | None = None) -> int:
+def launch_seeds(
+    config: SearchConfig, count: int, ranks: int | None = None, *, accept_changes: bool = False
+) -> int:
     """Searches with seeds `seed` … `seed + count − 1` in RUN/seed-…, one after the other, and
     writes their average into the run folder. Returns the exit code.
 
@@ -25,7 +27,8 @@ def launch_seeds(config: SearchConfig, count: int, ranks: int | None = None) -> 
     mixtures = []
     for seed in range(config.seed, config.seed + count):
         run_dir = RunFolder(folder).seed(seed).path
-        code = launch(dataclasses.replace(config, seed=seed, run_dir=str(run_dir)), ranks)
+        of_seed = dataclasses.replace(config, seed=seed, run_dir=str(run_dir))
+        code = launch(of_seed, ranks, accept_changes=accept_changes)
         if code:
             return code
         mixtures.append(read_mixture(run_dir))

@@ -10,10 +10,12 @@ import yaml
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.adjustment import Adjustment
 from megatron_fastmix.export.blend import make_blend
+from megatron_fastmix.export.paths import mapped
 from megatron_fastmix.export.registry import FORMATS
+from megatron_fastmix.result.learned_mixture import OptimalityResult, average
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.result.mixture_keys import ANSWER_UNIT, values_of
-from megatron_fastmix.result.sizes import Size
+from megatron_fastmix.result.sizes import Shard, Size
 
 ROWS = {"long": (100, 40_000), "short": (1_000, 10_000), "rare": (50, 3_000)}
 """Rows and answer tokens; there are four times as many tokens in all."""
@@ -140,6 +142,27 @@ def test_targets_weigh_in_a_validation_set_as_they_do_in_the_search(make_mixture
     assert json.loads(text)["valid"] == ["0.5000", "/data/text", "0.5000", "/data/answers"]
 
 
+def test_every_dataset_of_a_target_is_mapped(make_mixture):
+    (target,) = make_mixture({"a": 1.0}).targets
+    shards = tuple(
+        Shard(path=f"/data/t{number}", tokens=100, loss_tokens=100, rows=1) for number in (1, 2)
+    )
+    several = dataclasses.replace(target, path="/data/t1", shards=shards)
+    found = mapped(make_mixture({"a": 1.0}, targets=(several,)), {"/data": "/lustre"})
+    assert found.targets[0].prefixes == ("/lustre/t1", "/lustre/t2")
+    assert found.targets[0].path == "/lustre/t1"
+
+
+def test_the_verdict_of_several_seeds_is_the_worst(make_mixture):
+    seeds = [
+        make_mixture({"a": 1.0}, seed=seed, optimality=OptimalityResult(status=status, text="x"))
+        for seed, status in enumerate(("settled", "moving", "not_optimal", "moving"))
+    ]
+    found = average(seeds).optimality
+    assert (found.status, found.text) == ("not_optimal", "Seed 2: x")
+    assert average(seeds[:1] * 2).optimality.text == "x"
+
+
 def test_sizes_that_cannot_be_are_refused(mixture, with_sizes, tmp_path):
     for changes, message in (
         ({"loss_tokens": 0}, "long: /data/long: loss_tokens is 0, expected 1 or more"),
@@ -176,3 +199,13 @@ def test_an_old_file_is_read_and_its_numbers_worked_out_again(mixture, tmp_path)
     (tmp_path / "mixture.json").write_text(json.dumps(values))
     with pytest.raises(DataError, match="rows is None"):
         read_mixture(tmp_path)
+
+
+def test_what_the_search_saw_of_repetition_is_said(make_mixture):
+    plain = make_mixture({"a": 1.0}, token_budget=1_000)
+    assert "does not see" in plain.repetition_is
+    searched = make_mixture(
+        {"a": 1.0}, token_budget=1_000, config={"data": {"token_budget": 1_000}}
+    )
+    assert "weighed that" in searched.repetition_is
+    assert "does not see" in searched.for_budget(2_000).repetition_is

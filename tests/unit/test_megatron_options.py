@@ -158,7 +158,7 @@ def test_shares_of_answers_become_shares_of_rows(make_mixture, tmp_path):
     sources = tuple(
         dataclasses.replace(
             source,
-            shards=(Shard(path=source.path, tokens=900, loss_tokens=answers, rows=10),),
+            shards=(Shard(path=source.prefixes[0], tokens=900, loss_tokens=answers, rows=10),),
         )
         for source, answers in zip(mixture.sources, (300, 100), strict=True)
     )

@@ -130,3 +130,20 @@ def test_a_mixture_judges_its_tail_alone():
         mixture.update(np.zeros(3), ALL, early + generator.normal(size=3))
     assert mixture.optimality().status == "settled"
     assert np.abs(mixture.optimality().advantage).max() < 1
+
+
+def test_among_many_sources_one_beyond_three_standard_errors_is_chance():
+    """Of 300 sources without any advantage, the largest is beyond 3 in about half of the runs."""
+    count, random = 300, np.random.default_rng(0)
+    found = [
+        judge_optimality(
+            [f"s{k}" for k in range(count)],
+            random.normal(size=(100, count)),
+            np.full((100, count), 1 / count),
+            outer_steps=200,
+            lower=[0.0] * count,
+            upper=[1.0] * count,
+        ).status
+        for _ in range(8)
+    ]
+    assert found.count("settled") >= 7
