@@ -52,7 +52,8 @@ def offered_share(config: SearchConfig, inputs: Inputs) -> float | None:
 
 
 def _loss_tokens_per_sample(config: SearchConfig, inputs: Inputs) -> float:
-    """Averaged over the sources; a sample of text has seq_length."""
+    """Averaged over the sources evenly, since the mixture that they will be drawn by is not known
+    yet; a sample of text has seq_length."""
     each = [
         size.loss_tokens / size.rows if size.answer_only else float(config.data.seq_length)
         for size in (source.size for source in inputs.sources)
