@@ -118,6 +118,8 @@ def _expand(path: str, where: str) -> list[str]:
     pattern = os.path.join(glob.escape(path), "*") if folder else path
     for end in ENDS:
         pattern = pattern.removesuffix(end)
+    if os.path.basename(pattern) == "**":  # which alone is read as *
+        pattern = os.path.join(pattern, "*")
     prefixes: Counter[str] = Counter()
     missing: dict[str, str] = {}
     for end, other in (ENDS, ENDS[::-1]):

@@ -41,6 +41,8 @@ def test_folders_and_globs_are_sorted_as_people_count_and_lists_keep_their_order
     assert found(tmp_path, "web/part_?") == ["web/part_9"]
     assert found(tmp_path, "web/*_1*.idx") == ["web/part_10"]
     assert found(tmp_path, "web/**/part_1*") == ["web/deep/part_1", "web/part_10"]
+    assert found(tmp_path, "web/**") == found(tmp_path, "web/**/*")
+    assert "web/deep/part_1" in found(tmp_path, "web/**")
     assert found(tmp_path, ["code", "web/part_1*"]) == ["code", "web/part_10"]
     assert found(tmp_path, "row*") == ["rows"]
     assert found(tmp_path, "[odd]") == ["[odd]"]
