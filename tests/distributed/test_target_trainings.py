@@ -7,7 +7,6 @@ import torch
 
 from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule
 from megatron_fastmix.config import ProxyConfig, TargetConfig, TokenizerConfig, TrainingConfig
-from megatron_fastmix.config.data import SourceConfig
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.lab.comparison.candidates import Candidate
@@ -45,8 +44,8 @@ def _setting(corpora):
     )
     return check_setting(
         compare,
-        sources=[SourceConfig(name=name, path=str(corpora / name)) for name in SOURCES],
-        targets=[TargetConfig(name="target", path=str(corpora / "target"))],
+        sources={name: [str(corpora / name)] for name in SOURCES},
+        targets={"target": [str(corpora / "target")]},
         tokenizer_config=TokenizerConfig(tokenizer_type="ByteLevelTokenizer"),
         seq_length=SEQ_LENGTH,
         data={},
