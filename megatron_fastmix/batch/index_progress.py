@@ -18,16 +18,7 @@ class IndexProgress:
         """`total` datasets; `sources` are their prefixes by source, where they have one."""
         self.total = total
         self.done = 0
-        self._sources = (
-            {
-                prefix: f"source {number:,} of {len(sources):,}"
-                for number, prefixes in enumerate(sources.values(), start=1)
-                for prefix in prefixes
-            }
-            if sources
-            else {}
-        )
-        self._one_each = sources is not None and len(sources) == total
+        self._sources = sources or {}
         self._silent = torch.distributed.is_initialized() and torch.distributed.get_rank() != 0
         self._last = time.monotonic()
 
@@ -37,10 +28,15 @@ class IndexProgress:
         now = time.monotonic()
         if not self._silent and now - self._last >= EVERY_SECONDS:
             self._last = now
-            of_all = f"dataset {self.done:,} of {self.total:,}"
-            source = self._sources.get(path or "")
-            at = of_all if source is None else source if self._one_each else f"{source}, {of_all}"
-            print(f"indexing {at}: {path}", flush=True)
+            print(f"indexing {self._at(path)}: {path}", flush=True)
+
+    def _at(self, path: str | None) -> str:
+        dataset = f"dataset {self.done:,} of {self.total:,}"
+        for number, prefixes in enumerate(self._sources.values(), start=1):
+            if path in prefixes:
+                source = f"source {number:,} of {len(self._sources):,}"
+                return source if len(self._sources) == self.total else f"{source}, {dataset}"
+        return dataset
 
     def counted(self, dataset_class: type[Any]) -> type[Any]:
         """`dataset_class`, whose instances are counted here: the same class at every call, since

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from megatron_fastmix.corpus.indexed_files import (
     sequence_lengths,
 )
 from megatron_fastmix.corpus.manifest import read_manifest
-from megatron_fastmix.errors import DataError
+from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.file_memo import MEMO, digest_of
 
 
@@ -102,6 +103,16 @@ def check_mask(prefix: str | Path) -> bool:
             f"{prefix} again"
         )
     return True
+
+
+def check_one_kind(name: str, answer_only: Mapping[str, bool]) -> None:
+    """Raises `ConfigError` where the datasets of `name` are not all answer-only or all text."""
+    kinds = {kind: prefix for prefix, kind in answer_only.items()}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"{name}: {kinds[True]} is answer-only, {kinds[False]} is plain text; all datasets of "
+            "a source, target or test are of one kind: make two of them"
+        )
 
 
 def read_answer_rows(prefix: str | Path, seq_length: int) -> AnswerRows:

@@ -3,7 +3,6 @@ Megatron, so that the command line answers at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -12,6 +11,7 @@ from megatron_fastmix.config import DataConfig, SearchConfig, SourceConfig, Targ
 from megatron_fastmix.corpus.answer_rows import (
     AnswerCounts,
     check_mask,
+    check_one_kind,
     count_answer_rows,
     is_answer_only,
 )
@@ -23,7 +23,7 @@ from megatron_fastmix.corpus.indexed_files import (
 from megatron_fastmix.corpus.manifest import check_same_tokenizer
 from megatron_fastmix.corpus.tokenizers import Tokenizer, load_tokenizer
 from megatron_fastmix.deepspeed_engine.settings import zero_config
-from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.errors import DataError
 from megatron_fastmix.proxy.starting_point import check_starting_point
 from megatron_fastmix.result.sizes import Shard, Size, total_size
 from megatron_fastmix.run.trackers import check_trackers
@@ -126,7 +126,7 @@ def check_inputs(config: SearchConfig, ranks: int, *, vocabulary: bool = True) -
     sizes = []
     for owner, each in zip(owners, paths, strict=True):
         datasets = [_check_dataset(owner, path, config, tokenizer, ids) for path in each]
-        _check_shards(owner, datasets)
+        check_one_kind(owner.name, {d.path: d.answer_rows is not None for d in datasets})
         sizes.append(SourceSize(datasets=tuple(datasets)))
     prefixes: dict[str, str | Path] = {}
     for owner, size in zip(owners, sizes, strict=True):
@@ -186,16 +186,6 @@ def _check_dataset(
         documents=documents,
         answer_rows=_answer_rows(owner, prefix, config.data) if answer_only else None,
     )
-
-
-def _check_shards(owner: SourceConfig | TargetConfig, datasets: Sequence[DatasetSize]) -> None:
-    """All datasets of a source are of one kind."""
-    kinds = {dataset.answer_rows is not None: dataset.path for dataset in datasets}
-    if len(kinds) > 1:
-        raise ConfigError(
-            f"{owner.name}: {kinds[True]} is answer-only, {kinds[False]} is plain text; a source "
-            "is of one kind: make two sources of them"
-        )
 
 
 def _answer_rows(owner: SourceConfig | TargetConfig, prefix: str, data: DataConfig) -> AnswerCounts:

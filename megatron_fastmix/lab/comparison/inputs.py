@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_fastmix.config import TokenizerConfig, strict_yaml
-from megatron_fastmix.corpus.answer_rows import check_mask, is_answer_only, read_answer_rows
+from megatron_fastmix.corpus.answer_rows import check_mask, check_one_kind, read_answer_rows
 from megatron_fastmix.corpus.indexed_files import check_vocabulary, inspect_indexed_dataset
 from megatron_fastmix.corpus.manifest import check_same_tokenizer, read_manifest
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
@@ -101,10 +101,10 @@ def check_setting(
     of_tests = {test.name: find_datasets(test.path, f"test {test.name}") for test in config.tests}
     ids = VOCABULARY_TOKENS // sum(map(len, (*sources.values(), *of_tests.values())))
 
-    def loss_tokens(name: str, path: str) -> int:
+    def loss_tokens(name: str, path: str, answer_only: bool) -> int:
         tokens = inspect_indexed_dataset(path).tokens
         check_vocabulary(path, tokenizer.vocab_size, max_tokens=max(1, ids))
-        if check_mask(path):
+        if answer_only:
             return int(read_answer_rows(path, seq_length).answer_tokens.sum())
         if tokens < seq_length + 1:
             raise DataError(
@@ -135,15 +135,11 @@ def check_setting(
 
 
 def _describe(
-    name: str, prefixes: Sequence[str], count: Callable[[str, str], int], weight: float = 1.0
+    name: str, prefixes: Sequence[str], count: Callable[[str, str, bool], int], weight: float = 1.0
 ) -> Dataset:
-    """`count` gives the tokens in the loss of a name's dataset."""
-    kinds = {is_answer_only(prefix): prefix for prefix in prefixes}
-    if len(kinds) > 1:
-        raise ConfigError(
-            f"{name}: {kinds[True]} is answer-only, {kinds[False]} is plain text; all datasets of "
-            "a source or test are of one kind: make two of them"
-        )
+    """`count` gives the tokens in the loss of a name's dataset, which is answer-only or not."""
+    answer_only = {prefix: check_mask(prefix) for prefix in prefixes}
+    check_one_kind(name, answer_only)
     manifests = [read_manifest(prefix) for prefix in prefixes]
     sums = [manifest.bin_sha256 for manifest in manifests if manifest]
     sha256 = sums[0] if sums else None
@@ -151,7 +147,7 @@ def _describe(
         sha256 = hashlib.sha256("".join(sums).encode()).hexdigest()
     return Dataset(
         name=name,
-        shards={prefix: count(name, prefix) for prefix in prefixes},
+        shards={prefix: count(name, prefix, answer_only[prefix]) for prefix in prefixes},
         sha256=sha256 if len(sums) == len(prefixes) else None,
         weight=weight,
     )
