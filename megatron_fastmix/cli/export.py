@@ -18,6 +18,7 @@ from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.result.rounding import DEFAULT_DECIMALS
 from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.text_list import listed
 from megatron_fastmix.token_count import token_count
 
 HELP = "write a learned mixture in the format of a training tool"
@@ -127,12 +128,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = find_format(args.format)
     if args.mixture is None:
         raise ConfigError("MIXTURE_OR_RUN_DIR: missing; give a mixture.json or a run folder")
-    mixture = read_mixture(args.mixture)
-    if not mixture.complete and not args.allow_partial:
-        raise ConfigError(
-            f"{args.mixture}: the run stopped after {mixture.steps} optimizer steps and is not "
-            "complete; resume it, or add --allow-partial to export what it has learned so far"
-        )
+    mixture = _read(args.mixture, allow_partial=args.allow_partial)
     if args.phases is not None:
         return _write_phases(args, mixture)
     adjustment = read_adjustment(args)
@@ -161,6 +157,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _read(path: str, *, allow_partial: bool) -> LearnedMixture:
+    mixture = read_mixture(path)
+    if not mixture.complete and not allow_partial:
+        raise ConfigError(
+            f"{path}: the run stopped after {mixture.steps} optimizer steps and is not complete; "
+            "resume it, or add --allow-partial to export what it has learned so far"
+        )
+    return mixture
+
+
 def _write_phases(args: argparse.Namespace, mixture: LearnedMixture) -> int:
     for flag in ("set", "group", "token_budget", "max_epochs", "min_weight", "rows", "path_map"):
         if getattr(args, flag):
@@ -176,15 +182,16 @@ def _write_phases(args: argparse.Namespace, mixture: LearnedMixture) -> int:
         metrics = RunFolder(folder if folder.is_dir() else folder.parent).metrics
         main, anneal = learned_phases.trajectory_means(metrics, mixture, args.phases)
     else:
-        later = read_mixture(args.anneal)
+        later = _read(args.anneal, allow_partial=args.allow_partial)
         learned_phases.check_text(later, args.anneal)
         main, anneal = mixture.weights, later.weights
         for source in later.sources:
-            here, there = sources.setdefault(source.name, source).shards, source.shards
-            if [shard.path for shard in here] != [shard.path for shard in there]:
+            here = {shard.path for shard in sources.setdefault(source.name, source).shards}
+            differing = sorted(here ^ {shard.path for shard in source.shards})
+            if differing:
                 raise ConfigError(
-                    f"--anneal {args.anneal}: source {source.name} is {there[0].path} there and "
-                    f"{here[0].path} in {args.mixture}; names must mean the same data"
+                    f"--anneal {args.anneal}: source {source.name} has {listed(differing)} either "
+                    f"there or in {args.mixture} alone; names must mean the same data"
                 )
     train_samples = args.train_samples or mixture.token_budget // mixture.seq_length
     schedule = learned_phases.phase_schedule(

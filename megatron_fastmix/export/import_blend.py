@@ -26,8 +26,9 @@ _BLEND_KEYS = (
 )
 """Keys of configurations that hold a blend: of NeMo 1, Megatron-Bridge (two), NeMo 2, and
 Megatron's flags as YAML writes them. The first that a file has counts."""
-_PAIRED_KEYS = (("train-data-paths", "train-data-weights"), ("dataset_folder", "dataset_weights"))
-"""Keys that hold prefixes and those that hold their weights: of GPT-NeoX and nanotron."""
+_PAIRED_KEYS = (("train_data_paths", "train_data_weights"), ("dataset_folder", "dataset_weights"))
+"""Keys that hold prefixes and those that hold their weights: of GPT-NeoX and nanotron, which also
+has prefixes alone, or with their weights as a mapping."""
 _ASSIGNED = re.compile(
     r"\s*(?:[\w+.]*\.)?(?:paths|data_prefix)\s*=\s*([\[{].*[\]}]),?\s*", re.DOTALL
 )
@@ -179,7 +180,7 @@ def _words(text: str, where: str) -> list[Any]:
 def _structured(value: Any, where: str) -> list[Any]:
     """The list in JSON or YAML: alone, by split under `train`, or under one of `_BLEND_KEYS`."""
     what = "the blend"
-    value = _paired(value)
+    value = _paired(value, where)
     if isinstance(value, dict):
         for key in _BLEND_KEYS:
             found = list(_values_of(key, value))
@@ -220,16 +221,32 @@ def _structured(value: Any, where: str) -> list[Any]:
     return value
 
 
-def _paired(values: Any) -> Any:
-    """Prefixes and weights of two keys as Megatron-core's pair; `values` where there are none."""
-    if not isinstance(values, dict):
+def _paired(values: Any, where: str) -> Any:
+    """Prefixes and weights of two keys, at any depth, as Megatron-core's pair; `values` where there
+    are none."""
+    found = [
+        (key, mapping[key], mapping.get(weights))
+        for mapping in _mappings(values)
+        for key, weights in _PAIRED_KEYS
+        if mapping.get(key)
+    ]
+    if not found:
         return values
-    named = {key.replace("_", "-"): value for key, value in values.items() if isinstance(key, str)}
-    for keys in _PAIRED_KEYS:
-        prefixes, weights = (named.get(key.replace("_", "-")) for key in keys)
-        if isinstance(prefixes, list):
-            return [prefixes, weights]
-    return values
+    key, prefixes, weights = found[0]
+    if len(found) > 1:
+        raise DataError(f"{where}: has several {key}; give a file with the one to read")
+    if isinstance(prefixes, dict):
+        return [list(prefixes), list(prefixes.values())]
+    return [[prefixes] if isinstance(prefixes, str) else prefixes, weights]
+
+
+def _mappings(values: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping in `values`, with _ for the - in its keys."""
+    if isinstance(values, dict):
+        yield {str(key).replace("-", "_"): value for key, value in values.items()}
+    if isinstance(values, dict | list):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _mappings(value)
 
 
 def _entry(entry: Any) -> list[Any]:

@@ -123,6 +123,23 @@ class Products:
         """Sources with evidence, bool (K,)."""
         return self.counts > 0
 
+    @property
+    def measured(self) -> np.ndarray:
+        """`values`, (K,), NaN without evidence."""
+        return np.where(self.seen, self.values, np.nan)
+
+    @property
+    def pooled_error(self) -> np.ndarray:
+        """`standard_error`, (K,), where a source of one distinct sample has the standard deviation
+        of the samples of all others around their sources' means; NaN where no source has two."""
+        known = np.isfinite(self.standard_error)
+        freedom = np.where(known, self.counts - 1, 0.0)
+        variance = np.where(known, self.counts * self.standard_error**2, 0.0)  # of a sample
+        if not freedom.sum() > 0:
+            return self.standard_error
+        pooled = np.sqrt(freedom @ variance / freedom.sum())
+        return np.where(self.seen & ~known, pooled, self.standard_error)
+
 
 def noise_to_signal(terms: Sequence[Products]) -> float | None:
     """Root mean square of the standard errors of a sum of `terms` over the spread of their values

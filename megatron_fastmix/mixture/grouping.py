@@ -90,8 +90,8 @@ class Grouping:
     ) -> np.ndarray:
         """Standard error of `mean` over the probe's samples, (G,), from those of the sources (K,).
 
-        A source with one sample has no error of its own; where a group has such, its sources'
-        values are taken as draws around the group's mean, which is too wide rather than too narrow.
+        Where a group has a source without a known error, its sources' values are taken as draws
+        around the group's mean, which is too wide rather than too narrow.
         """
         if self.is_trivial:
             return np.where(parts > 0, errors, np.nan)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from pathlib import Path
 
+from megatron_fastmix.checkpoint.store import last_identity
 from megatron_fastmix.config import ProxyConfig, TokenizerConfig, load_config
+from megatron_fastmix.corpus.tokenizer_interface import Tokenizer
 from megatron_fastmix.corpus.tokenizers import tokenizer_file
-from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.errors import CheckpointError, ConfigError
 from megatron_fastmix.proxy.model_files import check_model_files
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.text_files import read_bytes, read_json_object, read_text
 
 
-def check_starting_point(proxy: ProxyConfig, tokenizer: TokenizerConfig, vocab_size: int) -> None:
+def check_starting_point(
+    proxy: ProxyConfig, tokenizer_config: TokenizerConfig, tokenizer: Tokenizer
+) -> None:
     """Raises `ConfigError` where the proxy cannot start from what its configuration names."""
     if proxy.kind == "huggingface":
-        check_model_folder(proxy, vocab_size, tokenizer)
+        check_model_folder(proxy, tokenizer.vocab_size, tokenizer_config)
         if proxy.path is not None and Path(proxy.path).is_dir():
             check_model_files(Path(proxy.path))
     elif proxy.checkpoint is not None and is_megatron_checkpoint(Path(proxy.checkpoint)):
         check_megatron_checkpoint(Path(proxy.checkpoint))
     elif proxy.checkpoint is not None:
-        check_earlier_search(proxy, tokenizer, Path(proxy.checkpoint))
+        check_earlier_search(proxy, tokenizer.sha256, Path(proxy.checkpoint))
 
 
 _NO_PART_OF_THE_MODEL = (
@@ -79,7 +84,7 @@ def check_megatron_checkpoint(path: Path) -> None:
         )
 
 
-def check_earlier_search(proxy: ProxyConfig, tokenizer: TokenizerConfig, run_dir: Path) -> None:
+def check_earlier_search(proxy: ProxyConfig, tokenizer_sha256: str, run_dir: Path) -> None:
     """The run must exist, and have trained a proxy of these sizes with this tokenizer."""
     if not RunFolder(run_dir).config.exists():
         raise ConfigError(
@@ -93,11 +98,15 @@ def check_earlier_search(proxy: ProxyConfig, tokenizer: TokenizerConfig, run_dir
         for f in dataclasses.fields(ProxyConfig)
         if f.name not in _NO_PART_OF_THE_MODEL and getattr(sizes, f.name) != getattr(proxy, f.name)
     ]
-    if earlier.tokenizer.tokenizer_type != tokenizer.tokenizer_type:
-        differing.append(
-            f"tokenizer.tokenizer_type: {earlier.tokenizer.tokenizer_type!r} there, "
-            f"{tokenizer.tokenizer_type!r} here"
-        )
+    with contextlib.suppress(CheckpointError):  # loading says which of them are damaged
+        identity = last_identity(RunFolder(run_dir)) or {}
+        before = identity.get("tokenizer", tokenizer_sha256)
+        if before != tokenizer_sha256:
+            name = earlier.tokenizer.tokenizer_model or earlier.tokenizer.tokenizer_type
+            differing.append(
+                f"tokenizer: {name}, of sha256 {before[:12]}..., there, {tokenizer_sha256[:12]}... "
+                "here"
+            )
     if differing:
         raise ConfigError(
             f"proxy.checkpoint: {run_dir} trained another model ({'; '.join(differing)}); use its "

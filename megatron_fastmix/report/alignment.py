@@ -23,29 +23,35 @@ def smooth_advantage(run: RunRecord, name: str, target: str | None = None) -> Po
 
 
 def advantage(run: RunRecord, name: str, target: str | None = None) -> Points:
-    """⟨v, ∇L_k⟩ − Σ_i α_i ⟨v, ∇L_i⟩ at each outer step: its sign is that of the weight's change."""
-    averages = average_product(run, target)
-    return [
-        (line["step"], _products(line, target)[name] - average)
-        for line, average in zip(run.outer, averages, strict=True)
-        if average is not None
-    ]
+    """⟨v, ∇L_k⟩ − Σ_i α_i ⟨v, ∇L_i⟩ at each outer step: its sign is that of the weight's change.
+
+    A step without evidence for the source has no point.
+    """
+    found = []
+    for line, average in zip(run.outer, average_product(run, target), strict=True):
+        product = _products(line, target).get(name)
+        if average is not None and is_number(product):
+            found.append((line["step"], product - average))
+    return found
 
 
 @lru_cache(maxsize=32)
 def average_product(run: RunRecord, target: str | None) -> list[float | None]:
-    """Σ_i α_i ⟨v, ∇L_i⟩ at each outer step; None where not every product is known."""
+    """Σ_i α_i ⟨v, ∇L_i⟩ / Σ_i α_i at each outer step, over the sources with evidence; None without
+    any."""
     averages: list[float | None] = []
     weights = run.initial
     for line in run.outer:
         products = _products(line, target)
-        known = all(is_number(products.get(name)) for name in weights)
-        averages.append(math.fsum(weights[n] * products[n] for n in weights) if known else None)
+        known = [name for name in weights if is_number(products.get(name))]
+        total = math.fsum(weights[name] for name in known)
+        summed = math.fsum(weights[name] * products[name] for name in known)
+        averages.append(summed / total if total > 0 else None)
         weights = line["weights"]  # those after the step
     return averages
 
 
-def _products(line: dict[str, Any], target: str | None) -> dict[str, float]:
+def _products(line: dict[str, Any], target: str | None) -> dict[str, Any]:
     found = line.get("products")
     if target is not None:
         found = (line.get("target_products") or {}).get(target)

@@ -256,7 +256,7 @@ def _per_name(
 
 def _band(run: RunRecord, name: str) -> list[tuple[int, float, float]]:
     # The standard error of a mean of independent estimates.
-    squares = [(s, e * e) for s, e in run.by_name("outer", "products_standard_error", name)]
+    squares = [(s, e * e) for s, e in run.by_name("outer", "advantage_standard_error", name)]
     width = max(1, len(run.outer) // ALIGNMENT_PART)
     errors = {
         step: math.sqrt(square / min(width, i + 1))

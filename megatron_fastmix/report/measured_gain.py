@@ -33,16 +33,18 @@ class Measurements:
     def gain(self, mixture: LearnedMixture, other: Mapping[str, float]) -> Gain | None:
         """How much lower the test loss is on `mixture` than on `other`, nats per token: the mean of
         the differences at equal seeds, with the standard error over the seeds; None where nothing
-        was trained on one of them."""
-        for setting in {setting for setting, _ in self._losses}:
+        was trained on one of them. Of several comparisons the one of most seeds counts, and of
+        those the last."""
+        found: list[float] = []
+        for setting in dict.fromkeys(setting for setting, _ in self._losses):
             here = self._losses.get((setting, _key(mixture.weights)), {})
             there = self._losses.get((setting, _key(other)), {})
-            changes = [there[seed] - here[seed] for seed in here.keys() & there.keys()]
-            if changes:
-                several = len(changes) > 1
-                error = statistics.stdev(changes) / math.sqrt(len(changes)) if several else None
-                return Gain(value=statistics.fmean(changes), error=error)
-        return None
+            changes = [there[seed] - here[seed] for seed in here if seed in there]
+            found = changes if len(changes) >= len(found) else found
+        if not found:
+            return None
+        error = statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
+        return Gain(value=statistics.fmean(found), error=error)
 
     def _take(self, line: bytes) -> None:
         try:

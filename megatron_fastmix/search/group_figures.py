@@ -37,7 +37,7 @@ def group_evidence(
     )
     known = totals > 0
     mean = np.where(known, groups.mean(parts, np.nan_to_num(advantage)), np.nan)
-    errors = groups.mean_error(parts, products.values, products.standard_error, products.counts)
+    errors = groups.mean_error(parts, products.values, products.pooled_error, products.counts)
     _, error = advantages(np.zeros(len(totals)), errors, totals, known)
     return GroupEvidence(advantage=mean, standard_error=error)
 

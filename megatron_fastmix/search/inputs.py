@@ -119,7 +119,7 @@ def check_inputs(config: SearchConfig, ranks: int, *, vocabulary: bool = True) -
     zero_config(config, config.data_parallel_size(ranks))
     check_trackers(config.output)
     tokenizer = load_tokenizer(**vars(config.tokenizer))
-    check_starting_point(config.proxy, config.tokenizer, tokenizer.vocab_size)
+    check_starting_point(config.proxy, config.tokenizer, tokenizer)
     owners: list[SourceConfig | TargetConfig] = [*config.sources, *config.targets]
     paths = [owner.prefixes() for owner in owners]
     ids = VOCABULARY_TOKENS // sum(map(len, paths)) if vocabulary else 0

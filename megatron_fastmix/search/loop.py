@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from megatron_fastmix.proxy.cost import proxy_parameters, training_flops
 from megatron_fastmix.report.tracker_picture import progress_picture
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.run.events import Sink
+from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.run.sinks import open_sinks
 from megatron_fastmix.search.assembly import assemble
 from megatron_fastmix.search.inner_step import inner_step
@@ -171,9 +173,11 @@ class Search:
     def open_report(self) -> Reporter:
         """Where this rank tells its steps; nowhere but on rank 0."""
         sinks: list[Sink] = []
+        earlier: list[dict[str, Any]] = []
         parameters = None
         if self.world.rank == 0:
             sinks = open_sinks(self.config, self.folder, self.step, draw=progress_picture)
+            earlier = read_metrics(self.folder.metrics) if self.step else []
             parameters = proxy_parameters(self.config, self.inputs.tokenizer.vocab_size)
         return Reporter(
             self.config,
@@ -182,6 +186,7 @@ class Search:
             self.step,
             tokens_per_step=self.tokens_per_step,
             parameters=parameters,
+            earlier=earlier,
         )
 
     @property

@@ -202,12 +202,13 @@ class OuterLoop:
             self.prior_weights,
         )
         gains = products.values - pull
-        advantage, error = advantages(gains, products.standard_error, alpha, products.seen)
+        errors = products.pooled_error
+        advantage, error = advantages(gains, errors, alpha, products.seen)
         slope = logit_gradient(-inner_lr * gains, alpha, products.seen)
         # What shares a logit moves by the share-weighted sum of its sources' products.
         group_gains = grouping.mean(parts, products.values) - grouping.mean(grouping.shares, pull)
         group_seen = grouping.seen(seen)
-        group_error = grouping.mean_error(parts, products.values, products.standard_error, counts)
+        group_error = grouping.mean_error(parts, products.values, errors, counts)
         group_advantage, group_error = advantages(
             group_gains, group_error, mixture.logit_weights, group_seen
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -47,8 +47,9 @@ class Reporter:
         *,
         tokens_per_step: int,
         parameters: int | None = None,
+        earlier: Iterable[Mapping[str, Any]] = (),
     ) -> None:
-        """`step` steps are done."""
+        """`step` steps are done, and `earlier` are the lines of the metrics that they left."""
         self.tokens_per_step = tokens_per_step
         self.parameters = parameters
         self.config = config
@@ -63,7 +64,10 @@ class Reporter:
         self._noisy = 0
         self._noise_told = False
         self._unseen = Unseen(mixture.grouping.names, config.hypergradient.probe_samples)
-        self._evidence = Evidence(len(mixture.names))
+        self._evidence = Evidence(len(mixture.grouping.names))
+        for line in earlier:
+            if line["kind"] == "outer":
+                self._take_up(line)
         self._last = time.monotonic()
         if sinks and step == 0:
             self._send(self._start())
@@ -124,7 +128,7 @@ class Reporter:
                 outer_step=mixture.outer_steps,
                 weights=self._by_source(mixture.weights),
                 logits=self._by_source(mixture.logits),
-                products=self._by_source(products.values),
+                products=self._by_source(products.measured),
                 products_standard_error=self._by_source(products.standard_error),
                 noise_to_signal=result.noise_to_signal,
                 hypergradient=self._by_source(result.gradient),
@@ -135,7 +139,7 @@ class Reporter:
                 target_products=None
                 if each is None
                 else {
-                    target.name: self._by_source(values)
+                    target.name: self._by_source(np.where(products.seen, values, np.nan))
                     for target, values in zip(self.config.targets, each, strict=True)
                 },
                 target_loss=self._by_target(result.target_losses),
@@ -187,17 +191,36 @@ class Reporter:
             "group_advantage_standard_error": _by_name(groups.names, error),
         }
 
-    def _warn_of_noise(self, step: int, result: OuterResult) -> None:
-        noise = result.noise_to_signal
-        self._evidence.add(result.advantage, result.advantage_standard_error)
-        # That single estimates cannot is then no fault.
+    def _take_up(self, line: Mapping[str, Any]) -> None:
+        """What an outer step before this process has shown, and its notes have said."""
+        learned = "advantage" if self.mixture.grouping.is_trivial else "group_advantage"
+        each = [line.get(key) for key in (learned, f"{learned}_standard_error", "probe_samples")]
+        value, error, samples = (np.array(list((found or {}).values()), float) for found in each)
+        if len(value) == len(error) == len(self.mixture.grouping.names):
+            self._noise_told |= self._noise_is_due(line.get("noise_to_signal"), value, error)
+        if len(samples) == len(self.mixture.names):
+            self._unseen.step(self.mixture.grouping.seen(samples > 0))
+
+    def _noise_is_due(
+        self, noise: float | None, advantage: np.ndarray, standard_error: np.ndarray
+    ) -> bool:
+        """Whether it is to be said after an outer step that the estimates are noise."""
+        self._evidence.add(advantage, standard_error)
+        # That single estimates cannot tell sources apart is no fault where all together do.
         if self._evidence.tells_apart:
             self._noisy = 0
-            return
+            return False
         self._noisy = self._noisy + 1 if noise is not None and noise > NOISE_WARNING else 0
+        return self._noisy == 3
+
+    def _warn_of_noise(self, step: int, result: OuterResult) -> None:
+        noise = result.noise_to_signal
         drawn = self.config.hypergradient.probe_samples is not None
         probe = "probe_samples" if drawn else "probe_samples_per_source"
-        if self._noisy == 3 and not self._noise_told:
+        due = self._noise_is_due(
+            noise, result.group_advantage, result.group_advantage_standard_error
+        )
+        if due and not self._noise_told:
             self._noise_told = True  # the result's verdict says whether it stayed so
             self._note(
                 step,

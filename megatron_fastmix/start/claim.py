@@ -33,9 +33,9 @@ _MUST_NOT_DIFFER = re.compile(
 def claim(config: SearchConfig, *, write: bool = True, accept_changes: bool = False) -> RunFolder:
     """Checks that the run folder is new or of this very search, and writes what identifies it.
 
-    `write` False only checks, as the ranks other than 0 do. With `accept_changes`, everything may
-    differ that leaves a checkpoint its meaning. Raises `ConfigError` that names each key that
-    differs and may not, and for checkpoints without a configuration.
+    `write` False only checks. With `accept_changes`, everything may differ that leaves a checkpoint
+    its meaning, such as a longer training. Raises `ConfigError` that names each key that differs
+    and may not, and for checkpoints without a configuration.
     """
     run = RunFolder(Path(config.run_dir))
     folder, kept = run.path, run.config
@@ -50,12 +50,17 @@ def claim(config: SearchConfig, *, write: bool = True, accept_changes: bool = Fa
         fatal = [key for key in changed if _MUST_NOT_DIFFER.fullmatch(key)]
         if config.mixture.weighting == "sampling" and "mixture.inner_steps" in changed:
             fatal.append("mixture.inner_steps")  # it says at which draw each past α held
+        left = config.training.train_iters - max(complete_steps(run), default=0)
+        if left < 0:
+            fatal.append("training.train_iters")
         if fatal or (changed and not accept_changes):
             listed = "; ".join(
                 f"{key}: was {before.get(key)!r}, now {now.get(key)!r}"
                 for key in (fatal if accept_changes else changed)
             )
-            override = "" if fatal else ", or go on with the new values by --accept-changes"
+            override = (
+                "" if fatal or not left else ", or go on with the new values by --accept-changes"
+            )
             raise ConfigError(
                 f"{folder}: holds a search with another configuration ({listed}); "
                 f"set these back to resume it, choose another run_dir{override}"

@@ -20,6 +20,7 @@ from megatron_fastmix.errors import CommunicationError, ConfigError, FastMixErro
 from megatron_fastmix.processes import available_cores, stop_with_parent
 from megatron_fastmix.report.closing import closing_lines
 from megatron_fastmix.report.summary import final_table
+from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
@@ -72,7 +73,7 @@ def launch(config: SearchConfig, ranks: int | None = None, *, accept_changes: bo
             "place has the search see how often the run repeats a source",
             file=sys.stderr,
         )
-    if not _is_finished(config):
+    if _finished(config) is None:
         print(first_line(config, inputs, ranks), flush=True)
     check_estimator(config)
     lock = RunLock(RunFolder(Path(config.run_dir)))
@@ -92,9 +93,12 @@ def _launch(
     *,
     accept_changes: bool,
 ) -> int:
-    folder = claim(config, accept_changes=accept_changes)
-    if _show_finished(folder):
+    folder = claim(config, write=False, accept_changes=accept_changes)
+    finished = _finished(config)
+    if finished is not None:
+        _show(folder, finished)
         return 0
+    claim(config, accept_changes=accept_changes)
     hand_on(config, inputs)
     folder.clear_stop()
     environment = os.environ | lock.environment
@@ -170,22 +174,22 @@ def cause_of_death(code: int) -> str:
     return f"{name}, {_OFTEN[name]}" if name in _OFTEN else name
 
 
-def _is_finished(config: SearchConfig) -> bool:
+def _finished(config: SearchConfig) -> LearnedMixture | None:
+    """The result in the run folder, where the search is complete."""
     folder = RunFolder(Path(config.run_dir))
-    return folder.mixture.exists() and read_mixture(folder.path).complete
-
-
-def _show_finished(folder: RunFolder) -> bool:
-    """Shows the result of a search that is complete; False where it is not."""
     if not folder.mixture.exists():
-        return False
+        return None
     mixture = read_mixture(folder.path)
-    if mixture.complete:
-        files = write_run_artifacts(folder.path, mixture)
-        print(f"{folder.path}: this search is complete; choose another run_dir for a new one.\n")
-        print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
-        print(f"\n{closing_lines(folder.path, mixture, files.report)}")
-    return mixture.complete
+    # A configuration that trains for longer goes on with it.
+    done = mixture.complete and mixture.steps >= config.training.train_iters
+    return mixture if done else None
+
+
+def _show(folder: RunFolder, mixture: LearnedMixture) -> None:
+    files = write_run_artifacts(folder.path, mixture)
+    print(f"{folder.path}: this search is complete; choose another run_dir for a new one.\n")
+    print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
+    print(f"\n{closing_lines(folder.path, mixture, files.report)}")
 
 
 def _world_info(devices: list[str]) -> str:

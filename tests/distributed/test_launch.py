@@ -122,6 +122,14 @@ def test_a_search_survives_kill_9_and_control_c(
     assert "learned weight" in output
     assert (run_dir / "metrics.jsonl").read_bytes() == before
 
+    # One that is to be longer goes on from its last checkpoint.
+    longer = ("--train-iters=104", "--accept-changes")
+    code, output = finish(start(run_dir / "config.yaml", *longer))
+    assert code == 0, output
+    assert "resumed from step 100" in output
+    assert (run_dir / "metrics.jsonl").read_bytes().startswith(before)
+    assert json.loads((run_dir / "mixture.json").read_text())["steps"] == 104
+
 
 def test_several_seeds_are_averaged_and_not_searched_again(
     config_file: Path, tmp_path: Path

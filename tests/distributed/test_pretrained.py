@@ -128,6 +128,11 @@ def test_a_search_starts_from_the_proxy_of_an_earlier_one(
     other = load(search_values, **{"proxy.checkpoint": earlier.run_dir, "proxy.hidden_size": 64})
     with pytest.raises(ConfigError, match=r"proxy\.hidden_size: 32 there, 64 here"):
         check_inputs(other, 1)
+    # Of another vocabulary, of whatever size, its embeddings mean nothing.
+    of_numbers = {"tokenizer.tokenizer_type": "NullTokenizer", "tokenizer.vocab_size": 256}
+    other = load(search_values, **{"proxy.checkpoint": earlier.run_dir, **of_numbers})
+    with pytest.raises(ConfigError, match=r"tokenizer: ByteLevelTokenizer, of sha256 .*there"):
+        check_inputs(other, 1)
 
 
 def test_what_is_no_model_is_refused_before_training(tmp_path: Path, answer_values: dict) -> None:

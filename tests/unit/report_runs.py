@@ -65,6 +65,7 @@ def write_search(
                     weights=by_name(weights),
                     products=by_name(products),
                     products_standard_error=dict.fromkeys(names, 0.2),
+                    advantage_standard_error=dict.fromkeys(names, 0.2),
                     target_loss={"exams": 6 - 0.005 * step + float(rng.normal(0, 0.05))},
                     target_weight={"exams": 1.0},
                     noise_to_signal=0.5,

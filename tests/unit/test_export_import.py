@@ -238,6 +238,12 @@ def test_what_is_no_blend_says_why(tmp_path, text, message):
         ("model.yaml", "MODEL_ARGS: {--data-path: 0.25 /d/a 0.75 /d/b, --bf16: true}"),
         ("neox.yml", '{"train-data-paths": ["/d/a", "/d/b"], "train_data_weights": [1.0, 3.0],}'),
         ("lines.yaml", "- 0.25 /d/a\n- 0.75 /d/b\n"),
+        (
+            "nanotron.yaml",
+            "data_stages:\n- {name: stable, data: {dataset: {dataset_folder: [/d/a, /d/b], "
+            "dataset_weights: [1, 3]}}}\n",
+        ),
+        ("nanotron.yaml", "dataset: {dataset_folder: {/d/a: 1, /d/b: 3}}"),
         ("entries.json", '[{"path": "/d/a", "weight": 1}, {"weight": 3, "path": "/d/b"}]'),
     ],
 )
@@ -246,7 +252,10 @@ def test_further_forms_of_a_blend(tmp_path, name, text):
     assert read_blend(tmp_path / name) == {"/d/a": 0.25, "/d/b": 0.75}
 
 
-@pytest.mark.parametrize("text", ["/d/a", '["/d/a"]', "--data-path /d/a --bf16"])
+@pytest.mark.parametrize(
+    "text",
+    ["/d/a", '["/d/a"]', "--data-path /d/a --bf16", '{"dataset": {"dataset_folder": "/d/a"}}'],
+)
 def test_one_path_needs_no_weight_and_no_dataset_here(tmp_path, text):
     (tmp_path / "blend").write_text(text)
     assert read_blend(tmp_path / "blend") == {"/d/a": 1.0}

@@ -122,7 +122,13 @@ def test_the_anneal_may_be_a_search_of_its_own(run_folder, make_mixture, capsys)
     assert [entry["name"] for entry in blend] == ["a", "b"]
     write_mixture(later, make_mixture({"b": 0.4, "c": 0.6}, folder="/elsewhere"))
     assert main(call) == 2
-    assert "names must mean the same data" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "source b has /data/b, /elsewhere/b either there" in said
+    assert "names must mean the same data" in said
+    write_mixture(later, make_mixture({"b": 0.4, "c": 0.6}, complete=False))
+    assert main(call) == 2
+    assert f"{later}: the run stopped after" in capsys.readouterr().err
+    assert main([*call, "--allow-partial"]) == 0
 
 
 @pytest.mark.parametrize(

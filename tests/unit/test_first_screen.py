@@ -129,6 +129,14 @@ def test_a_measured_gain_is_paired_by_seed_and_of_this_mixture_alone(run):
     gain = Measurements(folder).gain(mixture, mixture.uniform)
     assert gain.value == pytest.approx(0.115)
     assert gain.error == pytest.approx(0.005)
+    # Another comparison, of one seed, says less.
+    other = [row(mixture.weights, 1, 3.0), row(mixture.uniform, 1, 9.0)]
+    text = "".join(json.dumps(line | {"setting": "another"}) + "\n" for line in other)
+    (folder / "again").mkdir()
+    for place in ("again", "comparison"):
+        with open(folder / place / "rows.jsonl", "a") as file:
+            file.write("\n" + text)
+    assert Measurements(folder).gain(mixture, mixture.uniform) == gain
     assert "+0.1150 ± 0.0050" in {row.measured for row in compare_gains([run], mixture, {})[0]}
     assert Measurements(folder).gain(mixture, {"web": 1.0, "code": 0.0, "maths": 0.0}) is None
     later = mixture.corrected({"web": 0.2, "code": 0.3, "maths": 0.5})

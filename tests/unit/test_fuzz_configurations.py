@@ -97,7 +97,7 @@ def test_the_configuration_in_a_run_folder(tmp_path: Path) -> None:
     folder = claim(config)
     try_damage(Case(folder.config, lambda path: claim(config, write=False)))
     try_damage(
-        Case(folder.config, lambda path: check_earlier_search(config.proxy, BYTES, tmp_path))
+        Case(folder.config, lambda path: check_earlier_search(config.proxy, "0" * 64, tmp_path))
     )
 
 

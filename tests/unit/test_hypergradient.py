@@ -303,3 +303,24 @@ def test_one_sample_alone_has_no_standard_error_however_often_it_is_read():
     found = SampleProducts(values=np.ones(3), source=np.zeros(3, int), samples=np.ones(3))
     products = Products.mean_by_source(found, 1, DataParallelGroup(), distinct=np.array([1]))
     assert np.isnan(products.standard_error[0])
+
+
+def test_a_single_sample_is_as_sure_as_the_samples_of_the_others_are_alike():
+    generator = np.random.default_rng(0)
+    two, three = generator.normal(1.0, 2.0, 2), generator.normal(5.0, 2.0, 3)
+    found = SampleProducts(
+        values=np.concatenate([two, three, [7.0]]),
+        source=np.array([0, 0, 1, 1, 1, 2]),
+        samples=np.ones(6),
+    )
+    products = Products.mean_by_source(found, 4, DataParallelGroup())
+    deviation = np.sqrt((two.var(ddof=1) + 2 * three.var(ddof=1)) / 3)
+    expected = [two.std(ddof=1) / 2**0.5, three.std(ddof=1) / 3**0.5, deviation, np.nan]
+    np.testing.assert_allclose(products.pooled_error, expected)
+    np.testing.assert_allclose(products.measured[2:], [7.0, np.nan])
+    alone = Products.mean_by_source(
+        SampleProducts(values=np.ones(2), source=np.arange(2), samples=np.ones(2)),
+        2,
+        DataParallelGroup(),
+    )
+    assert np.isnan(alone.pooled_error).all()

@@ -14,6 +14,7 @@ import pytest
 
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.report.alignment import advantage
 from megatron_fastmix.report.charts import build_charts
 from megatron_fastmix.report.number_texts import short
 from megatron_fastmix.report.run_record import find_runs, read_run
@@ -197,6 +198,14 @@ def test_alignment_is_what_a_source_has_above_the_mixture(write_run):
     after = record.outer[0]["weights"]
     second = 1.0 - sum(after[n] * p for n, p in zip(SOURCES, (1.0, 0.5, 0.1), strict=True))
     assert charts["alignment"].series[0].points[1][1] == pytest.approx((1.0 - 1.6 / 3 + second) / 2)
+
+
+def test_a_source_that_a_probe_lacked_has_no_point_there_and_the_others_their_own(write_run):
+    products = dict(zip(SOURCES, (3.0, 2.0, None), strict=True))
+    run = write_run("run", target_products={"exams": products})
+    record = read_run(run / "metrics.jsonl")
+    assert advantage(record, SOURCES[2], "exams") == []
+    assert advantage(record, SOURCES[0], "exams")[0] == (2, pytest.approx(0.5))
 
 
 def test_every_chart_becomes_a_picture(write_run):

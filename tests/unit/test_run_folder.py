@@ -31,6 +31,23 @@ def test_under_sampling_inner_steps_must_stay(config_file: Path) -> None:
     assert "--accept-changes" not in str(caught.value)
 
 
+def test_a_finished_search_may_become_longer_and_nothing_else(config_file: Path) -> None:
+    config = load_config(config_file)
+    total = config.training.train_iters
+    step = claim(config).checkpoint(total)
+    step.mkdir(parents=True)
+    (step / STATE_FILE).touch()
+    other = load_config(config_file, ["--mixture.lr=3"])
+    longer, shorter = (load_config(config_file, [f"--train-iters={total + n}"]) for n in (2, -2))
+    for changed, advised in ((other, False), (longer, True), (shorter, False)):
+        with pytest.raises(ConfigError, match="set these back") as caught:
+            claim(changed)
+        assert ("--accept-changes" in str(caught.value)) == advised
+    with pytest.raises(ConfigError, match=rf"train_iters: was {total}, now {total - 2}\)"):
+        claim(shorter, accept_changes=True)
+    claim(longer, accept_changes=True)
+
+
 def test_checkpoints_without_their_configuration_are_refused(config_file: Path) -> None:
     config = load_config(config_file)
     folder = claim(config)

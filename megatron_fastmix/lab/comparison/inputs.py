@@ -94,7 +94,7 @@ def check_setting(
             "NAME=PREFIX or as `tests` in --config"
         )
     tokenizer = load_tokenizer(**vars(tokenizer_config))
-    check_starting_point(config.model, tokenizer_config, tokenizer.vocab_size)
+    check_starting_point(config.model, tokenizer_config, tokenizer)
     seq_length = config.seq_length or seq_length
     total = sum(test.weight for test in config.tests)
 
