@@ -14,17 +14,16 @@ from megatron_fastmix.proxy.provider import provided_parameters
 def training_flops(
     config: SearchConfig,
     *,
-    steps: int,
+    tokens: int,
     outer_steps: int,
     tokens_per_sample: float,
     vocab_size: int,
 ) -> float:
-    """Floating-point operations of `steps` optimizer steps and `outer_steps` steps of the
-    mixture."""
-    passes = 3.0 * steps * config.training.global_batch_size
-    passes += outer_steps * outer_step_forward_passes(config)
+    """Floating-point operations of optimizer steps on `tokens` and of `outer_steps` steps of the
+    mixture, whose samples have `tokens_per_sample`."""
+    of_outer_steps = outer_steps * outer_step_forward_passes(config) / 3.0 * tokens_per_sample
     per_token = flops_per_token(config.proxy, vocab_size, config.data.seq_length)
-    return passes / 3.0 * tokens_per_sample * per_token
+    return (tokens + of_outer_steps) * per_token
 
 
 def proxy_parameters(config: SearchConfig, vocab_size: int) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from megatron_fastmix.config import DataConfig, SearchConfig, SourceConfig, TargetConfig
 from megatron_fastmix.corpus.answer_rows import (
     AnswerCounts,
@@ -104,10 +106,13 @@ class Inputs:
     sources: list[SourceSize]
     targets: list[SourceSize]
 
+    def tokens_of_samples(self, seq_length: int) -> np.ndarray:
+        """Tokens of a sample of each source, (K,); of answer-only rows their mean."""
+        return np.array([s.tokens_per_row if s.answer_only else seq_length for s in self.sources])
+
     def tokens_per_sample(self, seq_length: int) -> float:
-        """Tokens of a sample, averaged over the sources as they are drawn, evenly."""
-        each = [s.tokens_per_row if s.answer_only else float(seq_length) for s in self.sources]
-        return sum(each) / len(each)
+        """Tokens of a sample, averaged over the sources as they are drawn evenly."""
+        return float(self.tokens_of_samples(seq_length).mean())
 
 
 def check_inputs(config: SearchConfig, ranks: int, *, vocabulary: bool = True) -> Inputs:

@@ -73,6 +73,7 @@ class Search:
         self.checkpoints = parts.checkpoints
 
         self.step = 0
+        self.tokens = 0
         self.first_target_losses: list[float] | None = None
         self.last_target_losses: list[float] | None = None
         self.nonfinite_gradients = 0
@@ -137,6 +138,7 @@ class Search:
         if self._probes_training and (self.step + 1) % self.config.mixture.inner_steps == 0:
             probe = self.outer_loop.begin(self.step)
         weights = self.mixture.loss_weights
+        self.tokens += self._tokens_of(self.step)
         sums, counts = inner_step(self.engine, self.batches, self.step, weights, probe)
         self.step += 1
         follow_schedule(self.engine, self.step)
@@ -150,6 +152,7 @@ class Search:
             mean,
             lr,
             grad_norm,
+            self.tokens,
             self.batches.take_seconds(),
             self.nonfinite_gradients,
             counts,
@@ -184,16 +187,17 @@ class Search:
             self.mixture,
             sinks,
             self.step,
-            tokens_per_step=self.tokens_per_step,
+            tokens=self.tokens,
             parameters=parameters,
             earlier=earlier,
         )
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens of a global batch; for answer-only rows their mean."""
-        each = self.inputs.tokens_per_sample(self.config.data.seq_length)
-        return round(self.config.training.global_batch_size * each)
+    def _tokens_of(self, step: int) -> int:
+        """Tokens of global batch `step`, those of an answer-only row being its source's mean."""
+        each = self.inputs.tokens_of_samples(self.config.data.seq_length)
+        if not np.ptp(each):
+            return round(self.config.training.global_batch_size * each[0])
+        return round(each[self.batches.sources_of(step)].sum())
 
     @property
     def training_flops(self) -> float:
@@ -201,7 +205,7 @@ class Search:
         tokens = self.inputs.tokens_per_sample(self.config.data.seq_length)
         return training_flops(
             self.config,
-            steps=self.step,
+            tokens=self.tokens,
             outer_steps=self.mixture.outer_steps,
             tokens_per_sample=tokens,
             vocab_size=self.inputs.tokenizer.vocab_size,
@@ -211,7 +215,7 @@ class Search:
         """Everything of this search that DeepSpeed does not keep."""
         return SearchState(
             step=self.step,
-            tokens=self.step * self.tokens_per_step,
+            tokens=self.tokens,
             seconds=self._seconds_before + time.monotonic() - self._began,
             mixture=self.mixture.state(),
             target_weights=self.targets.weights.tolist(),
@@ -271,7 +275,7 @@ class Search:
         self.checkpoints.resumed(state.step)
         self.mixture.load_state(state.mixture)
         self.targets.load_state(state.target_weights)
-        self.step = state.step
+        self.step, self.tokens = state.step, state.tokens
         self.nonfinite_gradients = state.nonfinite_gradients
         self._seconds_before = state.seconds
         self.first_target_losses = state.initial_target_losses

@@ -45,12 +45,13 @@ class Reporter:
         sinks: Sequence[Sink],
         step: int,
         *,
-        tokens_per_step: int,
+        tokens: int,
         parameters: int | None = None,
         earlier: Iterable[Mapping[str, Any]] = (),
     ) -> None:
-        """`step` steps are done, and `earlier` are the lines of the metrics that they left."""
-        self.tokens_per_step = tokens_per_step
+        """`step` steps on `tokens` tokens are done, and `earlier` are the lines of the metrics that
+        they left."""
+        self._tokens = tokens
         self.parameters = parameters
         self.config = config
         self.mixture = mixture
@@ -80,17 +81,20 @@ class Reporter:
         source_losses: np.ndarray,
         lr: float,
         grad_norm: float | None,
+        tokens: int,
         data_seconds: float | None = None,
         nonfinite_gradients: int = 0,
         counts: np.ndarray | None = None,
     ) -> None:
         """Step `step` is done; `source_losses` (K,) are unweighted means over `counts` samples
-        (K,), NaN where none was drawn; `data_seconds` of it went into waiting for batches;
-        `grad_norm` is NaN where it was not finite, as it was not in `nonfinite_gradients` steps so
-        far."""
+        (K,), NaN where none was drawn; `tokens` are trained on so far; `data_seconds` of it went
+        into waiting for batches; `grad_norm` is NaN where it was not finite, as it was not in
+        `nonfinite_gradients` steps so far."""
         now = time.monotonic()
         seconds = max(now - self._last, 1e-9)
         self._last = now
+        new_tokens = tokens - self._tokens
+        self._tokens = tokens
         groups, group_loss = self.mixture.groups, None
         if groups is not None and counts is not None:
             group_loss = _by_name(groups.names, group_losses(groups, source_losses, counts))
@@ -101,8 +105,8 @@ class Reporter:
                 source_loss=self._by_source(source_losses),
                 lr=lr,
                 grad_norm=grad_norm,
-                tokens=step * self.tokens_per_step,
-                tokens_per_second=self.tokens_per_step / seconds,
+                tokens=tokens,
+                tokens_per_second=new_tokens / seconds,
                 seconds=seconds,
                 data_seconds=data_seconds,
                 nonfinite_gradients=nonfinite_gradients,

@@ -8,9 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_fastmix.batch.batch import Batch
+from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.corpus.answer_rows import read_answer_rows
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.result.mixture_file import read_mixture
+from megatron_fastmix.run.metrics import read_metrics
+from megatron_fastmix.search.loop import Search
+from megatron_fastmix.start.claim import claim
 from tests.conftest import SOURCES
 from tests.distributed.searches import load, products_of, run_search, slow
 
@@ -163,3 +168,31 @@ def test_draws_of_text_and_answers_follow_the_weights(
     assert result["complete"]
     # ln of the tokenizer's size at the start, for text and answers alike.
     assert all(4.5 < loss < 6.5 for loss in result["losses"])
+
+
+def tokens_and_draws(config: SearchConfig) -> tuple[int, np.ndarray, np.ndarray]:
+    """Counted tokens, samples drawn of each source, and the mean tokens of one."""
+    claim(config)
+    search = Search(config)
+    training, drawn = search.batches.training, np.zeros(len(config.sources))
+
+    def watched(step: int, micro_step: int) -> Batch:
+        batch = training(step, micro_step)
+        np.add.at(drawn, batch.index, 1.0)
+        return batch
+
+    search.batches.training = watched  # type: ignore[method-assign]
+    search.run()
+    return search.tokens, drawn, search.inputs.tokens_of_samples(config.data.seq_length)
+
+
+def test_tokens_are_those_of_the_rows_that_were_drawn(mixed_values: dict) -> None:
+    changes = {"training.train_iters": 4, "mixture.initial_weights": [0.05, 0.05, 0.9]}
+    config = load(mixed_values, **{**changes, "mixture.weighting": "sampling"})
+    ((tokens, drawn, each),) = run_ranks(1, tokens_and_draws, config)
+    assert tokens == pytest.approx(drawn @ each, abs=4)
+    assert abs(tokens / (drawn.sum() * each.mean()) - 1) > 0.05
+    inner = [
+        line for line in read_metrics(Path(config.run_dir) / "metrics.jsonl") if "loss" in line
+    ]
+    assert inner[-1]["tokens"] == tokens

@@ -85,9 +85,9 @@ def test_the_metrics_have_lines_by_group(search_values, tmp_path, capsys, learn)
         seconds=0.0,
     )
     sinks = open_sinks(config, RunFolder(tmp_path), 0)
-    with Reporter(config, mixture, sinks, 0, tokens_per_step=320) as report:
+    with Reporter(config, mixture, sinks, 0, tokens=0) as report:
         losses, counts = np.array([4.0, 1.0, np.nan]), np.array([1.0, 2.0, 0.0])
-        report.inner(1, 2.0, losses, 1e-3, None, counts=counts)
+        report.inner(1, 2.0, losses, 1e-3, None, 320, counts=counts)
         for _ in range(3):
             report.outer(1, result)
         report.end(1, complete=True)
@@ -109,8 +109,8 @@ def test_a_run_without_groups_has_no_such_keys(config_file, tmp_path):
     config = load_config(config_file)
     sinks = open_sinks(config, RunFolder(tmp_path), 0)
     mixture = start_mixture(config, [1, 1, 1])
-    with Reporter(config, mixture, sinks, 0, tokens_per_step=320) as report:
-        report.inner(1, 4.0, np.full(3, 4.0), 1e-3, None, counts=np.ones(3))
+    with Reporter(config, mixture, sinks, 0, tokens=0) as report:
+        report.inner(1, 4.0, np.full(3, 4.0), 1e-3, None, 320, counts=np.ones(3))
     assert "group_loss" not in read_metrics(tmp_path / "metrics.jsonl")[1]
 
 

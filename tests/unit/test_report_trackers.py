@@ -178,8 +178,8 @@ def test_the_reporter_feeds_metrics_and_trackers(config_file, search_values, tmp
         seconds=0.0,
     )
     sinks = open_sinks(config, RunFolder(tmp_path), 0)
-    with Reporter(config, mixture, sinks, 0, tokens_per_step=320) as report:
-        report.inner(1, 4.0, np.array([4.0, 4.0, np.nan]), 1e-3, None, data_seconds=0.25)
+    with Reporter(config, mixture, sinks, 0, tokens=0) as report:
+        report.inner(1, 4.0, np.array([4.0, 4.0, np.nan]), 1e-3, None, 320, data_seconds=0.25)
         report.outer(1, result)
         report.end(1, complete=False, training_flops=1e9)
     run, inner, outer, end = read_metrics(tmp_path / "metrics.jsonl")

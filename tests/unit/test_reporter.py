@@ -48,7 +48,7 @@ def tell(search_values, tmp_path, capsys):
         mixture = start_mixture(config, [1, 1, 1])
         sinks = open_sinks(config, RunFolder(tmp_path), step)
         earlier = read_metrics(tmp_path / "metrics.jsonl") if step else []
-        with Reporter(config, mixture, sinks, step, tokens_per_step=1, earlier=earlier) as report:
+        with Reporter(config, mixture, sinks, step, tokens=0, earlier=earlier) as report:
             for number, each in enumerate(results, start=step + 1):
                 mixture.update(np.zeros(3))
                 report.outer(number, each)

@@ -62,9 +62,10 @@ def test_sixty_four_proxies_cost_64_short_searches_in_training_alone():
     config = found.searches["fastmix_short"]
     steps, length = config.training.train_iters, config.data.seq_length
     outer_steps = steps // config.mixture.inner_steps
+    tokens = steps * config.training.global_batch_size * length
     training, search = (
         training_flops(
-            config, steps=steps, outer_steps=outer, tokens_per_sample=length, vocab_size=2048
+            config, tokens=tokens, outer_steps=outer, tokens_per_sample=length, vocab_size=2048
         )
         for outer in (0, outer_steps)
     )
@@ -76,7 +77,7 @@ def test_sixty_four_proxies_cost_64_short_searches_in_training_alone():
         weight_std=others.weight_std,
         flops=search,
         wall_seconds=1.0,
-        tokens=steps * config.training.global_batch_size * length,
+        tokens=tokens,
         versions={},
     )
     judged = [SimpleNamespace(seed=1, loss=4.0, losses={})]
