@@ -6,6 +6,7 @@ Imports neither torch nor Megatron.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,8 +25,11 @@ from megatron_fastmix.same_file import dataset_keys
 
 SHIPPED = Path(__file__).parent.parent / "configurations"
 """The folder of the shipped configurations."""
-HELD_OUT = ("valid", "target", "held_out", "heldout", "test", "dev")
-"""Words in a dataset's name that make it a target where none is named."""
+HELD_OUT = re.compile(
+    r"(?<![a-z])(val|valid|validation|eval|targets?|held[_-]?out|tests?|dev)(?![a-z])",
+    re.IGNORECASE,
+)
+"""A word in a dataset's name that makes it a target where none is named."""
 OUTER_STEPS = 100
 """At least so many outer steps."""
 EPOCHS = 4
@@ -130,7 +134,7 @@ def _split(
     named = list(targets)
     reason = "targets: as named"
     if not named:
-        named = [p for p in prefixes if any(word in Path(p).name.lower() for word in HELD_OUT)]
+        named = [prefix for prefix in prefixes if HELD_OUT.search(Path(prefix).name)]
         reason = f"targets: {', '.join(named)}, held out by their names"
     if not named:
         raise ConfigError(

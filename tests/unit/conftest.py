@@ -14,8 +14,10 @@ from megatron_fastmix.result.learned_mixture import (
     LearnedSource,
     TargetResult,
 )
+from megatron_fastmix.result.mixture_file import write_mixture
 from megatron_fastmix.result.sizes import Shard, Size
 from megatron_fastmix.run.metrics import MetricsLog
+from tests.conftest import SEQ_LENGTH, SOURCES, synthetic_documents, write_dataset
 
 
 @pytest.fixture(scope="session")
@@ -127,3 +129,58 @@ def scenario(search_values, corpora, tmp_path):
     values = {"search": search_values, "compare": compare, "variants": [often]}
     file.write_text(yaml.safe_dump(values))
     return file
+
+
+@pytest.fixture(scope="session")
+def test_set(tmp_path_factory):
+    """A held-out set like the search's target, but not the same."""
+    prefix = tmp_path_factory.mktemp("evidence") / "test"
+    write_dataset(prefix, synthetic_documents("forward", 40, 7), 259)
+    return prefix
+
+
+@pytest.fixture
+def learned_file(corpora, tmp_path):
+    """A learned mixture file that puts most weight on the useful source."""
+    path = tmp_path / "run" / "mixture.json"
+    learned = dict(zip(SOURCES, (0.9, 0.1, 0.0), strict=True))
+    made = LearnedMixture(
+        seq_length=SEQ_LENGTH,
+        complete=True,
+        steps=10,
+        outer_steps=5,
+        averaging_fraction=0.5,
+        averaged_outer_steps=2,
+        token_budget=1000,
+        seed=1,
+        estimator="finite_difference",
+        sources=tuple(
+            LearnedSource(
+                name=name,
+                shards=(Shard(path=str(corpora / name), tokens=7800, loss_tokens=7800, rows=120),),
+                documents=120,
+                initial_weight=(0.5, 0.25, 0.25)[k],
+                final_weight=learned[name],
+                weight=learned[name],
+                weight_std=0.0,
+                logit=0.0,
+            )
+            for k, name in enumerate(SOURCES)
+        ),
+        targets=(
+            TargetResult(
+                name="target",
+                path=str(corpora / "target"),
+                tokens=3900,
+                size=None,
+                weight=1.0,
+                initial_loss=None,
+                final_loss=None,
+            ),
+        ),
+        cost={"training_flops": 1e9, "wall_seconds": 1.0, "tokens": 1e4},
+        versions={},
+        config={"tokenizer": {"tokenizer_type": "ByteLevelTokenizer", "tokenizer_model": None}},
+    )
+    write_mixture(path, made)
+    return path

@@ -16,7 +16,7 @@ from megatron_fastmix.config import SearchConfig, load_config
 from megatron_fastmix.config.reference import MEGATRON, find_keys, keys
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.search.inputs import assumed_inputs
-from megatron_fastmix.start.first_config import SHIPPED, shipped_configurations
+from megatron_fastmix.start.first_config import HELD_OUT, SHIPPED, shipped_configurations
 from megatron_fastmix.start.plan import duration, make_plan, warnings
 from tests.conftest import SOURCES, write_dataset
 
@@ -267,6 +267,17 @@ def test_init_starts_from_the_model_in_a_folder(
     assert (config.proxy.kind, config.proxy.path) == ("huggingface", "model")
     assert config.tokenizer.tokenizer_model == "model/tokenizer.json"
     assert config.objective.target_aggregation == "mean"  # of one target
+
+
+@pytest.mark.parametrize(
+    ("name", "held_out"),
+    [
+        *[("web_valid", True), ("Test-set", True), ("heldout0", True), ("news.validation", True)],
+        *[("latest_news", False), ("devices", False), ("invalid_json", False), ("contests", False)],
+    ],
+)
+def test_a_word_of_its_own_makes_a_dataset_a_target(name: str, held_out: bool) -> None:
+    assert bool(HELD_OUT.search(name)) == held_out
 
 
 def test_config_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,7 +75,8 @@ def test_ways_to_move_the_mixture_are_compared_seed_by_seed(tmp_path):
     all_six = {each.method: f"{each.mean:+.3f} ± {each.error:.3f}" for each in pooled}
     text = (ROWS / "README.md").read_text().replace("−", "-")
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
-    assert {"`adam_loss`", "`mirror_adam`", "`lr=0.3`", "`probe_x4`"} <= {row[0] for row in rows}
+    known = {"`adam_loss`", "`mirror_adam`", "`lr=0.3`", "`lr=0.3_linear`", "`probe_x4`"}
+    assert known <= {row[0] for row in rows}
     for method, *cells in rows:
         expected = []
         for lines in tables.values():

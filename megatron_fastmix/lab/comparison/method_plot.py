@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.registry import FASTMIX, METHODS
 from megatron_fastmix.lab.comparison.method_table import UNIFORM, MethodLine
 from megatron_fastmix.report import palette
@@ -50,7 +51,7 @@ def plot_methods(tables: Mapping[str, Sequence[MethodLine]], path: Path) -> None
 
     What lies further above uniform than the best lies below it, twice over, is named with its value
     at the panel's upper edge. Variants of FastMix are left out, and scenarios that compare nothing
-    else or have no row of FastMix, whose cost is the unit.
+    else or have no row of FastMix, whose cost is the unit. Raises `ConfigError` where none is left.
     """
     published = {
         title: [line for line in lines if line.method in METHODS] for title, lines in tables.items()
@@ -61,6 +62,11 @@ def plot_methods(tables: Mapping[str, Sequence[MethodLine]], path: Path) -> None
         if any(line.method == FASTMIX for line in lines)
         and any(line.flops and line.method != FASTMIX for line in lines)
     }
+    if not shown:
+        raise ConfigError(
+            f"--plot: needs rows of {FASTMIX} and of another method that searches; run the "
+            "comparison for both first"
+        )
     rows = (len(shown) + 1) // 2
     figure = new_figure(11, 3.9 * rows)
     panels = []
