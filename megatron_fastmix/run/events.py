@@ -73,7 +73,7 @@ class OuterStep(Event):
     """α after the step."""
     logits: Mapping[str, float]
     products: Mapping[str, float]
-    """⟨v, ∇L_k⟩; NaN without evidence, as are all of this step that are of a source."""
+    """⟨v, ∇L_k⟩; NaN where the probe had no sample of the source."""
     products_standard_error: Mapping[str, float]
     noise_to_signal: float | None
     hypergradient: Mapping[str, float]

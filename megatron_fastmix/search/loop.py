@@ -74,6 +74,7 @@ class Search:
 
         self.step = 0
         self.tokens = 0
+        self._sample_tokens = self.inputs.tokens_of_samples(config.data.seq_length)
         self.first_target_losses: list[float] | None = None
         self.last_target_losses: list[float] | None = None
         self.nonfinite_gradients = 0
@@ -194,7 +195,7 @@ class Search:
 
     def _tokens_of(self, step: int) -> int:
         """Tokens of global batch `step`, those of an answer-only row being its source's mean."""
-        each = self.inputs.tokens_of_samples(self.config.data.seq_length)
+        each = self._sample_tokens
         if not np.ptp(each):
             return round(self.config.training.global_batch_size * each[0])
         return round(each[self.batches.sources_of(step)].sum())
@@ -202,12 +203,11 @@ class Search:
     @property
     def training_flops(self) -> float:
         """Floating-point operations of the inner and outer steps so far."""
-        tokens = self.inputs.tokens_per_sample(self.config.data.seq_length)
         return training_flops(
             self.config,
             tokens=self.tokens,
             outer_steps=self.mixture.outer_steps,
-            tokens_per_sample=tokens,
+            tokens_per_sample=float(self._sample_tokens.mean()),
             vocab_size=self.inputs.tokenizer.vocab_size,
         )
 
