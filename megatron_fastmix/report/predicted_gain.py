@@ -81,6 +81,7 @@ def _predict(
     run: RunRecord, learned: Mapping[str, float], other: Mapping[str, float]
 ) -> Prediction | None:
     rates = dict(run.figure("inner", "lr"))
+    expected = _expected_samples(run)
     gains, variances, steps = [], [], 0
     start: dict[str, Any] = {"step": 0}
     lines = list(itertools.pairwise([start, *run.outer]))
@@ -88,12 +89,14 @@ def _predict(
         products, rate = line.get("products"), rates.get(line["step"])
         if not isinstance(products, dict) or rate is None:
             continue
+        changes = {name: learned[name] - other[name] for name in learned}
         if not all(is_number(products.get(name)) for name in learned):
-            continue  # a source without evidence
+            if expected is None:
+                continue
+            products, changes = _of_drawn(line, changes, expected)
         count = line["step"] - before["step"]
         errors = line.get("products_standard_error") or {}
         known = all(is_number(errors.get(name)) for name in learned)
-        changes = {name: learned[name] - other[name] for name in learned}
         gains.append(count * rate * math.fsum(changes[n] * products[n] for n in changes))
         square = math.fsum((changes[n] * errors[n]) ** 2 for n in changes) if known else math.nan
         variances.append((count * rate) ** 2 * square)
@@ -105,6 +108,41 @@ def _predict(
         error=_sum_error(np.array(gains), math.fsum(variances)),
         steps=steps,
         seeds=1,
+    )
+
+
+def _expected_samples(run: RunRecord) -> dict[str, float] | None:
+    """Samples of each source in a drawn probe, on average; None of one that is to hold them all."""
+    total = run.config.get("hypergradient", {}).get("probe_samples")
+    if not is_number(total):
+        return None
+    groups = {name: name for name in run.sources}
+    if run.config.get("mixture", {}).get("learn") == "groups":
+        groups |= {s["name"]: s["group"] for s in run.config["sources"] if s.get("group")}
+    weights: dict[str, float] = dict.fromkeys(groups.values(), 0.0)
+    for name, group in groups.items():
+        weights[group] += run.initial[name]
+    return {
+        name: total / len(weights) * run.initial[name] / weights[group]
+        for name, group in groups.items()
+    }
+
+
+def _of_drawn(
+    line: Mapping[str, Any], changes: Mapping[str, float], expected: Mapping[str, float]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Products and changes of the sources that a drawn probe held, whose sum is on average that
+    over all: a source counts by its samples over the expected ones (Horvitz and Thompson, 1952).
+    Products are less the mean of the n samples, since changes of all the sources add up to 0; as in
+    any covariance of n samples that asks for n / (n − 1)."""
+    samples = line.get("probe_samples") or {}
+    held = [name for name in changes if is_number(line["products"].get(name)) and samples.get(name)]
+    total = math.fsum(samples[name] for name in held)
+    mean = math.fsum(samples[name] * line["products"][name] for name in held) / max(total, 1)
+    factor = total / max(total - 1, 1)
+    return (
+        {name: line["products"][name] - mean for name in held},
+        {name: factor * changes[name] * samples[name] / expected[name] for name in held},
     )
 
 

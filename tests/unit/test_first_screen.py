@@ -8,10 +8,13 @@ import re
 import numpy as np
 import pytest
 
+from megatron_fastmix.batch.drawn_probe import draw_probe
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.blend_weights import read_blend_weights
 from megatron_fastmix.export.paths import map_path, read_path_map
+from megatron_fastmix.mixture.grouping import Grouping
+from megatron_fastmix.mixture.simplex import softmax
 from megatron_fastmix.report.charts import build_charts
 from megatron_fastmix.report.closing import closing_lines
 from megatron_fastmix.report.first_screen import compare_gains, first_screen
@@ -77,6 +80,40 @@ def test_the_prediction_is_what_gradient_descent_on_a_quadratic_gains(tmp_path):
 
     assert found.value == pytest.approx(loss_after([0.5, 0.5]) - loss_after([0.8, 0.2]), rel=1e-2)
     assert found.error is None  # one step tells no error
+
+
+@pytest.mark.parametrize("learn", ["sources", "groups"])
+def test_a_drawn_probe_predicts_the_gain_that_a_whole_one_would(tmp_path, learn):
+    """20 sources, or 10 groups of 2, of which a probe holds 6 samples."""
+    rng, names = np.random.default_rng(0), [f"s{k}" for k in range(20)]
+    groups = [f"g{k // 2}" if learn == "groups" else names[k] for k in range(20)]
+    initial = np.tile([0.02, 0.08], 10)
+    grouping = Grouping.of(groups, initial)
+    truth = 3.0 + rng.normal(size=20)
+    after = grouping.source_weights(softmax(grouping.sums(grouping.shares * truth)))
+    sources = [{"name": n, "group": g} for n, g in zip(names, groups, strict=True)]
+    with MetricsLog(tmp_path / "metrics.jsonl") as log:
+        config = {"hypergradient": {"probe_samples": 6}, "sources": sources}
+        start = dict(zip(names, initial.tolist(), strict=True))
+        log.write("run", 0, initial_weights=start, config=config | {"mixture": {"learn": learn}})
+        for step in range(1, 801):
+            counts = draw_probe(6, grouping, rng)
+            noise = rng.normal(size=20) / np.sqrt(np.maximum(counts, 1))
+            log.write("inner", step, lr=1e-3)
+            log.write(
+                "outer",
+                step,
+                weights=dict(zip(names, after.tolist(), strict=True)),
+                products=dict(zip(names, np.where(counts, truth + noise, np.nan), strict=True)),
+                probe_samples=dict(zip(names, counts.tolist(), strict=True)),
+            )
+    found = predict(
+        [read_run(tmp_path / "metrics.jsonl")], dict(zip(names, after, strict=True)), start
+    )
+    expected = 400 * 1e-3 * (after - initial) @ truth
+    assert found.steps == 400
+    assert abs(found.value - expected) < 2 * found.error
+    assert found.error < 0.25 * abs(expected)
 
 
 def test_over_seeds_the_error_is_theirs(tmp_path):
