@@ -131,6 +131,9 @@ def run(args: argparse.Namespace) -> int:
     mixture = _read(args.mixture, allow_partial=args.allow_partial)
     if args.phases is not None:
         return _write_phases(args, mixture)
+    for flag in ("anneal", "global_batch_size", "train_samples"):
+        if getattr(args, flag) is not None:
+            raise ConfigError(f"--{flag.replace('_', '-')}: goes with --phases FRACTION; add it")
     adjustment = read_adjustment(args)
     mixture = mapped(mixture, read_path_map(args.path_map)) if args.path_map else mixture
     blend = make_blend(

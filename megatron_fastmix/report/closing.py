@@ -10,12 +10,8 @@ from pathlib import Path
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.report.capped import capped_mixture, read_often
 from megatron_fastmix.report.commands import next_commands
-from megatron_fastmix.report.first_screen import (
-    compare_gains,
-    cost_facts,
-    level_text,
-    setting_facts,
-)
+from megatron_fastmix.report.first_screen import cost_facts, level_text, setting_facts
+from megatron_fastmix.report.gains import compare_gains
 from megatron_fastmix.report.run_record import RunRecord
 from megatron_fastmix.report.verdict import are_repeats, judge
 from megatron_fastmix.report.write import read_runs

@@ -11,6 +11,7 @@ from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.megatron import command_line
 from megatron_fastmix.export.paths import mapped
+from megatron_fastmix.report.summary import data_flags
 from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture
 from megatron_fastmix.run.folder import RunFolder
 
@@ -24,11 +25,21 @@ class Command:
 
 
 def next_commands(
-    folder: Path, mixture: LearnedMixture, path_map: Mapping[str, str]
+    folder: Path | None, mixture: LearnedMixture, path_map: Mapping[str, str]
 ) -> list[Command]:
-    """Commands for the result in `folder`. Paths are absolute, with the beginnings that are keys of
-    `path_map` replaced by their values, for the machine that trains."""
+    """Commands for the result in `folder`, or for one that lies in none. Paths are absolute, with
+    the beginnings that are keys of `path_map` replaced by their values, for the machine that
+    trains."""
     commands = []
+    if not mixture.answer_only:
+        try:
+            flags = command_line(make_blend(mapped(mixture, path_map))).rstrip()
+            text = f"{flags} {shlex.join(data_flags(mixture))}"
+            commands.append(Command(title="Train with Megatron", text=text))
+        except DataError:  # a path that Megatron cannot be told
+            pass
+    if folder is None:
+        return commands
     place = shlex.quote(str(folder.resolve()))
     if mixture.answer_only:
         # Megatron-LM's pretraining reads no loss mask, so its flags would train on the questions.
@@ -38,12 +49,6 @@ def next_commands(
                 text=f"megatron-fastmix export {place} --format megatron-bridge-sources",
             )
         )
-    else:
-        try:
-            flags = command_line(make_blend(mapped(mixture, path_map))).rstrip()
-            commands.append(Command(title="Train with Megatron", text=flags))
-        except DataError:  # a path that Megatron cannot be told
-            pass
     commands.append(
         Command(title="Other tools", text=f"megatron-fastmix export {place} --format list")
     )

@@ -15,11 +15,10 @@ from megatron_fastmix.report.capped import capped_mixture, read_often, repetitio
 from megatron_fastmix.report.charts import MANY
 from megatron_fastmix.report.commands import Command, next_commands
 from megatron_fastmix.report.durations import duration
-from megatron_fastmix.report.measured_gain import Measurements
+from megatron_fastmix.report.gains import GainRow, compare_gains
 from megatron_fastmix.report.name_groups import groups_of
-from megatron_fastmix.report.number_texts import amount, decimals, share, with_error
-from megatron_fastmix.report.predicted_gain import Gain, Prediction, predict
-from megatron_fastmix.report.run_record import RunRecord
+from megatron_fastmix.report.number_texts import amount, decimals, share
+from megatron_fastmix.report.run_record import RunRecord, run_folder
 from megatron_fastmix.report.scale import ticks
 from megatron_fastmix.report.verdict import Verdict
 from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture, LearnedSource
@@ -58,15 +57,6 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GainRow:
-    """The learned mixture against another."""
-
-    over: str
-    predicted: str
-    measured: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class FirstScreen:
     """What the template shows of one search, or of repeats of it."""
 
@@ -78,6 +68,8 @@ class FirstScreen:
     """Of very many sources those that are no rows at first: what the script needs of each row, as
     `Row` has it (group, pull, many, move), and the texts of its cells. The page makes rows of them
     when somebody searches."""
+    has_advantages: bool
+    """Whether the advantage of any source is known."""
     scale: list[tuple[str, float]]
     """Marks of the bars' scale: text, and place in parts of it."""
     groups: list[tuple[str, int, str]]
@@ -106,6 +98,7 @@ def first_screen(
     """
     capped = capped_mixture(found) if read_often(found) else None
     rows, scale = _rows(found, capped)
+    advantages = any(row.advantage for row in rows)
     what = "to use" if found.complete else f"so far, at step {found.steps:,}"
     seeds = f", the average of {len(found.seeds)} seeds" if found.seeds else ""
     gains, gain_notes = compare_gains(runs, found, against)
@@ -116,7 +109,8 @@ def first_screen(
         heading=f"The mixture {what}{seeds}",
         lead=_lead(found, rows),
         rows=rows[:listed],
-        lighter=[_light(row, answer_only, rows[0]) for row in rows[listed:]],
+        lighter=[_light(row, answer_only, rows[0], advantages) for row in rows[listed:]],
+        has_advantages=advantages,
         scale=scale,
         groups=[
             (group, len(groups[group]), f"{sums[group]:.3f}")
@@ -130,91 +124,6 @@ def first_screen(
         tokens_are=found.loss_tokens_are,
         seeds=len(found.seeds),
     )
-
-
-def run_folder(runs: Sequence[RunRecord]) -> Path:
-    """The folder whose mixture.json is the result of all `runs`; of different ones the first's."""
-    folder = runs[0].path.parent
-    return folder if len(runs) == 1 else folder.parent
-
-
-def compare_gains(
-    runs: Sequence[RunRecord],
-    found: LearnedMixture,
-    against: Mapping[str, Mapping[str, float]],
-) -> tuple[list[GainRow], list[str]]:
-    """Gains over uniform, proportional, the blend that the search started from and `against`, with
-    what must be known to read them."""
-    others: dict[str, Mapping[str, float]] = {
-        "uniform": found.uniform,
-        "proportional to size": found.proportional,
-    }
-    start = found.initial
-    if any(abs(start[name] - 1 / len(start)) > 1e-6 for name in start):
-        others["the blend at the start"] = start
-    others |= against
-    measurements = Measurements(run_folder(runs))
-    rows, predictions, measured = [], [], []
-    for name, weights in others.items():
-        prediction = predict(runs, found.weights, weights)
-        trained = measurements.gain(found, weights)
-        if prediction is not None or trained is not None:
-            rows.append(
-                GainRow(over=name, predicted=_gain_text(prediction), measured=_gain_text(trained))
-            )
-        predictions += [prediction] if prediction is not None else []
-        measured += [trained] if trained is not None else []
-    return rows, _gain_notes(runs, predictions, measured)
-
-
-def _gain_text(gain: Gain | None) -> str:
-    if gain is None:
-        return "–"
-    unsure = "" if gain.clear or gain.error is None else " (not told from 0)"
-    return with_error(gain.value, gain.error) + unsure
-
-
-def _gain_notes(
-    runs: Sequence[RunRecord], predictions: Sequence[Prediction], measured: Sequence[Gain]
-) -> list[str]:
-    notes = []
-    if predictions:
-        first = predictions[0]
-        over_seeds = first.seeds > 1
-        error = (
-            f"± is the standard error over {first.seeds} seeds"
-            if over_seeds
-            else "± is the standard error of the products, not of another seed"
-        )
-        notes.append(
-            "Predicted to first order from the logged products: by how many nats per token the "
-            f"target loss would be lower after the {first.steps:,} optimizer steps of the averaged "
-            f"part, each taken on this mixture rather than on the other; {error}. The mixture was "
-            "chosen by the same products, so it is on the hopeful side."
-        )
-        beta = runs[0].config.get("objective", {}).get("train_loss_weight")
-        if beta:
-            notes.append(
-                f"The target loss is here the whole objective, with {beta:g} times the training "
-                "loss (objective.train_loss_weight)."
-            )
-        config = runs[0].config.get("hypergradient", {})
-        if config.get("preconditioner", "none") == "none":
-            notes.append(
-                "The products are of plain gradients: the proxy's AdamW steps are larger, so read "
-                "signs and ratios, not sizes (hypergradient.preconditioner: adam has the scale)."
-            )
-    if measured:
-        notes.append(
-            "Measured: target models trained on both, nats per token on the test; ± is the "
-            "standard error over their seeds."
-        )
-    elif predictions:
-        notes.append(
-            "Measured appears once a comparison lies in the run folder (compare-mixtures "
-            "--output RUN/comparison)."
-        )
-    return notes
 
 
 def _rows(
@@ -263,14 +172,16 @@ def _rows(
     return rows, [(f"{mark:g}", mark / top) for mark in marks]
 
 
-def _light(row: Row, answer_only: bool, first: Row) -> tuple[list[str], list[str]]:
+def _light(
+    row: Row, answer_only: bool, first: Row, advantages: bool
+) -> tuple[list[str], list[str]]:
     """As the template lays out the cells of a row; the bar would be too short to be seen."""
     arrow = {"gain": "↑", "lose": "↓"}.get(row.pull, "")
     cells = [row.name, row.weight, row.spread]
     cells += [row.capped] if first.capped else []
     cells += [row.row_share] if answer_only else []
     cells += [""]
-    cells += [f"{row.advantage or '–'} {arrow}"] if first.advantage else []
+    cells += [f"{row.advantage or '–'} {arrow}"] if advantages else []
     cells += [row.start, row.train, row.size, row.epochs]
     move = "up" if row.bar[0] > row.bar[3] else "down"
     return [row.group, row.pull, str(row.many).lower(), move], cells
@@ -384,7 +295,7 @@ def target_losses(runs: Sequence[RunRecord]) -> list[tuple[str, str, str]]:
 
 def folder_page(runs: Sequence[RunRecord]) -> Path:
     """Where the page of the runs lies by default."""
-    return RunFolder(run_folder(runs)).page
+    return RunFolder(run_folder(runs) or runs[0].path.parent.parent).page
 
 
 def level_text(verdict: Verdict) -> str:

@@ -17,10 +17,11 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from megatron_fastmix.errors import DataError
+from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.run.metric_line import check_line
 from megatron_fastmix.run.metrics import read_metrics
 
 KNOWN_OUTER_FIGURES = {"step", "time", "outer_step", "lr", "seconds", "noise_to_signal"}
@@ -164,7 +165,6 @@ def read_run(path: str | Path, name: str | None = None) -> RunRecord:
     if start is None and not outer:
         raise DataError(f"{path}: no line of kind `run`, so there is no run to report on")
     start = start or {}
-    config = start.get("config") or {}
     first = outer[0]["weights"] if outer else {}
     initial = start.get("initial_weights") or start.get("weights") or {}
     sources = list(initial or first)
@@ -178,6 +178,9 @@ def read_run(path: str | Path, name: str | None = None) -> RunRecord:
     ends = [line for line in lines if line["kind"] == "end"]
     # A stopped run that was resumed has lines after its end.
     ended = bool(lines) and lines[-1]["kind"] == "end"
+    result = _result(path, sources)
+    # A search that went on with other values has them in its result alone.
+    config = (start.get("config") or {}) | (result.config if result is not None else {})
     mixture = config.get("mixture", {})
     return RunRecord(
         name=name or path.parent.name or str(path),
@@ -189,7 +192,7 @@ def read_run(path: str | Path, name: str | None = None) -> RunRecord:
         began=start.get("time"),
         parameters=start.get("parameters"),
         initial=initial,
-        mixture=_result(path, sources),
+        mixture=result,
         training_flops=next(
             (line["training_flops"] for line in ends[-1:] if is_number(line.get("training_flops"))),
             None,
@@ -205,7 +208,7 @@ def read_run(path: str | Path, name: str | None = None) -> RunRecord:
 
 
 def _result(metrics: Path, sources: list[str]) -> LearnedMixture | None:
-    """The mixture beside the metrics. Raises `DataError` where it is another run's."""
+    """The mixture beside the metrics. Raises `DataError` where it is another run's or damaged."""
     file = RunFolder(metrics.parent).mixture
     if not file.exists():
         return None
@@ -215,7 +218,20 @@ def _result(metrics: Path, sources: list[str]) -> LearnedMixture | None:
             f"{file}: is about {', '.join(mixture.weights)}, {metrics} about {', '.join(sources)}; "
             "are these the files of one run?"
         )
+    try:
+        check_line({"kind": "run", "config": dict(mixture.config)})
+    except ConfigError as error:
+        raise DataError(f"{file}: {error}; restore the file") from None
     return mixture
+
+
+def run_folder(runs: Sequence[RunRecord]) -> Path | None:
+    """The folder whose mixture.json is the result of all `runs`; None where they share none."""
+    folder = runs[0].path.parent
+    if len(runs) == 1:
+        return folder
+    seeds = {each.path for each in RunFolder(folder.parent).seeds()}
+    return folder.parent if {run.path.parent for run in runs} <= seeds else None
 
 
 def is_number(value: Any) -> TypeGuard[float]:

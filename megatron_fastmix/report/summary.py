@@ -103,10 +103,23 @@ def megatron_flags(
     mixture: LearnedMixture, *, blend_txt: str | Path | None, blend_json: str | Path | None
 ) -> list[str]:
     """One shell-quoted flag string for each blend file that is given."""
-    shared = ["--seq-length", str(mixture.seq_length)]
-    tokenizer = mixture.config.get("tokenizer", {})
-    for key in ("tokenizer_type", "tokenizer_model"):
-        if tokenizer.get(key):
-            shared += ["--" + key.replace("_", "-"), str(tokenizer[key])]
+    shared = data_flags(mixture)
     blends = (("--data-args-path", blend_txt), ("--per-split-data-args-path", blend_json))
     return [shlex.join([flag, str(path), *shared]) for flag, path in blends if path is not None]
+
+
+def data_flags(mixture: LearnedMixture) -> list[str]:
+    """Megatron's flags for the samples and the tokenizer of the search."""
+    flags = ["--seq-length", str(mixture.seq_length)]
+    tokenizer = mixture.config.get("tokenizer", {})
+    keys = ["tokenizer_type", "tokenizer_model", "vocab_file", "merge_file", "vocab_size"]
+    if tokenizer.get("tokenizer_type") == "TikTokenizer":
+        keys += ["tiktoken_pattern", "tiktoken_num_special_tokens", "tiktoken_special_tokens"]
+    for key in keys:
+        value = tokenizer.get(key)
+        if value is not None:
+            values = value if isinstance(value, list | tuple) else [value]
+            flags += ["--" + key.replace("_", "-"), *map(str, values)]
+    data = mixture.config.get("data", {})
+    masks = ("eod_mask_loss", "reset_position_ids", "reset_attention_mask")
+    return flags + ["--" + key.replace("_", "-") for key in masks if data.get(key)]

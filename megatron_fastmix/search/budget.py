@@ -24,7 +24,7 @@ def offered_share(config: SearchConfig, inputs: Inputs) -> float | None:
         return None
     training = config.training
     samples = training.train_iters * training.global_batch_size
-    searched = samples * _loss_tokens_per_sample(config, inputs)
+    searched = samples * loss_tokens_per_sample(config, inputs)
     if searched > budget:
         raise ConfigError(
             f"data.token_budget: found {budget:,}, fewer than the {searched:,.0f} tokens that the "
@@ -51,7 +51,7 @@ def offered_share(config: SearchConfig, inputs: Inputs) -> float | None:
     return share
 
 
-def _loss_tokens_per_sample(config: SearchConfig, inputs: Inputs) -> float:
+def loss_tokens_per_sample(config: SearchConfig, inputs: Inputs) -> float:
     """Averaged over the sources evenly, since the mixture that they will be drawn by is not known
     yet; a sample of text has seq_length."""
     each = [

@@ -12,6 +12,7 @@ from megatron_fastmix.checkpoint.store import complete_steps
 from megatron_fastmix.config import SearchConfig, dump_config, load_config, strict_yaml
 from megatron_fastmix.corpus.manifest import read_manifest
 from megatron_fastmix.errors import ConfigError, StorageError
+from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.storage import describe, is_storage_error
 
@@ -48,8 +49,9 @@ def claim(config: SearchConfig, *, write: bool = True, accept_changes: bool = Fa
             if before.get(key) != now.get(key) and not _MAY_DIFFER.fullmatch(key)
         ]
         fatal = [key for key in changed if _MUST_NOT_DIFFER.fullmatch(key)]
-        if config.mixture.weighting == "sampling" and "mixture.inner_steps" in changed:
-            fatal.append("mixture.inner_steps")  # it says at which draw each past α held
+        if config.mixture.weighting == "sampling":  # they say at which draw each past α held
+            held = ("mixture.inner_steps", "training.global_batch_size")
+            fatal += [key for key in held if key in changed]
         left = config.training.train_iters - max(complete_steps(run), default=0)
         if left < 0:
             fatal.append("training.train_iters")
@@ -65,6 +67,11 @@ def claim(config: SearchConfig, *, write: bool = True, accept_changes: bool = Fa
                 f"{folder}: holds a search with another configuration ({listed}); "
                 f"set these back to resume it, choose another run_dir{override}"
             )
+    elif run.mixture.exists() and (seeds := read_mixture(folder).seeds):
+        raise ConfigError(
+            f"{folder}: holds the average of seeds {', '.join(map(str, seeds))}; go on with it by "
+            f"--seeds {len(seeds)}, or choose another run_dir"
+        )
     elif complete_steps(run):
         raise ConfigError(
             f"{folder}: holds checkpoints but no {kept.name}, so nothing tells what they were "

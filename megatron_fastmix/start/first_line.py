@@ -18,7 +18,7 @@ def first_line(config: SearchConfig, inputs: Inputs, ranks: int) -> str:
         count = megatron_parameters(config.proxy, inputs.tokenizer.vocab_size, split)
         proxy = f"{amount(count)} parameters"
     else:
-        proxy = str(config.proxy.path)
+        proxy = str(config.proxy.path or config.proxy.provider)
     data = f"{_count(len(config.sources), 'source')}, {_count(len(config.targets), 'target')}"
     return (
         f"{data}; {proxy}; "

@@ -15,7 +15,7 @@ from megatron_fastmix.proxy.cost import (
 from megatron_fastmix.proxy.huggingface import count_parameters
 from megatron_fastmix.proxy.megatron_cost import megatron_parameters
 from megatron_fastmix.proxy.provider import provided_parameters
-from megatron_fastmix.search.budget import offered_share
+from megatron_fastmix.search.budget import loss_tokens_per_sample, offered_share
 from megatron_fastmix.search.inputs import Inputs
 from megatron_fastmix.start.memory import (
     StageMemory,
@@ -46,6 +46,8 @@ class Plan:
     """Fewer with LoRA."""
     tokens: float
     """Tokens that the inner steps train on."""
+    loss_tokens: float
+    """Those of them in the loss."""
     training_flops: float
     outer_flops: float
     """Of the outer steps, `probe_flops` among them."""
@@ -123,6 +125,7 @@ def make_plan(
         parameters=parameters,
         trained_parameters=trained,
         tokens=samples * per_sample,
+        loss_tokens=samples * loss_tokens_per_sample(config, inputs),
         training_flops=training_flops,
         outer_flops=outer_flops,
         probe_flops=probe_flops,
@@ -187,8 +190,9 @@ def verdict(plan: Plan, config: SearchConfig, memory_gib: float) -> str:
 
 
 def horizon(plan: Plan, budget: int) -> str:
-    """The search's tokens beside those of the final run."""
-    return f"{plan.tokens:.3g} of the {budget:.3g} tokens to come, {plan.tokens / budget:.2%}"
+    """The search's tokens beside those of the final run, both in the loss."""
+    share = plan.loss_tokens / budget
+    return f"{plan.loss_tokens:.3g} of the {budget:.3g} tokens to come, {share:.2%}"
 
 
 def warnings(plan: Plan, config: SearchConfig, budget: int | None = None) -> list[str]:
@@ -203,10 +207,15 @@ def warnings(plan: Plan, config: SearchConfig, budget: int | None = None) -> lis
     if often:
         names = ", ".join(f"{name} {n:.3g} times" for name, n in often.items())
         found.append(
-            f"the search reads {names}: what the proxy knows by heart looks worthless; give these "
-            "sources more text, or lower training.train_iters"
+            f"the search reads {names}: "
+            + (
+                "what the proxy knows by heart looks worthless; give these sources more text, or "
+                "lower training.train_iters"
+                if config.data.budget is None
+                else "as often as the run of data.token_budget does at even shares"
+            )
         )
-    if budget is not None and plan.tokens < SHORT_HORIZON * budget:
+    if budget is not None and plan.loss_tokens < SHORT_HORIZON * budget:
         found.append(
             f"the search sees {horizon(plan, budget)}: what helps so early need not help at the "
             "end, and the horizon matters more than the proxy's size; raise training.train_iters, "

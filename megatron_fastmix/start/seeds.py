@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.report.closing import closing_lines
 from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.result.learned_mixture import average
@@ -21,13 +23,25 @@ def launch_seeds(
     """Searches with seeds `seed` … `seed + count − 1` in RUN/seed-…, one after the other, and
     writes their average into the run folder. Returns the exit code.
 
-    Finished seeds are not searched again. Raises what `launch` raises.
+    Finished seeds are not searched again. Raises what `launch` raises, and `ConfigError` where the
+    run folder has a search of its own, whose result the average would replace.
     """
     folder = Path(config.run_dir)
+    if RunFolder(folder).config.exists():
+        raise ConfigError(
+            f"{folder}: holds the search of one seed; choose another folder for several, such as "
+            f"--run-dir {shlex.quote(f'{folder}-seeds')}"
+        )
+    tensorboard = config.output.tensorboard_dir
     mixtures = []
     for seed in range(config.seed, config.seed + count):
         run_dir = RunFolder(folder).seed(seed).path
         of_seed = dataclasses.replace(config, seed=seed, run_dir=str(run_dir))
+        if tensorboard is not None:  # in one folder their curves would be one
+            output = dataclasses.replace(
+                config.output, tensorboard_dir=str(Path(tensorboard, run_dir.name))
+            )
+            of_seed = dataclasses.replace(of_seed, output=output)
         code = launch(of_seed, ranks, accept_changes=accept_changes)
         if code:
             return code

@@ -135,7 +135,9 @@ def test_several_seeds_are_averaged_and_not_searched_again(
     config_file: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "seeds"
+    curves = tmp_path / "curves"
     flags = ("--seeds=2", "--num-ranks=1", "--seed=5", f"--run_dir={run_dir}")
+    flags += (f"--tensorboard-dir={curves}",)
     code, output = finish(start(config_file, *flags))
     assert code == 0, output
     assert "standard error over 2 seeds" in output
@@ -148,6 +150,7 @@ def test_several_seeds_are_averaged_and_not_searched_again(
         assert source["weight_std"] == pytest.approx(np.std(weights, ddof=1))
     assert each[0]["sources"] != each[1]["sources"]
     assert (run_dir / "blend.txt").exists()
+    assert sorted(path.name for path in curves.iterdir()) == ["seed-5", "seed-6"]
 
     before = [(run_dir / f"seed-{seed}/metrics.jsonl").read_bytes() for seed in (5, 6)]
     code, output = finish(start(config_file, *flags))

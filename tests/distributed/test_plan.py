@@ -170,6 +170,13 @@ def test_a_plan_warns_of_sources_read_often_and_of_what_does_not_fit(config_file
     assert "Use " in out
     assert "the search reads forward" in out
     assert "outer steps, and each" not in out
+    assert "or lower training.train_iters" in out
+    # Under a budget the run repeats them as often.
+    budget = ["--data.token_budget=10000000", "--mixture.weighting=sampling"]
+    assert cli.main(["plan", "--config", str(config_file), *flags, *budget]) == 0
+    out = capsys.readouterr().out
+    assert "as often as the run of data.token_budget does" in out
+    assert "or lower training.train_iters" not in out
 
 
 def test_a_plan_compares_the_search_with_the_run_to_come(config_file, capsys):

@@ -131,6 +131,13 @@ def test_the_anneal_may_be_a_search_of_its_own(run_folder, make_mixture, capsys)
     assert main([*call, "--allow-partial"]) == 0
 
 
+def test_flags_of_phases_ask_for_them(run_folder, capsys):
+    folder, _ = run_folder
+    for flags in (["--anneal", "x"], ["--global-batch-size", "8"], ["--train-samples", "8"]):
+        assert main(["export", str(folder), *flags]) == 2
+        assert f"{flags[0]}: goes with --phases FRACTION" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

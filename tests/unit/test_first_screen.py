@@ -17,7 +17,8 @@ from megatron_fastmix.mixture.grouping import Grouping
 from megatron_fastmix.mixture.simplex import softmax
 from megatron_fastmix.report.charts import build_charts
 from megatron_fastmix.report.closing import closing_lines
-from megatron_fastmix.report.first_screen import compare_gains, first_screen
+from megatron_fastmix.report.first_screen import first_screen
+from megatron_fastmix.report.gains import compare_gains
 from megatron_fastmix.report.measured_gain import Measurements
 from megatron_fastmix.report.name_groups import name_groups
 from megatron_fastmix.report.number_texts import decimals, share, with_error
@@ -114,6 +115,40 @@ def test_a_drawn_probe_predicts_the_gain_that_a_whole_one_would(tmp_path, learn)
     assert found.steps == 400
     assert abs(found.value - expected) < 2 * found.error
     assert found.error < 0.25 * abs(expected)
+
+
+def test_runs_that_share_no_folder_get_no_commands_of_one(tmp_path):
+    """Searches of several seeds that a launcher started each by itself."""
+    folders = [tmp_path / "a" / "s1", tmp_path / "b" / "s2"]
+    runs = [
+        read_run(write_search(folder, NAMES, seed=seed) / "metrics.jsonl")
+        for seed, folder in enumerate(folders, start=1)
+    ]
+    tokenizer = {"tokenizer_type": "NullTokenizer", "tokenizer_model": None, "vocab_size": 9}
+    config = {"tokenizer": tokenizer, "data": {"eod_mask_loss": True, "reset_position_ids": False}}
+    mixture = dataclasses.replace(runs[0].mixture, config=config)
+    (command,) = first_screen(runs, mixture, against={}, path_map={}).commands
+    assert command.title == "Train with Megatron"
+    flags = "--seq-length 2048 --tokenizer-type NullTokenizer --vocab-size 9 --eod-mask-loss"
+    assert command.text.startswith("--data-path 0.")
+    assert command.text.endswith(f" {flags}")
+
+
+def test_a_column_of_advantages_is_there_where_any_is_known(run):
+    first, *others = run.mixture.sources
+    unknown = dataclasses.replace(first, advantage=None, advantage_standard_error=None)
+    found = dataclasses.replace(run.mixture, sources=(unknown, *others))
+    screen = first_screen([run], found, against={}, path_map={})
+    assert not screen.rows[0].advantage
+    assert screen.has_advantages
+
+
+def test_a_search_that_went_on_is_read_with_the_values_of_its_result(run):
+    training = {"train_iters": 800}
+    longer = dataclasses.replace(run.mixture, config=dict(run.config) | {"training": training})
+    write_mixture(run.path.parent / "mixture.json", longer)
+    assert run.train_iters == 400
+    assert read_run(run.path).train_iters == 800
 
 
 def test_over_seeds_the_error_is_theirs(tmp_path):

@@ -1,14 +1,17 @@
 """What may change between the parts of one search."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_fastmix.checkpoint.store import STATE_FILE
 from megatron_fastmix.config import load_config
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.result.mixture_file import write_mixture
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.start.claim import claim
+from megatron_fastmix.start.seeds import launch_seeds
 
 
 @pytest.mark.parametrize("key", ["mixture.lr", "mixture.inner_steps"])
@@ -21,14 +24,37 @@ def test_a_change_must_be_accepted(config_file: Path, key: str) -> None:
     assert load_config(RunFolder(Path(changed.run_dir)).config) == changed
 
 
-def test_under_sampling_inner_steps_must_stay(config_file: Path) -> None:
-    """They say at which draw each past mixture held."""
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("--mixture.inner_steps=3", "inner_steps: was 2, now 3"),
+        ("--global-batch-size=24", "global_batch_size: was 12, now 24"),
+    ],
+)
+def test_under_sampling_what_says_at_which_draw_a_mixture_held_must_stay(
+    config_file: Path, change: str, said: str
+) -> None:
     sampling = "--mixture.weighting=sampling"
     claim(load_config(config_file, [sampling]))
-    changed = load_config(config_file, [sampling, "--mixture.inner_steps=3"])
-    with pytest.raises(ConfigError, match=r"inner_steps: was 2, now 3.*set these back") as caught:
+    changed = load_config(config_file, [sampling, change])
+    with pytest.raises(ConfigError, match=rf"{said}.*set these back") as caught:
         claim(changed, accept_changes=True)
     assert "--accept-changes" not in str(caught.value)
+
+
+def test_one_seed_and_several_do_not_share_a_folder(
+    config_file: Path, tmp_path: Path, make_mixture: Any
+) -> None:
+    config = load_config(config_file, [f"--run_dir={tmp_path}/one"])
+    claim(config)
+    with pytest.raises(ConfigError, match=r"search of one seed; .*--run-dir .*/one-seeds"):
+        launch_seeds(config, 2)
+    config = load_config(config_file, [f"--run_dir={tmp_path}/several"])
+    (tmp_path / "several").mkdir()
+    average = make_mixture({"a": 0.5, "b": 0.5}, seeds=(1, 2, 3))
+    write_mixture(tmp_path / "several/mixture.json", average)
+    with pytest.raises(ConfigError, match="average of seeds 1, 2, 3; go on with it by --seeds 3"):
+        claim(config)
 
 
 def test_a_finished_search_may_become_longer_and_nothing_else(config_file: Path) -> None:
