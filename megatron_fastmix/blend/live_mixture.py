@@ -251,8 +251,9 @@ class LiveMixture:
             "history": [[at, row.tolist()] for at, row in self.history],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores `state_dict()`. Raises `CheckpointError` for other sources or blocks."""
+    def load_state_dict(self, state: Mapping[str, Any], consumed_samples: int = 0) -> None:
+        """Restores `state_dict()`, in a run that goes on after `consumed_samples`, which `update`
+        leaves as they were drawn. Raises `CheckpointError` for other sources or blocks."""
         for key, here in (("names", self.names), ("block_size", self.block_size)):
             if state[key] != here:
                 raise CheckpointError(
@@ -265,6 +266,8 @@ class LiveMixture:
                 f"for {len(self._row_array) - 1}; make it with a larger max_updates"
             )
         self._replace([(at, np.array(row)) for at, row in state["history"]])
+        if consumed_samples:
+            self.note_drawn(consumed_samples - 1)
 
     def __getstate__(self) -> dict[str, Any]:
         return {

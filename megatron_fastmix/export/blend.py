@@ -3,7 +3,6 @@ that reads them counts."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,7 +10,7 @@ from fractions import Fraction
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.adjustment import NO_ADJUSTMENT, Adjusted, Adjustment, adjust
 from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource
-from megatron_fastmix.result.rounding import DEFAULT_DECIMALS, round_weights
+from megatron_fastmix.result.rounding import DEFAULT_DECIMALS, round_weights, split_weight
 from megatron_fastmix.result.sizes import Shard, Unit
 
 EPOCH_DECIMALS = 6
@@ -90,18 +89,15 @@ def make_blend(
         for source in written.sources
         for number, shard in enumerate(source.shards, start=1)
     }
-    rounded = round_weights(
-        {key: shares[key[0]] * part for key, (_, part) in parts.items()},
-        decimals,
-        {key: ceilings[key[0]] * part for key, (_, part) in parts.items()},
-    )
+    of_sources = round_weights(shares, decimals, ceilings)
     if unit == "rows":
-        for (name, _), text in rounded.items():
+        for name, text in of_sources.items():
             if shares[name] > 0 and float(text) == 0:
                 raise DataError(
                     f"source {name}: its share of rows rounds to 0 at {decimals} decimals, and "
                     "a source that is never drawn never ends; drop it with --min-weight"
                 )
+    rounded = _split(of_sources, {key: part for key, (_, part) in parts.items()}, decimals)
     several = {source.name for source in written.sources if len(source.shards) > 1}
     return Blend(
         unit=unit,
@@ -118,15 +114,23 @@ def make_blend(
         ),
         targets=_targets(written, unit, decimals),
         mixture=written,
-        shares={
-            source.name: math.fsum(
-                float(rounded[source.name, number]) for number in range(1, len(source.shards) + 1)
-            )
-            for source in written.sources
-        },
+        shares={name: float(text) for name, text in of_sources.items()},
         dropped=adjusted.dropped,
         capped=adjusted.capped,
     )
+
+
+def _split(
+    rounded: Mapping[str, str], parts: Mapping[tuple[str, int], float], decimals: int
+) -> dict[tuple[str, int], str]:
+    """The weights of datasets, by (owner, number), from those of their owners."""
+    of_owner: dict[str, dict[tuple[str, int], float]] = {name: {} for name in rounded}
+    for key, part in parts.items():
+        of_owner[key[0]][key] = part
+    found: dict[tuple[str, int], str] = {}
+    for name, each in of_owner.items():
+        found |= split_weight(rounded[name], each, decimals)
+    return found
 
 
 def _part(source: LearnedSource, shard: Shard, unit: Unit, seq_length: int) -> float:
@@ -137,21 +141,25 @@ def _part(source: LearnedSource, shard: Shard, unit: Unit, seq_length: int) -> f
 
 
 def _targets(mixture: LearnedMixture, unit: Unit, decimals: int) -> tuple[BlendEntry, ...]:
-    shares = mixture.target_shares(unit)
-    parts: dict[str, tuple[str, Fraction, float]] = {}
+    owners = {target.name: target for target in mixture.targets}
+    datasets: dict[tuple[str, int], tuple[str, Fraction]] = {}
+    parts: dict[tuple[str, int], float] = {}
     for target in mixture.targets:
         whole = target.size.count(unit, mixture.seq_length) if target.size else Fraction(0)
-        if not target.shards:
-            parts[target.name] = (target.path, whole, shares[target.name])
-        for number, shard in enumerate(target.shards, start=1):
-            count = shard.count(unit, mixture.seq_length)
-            share = shares[target.name] * float(count / whole)
-            parts[f"{target.name}/{number}"] = (shard.path, count, share)
-    rounded = round_weights({name: share for name, (_, _, share) in parts.items()}, decimals)
+        each = [(shard.path, shard.count(unit, mixture.seq_length)) for shard in target.shards]
+        for number, (path, count) in enumerate(each or [(target.path, whole)], start=1):
+            datasets[target.name, number] = path, count
+            parts[target.name, number] = float(count / whole) if each else 1.0
+    rounded = _split(round_weights(mixture.target_shares(unit), decimals), parts, decimals)
     return tuple(
-        BlendEntry(name=name, path=path, weight=rounded[name], count=count)
-        for name, (path, count, _) in parts.items()
-        if float(rounded[name]) > 0
+        BlendEntry(
+            name=f"{name}/{number}" if owners[name].shards else name,
+            path=path,
+            weight=rounded[name, number],
+            count=count,
+        )
+        for (name, number), (path, count) in datasets.items()
+        if float(rounded[name, number]) > 0
     )
 
 

@@ -161,7 +161,9 @@ def _words(text: str, where: str) -> list[Any]:
         return _structured(_parse_yaml(assigned[1], where), where)
     if any(flag in text for flag in TRAIN_FLAGS):
         try:
-            return _after_flag(shlex.split(text.replace("\\\n", " ")), where)
+            # A comment may hold quotation marks that are never closed.
+            joined = text.replace("\r\n", "\n").replace("\\\n", " ")
+            return _after_flag(shlex.split(joined, comments=True), where)
         except ValueError as error:
             raise DataError(f"{where}: not a command line: {error}") from None
     words = text.replace("=", " ").split()
@@ -312,7 +314,7 @@ def _after_flag(arguments: list[str], where: str) -> list[str]:
         flag, _, value = argument.partition("=")
         if argument in TRAIN_FLAGS:
             words = arguments[place + 1 :]
-            end = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
+            end = next((i for i, word in enumerate(words) if _ends_list(word)), len(words))
             found: list[str] = _listed(words[:end], where)
             return found
         if flag in TRAIN_FLAGS and len(value.split()) > 1:
@@ -322,6 +324,12 @@ def _after_flag(arguments: list[str], where: str) -> list[str]:
                 f"{where}: {argument}: after `=` comes one value alone; leave out the ="
             )
     raise DataError(f"{where}: expected {' or '.join(TRAIN_FLAGS)} WEIGHT PREFIX ...")
+
+
+def _ends_list(word: str) -> bool:
+    """Whether a word of a shell script is no more of the flag's: the next flag, the end of an
+    array, or what follows the command."""
+    return word.startswith("-") or word in (")", ";", "|", "&", "&&", "||", ">", ">>", "2>&1")
 
 
 def _number(word: object) -> float | None:

@@ -118,7 +118,8 @@ def resumed(
             "names": names,
             "block_size": state["block_size"],
             "history": [[at, [shares[name] for name in names]] for at, shares in history],
-        }
+        },
+        consumed,
     )
     return mixture
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_fastmix.blend.source_paths import match_sources
@@ -12,6 +13,7 @@ from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.megatron.options import RunOptions
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
+from megatron_fastmix.result.rounding import round_weights
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +28,10 @@ class RunMixture:
     """Prefixes, folders or patterns by source."""
 
     def matched(self, prefixes: Sequence[str]) -> RunMixture:
-        """The mixture of the blend's datasets, without sources that never have a weight and no
-        dataset. Raises `DataError` that names every other difference."""
-        names = self.schedule.names
-        idle = {n for n in names if all(c.weights[n] == 0 for c in self.schedule.changes)}
+        """The mixture of the blend's datasets, without sources that have no dataset and never a
+        weight that a blend file writes. Raises `DataError` that names every other difference."""
+        written = [_written(change.weights) for change in self.schedule.changes]
+        idle = {n for n in self.schedule.names if all(n not in each for each in written)}
         found = match_sources(self.paths, prefixes, optional=idle)
         changes = tuple(
             Change(at_sample=c.at_sample, weights={n: c.weights[n] for n in found})
@@ -39,6 +41,13 @@ class RunMixture:
             schedule=WeightSchedule(changes=changes),
             paths={name: tuple(prefixes[i] for i in numbers) for name, numbers in found.items()},
         )
+
+
+def _written(weights: Mapping[str, float]) -> set[str]:
+    """The sources that a blend file of these weights has."""
+    total = math.fsum(weights.values())
+    shares = round_weights({name: weight / total for name, weight in weights.items()})
+    return {name for name, text in shares.items() if float(text) > 0}
 
 
 def read_run_mixture(options: RunOptions, *, rows: bool = False) -> RunMixture:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
+from fractions import Fraction
 from typing import TypeVar
 
 from megatron_fastmix.errors import ConfigError
@@ -12,6 +13,9 @@ Key = TypeVar("Key", bound=Hashable)
 
 DEFAULT_DECIMALS = 4
 """Few, because Megatron's dataset caches are keyed by the weights."""
+MOST_DECIMALS = 12
+LEAST_UNITS = 1000
+"""Of the last place in the weight of a dataset that is one of several of its source."""
 
 
 def round_weights(
@@ -30,24 +34,55 @@ def round_weights(
     Returns decimal texts such as "0.2500", in the order of `weights`. Raises `ConfigError` where
     the ceilings leave no room at so few decimals.
     """
-    if not 1 <= decimals <= 12:
-        raise ConfigError(f"--decimals: found {decimals}; use 1 to 12")
+    if not 1 <= decimals <= MOST_DECIMALS:
+        raise ConfigError(f"--decimals: found {decimals}; use 1 to {MOST_DECIMALS}")
     unit = 10**decimals
     total = math.fsum(weights.values())
     exact = {name: weight / total * unit for name, weight in weights.items()}
-    counts = {name: math.floor(value) for name, value in exact.items()}
     most = {name: _floor((ceilings or {}).get(name, math.inf) * unit) for name in exact}
-    counts = {name: min(counts[name], most[name]) for name in exact}
-    left = unit - sum(counts.values())
+    counts = _apportioned(exact, unit, most)
+    if counts is None:
+        raise ConfigError(f"--decimals {decimals}: no room below the caps; use more decimals")
+    return {name: _text(count, decimals) for name, count in counts.items()}
+
+
+def split_weight(weight: str, parts: Mapping[Key, float], decimals: int) -> dict[Key, str]:
+    """Splits a rounded weight by `parts`, which sum to 1, so that the sum is exactly `weight`.
+
+    A source's datasets get as many more places than `decimals` as keep each within 0.1 % of its
+    part: rounded alone, those of a source of hundreds would vanish or be read twice as often.
+    """
+    share, places = Fraction(weight), decimals
+    least = min((float(share) * part for part in parts.values() if part > 0), default=0.0)
+    while len(parts) > 1 and 0 < least * 10**places < LEAST_UNITS and places < MOST_DECIMALS:
+        places += 1
+    units = int(share * 10**places)
+    counts = _apportioned({name: part * units for name, part in parts.items()}, units)
+    assert counts is not None
+    return {name: _text(count, places) for name, count in counts.items()}
+
+
+def _apportioned(
+    exact: Mapping[Key, float], total: int, most: Mapping[Key, float] | None = None
+) -> dict[Key, int] | None:
+    """Whole numbers that sum to `total`; None where `most` leaves no room."""
+    most = most or dict.fromkeys(exact, math.inf)
+    counts = {name: int(min(math.floor(value), most[name])) for name, value in exact.items()}
+    left = total - sum(counts.values())
     by_remainder = sorted(exact, key=lambda name: counts[name] - exact[name])
     while left:
         takers = [n for n in by_remainder if counts[n] < most[n] and exact[n] > 0][:left]
         if not takers:
-            raise ConfigError(f"--decimals {decimals}: no room below the caps; use more decimals")
+            return None
         for name in takers:
             counts[name] += 1
         left -= len(takers)
-    return {name: f"{n // unit}.{n % unit:0{decimals}d}" for name, n in counts.items()}
+    return counts
+
+
+def _text(count: int, decimals: int) -> str:
+    unit = 10**decimals
+    return f"{count // unit}.{count % unit:0{decimals}d}"
 
 
 def _floor(value: float) -> float:

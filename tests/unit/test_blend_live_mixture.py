@@ -103,6 +103,12 @@ def test_a_state_restores_the_history_bit_for_bit():
     ]
 
 
+def test_a_resumed_run_keeps_the_weights_of_what_it_has_consumed():
+    other = make()
+    other.load_state_dict(make().state_dict(), consumed_samples=61)
+    assert other.update([1, 2]) == 70
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -118,6 +119,41 @@ def test_a_source_of_several_datasets_has_an_entry_for_each(make_mixture):
         "0.1500 /data/a-0\n0.4500 /data/a-1\n0.4000 /data/b\n"
     )
     assert mixture.epochs["a"] == pytest.approx(0.6 * 10_000 / 4_000)
+
+
+def test_sources_of_many_datasets_keep_their_weights_and_every_dataset(make_mixture):
+    sources = []
+    for source, count in zip(
+        make_mixture({"web": 0.95, "small": 0.05}).sources, (200, 1000), strict=True
+    ):
+        first = source.shards[0]
+        shards = tuple(
+            dataclasses.replace(first, path=f"/data/{source.name}-{n}", tokens=n, loss_tokens=n)
+            for n in range(1000, 1000 + count)
+        )
+        sources.append(dataclasses.replace(source, shards=shards))
+    text = text_of("megatron-data-args", make_mixture({}, sources=tuple(sources)))
+    written = {line.split()[1]: Fraction(line.split()[0]) for line in text.splitlines()}
+    assert len(written) == 1200
+    assert sum(written.values()) == 1
+    for source in sources:
+        mine = [written[shard.path] for shard in source.shards]
+        assert sum(mine) == Fraction(f"{source.weight:.4f}")
+        exact = [source.weight * shard.tokens / source.size.tokens for shard in source.shards]
+        np.testing.assert_allclose(np.array(mine, float), exact, rtol=1.1e-3)
+
+
+def test_a_tiny_dataset_of_a_source_does_not_stop_an_export_of_rows(make_mixture):
+    first, second = make_mixture({"a": 0.95, "b": 0.05}).sources
+    shards = tuple(
+        dataclasses.replace(second.shards[0], path=f"/data/b-{rows}", rows=rows)
+        for rows in (1, 1_000_000)
+    )
+    second = dataclasses.replace(second, shards=shards)
+    blend = make_blend(make_mixture({}, sources=(first, second)), "rows")
+    assert [entry.path for entry in blend.sources] == ["/data/a", "/data/b-1", "/data/b-1000000"]
+    tiny, large = (Fraction(entry.weight) for entry in blend.sources[1:])
+    assert float(large / tiny) == pytest.approx(1e6, rel=2e-3)
 
 
 def test_targets_weigh_in_a_validation_set_as_they_do_in_the_search(make_mixture):

@@ -244,6 +244,9 @@ def test_what_is_no_blend_says_why(tmp_path, text, message):
             "dataset_weights: [1, 3]}}}\n",
         ),
         ("nanotron.yaml", "dataset: {dataset_folder: {/d/a: 1, /d/b: 3}}"),
+        ("run.sh", "ARGS=(\n  --bf16\n  --data-path 1 /d/a 3 /d/b\n)\npython x.py ${ARGS[@]}\n"),
+        ("run.sh", "# don't\npython x.py --data-path 1 /d/a 3 /d/b | tee log"),
+        ("run.sh", "python x.py \\\r\n --data-path 1 /d/a \\\r\n 3 /d/b  # a comment\r\n"),
         ("entries.json", '[{"path": "/d/a", "weight": 1}, {"weight": 3, "path": "/d/b"}]'),
     ],
 )

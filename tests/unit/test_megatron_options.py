@@ -142,13 +142,15 @@ def test_validation_sets_get_the_names_of_their_files():
 
 
 def test_a_run_folders_mixture_is_matched_and_loses_what_has_no_weight(make_mixture, tmp_path):
-    mixture = make_mixture({"web": 0.75, "code": 0.25, "idle": 0.0})
+    # The run's own blend.txt leaves out what rounds to 0, too.
+    mixture = make_mixture({"web": 0.75, "code": 0.25 - 2e-5, "idle": 0.0, "rare": 2e-5})
     write_mixture(tmp_path / "mixture.json", mixture)
     asked = read_run_mixture(RunOptions(mixture=tmp_path))
     matched = asked.matched(["/data/code", "/data/web"])
-    assert dict(matched.schedule.changes[0].weights) == {"web": 0.75, "code": 0.25}
+    assert dict(matched.schedule.changes[0].weights) == {"web": 0.75, "code": 0.25 - 2e-5}
     assert matched.paths == {"web": ("/data/web",), "code": ("/data/code",)}
-    assert set(asked.matched(["/data/idle", "/data/code", "/data/web"]).paths) == set(asked.paths)
+    every = ["/data/idle", "/data/code", "/data/web", "/data/rare"]
+    assert set(asked.matched(every).paths) == set(asked.paths)
     with pytest.raises(DataError, match=r"sources without a dataset in the blend: code \(/data/co"):
         asked.matched(["/data/web"])
 
