@@ -13,6 +13,7 @@ import yaml
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.import_blend import read_blend, read_named_blend
 from megatron_fastmix.export.join_shards import join_shards
+from megatron_fastmix.export.nemotron import source_of
 
 if TYPE_CHECKING:
     from megatron_fastmix.config import SourceConfig
@@ -112,15 +113,18 @@ def _in_order(
     from megatron_fastmix.config import load_config
 
     sources = load_config(args.config).sources
-    owners: dict[str, str] = {}
-    for source in sources:
-        owners |= dict.fromkeys([source.name] if by_name else _paths(source), source.name)
+    names = [source.name for source in sources]
+    if by_name:
+        owners = {entry: source_of(entry, names) for entry in shares}
+        owners = {entry: owner for entry, owner in owners.items() if owner in names}
+    else:
+        owners = {path: source.name for source in sources for path in _paths(source)}
     strangers = [path for path in shares if path not in owners]
     if strangers:
+        whose = f"names are {', '.join(names)}" if by_name else f"paths are {', '.join(owners)}"
         raise ConfigError(
-            f"{args.blend}: {strangers[0]} is no source of {args.config}, whose "
-            f"{'names' if by_name else 'paths'} are {', '.join(owners)}; write them the same "
-            "way in both"
+            f"{args.blend}: {strangers[0]} is no source of {args.config}, whose {whose}; write "
+            "them the same way in both"
         )
     found: dict[str, list[float]] = {}
     for path, share in shares.items():

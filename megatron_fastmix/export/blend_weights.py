@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.import_blend import read_blend, read_named_blend
+from megatron_fastmix.export.nemotron import source_of
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 
 
@@ -27,8 +28,10 @@ def read_blend_weights(path: str | Path, mixture: LearnedMixture) -> dict[str, f
         }
         what = "dataset"
     else:
-        shares = {entry.name: entry.share for entry in named}
         owners = {source.name: source.name for source in mixture.sources}
+        shares = dict.fromkeys((source_of(entry.name, owners) for entry in named), 0.0)
+        for entry in named:
+            shares[source_of(entry.name, owners)] += entry.share
         what = "source"
     weights = dict.fromkeys(mixture.weights, 0.0)
     for prefix, share in shares.items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,12 @@ class DataBlendEntry:
     share: float
     """Share of its split, summing to 1."""
     subset: str | None
+
+
+def source_of(entry: str, sources: Collection[str]) -> str:
+    """The source that an entry is of: `data_blend` numbers the datasets of one that has several."""
+    source, _, number = entry.rpartition("/")
+    return source if entry not in sources and source in sources and number.isdecimal() else entry
 
 
 def data_blend(blend: Blend) -> str:

@@ -11,6 +11,7 @@ import yaml
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.adjustment import Adjustment
 from megatron_fastmix.export.blend import make_blend
+from megatron_fastmix.export.blend_weights import read_blend_weights
 from megatron_fastmix.export.paths import mapped
 from megatron_fastmix.export.registry import FORMATS
 from megatron_fastmix.result.learned_mixture import OptimalityResult, average
@@ -108,7 +109,7 @@ def test_tools_that_count_all_tokens_get_shares_of_all_tokens(make_mixture, with
     assert [stream["proportion"] for stream in rows.values()] == [0.5, 0.5]
 
 
-def test_a_source_of_several_datasets_has_an_entry_for_each(make_mixture):
+def test_a_source_of_several_datasets_has_an_entry_for_each(make_mixture, tmp_path):
     first, second = make_mixture({"a": 0.6, "b": 0.4}).sources
     shards = tuple(
         dataclasses.replace(first.shards[0], path=path, tokens=tokens, loss_tokens=tokens)
@@ -119,6 +120,10 @@ def test_a_source_of_several_datasets_has_an_entry_for_each(make_mixture):
         "0.1500 /data/a-0\n0.4500 /data/a-1\n0.4000 /data/b\n"
     )
     assert mixture.epochs["a"] == pytest.approx(0.6 * 10_000 / 4_000)
+    # A DataBlend has names, which it numbers, and is read back as the same weights.
+    (tmp_path / "blend.json").write_text(text_of("nemotron", mixture))
+    found = read_blend_weights(tmp_path / "blend.json", mixture)
+    assert found == pytest.approx({"a": 0.6, "b": 0.4})
 
 
 def test_sources_of_many_datasets_keep_their_weights_and_every_dataset(make_mixture):
