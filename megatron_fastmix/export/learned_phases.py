@@ -16,7 +16,7 @@ from megatron_fastmix.export.blend import BlendEntry
 from megatron_fastmix.export.megatron_phases import NOTE, phases
 from megatron_fastmix.export.nemotron import entries
 from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource
-from megatron_fastmix.result.rounding import round_weights
+from megatron_fastmix.result.rounding import places_for, round_weights
 from megatron_fastmix.run.metrics import read_metrics
 
 EVIDENCE = (
@@ -144,6 +144,12 @@ def write_phases(
     `schedule.yaml` what `--fastmix-schedule` reads. Raises `ConfigError` and `DataError`.
     """
     datasets, paths = by_dataset(schedule, sources)
+    of_several = [
+        change.weights[entry]
+        for change in datasets.changes
+        for entry in paths.keys() - sources.keys()
+    ]
+    decimals = places_for(of_several, decimals)
     text = phases(
         datasets,
         paths,

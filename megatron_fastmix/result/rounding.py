@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from fractions import Fraction
 from typing import TypeVar
 
@@ -53,13 +53,21 @@ def split_weight(weight: str, parts: Mapping[Key, float], decimals: int) -> dict
     part: rounded alone, those of a source of hundreds would vanish or be read twice as often.
     """
     share, places = Fraction(weight), decimals
-    least = min((float(share) * part for part in parts.values() if part > 0), default=0.0)
-    while len(parts) > 1 and 0 < least * 10**places < LEAST_UNITS and places < MOST_DECIMALS:
-        places += 1
+    if len(parts) > 1:
+        places = places_for((float(share) * part for part in parts.values()), decimals)
     units = int(share * 10**places)
     counts = _apportioned({name: part * units for name, part in parts.items()}, units)
     assert counts is not None
     return {name: _text(count, places) for name, count in counts.items()}
+
+
+def places_for(weights: Iterable[float], decimals: int) -> int:
+    """The decimals, as many as `decimals` at least, that keep positive `weights` within 0.1 %."""
+    least = min((weight for weight in weights if weight > 0), default=1.0)
+    places = decimals
+    while least * 10**places < LEAST_UNITS and places < MOST_DECIMALS:
+        places += 1
+    return places
 
 
 def _apportioned(

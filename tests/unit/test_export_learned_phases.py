@@ -10,7 +10,12 @@ from megatron_fastmix.blend import read_schedule
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.import_blend import read_named_blend
-from megatron_fastmix.export.learned_phases import by_dataset, phase_schedule, trajectory_means
+from megatron_fastmix.export.learned_phases import (
+    by_dataset,
+    phase_schedule,
+    trajectory_means,
+    write_phases,
+)
 from megatron_fastmix.result.mixture_file import write_mixture
 from megatron_fastmix.result.sizes import Shard
 from megatron_fastmix.run.metrics import MetricsLog
@@ -79,6 +84,23 @@ def test_datasets_of_a_source_share_its_weight_by_their_tokens(make_mixture):
     assert paths == {"a/1": "/d/30", "a/2": "/d/10"}
     assert dict(datasets.changes[0].weights) == {"a/1": 0.75, "a/2": 0.25}
     assert datasets.changes[1].weights["a/1"] == pytest.approx(0.6)
+
+
+def test_phases_have_every_dataset_of_a_light_source(make_mixture, tmp_path):
+    light, heavy = make_mixture({"a": 0.01, "b": 0.99}).sources
+    shards = tuple(Shard(path=f"/d/{n}", tokens=9, loss_tokens=9, rows=1) for n in range(300))
+    weights = {"a": 0.01, "b": 0.99}
+    write_phases(
+        tmp_path,
+        phase_schedule(weights, weights, fraction=0.5, train_samples=64, global_batch_size=8),
+        {"a": dataclasses.replace(light, shards=shards), "b": heavy},
+        train_samples=64,
+        global_batch_size=8,
+        decimals=4,
+    )
+    found = read_named_blend(tmp_path / "data_blend_phase1.json")
+    assert len(found) == 301
+    assert sum(entry.share for entry in found[:300]) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_three_forms_of_the_phases_say_the_same(run_folder, capsys):
