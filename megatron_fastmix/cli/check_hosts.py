@@ -28,6 +28,16 @@ from megatron_fastmix.start.check_hosts import (
 HELP = "check the hosts of a search before it starts"
 
 
+_NOT_HERE = {
+    "--seeds": "start one search for each, with --seed and --run-dir",
+    "--num-ranks": "the hostfile's slots or the job's tasks say how many there are, and RANKS for "
+    "launch/search.sh",
+    "--from": "run megatron-fastmix search --from itself, under your launcher where it has several "
+    "hosts",
+}
+"""Flags of `search` that its launch scripts hand to this command, too."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `check-hosts`; other --key=value arguments override the
     configuration."""
@@ -47,6 +57,9 @@ def run(args: argparse.Namespace) -> int:
     if args.token:
         print_report(args.config, args.token)
         return 0
+    for flag, instead in _NOT_HERE.items():
+        if any(word.split("=")[0] == flag for word in args.overrides):
+            raise ConfigError(f"{flag}: is no flag of the launch scripts; {instead}")
     config = load_config(args.config, args.overrides)
     ranks, ask = config.engine.tensor_model_parallel_size, ask_nobody
     if args.hostfile:

@@ -123,7 +123,12 @@ def _load(
         *parents, last = key.split(".")
         section = values
         for parent in parents:
-            section[parent] = dict(section.get(parent) or {})
+            found = section.get(parent) or {}
+            if not isinstance(found, Mapping):
+                raise ConfigError(
+                    f"{key}: {parent} is no section, but {type(found).__name__}; override it whole"
+                )
+            section[parent] = dict(found)
             section = section[parent]
         section[last] = str(value) if isinstance(value, Path) else value
     loaded = strict_yaml.from_dict(SearchConfig, values)

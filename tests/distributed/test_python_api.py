@@ -50,6 +50,8 @@ def test_errors_are_those_of_the_package(search_values: dict, tmp_path: Path) ->
 
     with pytest.raises(ConfigError, match=r"training\.lr"):
         search(search_values, overrides={"training.lr": -1.0})
+    with pytest.raises(ConfigError, match=r"sources\.a\.max_weight: sources is no section, but l"):
+        search(search_values, overrides={"sources.a.max_weight": 0.5})
     with pytest.raises(ConfigError, match="--num-ranks: found 0"):
         search(search_values, num_ranks=0)
     with pytest.raises(DataError):

@@ -211,3 +211,12 @@ def test_check_hosts_outside_of_a_job(
     monkeypatch.delenv("SLURM_NTASKS", raising=False)
     assert main(["check-hosts", "--srun", "--config", str(config_file)]) == 2
     assert re.search("SLURM_NTASKS is ''.*search.sbatch", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("flags", [["--seeds", "3"], ["--from=runs/a"], ["--num-ranks=2"]])
+def test_flags_of_search_alone_say_what_to_do(
+    config_file: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    assert main(["check-hosts", "--config", str(config_file), *flags]) == 2
+    name = flags[0].split("=")[0]
+    assert f"{name}: is no flag of the launch scripts; " in capsys.readouterr().err
