@@ -20,6 +20,7 @@ from megatron_fastmix.report.name_groups import groups_of
 from megatron_fastmix.report.number_texts import amount, decimals, share
 from megatron_fastmix.report.run_record import RunRecord, run_folder
 from megatron_fastmix.report.scale import ticks
+from megatron_fastmix.report.summary import advantage_text
 from megatron_fastmix.report.verdict import Verdict
 from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture, LearnedSource
 from megatron_fastmix.run.folder import RunFolder
@@ -159,7 +160,7 @@ def _rows(
                 size=amount(source.size.loss_tokens),
                 epochs=f"{epochs:.3g}",
                 many=epochs > MANY_EPOCHS,
-                advantage=_advantage(source),
+                advantage=advantage_text(source),
                 pull=_pull(source),
                 bar=(
                     weight / top,
@@ -185,12 +186,6 @@ def _light(
     cells += [row.start, row.train, row.size, row.epochs]
     move = "up" if row.bar[0] > row.bar[3] else "down"
     return [row.group, row.pull, str(row.many).lower(), move], cells
-
-
-def _advantage(source: LearnedSource) -> str:
-    if source.advantage is None or source.advantage_standard_error is None:
-        return ""
-    return f"{source.advantage:+.1e} ± {source.advantage_standard_error:.0e}"
 
 
 def _pull(source: LearnedSource) -> str:

@@ -35,7 +35,7 @@ def final_table(
         columns["rows"] = [f"{source.size.rows:,}" for source in heaviest]
         columns["share of rows"] = [rows[source.name] for source in heaviest]
     if any(source.advantage is not None for source in heaviest):
-        columns["advantage"] = [_advantage(source) for source in heaviest]
+        columns["advantage"] = [advantage_text(source) for source in heaviest]
     what = mixture.spread_is
     if spread == "±":
         what = f"the standard error over {len(mixture.seeds)} seeds, which the weight averages"
@@ -84,11 +84,12 @@ def _group_table(mixture: LearnedMixture, spread: str) -> str:
         spread: [f"{group.weight_std / scale:.4f}" for group in heaviest],
     }
     if any(group.advantage is not None for group in heaviest):
-        columns["advantage"] = [_advantage(group) for group in heaviest]
+        columns["advantage"] = [advantage_text(group) for group in heaviest]
     return align(list(columns), list(zip(*columns.values(), strict=True)))
 
 
-def _advantage(source: LearnedSource | LearnedGroup) -> str:
+def advantage_text(source: LearnedSource | LearnedGroup) -> str:
+    """The advantage and its standard error; empty where they are not known."""
     if source.advantage is None or source.advantage_standard_error is None:
         return ""
     return f"{source.advantage:+.1e} ± {source.advantage_standard_error:.0e}"
