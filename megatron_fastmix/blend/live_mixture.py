@@ -169,7 +169,8 @@ class LiveMixture:
 
         Raises `RankDivergenceError` on every rank where ranks ask for different things, and
         `ConfigError` for weights that are no shares, a sample that was drawn or changed already,
-        or more than `max_updates` changes; the history is then as before.
+        or more than `max_updates` changes; the history is then as before. Raises `ConfigError` on
+        every rank, after the change, where a worker drew past the sample in the same moment.
         """
         problem: ConfigError | None = None
         shares = np.full(len(self.names), np.nan)
@@ -225,9 +226,10 @@ class LiveMixture:
                 self.blend_length,
             )
         self._append(at, shares)
-        if self.drawn > at:
+        furthest, _ = self._furthest(group)
+        if furthest > at:
             raise ConfigError(
-                f"a DataLoader worker drew up to sample {self.drawn} while the weights changed at "
+                f"a DataLoader worker drew up to sample {furthest} while the weights changed at "
                 f"{at}; give a later at_sample"
             )
         return at

@@ -7,13 +7,14 @@ the way of the model's own weights: whatever iteration is loaded, its mixture co
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_fastmix.blend.live_mixture import LiveMixture
-from megatron_fastmix.blend.weight_schedule import WeightSchedule
 from megatron_fastmix.errors import CheckpointError
 from megatron_fastmix.megatron.options import RunOptions
+from megatron_fastmix.megatron.run_mixture import RunMixture
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +28,14 @@ History = list[tuple[int, dict[str, float]]]
 
 
 def run_state(
-    mixture: LiveMixture, asked: WeightSchedule, options: RunOptions, seed: int
+    mixture: LiveMixture, asked: RunMixture, options: RunOptions, seed: int
 ) -> dict[str, Any]:
     """Plain values from which a resumed run draws on as this one would."""
     return {
         "version": VERSION,
         **mixture.state_dict(),
-        "asked": [[c.at_sample, dict(c.weights)] for c in asked.changes],
+        "asked": [[c.at_sample, dict(c.weights)] for c in asked.schedule.changes],
+        "datasets": {name: _below(paths) for name, paths in asked.paths.items()},
         "weighting": options.weighting,
         "max_epochs": _plain(options.max_epochs),
         "seed": seed,
@@ -42,7 +44,7 @@ def run_state(
 
 def resumed(
     state: Mapping[str, Any] | None,
-    asked: WeightSchedule,
+    asked: RunMixture,
     options: RunOptions,
     *,
     seed: int,
@@ -61,7 +63,8 @@ def resumed(
         asked: what the flags of this start ask for.
         block_size: samples per block of a run that begins.
     """
-    fresh = LiveMixture.from_schedule(asked, block_size=block_size)
+    schedule = asked.schedule
+    fresh = LiveMixture.from_schedule(schedule, block_size=block_size)
     if state is None:
         if consumed:
             logger.warning(
@@ -84,10 +87,10 @@ def resumed(
                 "order: start as it was started, or add --fastmix-accept-changes"
             )
         logger.warning("another %s: earlier samples may be read again", what)
-    if set(state["names"]) != set(asked.names):
+    if set(state["names"]) != set(schedule.names):
         return fresh
     before = _history(state["asked"])
-    now = _history([[c.at_sample, dict(c.weights)] for c in asked.changes])
+    now = _history([[c.at_sample, dict(c.weights)] for c in schedule.changes])
     past = _kept(state)
     if _same(before, now):
         history = past
@@ -125,15 +128,37 @@ def resumed(
 
 
 def _differences(
-    state: Mapping[str, Any], asked: WeightSchedule, options: RunOptions, seed: int
+    state: Mapping[str, Any], asked: RunMixture, options: RunOptions, seed: int
 ) -> list[str]:
     pairs = {
-        "list of sources": (sorted(state["names"]), sorted(asked.names)),
+        "list of sources": (sorted(state["names"]), sorted(asked.schedule.names)),
         "--fastmix-weighting": (state["weighting"], options.weighting),
         "--fastmix-max-epochs": (state["max_epochs"], _plain(options.max_epochs)),
         "--seed": (state["seed"], seed),
     }
-    return [f"{name} ({old}, now {new})" for name, (old, new) in pairs.items() if old != new]
+    differences = [f"{name} ({old}, now {new})" for name, (old, new) in pairs.items() if old != new]
+    # Checkpoints of earlier releases do not say which datasets their sources had.
+    for name, before in state.get("datasets", {}).items():
+        now = _below(asked.paths[name]) if name in asked.paths else before
+        if now != before:
+            differences.append(f"--data-path for {name} ({_first_other(before, now)})")
+    return differences
+
+
+def _below(paths: Sequence[str]) -> list[str]:
+    """The paths below the folder that they share, which a move of the data leaves as they are.
+
+    Samples of a source are numbered through its datasets in this order.
+    """
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    return [os.path.relpath(os.path.abspath(path), folder) for path in paths]
+
+
+def _first_other(before: Sequence[str], now: Sequence[str]) -> str:
+    if len(before) != len(now):
+        return f"{len(before)} datasets, now {len(now)}"
+    number = next(i for i, (one, two) in enumerate(zip(before, now, strict=True)) if one != two)
+    return f"its dataset {number + 1} was {before[number]}, now {now[number]}"
 
 
 def _kept(state: Mapping[str, Any]) -> History:

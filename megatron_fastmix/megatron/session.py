@@ -142,7 +142,7 @@ class Session:
         assert self._asked is not None
         return resumed(
             state,
-            self._asked.schedule,
+            self._asked,
             self.options,
             seed=self._args.seed,
             consumed=consumed,
@@ -191,7 +191,7 @@ class Session:
         assert self._asked is not None
         self._noted = self.mixture.counter[0]
         if self._args is not None:
-            state = run_state(self.mixture, self._asked.schedule, self.options, self._args.seed)
+            state = run_state(self.mixture, self._asked, self.options, self._args.seed)
             setattr(self._args, ATTRIBUTE, state)
 
 

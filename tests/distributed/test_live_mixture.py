@@ -147,6 +147,26 @@ def test_ranks_update_together_or_not_at_all():
     )
 
 
+class DrawnMeanwhile(LiveMixture):
+    """A worker of rank 1 draws past the sample just before the change is there to see."""
+
+    def _append(self, at: int, shares: Any) -> None:
+        if dist.get_rank() == 1:
+            self.note_drawn(at + BATCH)
+        super()._append(at, shares)
+
+
+def late_update() -> str:
+    with pytest.raises(ConfigError) as error:
+        DrawnMeanwhile(START, block_size=BATCH).update(MOVED)
+    return str(error.value)
+
+
+def test_a_draw_in_the_moment_of_an_update_is_an_error_on_every_rank():
+    for message in run_ranks(2, late_update):
+        assert message.startswith("a DataLoader worker drew up to sample 16 while the weights")
+
+
 def drawn_samples(
     corpora: Path, cache: Path, workers: int, stop: int | None
 ) -> list[tuple[int, int, int]]:

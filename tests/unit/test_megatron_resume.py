@@ -11,6 +11,7 @@ from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule
 from megatron_fastmix.errors import CheckpointError
 from megatron_fastmix.megatron.options import RunOptions
 from megatron_fastmix.megatron.resume import resumed, run_state
+from megatron_fastmix.megatron.run_mixture import RunMixture
 
 OPTIONS = RunOptions(mixture=Path("r"), max_epochs={"a": 4.0})
 ACCEPTING = RunOptions(mixture=Path("r"), max_epochs={"a": 4.0}, accept_changes=True)
@@ -25,13 +26,19 @@ def asked(*changes):
     )
 
 
-def go_on(state, schedule, options=OPTIONS, *, consumed=100, seed=1):
-    return resumed(state, schedule, options, seed=seed, consumed=consumed, block_size=16)
+def run_mixture(schedule, paths=None):
+    paths = paths or {name: (f"/data/{name}",) for name in schedule.names}
+    return RunMixture(schedule=schedule, paths=paths)
 
 
-def state_of(schedule, mixture=None):
+def go_on(state, schedule, options=OPTIONS, *, consumed=100, seed=1, paths=None):
+    now = run_mixture(schedule, paths)
+    return resumed(state, now, options, seed=seed, consumed=consumed, block_size=16)
+
+
+def state_of(schedule, mixture=None, paths=None):
     mixture = mixture or go_on(None, schedule, consumed=0)
-    state = run_state(mixture, schedule, OPTIONS, 1)
+    state = run_state(mixture, run_mixture(schedule, paths), OPTIONS, 1)
     # Plain values: whatever writes a checkpoint can write them.
     return json.loads(json.dumps(state))
 
@@ -55,7 +62,7 @@ def test_the_block_size_and_the_order_of_sources_are_the_checkpoints():
     reordered = WeightSchedule(
         changes=(Change(at_sample=0, weights={"c": 0.25, "a": 0.5, "b": 0.25}),)
     )
-    mixture = resumed(state, reordered, OPTIONS, seed=1, consumed=100, block_size=999)
+    mixture = resumed(state, run_mixture(reordered), OPTIONS, seed=1, consumed=100, block_size=999)
     assert mixture.block_size == 16
     assert mixture.names == ["a", "b", "c"]
     assert mixture.weights.tolist() == [0.5, 0.25, 0.25]
@@ -104,6 +111,34 @@ def test_other_sources_are_refused_or_begin_anew():
     with pytest.raises(CheckpointError, match="another list of sources"):
         go_on(state, other)
     assert go_on(state, other, ACCEPTING).names == ["a", "d"]
+
+
+SHARDS = {"a": ("/old/a/s_0", "/old/a/s_1"), "b": ("/old/b",), "c": ("/old/c",)}
+
+
+@pytest.mark.parametrize(
+    ("shards", "message"),
+    [
+        (("/old/a/s_1", "/old/a/s_0"), r"for a \(its dataset 1 was s_0, now s_1\)"),
+        (("/old/a/s_0", "/old/a/s_1", "/old/a/s_2"), r"for a \(2 datasets, now 3\)"),
+    ],
+)
+def test_other_datasets_of_a_source_are_refused(shards, message, caplog):
+    schedule = asked((0, (2, 1, 1)))
+    state = state_of(schedule, paths=SHARDS)
+    with pytest.raises(CheckpointError, match=message):
+        go_on(state, schedule, paths=SHARDS | {"a": shards})
+    assert go_on(state, schedule, ACCEPTING, paths=SHARDS | {"a": shards}).block_size == 16
+    assert "may be read again" in caplog.text
+
+
+def test_datasets_may_move_and_older_checkpoints_do_not_say_them():
+    schedule = asked((0, (2, 1, 1)))
+    state = state_of(schedule, paths=SHARDS)
+    moved = {n: tuple(p.replace("/old", "/new/x") for p in paths) for n, paths in SHARDS.items()}
+    assert history(go_on(state, schedule, paths=moved)) == history(go_on(None, schedule))
+    del state["datasets"]
+    go_on(state, schedule, paths=SHARDS | {"a": SHARDS["a"][::-1]})
 
 
 def test_a_checkpoint_without_a_mixture_is_said(caplog):
