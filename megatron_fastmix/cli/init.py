@@ -10,7 +10,12 @@ from megatron_fastmix.cli.tokenizer_flags import add_tokenizer_arguments, tokeni
 from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.config.search import SearchConfig
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.export.import_blend import parse_blend, read_blend, read_held_out
+from megatron_fastmix.export.import_blend import (
+    parse_blend,
+    read_blend,
+    read_held_out,
+    read_named_blend,
+)
 from megatron_fastmix.start.first_config import (
     FirstConfig,
     find_prefixes,
@@ -113,6 +118,12 @@ def _blend(words: list[str]) -> tuple[dict[str, float], list[str]]:
         return parse_blend(words, "--data-path"), []
     (word,) = words
     if Path(word).is_file():
+        if read_named_blend(word) is not None:
+            raise ConfigError(
+                f"--data-path: {word} is a DataBlend, whose paths are of text that is not "
+                "tokenized; give your tokenized datasets with --data, then their weights from it: "
+                f"megatron-fastmix import {word} --config FILE"
+            )
         return read_blend(word), read_held_out(word)
     if len(word.split()) == 1:
         raise ConfigError(

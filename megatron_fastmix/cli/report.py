@@ -11,7 +11,7 @@ from pathlib import Path
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.blend_weights import read_blend_weights
 from megatron_fastmix.export.paths import read_path_map
-from megatron_fastmix.report.run_record import RunRecord
+from megatron_fastmix.report.run_record import RunRecord, are_begun
 from megatron_fastmix.report.write import read_runs, write_report
 from megatron_fastmix.run.folder import RunFolder
 
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"waiting for {RunFolder(first).metrics}", file=sys.stderr)
             time.sleep(args.watch)
             continue
-        ended = all(run.ended for run in runs)
+        ended = all(run.ended for run in runs) and are_begun(args.runs)
         live = args.watch if args.watch and not ended else None
         try:
             page = write_report(

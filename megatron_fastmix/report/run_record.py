@@ -149,6 +149,12 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def are_begun(paths: Sequence[str | Path]) -> bool:
+    """Whether every search in folders of seeds has begun."""
+    seeds = [seed for path in map(Path, paths) for seed in _seeds(RunFolder(path))]
+    return all(seed.metrics.exists() for seed in seeds)
+
+
 def _seeds(folder: RunFolder) -> list[RunFolder]:
     """The searches that the folder's result averages; all of them where it has none yet."""
     if folder.mixture.exists():

@@ -31,10 +31,20 @@ _MUST_NOT_DIFFER = re.compile(
 """Keys of what a checkpoint's numbers mean."""
 
 
-def claim(config: SearchConfig, *, write: bool = True, accept_changes: bool = False) -> RunFolder:
-    """Checks that the run folder is new or of this very search, and writes what identifies it.
+def claim(config: SearchConfig, *, accept_changes: bool = False) -> RunFolder:
+    """Checks the run folder and writes what makes it this search's; see `check_folder` and `mark`.
 
-    `write` False only checks. With `accept_changes`, everything may differ that leaves a checkpoint
+    Raises what they raise.
+    """
+    run = check_folder(config, accept_changes=accept_changes)
+    mark(run, config)
+    return run
+
+
+def check_folder(config: SearchConfig, *, accept_changes: bool = False) -> RunFolder:
+    """The run folder, which is new or of this very search.
+
+    With `accept_changes`, everything may differ that leaves a checkpoint
     its meaning, such as a longer training. Raises `ConfigError` that names each key that differs
     and may not, and for checkpoints without a configuration.
     """
@@ -77,18 +87,24 @@ def claim(config: SearchConfig, *, write: bool = True, accept_changes: bool = Fa
             f"{folder}: holds checkpoints but no {kept.name}, so nothing tells what they were "
             "searched with; put the file back, or choose another run_dir"
         )
-    if write:
-        try:
-            write_atomically(kept, dump_config(config))
-            write_atomically(run.sources, _provenance(config))
-        except OSError as error:
-            if is_storage_error(error):
-                told = describe(error, folder)
-                raise StorageError(
-                    f"run_dir: cannot write {told} and run the same command again"
-                ) from None
-            raise ConfigError(f"run_dir: cannot write to {folder}: {error.strerror}") from None
     return run
+
+
+def mark(run: RunFolder, config: SearchConfig) -> None:
+    """Writes the configuration and the data's manifests, which tell whose folder it is.
+
+    Raises `StorageError` and `ConfigError` for a folder that cannot be written.
+    """
+    try:
+        write_atomically(run.config, dump_config(config))
+        write_atomically(run.sources, _provenance(config))
+    except OSError as error:
+        if is_storage_error(error):
+            told = describe(error, run.path)
+            raise StorageError(
+                f"run_dir: cannot write {told} and run the same command again"
+            ) from None
+        raise ConfigError(f"run_dir: cannot write to {run.path}: {error.strerror}") from None
 
 
 def _provenance(config: SearchConfig) -> str:

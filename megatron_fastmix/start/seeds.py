@@ -33,8 +33,11 @@ def launch_seeds(
             f"--run-dir {shlex.quote(f'{folder}-seeds')}"
         )
     tensorboard = config.output.tensorboard_dir
+    seeds = range(config.seed, config.seed + count)
+    for seed in seeds:  # whoever watches sees how many are to come
+        RunFolder(folder).seed(seed).path.mkdir(parents=True, exist_ok=True)
     mixtures = []
-    for seed in range(config.seed, config.seed + count):
+    for seed in seeds:
         run_dir = RunFolder(folder).seed(seed).path
         of_seed = dataclasses.replace(config, seed=seed, run_dir=str(run_dir))
         if tensorboard is not None:  # in one folder their curves would be one

@@ -187,6 +187,8 @@ def odd_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_dataset(Path(name), [list(range(60))] * 50, 256)
     splits = {"train": ["3", "data/a", "1", "data/b"], "valid": ["1", "data/d_test"], "test": None}
     Path("split.json").write_text(json.dumps(splits))
+    named = {"datasets": [{"name": "web", "path": "hf://owner/web", "weight": 1}]}
+    Path("named.json").write_text(json.dumps(named))
     Path("empty").mkdir()
     Path("model").mkdir()
 
@@ -228,6 +230,7 @@ def test_init_understands(
     ("words", "message"),
     [
         (["--data-path", "nowhere.txt", *BYTES], "found no file nowhere.txt"),
+        (["--data-path", "named.json", *BYTES], "named.json is a DataBlend.* with --data, then"),
         (["--data-path", "1", "data/a", "1", "data/z", *BYTES], "no dataset data/z .*has the data"),
         (["--data-path", "1", "data/a", "1", "parts/x", *BYTES], "no dataset parts/x"),
         (["--data-path", "nan", "data/a", "1", "data/b", *BYTES], "weight of data/a is 'nan'"),

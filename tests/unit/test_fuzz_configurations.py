@@ -30,7 +30,7 @@ from megatron_fastmix.proxy.starting_point import (
     check_model_folder,
 )
 from megatron_fastmix.start.check_hosts import read_hostfile
-from megatron_fastmix.start.claim import claim
+from megatron_fastmix.start.claim import check_folder, claim
 from tests.unit.damaged_files import Case, try_damage
 
 pytestmark = pytest.mark.slow
@@ -95,7 +95,7 @@ def test_the_configuration_in_a_run_folder(tmp_path: Path) -> None:
     values = {"run_dir": str(tmp_path), **SEARCH}
     config: SearchConfig = strict_yaml.from_dict(SearchConfig, values)
     folder = claim(config)
-    try_damage(Case(folder.config, lambda path: claim(config, write=False)))
+    try_damage(Case(folder.config, lambda path: check_folder(config)))
     try_damage(
         Case(folder.config, lambda path: check_earlier_search(config.proxy, "0" * 64, tmp_path))
     )

@@ -271,6 +271,21 @@ def test_watching_reloads_until_the_run_ends(write_run, monkeypatch):
     assert main(["report", str(run), "--watch", "0"]) == 2
 
 
+def test_watching_goes_on_to_the_seeds_that_have_not_begun(write_run, tmp_path, monkeypatch):
+    write_run("seeds/seed-1", seed=1)
+    (tmp_path / "seeds/seed-2").mkdir()
+    waits = []
+
+    def begin(seconds: float) -> None:
+        waits.append(seconds)
+        write_run("seeds/seed-2", seed=2)
+
+    monkeypatch.setattr("time.sleep", begin)
+    assert main(["report", str(tmp_path / "seeds"), "--watch", "--no-png"]) == 0
+    assert len(waits) == 1
+    assert "the average of 2 seeds" in page(tmp_path / "seeds")
+
+
 def test_watching_waits_for_a_search_that_has_not_begun(write_run, tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     monkeypatch.setattr("time.sleep", lambda seconds: write_run("run"))

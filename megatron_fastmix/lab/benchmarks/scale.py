@@ -22,7 +22,7 @@ from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.lab.measurements import Measurement
 from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.search.loop import Search
-from megatron_fastmix.start.claim import claim
+from megatron_fastmix.start.claim import check_folder, claim
 from megatron_fastmix.start.limits import check_limits
 
 SHARDED = 8
@@ -76,7 +76,7 @@ def measure(folder: Path, settings: Settings, say: Callable[[str], None]) -> lis
 
 def measure_search(config: SearchConfig, settings: Settings) -> dict[str, Any]:
     """What this rank spends on each part of a short search. Every rank must call."""
-    claim(config, write=int(os.environ.get("RANK", "0")) == 0)
+    claim(config) if int(os.environ.get("RANK", "0")) == 0 else check_folder(config)
     search, start = _cost(lambda: Search(config))
     inner, outer = [], []
     with search.open_report() as report:
