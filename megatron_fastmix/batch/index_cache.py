@@ -7,6 +7,7 @@ that path before would be read for what is there now: samples would be missing, 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,11 +17,15 @@ import torch
 from megatron_fastmix.checkpoint.identity import fingerprint, sample_bytes_for
 from megatron_fastmix.errors import DataError
 
+_UNCHANGED_SECONDS = 1.0
+"""A file that has not grown for so long is not being written."""
+
 
 def index_cache(cache_path: str | Path, prefixes: Sequence[str]) -> Path:
     """The folder in `cache_path` for the indices of these datasets as they are now.
 
-    Removes indices in it that are damaged, as a kill leaves them in the middle of their writing.
+    Removes indices in it that are damaged, as a kill leaves them in the middle of their writing, and
+    waits for those that another run is writing.
     Every rank must call, and sees the same content. Raises `DataError` for a dataset that cannot be
     read.
     """
@@ -34,11 +39,24 @@ def index_cache(cache_path: str | Path, prefixes: Sequence[str]) -> Path:
     distributed = torch.distributed.is_initialized()
     if not distributed or torch.distributed.get_rank() == 0:
         for file in folder.glob("*.npy"):
-            if not _is_whole(file):
-                file.unlink(missing_ok=True)
+            _remove_damaged(file)
     if distributed:
         torch.distributed.barrier()
     return folder
+
+
+def _remove_damaged(file: Path) -> None:
+    size = -1
+    while not _is_whole(file):
+        try:
+            now = file.stat().st_size
+        except FileNotFoundError:
+            return
+        if now == size:  # nobody writes it
+            file.unlink(missing_ok=True)
+            return
+        size = now
+        time.sleep(_UNCHANGED_SECONDS)
 
 
 def _is_whole(file: Path) -> bool:

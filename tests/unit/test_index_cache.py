@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,28 @@ def test_a_damaged_index_is_made_again(tmp_path: Path, size: int) -> None:
     for path in cache.rglob("*.npy"):
         path.write_bytes(path.read_bytes()[:size])
     assert tokens_of(one_epoch(prefix, cache)) == count
+
+
+def test_an_index_that_another_run_is_writing_is_waited_for(tmp_path: Path) -> None:
+    prefix, cache = tmp_path / "source", tmp_path / "cache"
+    write_dataset(prefix, synthetic_documents("forward", 40, 1), VOCABULARY)
+    count = tokens_of(one_epoch(prefix, cache))
+    (path, *_) = sorted(cache.rglob("*.npy"))
+    whole = path.read_bytes()
+    path.write_bytes(b"")
+
+    def write_slowly() -> None:
+        with path.open("wb") as file:  # the file that is there, as a writer has it open
+            for part in np.array_split(np.frombuffer(whole, np.uint8), 10):
+                file.write(part.tobytes())
+                file.flush()
+                time.sleep(0.2)
+
+    writer = threading.Thread(target=write_slowly)
+    writer.start()
+    assert tokens_of(one_epoch(prefix, cache)) == count
+    writer.join()
+    assert path.read_bytes() == whole
 
 
 def test_another_loss_mask_is_other_content(tmp_path: Path) -> None:
