@@ -24,10 +24,9 @@ _UNCHANGED_SECONDS = 1.0
 def index_cache(cache_path: str | Path, prefixes: Sequence[str]) -> Path:
     """The folder in `cache_path` for the indices of these datasets as they are now.
 
-    Removes indices in it that are damaged, as a kill leaves them in the middle of their writing, and
-    waits for those that another run is writing.
-    Every rank must call, and sees the same content. Raises `DataError` for a dataset that cannot be
-    read.
+    Removes indices in it that are damaged, as a kill leaves them in the middle of their writing;
+    waits for those that another run is writing. Every rank must call, and sees the same content.
+    Raises `DataError` for a dataset that cannot be read.
     """
     try:
         size = sample_bytes_for(len(prefixes))
@@ -38,25 +37,29 @@ def index_cache(cache_path: str | Path, prefixes: Sequence[str]) -> Path:
     folder = Path(cache_path) / digest[:32]
     distributed = torch.distributed.is_initialized()
     if not distributed or torch.distributed.get_rank() == 0:
-        for file in folder.glob("*.npy"):
-            _remove_damaged(file)
+        _remove_damaged(folder)
     if distributed:
         torch.distributed.barrier()
     return folder
 
 
-def _remove_damaged(file: Path) -> None:
-    size = -1
-    while not _is_whole(file):
-        try:
-            now = file.stat().st_size
-        except FileNotFoundError:
-            return
-        if now == size:  # nobody writes it
+def _remove_damaged(folder: Path) -> None:
+    before: dict[Path, int] = {}
+    while damaged := {f: _size(f) for f in folder.glob("*.npy") if not _is_whole(f)}:
+        abandoned = [file for file, size in damaged.items() if before.get(file) == size]
+        for file in abandoned:
             file.unlink(missing_ok=True)
+        if len(abandoned) == len(damaged):
             return
-        size = now
+        before = damaged
         time.sleep(_UNCHANGED_SECONDS)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _is_whole(file: Path) -> bool:
