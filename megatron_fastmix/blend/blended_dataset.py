@@ -18,8 +18,8 @@ from megatron_fastmix.blend.options import BlendOptions
 from megatron_fastmix.blend.order.draw_order import epoch_sample
 from megatron_fastmix.blend.order.shuffled_order import ShuffledOrder
 from megatron_fastmix.blend.order.spread_order import MAX_BLOCK_SIZE, SpreadOrder
-from megatron_fastmix.blend.shares import normalized
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.text_list import listed
 
 logger = logging.getLogger(__name__)
 
@@ -272,42 +272,35 @@ class FastMixBlendedDataset(BlendedDataset):
         return sample | {"loss_mask": mask * factor}
 
     def _announce_caps(self) -> None:
-        """Logs what `max_epochs` takes away. Raises `DataError` where too little is left."""
-        limits = [limit for limit in self._capacity if limit is not None]
-        if not limits:
+        """Logs what `max_epochs` takes away. Raises `DataError` where too little is left for the
+        run, but for weights that may still change."""
+        if not any(limit is not None for limit in self._capacity):
             return
-        assert isinstance(self.order, SpreadOrder)
-        shares = normalized(self.order.history[-1][1])
-        asked = shares * self._length
-        drawable = [limit for k, limit in enumerate(self._capacity) if shares[k] > 0]
+        try:
+            usage = self.usage()
+        except DataError as error:
+            if not self._follows:
+                raise
+            logger.warning("%s", error)
+            return
         over = [
-            (name, wanted / size, limit / size, wanted - limit)
-            for name, wanted, size, limit in zip(
-                self.names, asked.tolist(), self._sizes, self._capacity, strict=True
-            )
-            if limit is not None and wanted > limit
+            (name, use, limit)
+            for (name, use), limit in zip(usage.items(), self._capacity, strict=True)
+            if limit is not None and use.asked > limit
         ]
         if over:
-            text = ", ".join(f"{n} {epochs:.2f} (cap {cap:g})" for n, epochs, cap, _ in over[:20])
-            more = f" and {len(over) - 20} more" if len(over) > 20 else ""
-            excess = sum(entry[3] for entry in over)
+            parts = [
+                f"{name} {use.asked / use.samples:.2f} (cap {limit / use.samples:g})"
+                for name, use, limit in over
+            ]
+            excess = sum(use.asked - limit for _, use, limit in over)
             logger.warning(
-                "max_epochs: the weights ask for more epochs than allowed of %s%s; the excess of "
+                "max_epochs: the weights ask for more epochs than allowed of %s; the excess of "
                 "%d samples (%.2f%%) goes to the other sources in proportion to their weights",
-                text,
-                more,
-                round(excess),
+                listed(parts, 20),
+                excess,
                 100 * excess / self._length,
             )
-        total = sum(limit for limit in drawable if limit is not None)
-        if None not in drawable and total < self._length:
-            message = (
-                f"max_epochs allows {total} samples of the sources with a weight, the blend has "
-                f"{self._length}; raise max_epochs or ask for fewer samples"
-            )
-            if not self._follows:
-                raise DataError(message)
-            logger.warning("%s, or give other sources a weight in time", message)
 
 
 def _names(datasets: Sequence[Any], mixture: Any) -> list[str]:

@@ -32,7 +32,7 @@ class FollowedMixture:
     @property
     def counter(self) -> tuple[int]:
         """Its element is another number after every change of the history."""
-        return (len(self._mixture.history),)
+        return (self._mixture.generation << 32 | len(self._mixture.history),)
 
     @property
     def history(self) -> list[tuple[int, np.ndarray]]:

@@ -46,6 +46,8 @@ class LiveMixture:
 
     counter: memoryview
     """Its first element is another number after every change of the history."""
+    sources: Mapping[str, Sequence[str]] | None = None
+    """The paths of each source, where they are known: `install` tells datasets by them."""
     blend_length: int | None = None
     """Samples of the training blend that draws by these weights, once it is built; ranks that
     build none do not know it."""
@@ -106,7 +108,10 @@ class LiveMixture:
     def from_mixture_file(cls, path: str | Path, *, block_size: int = 1024) -> LiveMixture:
         """What a search learned, from its mixture.json or run folder, as shares of samples: of rows
         where it learned from answer-only ones. Raises `DataError`."""
-        return cls(read_mixture(path).shares("samples"), block_size=block_size)
+        learned = read_mixture(path)
+        mixture = cls(learned.shares("samples"), block_size=block_size)
+        mixture.sources = {source.name: source.prefixes for source in learned.sources}
+        return mixture
 
     @property
     def weights(self) -> np.ndarray:

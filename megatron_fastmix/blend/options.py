@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -50,7 +51,7 @@ class BlendOptions:
             )
         caps = self.max_epochs
         for cap in caps.values() if isinstance(caps, Mapping) else [caps]:
-            if cap is not None and not cap > 0:
+            if cap is not None and not 0 < cap < math.inf:
                 raise ConfigError(f"max_epochs: found {cap!r}; use numbers above 0")
 
     def capacity(self, names: Sequence[str], sizes: Sequence[int]) -> list[int | None]:

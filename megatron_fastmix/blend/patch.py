@@ -77,7 +77,8 @@ def install(
     unless `sources` tells them by their paths; the weights in `--data-path` no longer matter for
     training (Megatron's validation blend keeps them, and still wants them above 0). A blend
     without weights stays Megatron's, "each sample once", unless `num_samples` gives it another
-    length; a log line says so. A run with a single dataset and no weight has no blend.
+    length; a log line says so. A run with a single dataset and no weight has no blend, nor has a
+    split that `blend_per_split` gives a single dataset.
 
     Args:
         mixture: a `LiveMixture`, or the `Mixture` of a search.
@@ -109,7 +110,8 @@ def install(
         order: `shuffled` is the search's: a random order in each block, for even draws alone.
         sources: the paths of each source, of which it may have several (shards): prefixes, folders
             or patterns. One epoch of a source is one epoch of all its datasets, and `dataset_id`
-            is the source's. `match_sources` says how paths are told.
+            is the source's. `match_sources` says how paths are told. Default: the mixture's,
+            which one from a mixture file has.
         share: the part of every source's samples that the blend offers, with repetition beyond it;
             see `OfferedShare`. Default: all.
         on_build: called with every blend of ours when it is built, on the ranks that build it.
@@ -155,6 +157,8 @@ def install(
     if fold_loss_mask:
         _check_loss_normalisation()
     patched = {Split[name] for name in options.splits}
+    if sources is None and isinstance(mixture, LiveMixture):
+        sources = mixture.sources
     if sources is not None:
         sources = {name: sources.get(name, ()) for name in mixture.names}
 

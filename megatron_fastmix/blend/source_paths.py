@@ -70,6 +70,14 @@ def match_sources(
             lost = [f"{name} ({', '.join(sources[name]) or 'no path'})" for name in missing]
             parts.append(f"sources without a dataset in the blend: {listed(lost, _NAMED)}")
         raise DataError(f"{'; '.join(parts)}. For each, {_HOW}")
+    for name, numbers in found.items():
+        if 0 < len(numbers) < len(sources[name]):
+            logger.warning(
+                "the blend has %d of the %d datasets of source %s, which get all of its weight",
+                len(numbers),
+                len(sources[name]),
+                name,
+            )
     return {name: numbers for name, numbers in found.items() if numbers}
 
 
@@ -89,7 +97,10 @@ def _match_last_parts(
             if last in (name, *(os.path.basename(path.rstrip("/")) for path in sources[name]))
         ]
         alike = [p for p in prefixes if os.path.basename(p.rstrip("/")) == last]
-        if len(named) == 1 and len(alike) == 1 and named[0] not in owners.values():
+        if len(named) != 1 or len(alike) > 1:
+            continue
+        parts = [os.path.basename(path.rstrip("/")) for path in sources[named[0]]]
+        if last in parts or named[0] not in owners.values():
             owners[number] = named[0]
             logger.warning(
                 "%s is taken for source %s, by the last part of its path", prefix, named[0]

@@ -35,6 +35,8 @@ if TYPE_CHECKING:  # importing torch takes seconds, and the command line reads s
     from megatron_fastmix.parallel.groups import DataParallelGroup
 
 STATE_FILE = "search.json"
+_OWN_NAME = re.compile(r"step-([0-9]{8,18})")
+"""What somebody set aside under another name, such as `step-00000100.good`, is not of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +198,9 @@ class CheckpointWriter:
             os.fsync(file.fileno())
         write_atomically(folder / STATE_FILE, json.dumps({**content, "sha256": _seal(content)}))
         self._steps = [*self._steps, state.step][-self.keep :]
-        for old in folder.parent.glob("step-*"):
-            if old not in [self.folder.checkpoint(step) for step in self._steps]:
+        kept = [self.folder.checkpoint(step) for step in self._steps]
+        for old in folder.parent.iterdir():
+            if _OWN_NAME.fullmatch(old.name) and old not in kept:
                 try:
                     _remove(old)
                 except OSError as error:  # the new one is there
@@ -258,9 +261,8 @@ def rank_files(run: RunFolder, step: int, tensor_rank: int = 0) -> list[Path]:
 def complete_steps(run: RunFolder) -> list[int]:
     """Steps of the checkpoints that were written to the end, ascending."""
     found = run.checkpoints.glob(f"step-*/{STATE_FILE}")
-    steps = [path.parent.name.removeprefix("step-") for path in found]
-    # What somebody set aside under such a name is not of the run.
-    return sorted(int(step) for step in steps if re.fullmatch(r"[0-9]{8,18}", step))
+    names = [_OWN_NAME.fullmatch(path.parent.name) for path in found]
+    return sorted(int(name[1]) for name in names if name)
 
 
 def _what_stays(run: RunFolder) -> str:

@@ -7,7 +7,7 @@ import sys
 
 from megatron_fastmix.blend.weight_schedule import read_schedule
 from megatron_fastmix.errors import DataError
-from megatron_fastmix.export.learned_phases import by_dataset
+from megatron_fastmix.export.learned_phases import by_dataset, check_text, decimals_for
 from megatron_fastmix.export.megatron_phases import NOTE, phases
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.result.rounding import DEFAULT_DECIMALS
@@ -27,18 +27,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the phases, a note to standard error. Raises `ConfigError` and `DataError`."""
     schedule = read_schedule(args.schedule)
-    sources = {source.name: source for source in read_mixture(args.mixture).sources}
+    mixture = read_mixture(args.mixture)
+    check_text(mixture, args.mixture)
+    sources = {source.name: source for source in mixture.sources}
     missing = [name for name in schedule.names if name not in sources]
     if missing:
         raise DataError(
             f"{args.schedule}: {', '.join(missing)}: no source of {args.mixture}, which has "
             f"{', '.join(sources)}"
         )
+    datasets, paths = by_dataset(schedule, sources)
     text = phases(
-        *by_dataset(schedule, sources),
+        datasets,
+        paths,
         global_batch_size=args.global_batch_size,
         train_samples=args.train_samples,
-        decimals=args.decimals,
+        decimals=decimals_for(datasets, sources, args.decimals),
     )
     sys.stdout.write(text)
     print(f"note: {NOTE}", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.export.import_blend import read_blend, read_named_blend
+from megatron_fastmix.export.import_blend import read_blend, read_named_blend, shares_of_loss_tokens
 from megatron_fastmix.export.join_shards import join_shards
 from megatron_fastmix.export.nemotron import source_of
 
@@ -23,6 +23,8 @@ SECTIONS = {
     "prior": ("objective", "prior_weights"),
 }
 SUM_DECIMALS = 10
+_UNCUT = 1 << 40
+"""A sequence length that cuts no row."""
 
 HELP = "read a Megatron blend as the start of a search"
 
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints YAML for a search's configuration. Raises `ConfigError` and `DataError`."""
     named = read_named_blend(args.blend)
     if named is None:
-        shares = read_blend(args.blend)
+        shares = _of_loss_tokens(read_blend(args.blend), args.config)
     else:
         shares = {entry.name: entry.share for entry in named}
     open_paths = [path for path in shares if "${" in path]
@@ -103,6 +105,20 @@ def run(args: argparse.Namespace) -> int:
     values[section] = {key: [round(weight, SUM_DECIMALS) for weight in weights]}
     sys.stdout.write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     return 0
+
+
+def _of_loss_tokens(shares: dict[str, float], config: str | None) -> dict[str, float]:
+    from megatron_fastmix.config import load_config
+
+    seq_length = load_config(config).data.seq_length if config is not None else _UNCUT
+    found = shares_of_loss_tokens(shares, seq_length)
+    if found != shares:
+        print(
+            "note: the blend has shares of rows; the search's are of answer tokens, by the mean "
+            "length of each dataset's answers",
+            file=sys.stderr,
+        )
+    return found
 
 
 def _in_order(

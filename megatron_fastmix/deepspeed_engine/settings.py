@@ -83,6 +83,9 @@ REFUSED = {
 }
 """Keys that a search cannot stand, with the reason or the key to use."""
 
+_FP32_NAMES, _BF16_NAMES = ("fp32", "float32", "float"), ("bf16", "bfloat16")
+"""DeepSpeed's, without `torch.`."""
+
 PASSED_ON = (
     "zero_optimization",
     "bf16",
@@ -180,10 +183,30 @@ def merged(ours: dict[str, Any], path: str | Path) -> dict[str, Any]:
                 )
             continue
         section[last] = value
-    if result["zero_optimization"].get("offload_optimizer", {}).get("device") == "cpu":
+    offload = result["zero_optimization"].get("offload_optimizer", {}).get("device") == "cpu"
+    _check_accumulation(result, offload, path)
+    if offload:
         # The search's AdamW is torch's, on any device; DeepSpeed's own would round otherwise.
         result.setdefault("zero_force_ds_cpu_optimizer", False)
     return result
+
+
+def _check_accumulation(settings: dict[str, Any], offload: bool, path: str | Path) -> None:
+    found = settings.get("data_types", {}).get("grad_accum_dtype")
+    if found in (None, "auto"):
+        return
+    stage, bf16 = settings["zero_optimization"]["stage"], settings["bf16"]["enabled"]
+    dtype = str(found).lower().removeprefix("torch.")
+    if stage == 0 and dtype not in (_BF16_NAMES if bf16 else _FP32_NAMES):
+        reason = "without ZeRO, DeepSpeed accumulates gradients in engine.dtype alone"
+    elif stage == 1 and bf16 and not offload and dtype in _FP32_NAMES:
+        reason = "at stage 1 DeepSpeed has an optimizer for it whose state checkpoints cannot read"
+    else:
+        return
+    raise ConfigError(
+        f"engine.deepspeed_config: {path}: data_types.grad_accum_dtype: found {found!r} with "
+        f"engine.zero_stage {stage}; {reason}: use engine.zero_stage 2, or leave the key out"
+    )
 
 
 def _section(settings: dict[str, Any], name: str, path: str | Path) -> dict[str, Any]:

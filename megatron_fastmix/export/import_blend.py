@@ -7,18 +7,18 @@ from __future__ import annotations
 import math
 import os
 import re
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_fastmix.config.strict_yaml import parse_yaml
+from megatron_fastmix.corpus.answer_rows import count_answer_rows, is_answer_only
 from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.export.command_line import TRAIN_FLAGS, words_after_flag
 from megatron_fastmix.export.nemotron import DataBlendEntry, is_data_blend, read_data_blend
 from megatron_fastmix.text_files import parse_json, read_text
 
-TRAIN_FLAGS = ("--data-path", "--train-data-path")
 _FILE_FLAGS = ("--per-split-data-args-path", "--data-args-path")
 _BLEND_KEYS = (
     *("data_prefix", "blend_per_split", "blend", "paths"),
@@ -60,6 +60,25 @@ def read_held_out(path: str | Path) -> list[str]:
     if not valid:
         return []
     return list(parse_blend(_structured({"train": valid}, str(path)), f"{path}: valid"))
+
+
+def shares_of_loss_tokens(shares: Mapping[str, float], seq_length: int) -> dict[str, float]:
+    """Shares of the samples that Megatron draws, by prefix, as a search has them: of answer-only
+    rows, whose answers differ in length, of answer tokens. Those of text are the same. The datasets
+    have to be there. Raises `DataError` for a damaged loss mask."""
+    if not any(map(is_answer_only, shares)):
+        return dict(shares)
+    scaled = {
+        prefix: share
+        * (
+            count_answer_rows(prefix, seq_length).mean_answer_tokens
+            if is_answer_only(prefix)
+            else seq_length
+        )
+        for prefix, share in shares.items()
+    }
+    total = math.fsum(scaled.values())
+    return {prefix: share / total for prefix, share in scaled.items()}
 
 
 def read_named_blend(path: str | Path) -> list[DataBlendEntry] | None:
@@ -161,9 +180,7 @@ def _words(text: str, where: str) -> list[Any]:
         return _structured(_parse_yaml(assigned[1], where), where)
     if any(flag in text for flag in TRAIN_FLAGS):
         try:
-            # A comment may hold quotation marks that are never closed.
-            joined = text.replace("\r\n", "\n").replace("\\\n", " ")
-            return _after_flag(shlex.split(joined, comments=True), where)
+            return list(_listed(words_after_flag(text, where), where))
         except ValueError as error:
             raise DataError(f"{where}: not a command line: {error}") from None
     words = text.replace("=", " ").split()
@@ -305,31 +322,6 @@ def _values_of(wanted: str, values: Any) -> Iterator[Any]:
             yield value
         elif isinstance(value, dict | list):
             yield from _values_of(wanted, value)
-
-
-def _after_flag(arguments: list[str], where: str) -> list[str]:
-    """What follows the flag, up to the next flag. After `=` argparse takes one value, which is a
-    blend where it is a list in quotes."""
-    for place, argument in enumerate(arguments):
-        flag, _, value = argument.partition("=")
-        if argument in TRAIN_FLAGS:
-            words = arguments[place + 1 :]
-            end = next((i for i, word in enumerate(words) if _ends_list(word)), len(words))
-            found: list[str] = _listed(words[:end], where)
-            return found
-        if flag in TRAIN_FLAGS and len(value.split()) > 1:
-            return value.split()
-        if flag in TRAIN_FLAGS:
-            raise DataError(
-                f"{where}: {argument}: after `=` comes one value alone; leave out the ="
-            )
-    raise DataError(f"{where}: expected {' or '.join(TRAIN_FLAGS)} WEIGHT PREFIX ...")
-
-
-def _ends_list(word: str) -> bool:
-    """Whether a word of a shell script is no more of the flag's: the next flag, the end of an
-    array, or what follows the command."""
-    return word.startswith("-") or word in (")", ";", "|", "&", "&&", "||", ">", ">>", "2>&1")
 
 
 def _number(word: object) -> float | None:

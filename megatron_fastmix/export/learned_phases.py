@@ -128,6 +128,19 @@ def by_dataset(
     return WeightSchedule(changes=changes), {e: path for e, (_, path, _) in parts.items()}
 
 
+def decimals_for(
+    datasets: WeightSchedule, sources: Mapping[str, LearnedSource], decimals: int
+) -> int:
+    """`decimals`, or more where a dataset of a source of several would round to 0."""
+    of_several = [
+        weight
+        for change in datasets.changes
+        for entry, weight in change.weights.items()
+        if entry not in sources
+    ]
+    return places_for(of_several, decimals)
+
+
 def write_phases(
     folder: str | Path,
     schedule: WeightSchedule,
@@ -144,12 +157,7 @@ def write_phases(
     `schedule.yaml` what `--fastmix-schedule` reads. Raises `ConfigError` and `DataError`.
     """
     datasets, paths = by_dataset(schedule, sources)
-    of_several = [
-        change.weights[entry]
-        for change in datasets.changes
-        for entry in paths.keys() - sources.keys()
-    ]
-    decimals = places_for(of_several, decimals)
+    decimals = decimals_for(datasets, sources, decimals)
     text = phases(
         datasets,
         paths,
@@ -206,5 +214,5 @@ def check_text(mixture: LearnedMixture, where: str | Path) -> None:
     """Raises `ConfigError` for shares of answer tokens, which no phase of Megatron's takes."""
     if mixture.answer_only:
         raise ConfigError(
-            f"{where}: --phases is for mixtures of text; these weights are {mixture.weights_are}"
+            f"{where}: phases are for mixtures of text; these weights are {mixture.weights_are}"
         )

@@ -23,6 +23,19 @@ class SampleProducts:
     """(N,) float: samples of each entry."""
 
     @classmethod
+    def weighted_sum(
+        cls, terms: Sequence[SampleProducts], factors: Sequence[float]
+    ) -> SampleProducts:
+        """Of Σ factor·v, from each v's over the same samples."""
+        first = terms[0]
+        pairs = zip(factors, terms, strict=True)
+        return cls(
+            values=np.sum([factor * term.values for factor, term in pairs], axis=0),
+            source=first.source,
+            samples=first.samples,
+        )
+
+    @classmethod
     def joined(cls, parts: Sequence[SampleProducts]) -> SampleProducts:
         """Of several probes, for one v."""
         return cls(
@@ -92,16 +105,13 @@ class Products:
         return cls(values=mean, counts=counts, standard_error=error)
 
     @classmethod
-    def total(cls, terms: Sequence[Products]) -> Products:
-        """Of a sum of objectives, whose gradients v add up. Their errors are taken as independent,
-        though they share a probe."""
-        first, *others = terms
-        if not others:
-            return first
+    def total(cls, terms: Sequence[Products], standard_error: np.ndarray) -> Products:
+        """Of a sum of objectives, whose gradients v add up. They share a probe, so that
+        `standard_error`, (K,), is that of the summed samples (`SampleProducts.weighted_sum`)."""
         return cls(
             values=np.sum([term.values for term in terms], axis=0),
-            counts=first.counts,
-            standard_error=np.sqrt(np.sum([term.standard_error**2 for term in terms], axis=0)),
+            counts=terms[0].counts,
+            standard_error=standard_error,
         )
 
     def agreed(self, tensor_group: DataParallelGroup) -> Products:
@@ -141,15 +151,14 @@ class Products:
         return np.where(self.seen & ~known, pooled, self.standard_error)
 
 
-def noise_to_signal(terms: Sequence[Products]) -> float | None:
-    """Root mean square of the standard errors of a sum of `terms` over the spread of their values
-    across sources: 0 is a sure estimate, 1 or more is noise. None where fewer than 2 sources have
-    both.
+def noise_to_signal(total: Products, terms: Sequence[Products]) -> float | None:
+    """Root mean square of the standard errors of `total`, a sum of `terms`, over the spread of
+    their values across sources: 0 is a sure estimate, 1 or more is noise. None where fewer than 2
+    sources have both.
 
     Spreads are added up term by term: targets that pull against each other leave a flat sum, which
     is no noise.
     """
-    total = Products.total(terms)
     known = np.isfinite(total.standard_error) & total.seen
     if known.sum() < 2:
         return None

@@ -30,8 +30,18 @@ def main() -> None:
 
     session = Session(options)
     if has_megatron_training():
-        with hooked(session):
-            execute(command)
+        if options.weighting == "sampling":
+            # A script that has a training loop of its own never hands its arguments to Megatron's.
+            session.begin_without_arguments(rows=True)
+        try:
+            with hooked(session):
+                execute(command)
+        finally:
+            if session.mixture is None:
+                logging.getLogger(__name__).error(
+                    "the mixture was not applied: the script handed no arguments to "
+                    "megatron.training; use --fastmix-weighting sampling"
+                )
         return
     if options.weighting == "loss":
         raise ConfigError(

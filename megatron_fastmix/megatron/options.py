@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,7 +164,7 @@ def _max_epochs(texts: Sequence[str]) -> float | dict[str, float] | None:
             cap = float(number)
         except ValueError:
             cap = 0.0
-        if not cap > 0:
+        if not 0 < cap < math.inf:
             raise ConfigError(f"{PREFIX}max-epochs: found {text}; use a number above 0, or NAME=N")
         if name in caps:
             raise ConfigError(f"{PREFIX}max-epochs: {name or 'the number for all'} is given twice")

@@ -17,6 +17,9 @@ from megatron_fastmix.result.rounding import round_weights
 
 logger = logging.getLogger(__name__)
 
+_ROUNDING = 1e-3
+"""Weights of a blend file are rounded."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunMixture:
@@ -41,6 +44,31 @@ class RunMixture:
             schedule=WeightSchedule(changes=changes),
             paths={name: tuple(prefixes[i] for i in numbers) for name, numbers in found.items()},
         )
+
+
+def other_weights(
+    mixture: RunMixture, blend: Sequence[str], weights: Sequence[float]
+) -> str | None:
+    """What to say where the blend's weights are none of the mixture's, such as those that an export
+    has corrected; None where they agree or are all alike, as placeholders are."""
+    if len(set(weights)) == 1:
+        return None
+    total, given = math.fsum(weights), dict(zip(blend, weights, strict=True))
+    first = mixture.schedule.changes[0].weights
+    whole = math.fsum(first.values())
+    differences = {
+        name: (math.fsum(given[path] for path in mixture.paths[name]) / total, weight / whole)
+        for name, weight in first.items()
+    }
+    worst = max(differences, key=lambda name: abs(differences[name][0] - differences[name][1]))
+    theirs, ours = differences[worst]
+    if abs(theirs - ours) < _ROUNDING:
+        return None
+    return (
+        f"the weights of --data-path do not count ({worst} {theirs:.4f} there, {ours:.4f} in the "
+        "mixture): what export has corrected is in its blend alone; run without fastmix to use it, "
+        "or write it as --fastmix-schedule"
+    )
 
 
 def _written(weights: Mapping[str, float]) -> set[str]:

@@ -23,7 +23,7 @@ from megatron_fastmix.megatron.argument_checks import (
 )
 from megatron_fastmix.megatron.options import RunOptions
 from megatron_fastmix.megatron.resume import ATTRIBUTE, resumed, run_state
-from megatron_fastmix.megatron.run_mixture import RunMixture, read_run_mixture
+from megatron_fastmix.megatron.run_mixture import RunMixture, other_weights, read_run_mixture
 from megatron_fastmix.megatron.source_log import SourceRow, local_values, rows_of
 from megatron_fastmix.megatron.source_losses import Layout, SourceLosses
 from megatron_fastmix.parallel.device import collective_device
@@ -49,10 +49,11 @@ class Session:
         self._noted: int | None = None
         self._told = self._resumed = False
 
-    def begin_without_arguments(self) -> None:
+    def begin_without_arguments(self, *, rows: bool = False) -> None:
         """Installs the mixture for a script that is not of `megatron.training`; the blend's
-        datasets are matched when it is built. Raises `ConfigError` and `DataError`."""
-        self._asked = read_run_mixture(self.options)
+        datasets are matched when it is built. `rows`: the run may draw rows, as Megatron's `--sft`
+        does. Raises `ConfigError` and `DataError`."""
+        self._asked = read_run_mixture(self.options, rows=rows)
         block_size = self.options.block_size or _DEFAULT_BLOCK_SIZE
         self._install(LiveMixture.from_schedule(self._asked.schedule, block_size=block_size))
 
@@ -70,6 +71,10 @@ class Session:
         assert training is not None
         asked = read_run_mixture(self.options, rows=bool(getattr(args, "sft", False)))
         self._asked = asked.matched(training[0])
+        assert training[1] is not None
+        corrected = other_weights(self._asked, training[0], training[1])
+        if corrected:
+            logger.warning("%s", corrected)
         self._args = args
         if getattr(args, "multiple_validation_sets", False) and validation is not None:
             name_validation_sets(args, validation[0])
@@ -172,6 +177,7 @@ class Session:
     def _built(self, built: FastMixBlendedDataset) -> None:
         if built.split is not Split.train:
             return
+        built.usage()  # raises now where caps end the run before its last sample
         self._blend = built
         if (
             not self._watches()

@@ -65,6 +65,8 @@ class Mixture:
         self._keep_bounds()
         self._optimizer = OUTER_OPTIMIZERS[config.optimizer](len(self._y), config)
         self.history = [self.weights]
+        self.generation = 0
+        """Another number after a checkpoint's history has taken this one's place."""
         self.advantages: list[np.ndarray] = []
         """A of each outer step and of what has a logit, (G,), NaN where it is not known."""
 
@@ -184,18 +186,23 @@ class Mixture:
             outer_steps=self.outer_steps,
             lower=self._lower.tolist(),
             upper=self._upper.tolist(),
-            held=None if self._nested is None else self._held(before.mean(axis=0)),
+            held=None if self._nested is None else self._held(before.mean(axis=0), count),
         )
 
-    def _held(self, weights: np.ndarray) -> np.ndarray:
-        """By source, int (K,): its group where that is at a bound of its own, else −1."""
+    def _held(self, weights: np.ndarray, count: int) -> np.ndarray:
+        """By source, int (K,): its group where that is at a bound of its own which holds it, else
+        −1. `weights` are the mean of the last `count` steps."""
         assert self.groups is not None
         assert self._nested is not None
         least, most = (np.asarray(each, float) for each in self._nested)
         sums = self.groups.sums(weights)
         near = min(0.01, 0.1 / len(weights))
-        at_bound = ((least > 0) & (sums < least + near)) | ((most < 1) & (sums > most - near))
-        return np.where(at_bound[self.groups.members], self.groups.members, -1)
+        at_least, at_most = (least > 0) & (sums < least + near), (most < 1) & (sums > most - near)
+        _, advantage, _ = self.averaged_groups()
+        free = ~(at_least | at_most) & np.isfinite(advantage)
+        rest = sums[free] @ advantage[free] / sums[free].sum() if free.any() else 0.0
+        held = (at_least & (advantage < rest)) | (at_most & (advantage > rest))
+        return np.where(held[self.groups.members], self.groups.members, -1)
 
     def state(self) -> dict[str, Any]:
         """Everything that exact resume needs, as JSON values (float64 round-trips by repr)."""
@@ -238,6 +245,7 @@ class Mixture:
         self._y = logits
         self._optimizer.load_state(state["optimizer"])
         self.history = unpacked_rows(state["history"], len(self.names))
+        self.generation += 1
         # Checkpoints of before they were kept have none.
         kept = state.get("advantages", [[None] * len(logits)] * self.outer_steps)
         self.advantages = [np.array(each, dtype=np.float64) for each in kept]
@@ -266,4 +274,10 @@ class Mixture:
                 weights, self._lower, self._upper, self.groups.members, least, most
             )
         if projected is not weights:
-            self._y = self._y + safe_log(projected) - safe_log(weights)
+            moved = self._y + safe_log(projected) - safe_log(weights)
+            # A weight that had underflowed says less than its logit; a bound that raises it is all.
+            tiny = np.finfo(np.float64).tiny
+            raised = (weights < tiny) & (projected > np.sqrt(tiny))
+            highest = self._y.max()
+            total = highest + np.log(np.exp(self._y - highest).sum())
+            self._y = np.where(raised, safe_log(projected) + total, moved)

@@ -82,7 +82,8 @@ class TargetResult:
     shards: tuple[Shard, ...] = ()
     """Its datasets where it has several."""
     weight: float
-    """ω, the target's share in the target loss."""
+    """ω, the target's share in the target loss: as configured, or where `worst_case` left it.
+    `least_gain` weighs anew at every outer step, which metrics.jsonl has."""
     initial_loss: float | None
     """Nats per loss token at the first outer step; None where none was measured."""
     final_loss: float | None

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,16 +51,23 @@ def check_trackers(output: OutputConfig) -> None:
 def open_trackers(
     output: OutputConfig, folder: Path, step: int, config: dict[str, Any]
 ) -> list[Tracker]:
-    """The trackers that are configured, for a search that has done `step` steps.
+    """The trackers that are configured, for a search that has done `step` steps; one that cannot be
+    opened (no key, no network) is passed over, and a line says so.
 
     Raises `ConfigError` where a package is missing.
     """
     check_trackers(output)
-    trackers: list[Tracker] = []
+    wanted: list[Callable[[], Tracker]] = []
     if output.tensorboard_dir is not None:
-        trackers.append(TensorBoard(output.tensorboard_dir, step))
+        wanted.append(partial(TensorBoard, output.tensorboard_dir, step))
     if output.wandb_project is not None:
-        trackers.append(WeightsAndBiases(output.wandb_project, folder, config))
+        wanted.append(partial(WeightsAndBiases, output.wandb_project, folder, config))
+    trackers = []
+    for make in wanted:
+        try:
+            trackers.append(make())
+        except Exception as error:
+            print(f"megatron-fastmix: {type(error).__name__}: {error}: not logged there")
     return trackers
 
 

@@ -192,7 +192,12 @@ class OuterLoop:
             # The β term follows those of the targets and has its factor already.
             factors = [*omega, *[1.0] * (len(terms) - len(omega))]
             terms = [term.scaled(factor) for term, factor in zip(terms, factors, strict=True)]
-        products = Products.total(terms)
+            together = Products.mean_by_source(
+                SampleProducts.weighted_sum(found, factors), len(alpha), group, distinct
+            )
+            products = Products.total(terms, together.agreed(self.tensor).standard_error)
+        else:
+            (products,) = terms
 
         # FastMix, horizon n2 = 1: ∂ℓ/∂α_k = −η·⟨v, ∇L_k⟩, and the term on α itself, whose λ is that
         # of the peak of η: by a decayed η it would weigh more and more.
@@ -220,7 +225,7 @@ class OuterLoop:
             target_weights=omega,
             products=products,
             target_products=target_products,
-            noise_to_signal=noise_to_signal(terms),
+            noise_to_signal=noise_to_signal(products, terms),
             gradient=slope,
             advantage=advantage,
             advantage_standard_error=error,

@@ -25,7 +25,7 @@ from megatron_fastmix.run.events import (
     RunStart,
     Sink,
 )
-from megatron_fastmix.run.sinks import MetricsSink
+from megatron_fastmix.run.sinks import MetricsSink, TrackerSink
 from megatron_fastmix.search.group_figures import group_evidence, group_losses
 from megatron_fastmix.search.outer_step import OuterResult
 from megatron_fastmix.search.unseen import Unseen
@@ -250,8 +250,15 @@ class Reporter:
                     self.failure = error
                     self._waiting.append(event)
                 else:
-                    self.sinks.remove(sink)
-                    print(f"megatron-fastmix: {describe(error)}: not logged there any longer")
+                    self._pass_over(sink, describe(error))
+            except Exception as error:
+                if not isinstance(sink, TrackerSink):
+                    raise
+                self._pass_over(sink, f"{type(error).__name__}: {error}")
+
+    def _pass_over(self, sink: Sink, reason: str) -> None:
+        self.sinks.remove(sink)
+        print(f"megatron-fastmix: {reason}: not logged there any longer")
 
     def _send_what_waits(self) -> None:
         """The file system may be back, and then nothing is missing from the metrics."""
@@ -283,5 +290,6 @@ def _by_name(names: Sequence[str], values: Any) -> dict[str, float]:
 
 
 def _close(sink: Sink) -> None:
-    with contextlib.suppress(OSError):  # what it could not write was told
+    # What it could not write was told; a tracker has errors of its own.
+    with contextlib.suppress(Exception if isinstance(sink, TrackerSink) else OSError):
         sink.close()

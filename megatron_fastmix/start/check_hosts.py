@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_fastmix.checkpoint.identity import fingerprint_of, sample_bytes_for
+from megatron_fastmix.checkpoint.store import complete_steps
 from megatron_fastmix.config import SearchConfig, dump_config, load_config
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import ConfigError, FastMixError
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
-from megatron_fastmix.start.claim import claim
+from megatron_fastmix.start.claim import check_content, check_folder, mark
 from megatron_fastmix.start.host_names import bare_name, check_loopback, unfit_name
 from megatron_fastmix.start.limits import check_limits
 from megatron_fastmix.text_files import parse_json, read_file, read_text
@@ -128,7 +129,11 @@ def check_hosts(
     it. Raises `ConfigError` that names each host that differs and in what.
     """
     RunLock(RunFolder(Path(config.run_dir))).check_free()
-    run = claim(config, accept_changes=accept_changes)
+    run = check_folder(config, accept_changes=accept_changes)
+    if complete_steps(run):
+        tokenizer = load_tokenizer(**vars(config.tokenizer))
+        check_content(run, config, tokenizer.sha256, accept_changes=accept_changes)
+    mark(run, config)
     run.clear_stop()
     folder = run.path
     token = uuid.uuid4().hex

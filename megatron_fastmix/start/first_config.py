@@ -21,6 +21,7 @@ from megatron_fastmix.corpus.manifest import read_manifest
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.dataset_paths import find_datasets, nearest_dataset, what_stands_there
 from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.export.import_blend import shares_of_loss_tokens
 from megatron_fastmix.same_file import dataset_keys
 
 SHIPPED = Path(__file__).parent.parent / "configurations"
@@ -116,6 +117,7 @@ def first_config(
     if huggingface is not None:
         values["proxy"]["path"] = huggingface
     if shares is not None:
+        shares = shares_of_loss_tokens(shares, values["data"]["seq_length"])
         of_sources = sum(shares[prefix] for prefix in sources)
         values["mixture"]["initial_weights"] = [
             float(f"{shares[prefix] / of_sources:.6g}") for prefix in sources

@@ -31,7 +31,7 @@ from megatron_fastmix.search.known_inputs import hand_on, take_over
 from megatron_fastmix.start.accelerators import visible_accelerators
 from megatron_fastmix.start.artifacts import write_run_artifacts
 from megatron_fastmix.start.check_estimator import check_estimator
-from megatron_fastmix.start.claim import check_folder, mark
+from megatron_fastmix.start.claim import check_content, check_folder, mark
 from megatron_fastmix.start.first_line import first_line
 from megatron_fastmix.start.limits import check_limits
 from megatron_fastmix.start.worker import STOPPED_EXIT_CODE
@@ -98,6 +98,7 @@ def _launch(
     if finished is not None:
         _show(folder, finished)
         return 0
+    check_content(folder, config, inputs.tokenizer.sha256, accept_changes=accept_changes)
     mark(folder, config)
     hand_on(config, inputs)
     folder.clear_stop()

@@ -9,7 +9,9 @@ import socket
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -29,7 +31,7 @@ from megatron_fastmix.processes import stop_with_parent
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
 from megatron_fastmix.start.accelerators import device_files, hidden_on_purpose
-from megatron_fastmix.start.claim import claim
+from megatron_fastmix.start.claim import check_folder, mark
 from megatron_fastmix.start.limits import raise_open_files
 from megatron_fastmix.storage import describe, is_storage_error
 
@@ -150,8 +152,10 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
     init_distributed(timeout=timeout)
     world = DataParallelGroup(device=device)
     register()
-    _take_run_folder(config, world, accept_changes)
+    _on_rank_0(world, config, partial(check_folder, config, accept_changes=accept_changes))
     search = Search(config, device, accept_changes=accept_changes)
+    # A resume that is refused leaves the folder as it was.
+    _on_rank_0(world, config, partial(mark, search.folder, config))
     limit_waiting(timeout)
 
     def ask_to_stop(number: int, frame: FrameType | None) -> None:
@@ -176,15 +180,15 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
     return 0 if complete else STOPPED_EXIT_CODE
 
 
-def _take_run_folder(config: SearchConfig, world: Any, accept_changes: bool) -> None:
-    """Rank 0 writes the configuration, if the folder is this search's. Every rank must call.
+def _on_rank_0(world: Any, config: SearchConfig, act: Callable[[], object]) -> None:
+    """Rank 0 does something with the run folder. Every rank must call.
 
     Raises `ConfigError` on all ranks where rank 0 cannot.
     """
     refused: FastMixError | None = None
     if world.rank == 0:
         try:
-            claim(config, accept_changes=accept_changes)
+            act()
         except FastMixError as error:
             refused = error
         except OSError as error:

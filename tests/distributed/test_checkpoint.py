@@ -226,6 +226,20 @@ def test_a_checkpoint_of_another_search_is_refused(
     assert run_ranks(1, accepted, other("moved_data")) == [5]
 
 
+def test_what_was_set_aside_beside_the_checkpoints_stays(
+    search_values: dict, tmp_path: Path
+) -> None:
+    config = load(search_values, run_dir=tmp_path / "run")
+    checkpoints = RunFolder(tmp_path / "run").checkpoints
+    for name in ("step-00000001.good", "step-best"):
+        (checkpoints / name).mkdir(parents=True)
+    (checkpoints / "step-00000001").mkdir()  # of this run, and older than those kept
+    run_ranks(1, search_to, config)
+    assert (checkpoints / "step-00000001.good").exists()
+    assert (checkpoints / "step-best").exists()
+    assert not (checkpoints / "step-00000001").exists()
+
+
 def test_another_tokenizer_is_refused(stopped: Any) -> None:
     folder = RunFolder(Path(stopped.run_dir)).checkpoint(5)
     content = json.loads((folder / "search.json").read_text())

@@ -19,6 +19,7 @@ from megatron.core.datasets.utils import get_blend_from_list
 
 from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.start.worker import STOPPED_EXIT_CODE
+from tests.conftest import synthetic_documents, write_dataset
 
 pytestmark = pytest.mark.slow
 
@@ -108,6 +109,16 @@ def test_a_search_survives_kill_9_and_control_c(
     assert code == STOPPED_EXIT_CODE, output
     assert f"megatron-fastmix search --config {run_dir}/config.yaml" in output
     assert not json.loads((run_dir / "mixture.json").read_text())["complete"]
+
+    # Data of another content are refused, and the folder goes on with those that it had.
+    values = yaml.safe_load(config_file.read_text())
+    other = tmp_path / "other"
+    write_dataset(other, synthetic_documents("noise", 120, 77), 258)
+    values["sources"][0]["path"] = str(other)
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(values))
+    code, output = finish(start(tmp_path / "other.yaml", *flags))
+    assert code == 2, output
+    assert "the content is not that which the checkpoint was trained on" in output
 
     code, output = finish(start(run_dir / "config.yaml"))
     assert code == 0, output

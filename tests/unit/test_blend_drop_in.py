@@ -27,6 +27,7 @@ from megatron_fastmix import blend
 from megatron_fastmix.blend import LiveMixture
 from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
 from megatron_fastmix.blend.options import BlendOptions
+from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
 from tests.conftest import SEQ_LENGTH, SOURCES
@@ -282,14 +283,34 @@ def test_max_epochs_caps_a_source_and_reports_what_it_removes(caplog):
     assert blended.usage(100)["s0"] == (40, 50, 50)
 
 
+def test_what_caps_remove_is_told_by_the_whole_schedule(caplog):
+    schedule = WeightSchedule(
+        changes=tuple(
+            Change(at_sample=at, weights=weights)
+            for at, weights in ((0, {"s0": 9, "s1": 1}), (800, {"s0": 1, "s1": 9}))
+        )
+    )
+    FastMixBlendedDataset(
+        numbered([400, 2000]),
+        [1, 1],
+        1000,
+        config_of(),
+        mixture=LiveMixture.from_schedule(schedule, block_size=10),
+        options=BlendOptions(weighting="sampling", block_size=10, max_epochs={"s0": 1, "s1": 4}),
+    )
+    # 720 of the first phase and 20 of the second; s1, of which the second asks for 0.9, has room.
+    assert "s0 1.85 (cap 1); the excess of 340 samples" in caplog.text
+    assert "s1" not in caplog.text.partition("max_epochs")[2]
+
+
 def test_max_epochs_for_all_sources_must_leave_enough(caplog):
-    with pytest.raises(DataError, match=r"max_epochs allows 100 samples .* the blend has 101"):
+    with pytest.raises(DataError, match=r"after 100 samples every source .* reached its cap"):
         ours_of([30, 20], [1, 1], 101, max_epochs=2, weighting="loss")
     _, exact = ours_of([30, 20], [1, 1], 100, max_epochs=2)
     assert {exact[i]["number"] for i in range(100)} == set(range(30))
     # Weights that move may still save a run, so only the draw that cannot be is refused.
     mixture, moving = ours_of([30, 20, 90], [1, 1, 0], 150, max_epochs=2)
-    assert "or give other sources a weight in time" in caplog.text
+    assert "or give other sources a weight" in caplog.text
     with pytest.raises(DataError, match="every source with a weight has reached its cap"):
         moving[120]
     mixture.update([0, 0, 1], at_sample=130)

@@ -1,5 +1,6 @@
 """A schedule as Megatron's phases."""
 
+import dataclasses
 import shlex
 
 import pytest
@@ -11,6 +12,7 @@ from megatron_fastmix.cli import main as cli
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.megatron_phases import phases
 from megatron_fastmix.result.mixture_file import write_mixture
+from megatron_fastmix.result.sizes import Shard
 
 PATHS = {"web": "/d/web", "code": "/d/my code", "math": "/d/math"}
 
@@ -79,6 +81,21 @@ def test_what_megatron_cannot_run_is_refused(arguments, error, message):
     paths = values.pop("paths")
     with pytest.raises(error, match=message):
         phases(schedule_of((0, (1, 1, 1)), (2560, (1, 1, 0))), paths, **values)
+
+
+def test_no_dataset_of_a_source_of_many_is_lost(make_mixture, tmp_path, capsys):
+    mixture = make_mixture({"prose": 0.1, "code": 0.9})
+    shards = tuple(
+        Shard(path=f"/data/prose/{n}", tokens=5, loss_tokens=5, rows=1) for n in range(3000)
+    )
+    sources = (dataclasses.replace(mixture.sources[0], shards=shards), mixture.sources[1])
+    write_mixture(tmp_path / "mixture.json", dataclasses.replace(mixture, sources=sources))
+    (tmp_path / "s.yaml").write_text(
+        "schedule:\n- at_sample: 0\n  weights: {prose: 0.1, code: 0.9}\n"
+    )
+    arguments = ["export-schedule", str(tmp_path / "s.yaml"), str(tmp_path)]
+    assert cli.main([*arguments, "--global-batch-size=4", "--train-samples=40"]) == 0
+    assert capsys.readouterr().out.count("/data/prose/") == 3000
 
 
 def test_the_command_reads_a_schedule_and_the_paths_of_a_run(make_mixture, tmp_path, capsys):

@@ -16,6 +16,7 @@ from megatron_fastmix.blend.shards import Shards
 from megatron_fastmix.blend.source_paths import match_sources
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.result.mixture_file import write_mixture
 from tests.conftest import SEQ_LENGTH
 
 
@@ -43,6 +44,17 @@ def test_moved_data_is_told_by_the_last_part_and_said(caplog):
     with caplog.at_level(logging.WARNING):
         assert match_sources(sources, ["/new/code", "/new/web_text"]) == {"web": [1], "code": [0]}
     assert "/new/web_text is taken for source web" in caplog.text
+
+
+def test_moved_datasets_of_a_source_are_told_each_and_missing_ones_said(caplog):
+    sources = {"web": ["/old/web_0", "/old/web_1"], "code": ["/old/code"]}
+    with caplog.at_level(logging.WARNING):
+        found = match_sources(sources, ["/new/web_0", "/new/code", "/new/web_1"])
+    assert found == {"web": [0, 2], "code": [1]}
+    assert "datasets of source" not in caplog.text
+    with caplog.at_level(logging.WARNING):
+        assert match_sources(sources, ["/old/web_1", "/old/code"]) == {"web": [0], "code": [1]}
+    assert "the blend has 1 of the 2 datasets of source web" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -111,6 +123,15 @@ def test_shards_are_one_source_and_each_sample_comes_once_an_epoch(corpora):
     assert sorted(tokens) == sorted(whole)
     assert train.draws_before(800) == {"forward": 400, "noise": 400}
     assert int(train[0]["dataset_id"]) in (0, 1)
+
+
+def test_a_mixture_from_a_file_tells_its_sources_by_their_paths(corpora, make_mixture, tmp_path):
+    mixture = make_mixture({"forward": 0.9, "noise": 0.1}, folder=str(corpora))
+    write_mixture(tmp_path / "mixture.json", mixture)
+    live = LiveMixture.from_mixture_file(tmp_path, block_size=10)
+    train = build([str(corpora / "noise"), str(corpora / "forward")], live, None, size=100)
+    assert [d.dataset_path for d in train.datasets] == [str(corpora / n) for n in live.names]
+    assert train.draws_before(100) == {"forward": 90, "noise": 10}
 
 
 class Asked(MegatronDataset):

@@ -18,10 +18,10 @@ OURS: dict[str, Any] = {
 }
 
 
-def merge(tmp_path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def merge(tmp_path: Path, settings: dict[str, Any], ours: dict[str, Any] = OURS) -> dict[str, Any]:
     file = tmp_path / "ds.json"
     file.write_text(json.dumps(settings))
-    return merged(OURS, file)
+    return merged(ours, file)
 
 
 def test_the_users_keys_join_ours(tmp_path: Path) -> None:
@@ -95,6 +95,29 @@ def test_what_a_search_cannot_stand_is_refused_by_name(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         merge(tmp_path, settings)
+
+
+@pytest.mark.parametrize(
+    ("stage", "bf16", "dtype", "message"),
+    [
+        (0, True, "fp32", "'fp32' with engine.zero_stage 0; without ZeRO"),
+        (0, False, "bf16", "without ZeRO"),
+        (1, True, "torch.float32", "at stage 1 DeepSpeed has an optimizer"),
+        (0, True, "bfloat16", None),
+        (1, False, "fp32", None),
+        (2, True, "fp32", None),
+    ],
+)
+def test_gradients_accumulate_in_a_type_that_checkpoints_read(
+    tmp_path: Path, stage: int, bf16: bool, dtype: str, message: str | None
+) -> None:
+    ours = OURS | {"zero_optimization": {"stage": stage}, "bf16": {"enabled": bf16}}
+    settings = {"data_types": {"grad_accum_dtype": dtype}}
+    if message is None:
+        assert merge(tmp_path, settings, ours)["data_types"] == settings["data_types"]
+    else:
+        with pytest.raises(ConfigError, match=message):
+            merge(tmp_path, settings, ours)
 
 
 def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.import_blend import read_blend
 from megatron_fastmix.export.registry import FORMATS
+from tests.conftest import write_rows
 
 
 @pytest.mark.parametrize(
@@ -262,6 +263,35 @@ def test_further_forms_of_a_blend(tmp_path, name, text):
 def test_one_path_needs_no_weight_and_no_dataset_here(tmp_path, text):
     (tmp_path / "blend").write_text(text)
     assert read_blend(tmp_path / "blend") == {"/d/a": 1.0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "run --data-path 0.3 /d/a 0.7 /d/b; echo done",
+        "run --data-path 0.3 /d/a 0.7 /d/b>log",
+        "run --data-path 0.3 /d/a 0.7 /d/b 2>log",
+        "run --data-path 0.3 /d/a 0.7 /d/b\necho done",
+        "ARGS=(\n  --data-path 0.3 /d/a\n  0.7 /d/b\n)\nrun ${ARGS[@]} 2>&1 | tee log",
+        "ARGS=(--data-path 0.3 /d/a 0.7 /d/b)\nrun",
+        "--data-path\n0.3\n/d/a\n0.7\n/d/b\n--bf16",
+        'srun bash -c "run --data-path 0.3 /d/a 0.7 /d/b --bf16"',
+    ],
+)
+def test_the_shell_ends_a_list(tmp_path, text):
+    (tmp_path / "run.sh").write_text(text)
+    assert read_blend(tmp_path / "run.sh") == {"/d/a": 0.3, "/d/b": 0.7}
+
+
+def test_rows_of_answers_become_shares_of_answer_tokens(tmp_path, capsys):
+    # Rows of the one have three times the answer of the other's.
+    for name, length in (("long", 6), ("short", 2)):
+        write_rows(tmp_path / name, [([1, 2], [3] * length)] * 20, 258)
+    (tmp_path / "blend").write_text(f"0.5 {tmp_path}/long 0.5 {tmp_path}/short")
+    assert main(["import", str(tmp_path / "blend")]) == 0
+    out, err = capsys.readouterr()
+    assert yaml.safe_load(out)["mixture"] == {"initial_weights": [0.75, 0.25]}
+    assert "shares of rows" in err
 
 
 @pytest.mark.parametrize(

@@ -287,3 +287,8 @@ def test_a_group_at_its_bound_is_judged_inside_and_not_against_the_others():
     assert verdict(np.array([1.0, 1.0, 0.0, 0.0]), bounds) == "settled"
     assert verdict(np.array([1.0, 1.0, 0.0, 0.0]), None) == "not_optimal"
     assert verdict(np.array([1.5, 0.5, 0.0, 0.0]), bounds) == "not_optimal"
+    # A bound that the products push away from excuses nothing.
+    assert verdict(np.array([-1.0, -1.0, 0.0, 0.0]), bounds) == "not_optimal"
+    at_least = ([0.5, 0.0], [1.0, 1.0])
+    assert verdict(np.array([-1.0, -1.0, 0.0, 0.0]), at_least) == "settled"
+    assert verdict(np.array([1.0, 1.0, 0.0, 0.0]), at_least) == "not_optimal"

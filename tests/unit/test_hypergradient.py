@@ -270,7 +270,7 @@ def test_the_standard_error_tells_noise_from_signal(name):
         problem = problem_of(
             model, model.losses, [(at([[0.9, 0.3]], [0]), torch.ones(1))], probe, relative_step=1e-3
         )
-        return noise_to_signal([problem.products(name)])
+        return noise_to_signal(problem.products(name), [problem.products(name)])
 
     assert noise(0.05) < 0.1
     assert noise(20.0) > 0.5
@@ -279,6 +279,17 @@ def test_the_standard_error_tells_noise_from_signal(name):
 def test_the_configuration_names_the_registered_estimators():
     choices = typing.get_type_hints(HypergradientConfig)["estimator"]
     assert set(typing.get_args(choices)) == ESTIMATORS.keys()
+
+
+def test_terms_that_share_their_samples_are_no_independent_evidence():
+    """Two targets with the same gradient are one target, and two that oppose each other cancel."""
+    values = np.random.default_rng(0).normal(size=10)
+    one = SampleProducts(values=values, source=np.zeros(10, int), samples=np.ones(10))
+    single = Products.mean_by_source(one, 1, DataParallelGroup())
+    for factors, expected in (((0.5, 0.5), single.standard_error[0]), ((1.0, -1.0), 0.0)):
+        together = SampleProducts.weighted_sum([one, one], factors)
+        error = Products.mean_by_source(together, 1, DataParallelGroup()).standard_error
+        assert error == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("copies", [1, 4])

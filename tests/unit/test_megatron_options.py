@@ -48,6 +48,7 @@ def test_our_flags_are_told_from_theirs_wherever_they_stand():
         ("s.py --fastmix-mixture --lr", "--fastmix-mixture: has no value"),
         ("s.py --fastmix-mixture r --fastmix-mix q", "--fastmix-mix: no such flag; choose from"),
         ("s.py --fastmix-mixture r --fastmix-max-epochs 0", "found 0; use a number above 0"),
+        ("s.py --fastmix-mixture r --fastmix-max-epochs inf", "found inf; use a number above 0"),
         ("s.py --fastmix-mixture r --fastmix-max-epochs a=x", "found a=x; use a number above 0"),
         ("s.py --fastmix-mixture r --fastmix-max-epochs 2 --fastmix-max-epochs a=1", "not both"),
         ("s.py --fastmix-mixture r --fastmix-source a", "found a; expected NAME=PATH"),

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from megatron_fastmix.config import load_config
+from megatron_fastmix.config import OutputConfig, load_config
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.log_linear import LogLinearLaw, fit_law
 from megatron_fastmix.lab.baselines.mixing_law import best_mixture, mixing_law
@@ -99,8 +99,17 @@ def test_the_divergence_pulls_to_the_sizes_and_the_limit_holds(config):
     sizes = np.array([80.0, 15.0, 5.0])
     far = best_mixture(config, [LAW], sizes, MixingLawSettings(kl=1e4))
     np.testing.assert_allclose(far, sizes / 100, atol=1e-3)
-    capped = best_mixture(config, [LAW], sizes, MixingLawSettings(kl=0.0, max_reads=2.0))
+    limited = MixingLawSettings(kl=0.0, max_reads=2.0)
+    free = best_mixture(config, [LAW], sizes, limited)  # of a run of unknown length
+    np.testing.assert_allclose(free, [0, 1, 0], atol=1e-3)
+    config = dataclasses.replace(config, output=OutputConfig(token_budget=100))
+    capped = best_mixture(config, [LAW], sizes, limited)
     np.testing.assert_allclose(capped, [0.7, 0.3, 0.0], atol=1e-3)
+    with pytest.raises(
+        ConfigError, match=r"max_reads: found 2; .* give 0\.667 of token_budget 300"
+    ):
+        longer = dataclasses.replace(config, output=OutputConfig(token_budget=300))
+        best_mixture(longer, [LAW], sizes, limited)
     # In between: no other mixture within the limit is better.
     settings = MixingLawSettings(kl=0.3)
     found = best_mixture(config, [LAW], sizes, settings)

@@ -174,6 +174,15 @@ def test_bounds_hold_at_every_step_and_for_the_average(optimizer):
     assert mixture.weights[1] < 0.5, "a bound must not hold a source that leaves it"
 
 
+@pytest.mark.parametrize("bounds", [([0.1, 0.0, 0.0], [1.0] * 3), ([0.0] * 3, [1.0, 1.0, 0.7])])
+def test_bounds_hold_where_a_logit_is_far_below_the_smallest_weight(bounds):
+    mixture = Mixture(list("abc"), MixtureConfig(optimizer="sgd", lr=1e4), bounds=bounds)
+    for _ in range(3):
+        mixture.update(np.array([1.0, 0.9, -1.0]))
+        assert np.all(mixture.weights >= np.array(bounds[0]) - 1e-12)
+        assert np.all(mixture.weights <= np.array(bounds[1]) + 1e-12)
+
+
 def test_the_learning_rate_warms_up_and_decays_over_the_outer_steps():
     config = MixtureConfig(lr=0.4, min_lr=0.1, lr_warmup_steps=2, lr_decay_style="linear")
     mixture = Mixture(["a", "b"], config, total_steps=5)

@@ -21,7 +21,7 @@ from megatron_fastmix.run.events import InnerStep, OuterStep
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.run.progress import Progress
-from megatron_fastmix.run.sinks import open_sinks
+from megatron_fastmix.run.sinks import TrackerSink, open_sinks
 from megatron_fastmix.run.trackers import (
     TensorBoard,
     check_trackers,
@@ -148,6 +148,42 @@ def test_a_tracker_whose_package_is_missing_is_refused(monkeypatch, tmp_path):
     for key, extra in (("tensorboard_dir", "tensorboard"), ("wandb_project", "wandb")):
         with pytest.raises(ConfigError, match=rf"output.{key}.*megatron-fastmix\[{extra}\]"):
             check_trackers(OutputConfig(**{key: "x"}))
+
+
+class Unreachable:
+    """A tracker whose service is gone, with an error of its own."""
+
+    def __init__(self, *arguments: object) -> None:
+        if arguments:
+            raise RuntimeError("no API key configured")
+
+    def log(self, values: object, step: int, samples: int) -> None:
+        raise RuntimeError("the service is gone")
+
+    def picture(self, tag: str, pixels: object, step: int) -> None: ...
+
+    def close(self) -> None:
+        raise RuntimeError("still gone")
+
+
+def test_a_tracker_that_fails_is_passed_over(config_file, monkeypatch, tmp_path, capsys):
+    from megatron_fastmix.run import trackers
+    from megatron_fastmix.search.reporter import Reporter
+
+    config = load_config(config_file)
+    sinks = [*open_sinks(config, RunFolder(tmp_path), 0), TrackerSink(Unreachable(), config)]
+    mixture = Mixture(config.source_names, config.mixture)
+    with Reporter(config, mixture, sinks, 0, tokens=0) as report:
+        for step in (1, 2):
+            report.inner(step, 4.0, np.full(3, 4.0), 1e-3, None, 320, data_seconds=0.25)
+        report.end(2, complete=False, training_flops=1e9)
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 4
+    assert capsys.readouterr().out.count("RuntimeError: the service is gone: not logged") == 1
+
+    monkeypatch.setattr(trackers, "check_trackers", lambda output: None)
+    monkeypatch.setattr(trackers, "WeightsAndBiases", Unreachable)
+    assert open_trackers(OutputConfig(wandb_project="p"), tmp_path, 0, {}) == []
+    assert "no API key configured: not logged there" in capsys.readouterr().out
 
 
 def test_the_reporter_feeds_metrics_and_trackers(config_file, search_values, tmp_path):

@@ -2,10 +2,11 @@
 
 1. Train N proxies on RegMix's mixtures, and fit a law to the losses of each target (`log_linear`).
 2. Answer argmin_α Σ_v ω_v·L_v(α) + λ·KL(α‖p) where no source is read more than R times: p are the
-   sizes of the sources, α_k ≤ R·p_k for a run over as many tokens as there are. The law is convex
-   in α, so is the problem, and it is solved exactly instead of by ranking simulated mixtures.
+   sizes of the sources, α_k ≤ R·n_k/D for a run of D tokens (`token_budget`; without one no limit
+   is known) over sources of n_k. The law is convex in α, so is the problem, and it is solved
+   exactly instead of by ranking simulated mixtures.
 
-github.com/allenai/olmix has λ = 0.1 and R = 5 in its examples.
+github.com/allenai/olmix has λ = 0.1 and R = 5 in its examples, and D for the run to come.
 """
 
 from __future__ import annotations
@@ -39,6 +40,19 @@ def mixing_law(
         tokens=pool.tokens,
         steps=pool.steps,
     )
+
+
+def _most(config: SearchConfig, sizes: np.ndarray, settings: MixingLawSettings) -> list[float]:
+    """The largest α_k, (K,)."""
+    if config.token_budget is None:
+        return [1.0] * len(sizes)
+    most = settings.max_reads * np.asarray(sizes, dtype=np.float64) / config.token_budget
+    if most.sum() < 1:
+        raise ConfigError(
+            f"mixing_law.max_reads: found {settings.max_reads:g}; the sources then give "
+            f"{most.sum():.3g} of token_budget {config.token_budget:,}: raise it"
+        )
+    return np.minimum(1.0, most).tolist()
 
 
 def best_mixture(
@@ -80,7 +94,7 @@ def best_mixture(
         }
     ]
     bounds: list[tuple[float | None, float | None]] = [
-        (SMALLEST, min(1.0, settings.max_reads * share)) for share in prior
+        (SMALLEST, most) for most in _most(config, sizes, settings)
     ]
     start = prior
     if not mean:

@@ -89,7 +89,7 @@ class MixingLawSettings:
     kl: float = 0.1
     """λ of the divergence from the sizes, nats of loss per nat."""
     max_reads: float = 5.0
-    """R: no source has more than this many times its share of all tokens."""
+    """R: how often a run of `token_budget` reads a source at most."""
 
     def __post_init__(self) -> None:
         require(self.kl >= 0, "mixing_law.kl", self.kl, "use 0 or more")

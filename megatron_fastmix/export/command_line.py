@@ -1,0 +1,80 @@
+"""The blend in a command line or a shell script with `--data-path`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from itertools import zip_longest
+
+from megatron_fastmix.errors import DataError
+
+TRAIN_FLAGS = ("--data-path", "--train-data-path")
+_OPERATORS = "();<>|&\n"
+"""Characters that end a word of a shell."""
+
+
+def words_after_flag(text: str, where: str) -> list[str]:
+    """What follows the flag in a command or a script, up to the next flag or the end of the command
+    or array. After `=` argparse takes one value, which is a blend where it is a list in quotes.
+
+    Raises `DataError`, which begins with `where`, without such a flag, and `ValueError` for a
+    quotation mark that is never closed.
+    """
+    words, depth = _shell_words(text), 0
+    for place, word in enumerate(words):
+        if _is_operator(word):
+            depth += word.count("(") - word.count(")")
+            continue
+        flag, _, value = word.partition("=")
+        if word in TRAIN_FLAGS:
+            return _to_the_end(words[place + 1 :], depth)
+        if flag in TRAIN_FLAGS and len(value.split()) > 1:
+            return value.split()
+        if flag in TRAIN_FLAGS:
+            raise DataError(f"{where}: {word}: after `=` comes one value alone; leave out the =")
+    for word in words:  # a command in quotes, as for `bash -c`
+        if any(flag in word for flag in TRAIN_FLAGS) and len(word.split()) > 1:
+            return words_after_flag(word, where)
+    raise DataError(f"{where}: expected {' or '.join(TRAIN_FLAGS)} WEIGHT PREFIX ...")
+
+
+def _shell_words(text: str) -> list[str]:
+    """The words of a shell script; operators, line ends among them, are words of their own. Raises
+    `ValueError` for a quotation mark that is never closed."""
+    joined = text.replace("\r\n", "\n").replace("\\\n", " ")
+    lexer = shlex.shlex(joined, posix=True, punctuation_chars=_OPERATORS)
+    lexer.whitespace, lexer.whitespace_split = " \t", True
+    return list(lexer)
+
+
+def _to_the_end(words: Sequence[str], depth: int) -> list[str]:
+    """The words up to the next flag or what ends a command. A line's end does not inside of `depth`
+    parentheses, as of an array, nor where a list of arguments goes on in the next line."""
+    found: list[str] = []
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
+        if set(word) == {"\n"} and (depth or not found or _goes_on(found, following)):
+            continue
+        if _is_operator(word) or word.startswith("-"):
+            if word.startswith(">") and found and found[-1].isdecimal():
+                found.pop()  # the number of what is redirected
+            break
+        found.append(word)
+    return found
+
+
+def _goes_on(found: Sequence[str], following: str) -> bool:
+    if _is_number(following) or _is_number(found[-1]):
+        return True
+    return not any(map(_is_number, found)) and "/" in following and "=" not in following
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_operator(word: str) -> bool:
+    return bool(word) and set(word) <= set(_OPERATORS)
