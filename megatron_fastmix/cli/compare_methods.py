@@ -122,11 +122,12 @@ def run(args: argparse.Namespace) -> int:
     found = [
         row for name, lines in tables.items() for row in measurements(name, lines, args.against)
     ]
-    if len(tables) > 1:
-        pooled = over_scenarios.differences(tables, args.against)
+    begun = {name: lines for name, lines in tables.items() if lines}
+    if len(begun) > 1:
+        pooled = over_scenarios.differences(begun, args.against)
         if pooled:
-            print(over_scenarios.text(pooled, len(tables), args.against), flush=True)
-            found += over_scenarios.measurements(pooled, len(tables), args.against)
+            print(over_scenarios.text(pooled, len(begun), args.against), flush=True)
+            found += over_scenarios.measurements(pooled, len(begun), args.against)
     if args.json:
         write_measurements(args.json, found)
     if args.plot:

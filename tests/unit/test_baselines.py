@@ -11,6 +11,7 @@ import yaml
 from megatron_fastmix.cli import main as cli
 from megatron_fastmix.config import load_config
 from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.lab.baselines import draws
 from megatron_fastmix.lab.baselines.climb import climb
 from megatron_fastmix.lab.baselines.draws import draw_mixtures, first_mixtures, simulate
 from megatron_fastmix.lab.baselines.objective import target_loss
@@ -237,6 +238,36 @@ def test_a_missing_package_is_said_before_the_first_proxy(config, tmp_path, monk
         find_mixtures(wanted, tmp_path / "proxies", workers=1)
     assert list(tmp_path.glob("*.json")) == []
     assert not (tmp_path / "proxies").exists()
+
+
+def test_bounds_that_a_method_does_not_keep_are_refused(search_values, config_file, tmp_path):
+    search_values["sources"][1]["max_weight"] = 0.4
+    config_file.write_text(yaml.safe_dump(search_values))
+    bounded = load_config(config_file)
+    for method in ("regmix", "doge"):
+        wanted = [(method, bounded, tmp_path / "found.json")]
+        with pytest.raises(ConfigError, match=f"backward: has .* which {method} does not keep"):
+            find_mixtures(wanted, tmp_path / "proxies", workers=1)
+    find_mixtures([("uniform", bounded, tmp_path / "even.json")], tmp_path, workers=1)
+
+
+def test_a_limit_that_simulated_mixtures_break_is_said_before_the_first_proxy(config, monkeypatch):
+    monkeypatch.setattr(draws, "MAX_ROUNDS", 5)
+    settings = RegMixSettings(
+        runs=4,
+        min_strength=5.0,
+        max_strength=5.0,
+        candidate_strength=0.05,  # mostly next to one source alone
+        candidates=1000,
+        top=4,
+        max_reads=1.5,
+    )
+    pool = PlantedPool(config)
+    with pytest.raises(ConfigError, match="max_reads"):
+        regmix(pool, SIZES, settings)
+    with pytest.raises(ConfigError, match="max_reads"):
+        climb(pool, SIZES, ClimbSettings(runs=(4, 2), top=4), settings)
+    assert pool.asked == []
 
 
 @pytest.fixture

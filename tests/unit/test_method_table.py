@@ -118,6 +118,16 @@ def test_scenarios_together_tell_what_one_does_not():
     assert not over_scenarios.differences(single)
 
 
+def test_a_scenario_of_large_error_lends_no_freedom():
+    """One of two scenarios of three seeds decides the error, so that its two degrees of freedom
+    count: 4.30 standard errors, and not the 2.78 of four."""
+    ours = line("fastmix", (4.0, 4.5, 5.0), 1.0)
+    dull, sharp = line("odm", (4.0, 5.0, 6.0), 1.0), line("odm", (4.49, 5.0, 5.51), 1.0)
+    (found,) = over_scenarios.differences({"a": [ours, dull], "b": [ours, sharp]})
+    assert 2.78 < found.mean / found.error < 4.30
+    assert not found.beyond
+
+
 def test_seeds_apart_is_the_share_on_other_sources():
     ours = dataclasses.replace(
         line("fastmix", (4.0, 4.5), 1.0),

@@ -29,10 +29,12 @@ def climb(
     """The mixture that the last predictor prefers; `sizes` are the sources' tokens (K,)."""
     config = pool.config
     generator, chosen = first_mixtures(config.seed, sizes, settings.runs[0], draws)
+    simulated = simulate(generator, sizes, draws)  # refuses a limit before a proxy trains
     tried, outcomes = chosen, pool.losses(chosen)
     best: list[np.ndarray] = []
     for runs in (*settings.runs[1:], None):
-        simulated = simulate(generator, sizes, draws)
+        if best:
+            simulated = simulate(generator, sizes, draws)
         order = rank(config, "lightgbm", tried, outcomes, simulated)
         best.append(simulated[order[: draws.top]].mean(axis=0))
         if runs is not None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_fastmix.config import SearchConfig, strict_yaml
+from megatron_fastmix.config import SearchConfig, SourceConfig, strict_yaml
+from megatron_fastmix.config.groups import GroupConfig
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.climb import climb
 from megatron_fastmix.lab.baselines.mixing_law import mixing_law
@@ -116,6 +117,13 @@ def find_mixtures(
         raise ConfigError(f"method: found {unknown[0]!r}; choose among {', '.join(METHODS)}")
     for method, config, _ in wanted:
         _PACKAGES.get(method, lambda: None)()
+        bounded = [each.name for each in config.sources if _is_bounded(each)]
+        bounded += [each.name for each in config.groups if _is_bounded(each)]
+        if bounded and method in (*_POOLED, *_ONLINE):
+            raise ConfigError(
+                f"{bounded[0]}: has a min_weight or max_weight, which {method} does not keep; "
+                "leave it out, and correct the result by export --set or --max-epochs"
+            )
         if method == "unimax":
             settings.unimax.tokens  # noqa: B018  without a budget it raises
         if method in _ONLINE and config.mixture.learn == "groups":
@@ -145,6 +153,10 @@ def find_mixtures(
         if method in _FREE or method in _POOLED:
             _in_this_process(method, config, file, settings, proxies, workers, report)
             finished(file)
+
+
+def _is_bounded(source: SourceConfig | GroupConfig) -> bool:
+    return source.min_weight > 0 or source.max_weight < 1
 
 
 def _in_this_process(

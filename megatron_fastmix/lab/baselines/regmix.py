@@ -27,8 +27,8 @@ def regmix(
     """The mixture with the lowest predicted target loss; `sizes` are the sources' tokens (K,)."""
     config = pool.config
     generator, mixtures = first_mixtures(config.seed, sizes, settings.runs, settings)
+    candidates = simulate(generator, sizes, settings)  # refuses a limit before a proxy trains
     losses = pool.losses(mixtures)
-    candidates = simulate(generator, sizes, settings)
     best = rank(config, regressor, mixtures, losses, candidates)[: settings.top]
     return BaselineResult(
         weights=candidates[best].mean(axis=0),

@@ -44,13 +44,19 @@ def differences(
             continue
         mean = fmean([value for value, _ in pairs])
         error = sum(each**2 for each in errors) ** 0.5 / len(errors)
-        freedom = sum(
-            len(each[method].losses.keys() & each[against].losses.keys()) - 1
-            for each in lines.values()
-        )
-        beyond = is_beyond(mean, error, freedom)
+        seeds = [
+            len(each[method].losses.keys() & each[against].losses.keys()) for each in lines.values()
+        ]
+        beyond = is_beyond(mean, error, _freedom(errors, seeds))
         found.append(Difference(method=method, mean=mean, error=error, beyond=beyond))
     return sorted(found, key=lambda each: each.mean)
+
+
+def _freedom(errors: Sequence[float], seeds: Sequence[int]) -> int:
+    """Degrees of freedom of the root of the summed squares of `errors`, which may differ much
+    (Satterthwaite, 1946)."""
+    fourth = sum(error**4 / (count - 1) for error, count in zip(errors, seeds, strict=True))
+    return int(sum(error**2 for error in errors) ** 2 / fourth) if fourth else sum(seeds)
 
 
 def text(found: Sequence[Difference], scenarios: int, against: str = FASTMIX) -> str:
