@@ -24,6 +24,7 @@ from megatron_fastmix.start.check_hosts import (
     read_hostfile,
     slurm_count,
 )
+from megatron_fastmix.start.from_run import start_from
 
 HELP = "check the hosts of a search before it starts"
 
@@ -32,8 +33,6 @@ _NOT_HERE = {
     "--seeds": "start one search for each, with --seed and --run-dir",
     "--num-ranks": "the hostfile's slots or the job's tasks say how many there are, and RANKS for "
     "launch/search.sh",
-    "--from": "run megatron-fastmix search --from itself, under your launcher where it has several "
-    "hosts",
 }
 """Flags of `search` that its launch scripts hand to this command, too."""
 
@@ -48,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accept-changes", action="store_true", help="as for search, which is to follow"
     )
+    parser.add_argument("--from", dest="from_run", metavar="RUN", help="as for search")
     parser.add_argument("--token", help=argparse.SUPPRESS)
     parser.set_defaults(overrides=[])
 
@@ -61,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
         if any(word.split("=")[0] == flag for word in args.overrides):
             raise ConfigError(f"{flag}: is no flag of the launch scripts; {instead}")
     config = load_config(args.config, args.overrides)
+    if args.from_run is not None:  # it ends in the configuration, which is all that the ranks need
+        found = start_from(config, args.from_run)
+        config = found.config
+        print(f"From {args.from_run}: {found.text}.", file=sys.stderr)
     ranks, ask = config.engine.tensor_model_parallel_size, ask_nobody
     if args.hostfile:
         for what, path in (

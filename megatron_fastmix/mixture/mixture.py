@@ -186,12 +186,12 @@ class Mixture:
             outer_steps=self.outer_steps,
             lower=self._lower.tolist(),
             upper=self._upper.tolist(),
-            held=None if self._nested is None else self._held(before.mean(axis=0), count),
+            held=None if self._nested is None else self._held(before.mean(axis=0)),
         )
 
-    def _held(self, weights: np.ndarray, count: int) -> np.ndarray:
+    def _held(self, weights: np.ndarray) -> np.ndarray:
         """By source, int (K,): its group where that is at a bound of its own which holds it, else
-        −1. `weights` are the mean of the last `count` steps."""
+        −1. `weights` are the mean of the averaged steps."""
         assert self.groups is not None
         assert self._nested is not None
         least, most = (np.asarray(each, float) for each in self._nested)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_fastmix.config import strict_yaml
+from megatron_fastmix.cli import main as cli
+from megatron_fastmix.config import load_config, strict_yaml
 from megatron_fastmix.config.search import SearchConfig
 from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.errors import ConfigError
@@ -110,3 +111,18 @@ def test_bounds_of_known_sources_hold_as_their_groups(search_values, earlier):
     search_values["sources"][0]["max_weight"] = 0.3
     found = start_from(load(search_values), earlier({"forward": 0.75, "noise": 0.25}))
     assert start_mixture(found.config, [1, 1, 1]).weights.tolist() == pytest.approx([0.3, 0.6, 0.1])
+
+
+def test_the_launch_scripts_start_from_a_run_too(
+    search_values, earlier, config_file, tmp_path, capsys
+):
+    """By `check-hosts`, whose configuration is all that the ranks are given."""
+    run = earlier({"noise": 0.15, "forward": 0.45, "gone": 0.4})
+    run_dir = tmp_path / "next"
+    arguments = ["--config", str(config_file), f"--from={run}", f"--run_dir={run_dir}"]
+    assert cli.main(["check-hosts", *arguments]) == 0
+    out, err = capsys.readouterr()
+    assert f"From {run}: one logit for forward, noise" in err
+    config = load_config(out.strip())
+    assert config.run_dir == str(run_dir)
+    assert config == start_from(load(search_values | {"run_dir": str(run_dir)}), run).config

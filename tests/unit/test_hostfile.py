@@ -213,7 +213,7 @@ def test_check_hosts_outside_of_a_job(
     assert re.search("SLURM_NTASKS is ''.*search.sbatch", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("flags", [["--seeds", "3"], ["--from=runs/a"], ["--num-ranks=2"]])
+@pytest.mark.parametrize("flags", [["--seeds", "3"], ["--num-ranks=2"]])
 def test_flags_of_search_alone_say_what_to_do(
     config_file: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
 ) -> None:

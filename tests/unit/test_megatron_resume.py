@@ -11,7 +11,7 @@ from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule
 from megatron_fastmix.errors import CheckpointError
 from megatron_fastmix.megatron.options import RunOptions
 from megatron_fastmix.megatron.resume import resumed, run_state
-from megatron_fastmix.megatron.run_mixture import RunMixture
+from megatron_fastmix.megatron.run_mixture import RunMixture, other_weights
 
 OPTIONS = RunOptions(mixture=Path("r"), max_epochs={"a": 4.0})
 ACCEPTING = RunOptions(mixture=Path("r"), max_epochs={"a": 4.0}, accept_changes=True)
@@ -152,3 +152,13 @@ def test_a_state_of_another_release_is_refused():
     state = state_of(asked((0, (2, 1, 1)))) | {"version": 99}
     with pytest.raises(CheckpointError, match="version 99, this program reads 1"):
         go_on(state, asked((0, (2, 1, 1))))
+
+
+def test_a_blend_of_other_weights_than_the_mixtures_is_said():
+    mixture = run_mixture(asked((0, (0.5, 0.3, 0.2))), SHARDS)
+    blend = ["/old/b", "/old/a/s_0", "/old/a/s_1", "/old/c"]
+    for agreeing in ((0.3, 0.25, 0.25, 0.2), (30, 20, 30.01, 20), (1, 1, 1, 1)):
+        assert other_weights(mixture, blend, agreeing) is None
+    said = other_weights(mixture, blend, (0.2, 0.4, 0.2, 0.2))
+    assert said is not None
+    assert "do not count (a 0.6000 there, 0.5000 in the mixture)" in said
