@@ -22,12 +22,12 @@ COLUMNS = (
 )
 
 
-def lines_of(name, seeds, tmp_path, folder="methods"):
+def lines_of(name, seeds, tmp_path, folder="methods", methods=None):
     scenario = load_scenario(ROOT / "configs" / folder / f"{name}.yaml")
     comparison = MethodComparison(
         name,
         scenario,
-        scenario.choose(None, name),
+        scenario.choose(methods, name),
         seeds=seeds,
         rows=ROWS,
         work=tmp_path,
@@ -94,6 +94,45 @@ def test_the_budget_is_compared_seed_by_seed(tmp_path):
         difference, error = behind(line, lines["fastmix"])
         cells = f"{line.weights['docstrings']:.2f} | {line.loss:.3f} ± {line.deviation:.3f}"
         assert f"{cells} | {difference:+.3f} ± {error:.3f} |" in text, method
+
+
+def test_equal_lengths_and_schedules_are_those_of_the_rows(tmp_path):
+    text = (ROWS / "README.md").read_text().replace("−", "-").replace("**", "")
+    lines = lines_of("equal_lengths", 6, tmp_path, folder="studies")
+    proxies = lines["random_search"]
+    for method in ("fastmix_short_often", "fastmix", "fastmix_short"):
+        line = lines[method]
+        training, flops = (
+            f"1/{ratio:.1f}".removesuffix(".0")
+            for ratio in (
+                proxies.tokens / line.tokens,
+                proxies.flops / line.flops,
+            )
+        )
+        assert f"| {training} | {flops} | {line.loss:.3f} ± {line.deviation:.3f} |" in text, method
+    schedules = "two_phases,continuous,uniform"
+    lines = lines_of("pretrain_targets_mean", 6, tmp_path, methods=f"fastmix,{schedules}")
+    for method in schedules.split(","):
+        line = lines[method]
+        difference, error = behind(line, lines["fastmix"])
+        loss = f"{line.loss:.3f} ± {line.deviation:.3f}"
+        assert f"| {loss} | {difference:+.3f} ± {error:.3f} |" in text, method
+
+
+def test_rivals_are_compared_seed_by_seed(tmp_path):
+    text = (ROWS / "README.md").read_text().replace("−", "-")
+    names = {
+        "climb": "CLIMB, 64 proxies (three)",
+        "regmix": "RegMix, 64 proxies, LightGBM (three)",
+        "mixing_law": "mixing law, 64 proxies (three)",
+    }
+    tables = [lines_of(name, 3, tmp_path) for name in COLUMNS]
+    for method, name in names.items():
+        cells = []
+        for lines in tables:
+            pair = behind(lines[method], lines["fastmix"]) if method in lines else None
+            cells.append(f"{pair[0]:.3f} ± {pair[1]:.3f}" if pair else "–")
+        assert f"| {name} | {' | '.join(cells)} |" in text, method
 
 
 def test_the_settings_are_compared_seed_by_seed(tmp_path):
