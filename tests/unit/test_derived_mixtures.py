@@ -1,5 +1,6 @@
 """Mixtures made from a search's result, and searches that another scenario has done."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -145,6 +146,21 @@ def test_a_search_of_another_scenario_is_not_done_again(scenario, tmp_path):
     rows = RowFile(tmp_path / "rows" / "mine.jsonl").read()
     assert sorted(rows.searches) == [("fastmix", 1), ("inner_steps=1", 2)]
     assert rows.searches["inner_steps=1", 2].weights == weights
+
+
+def test_a_search_of_an_older_configuration_is_made_from(scenario, tmp_path):
+    values = yaml.safe_load(scenario.read_text())
+    values["derived"] = [{"name": "capped", "max_reads": 15}]
+    scenario.write_text(yaml.safe_dump(values))
+    found = load_scenario(scenario)
+    older = {k: v for k, v in configuration_of(found.search).items() if k != "groups"}
+    base = search_row(found.search, dict.fromkeys(SOURCES, 1 / 3))
+    file = RowFile(tmp_path / "rows" / "mine.jsonl")
+    file.add_search(dataclasses.replace(base, configuration=key_of(older)), older)
+    folders = {"rows": tmp_path / "rows", "work": tmp_path / "work"}
+    MethodComparison("mine", found, ["capped"], seeds=1, workers=1, **folders)._derive("capped", 1)
+    now = key_of(configuration_of(found.searches["capped"]))
+    assert file.read().searches["capped", 1].configuration == now != key_of(older)
 
 
 @pytest.mark.slow

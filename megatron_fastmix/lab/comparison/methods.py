@@ -191,7 +191,9 @@ class MethodComparison:
         row = derived.row(
             self.file.read().searches[base], config, self._result(*base), self._train_tokens
         )
-        self.file.add_search(row, configuration_of(config))
+        # The base may be of a version whose configurations had other keys.
+        now = configuration_of(config)
+        self.file.add_search(dataclasses.replace(row, configuration=key_of(now)), now)
 
     @property
     def _train_tokens(self) -> int:
