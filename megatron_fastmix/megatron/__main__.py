@@ -38,9 +38,10 @@ def main() -> None:
                 execute(command)
         finally:
             if session.mixture is None:
-                logging.getLogger(__name__).error(
-                    "the mixture was not applied: the script handed no arguments to "
-                    "megatron.training; use --fastmix-weighting sampling"
+                print(
+                    "megatron_fastmix.megatron: the mixture was not applied: the script handed no "
+                    "arguments to megatron.training; use --fastmix-weighting sampling",
+                    file=sys.stderr,
                 )
         return
     if options.weighting == "loss":
