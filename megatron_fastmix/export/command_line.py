@@ -63,17 +63,17 @@ def _to_the_end(words: Sequence[str], depth: int) -> list[str]:
 
 
 def _goes_on(found: Sequence[str], following: str) -> bool:
-    if _is_number(following) or _is_number(found[-1]):
+    if number(following) is not None or number(found[-1]) is not None:
         return True
-    return not any(map(_is_number, found)) and "/" in following and "=" not in following
+    return all(number(word) is None for word in found) and "/" in following and "=" not in following
 
 
-def _is_number(word: str) -> bool:
+def number(word: object) -> float | None:
+    """The number that a word is; None for any other."""
     try:
-        float(word)
-    except ValueError:
-        return False
-    return True
+        return float(word) if isinstance(word, str | int | float) else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def _is_operator(word: str) -> bool:

@@ -15,7 +15,7 @@ from megatron_fastmix.config.strict_yaml import parse_yaml
 from megatron_fastmix.corpus.answer_rows import count_answer_rows, is_answer_only
 from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.export.command_line import TRAIN_FLAGS, words_after_flag
+from megatron_fastmix.export.command_line import TRAIN_FLAGS, number, words_after_flag
 from megatron_fastmix.export.nemotron import DataBlendEntry, is_data_blend, read_data_blend
 from megatron_fastmix.text_files import parse_json, read_text
 
@@ -100,11 +100,11 @@ def parse_blend(words: Sequence[object], where: str) -> dict[str, float]:
     """
     if not words:
         raise DataError(f"{where}: holds no blend; expected WEIGHT PREFIX ...")
-    if len(words) == 1 and _number(words[0]) is None:
+    if len(words) == 1 and number(words[0]) is None:
         only = _prefix(words[0], where)
         if not {"$", ","} & set(only):
             return {only: 1.0}  # all of it, whatever its size
-    weights = [_number(word) for word in words[::2]]
+    weights = [number(word) for word in words[::2]]
     if len(words) % 2 or all(weight is None for weight in weights):
         return _by_size(words, where)
     shares: dict[str, float] = {}
@@ -137,7 +137,7 @@ def _by_size(words: Sequence[object], where: str) -> dict[str, float]:
         try:
             found = inspect_indexed_dataset(prefix).tokens
         except DataError as error:
-            if all(_number(each) is not None for each in words[1::2]) and len(words) % 2 == 0:
+            if all(number(each) is not None for each in words[1::2]) and len(words) % 2 == 0:
                 raise DataError(
                     f"{where}: has each prefix before its weight; expected WEIGHT PREFIX ..., as "
                     "Megatron reads it: turn them round"
@@ -273,7 +273,7 @@ def _entry(entry: Any) -> list[Any]:
     if isinstance(entry, dict) and entry.keys() == {"weight", "path"}:
         return [entry["weight"], entry["path"]]
     words = entry.split() if isinstance(entry, str) else []
-    return words if len(words) == 2 and _number(words[0]) is not None else [entry]
+    return words if len(words) == 2 and number(words[0]) is not None else [entry]
 
 
 def _listed(value: Any, where: str) -> Any:
@@ -286,7 +286,7 @@ def _listed(value: Any, where: str) -> Any:
         return _parse_yaml(only, where)
     words = only.split()
     # A path may hold spaces, but then no number is before it.
-    return words if only is value or (words and _number(words[0]) is not None) else value
+    return words if only is value or (words and number(words[0]) is not None) else value
 
 
 def _parse(text: str, where: str) -> Any:
@@ -322,10 +322,3 @@ def _values_of(wanted: str, values: Any) -> Iterator[Any]:
             yield value
         elif isinstance(value, dict | list):
             yield from _values_of(wanted, value)
-
-
-def _number(word: object) -> float | None:
-    try:
-        return float(word) if isinstance(word, str | int | float) else None
-    except (ValueError, OverflowError):
-        return None
