@@ -23,6 +23,8 @@ from megatron_fastmix.token_count import token_count
 
 HELP = "write a learned mixture in the format of a training tool"
 
+_DEFAULT_FORMAT = "megatron-data-args"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
@@ -30,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "mixture", nargs="?", metavar="MIXTURE_OR_RUN_DIR", help="mixture.json, or a run folder"
     )
     parser.add_argument(
-        "--format", default="megatron-data-args", help="name of the format; `list` prints all"
+        "--format", help=f"name of the format (default {_DEFAULT_FORMAT}); `list` prints all"
     )
     parser.add_argument(
         "--output",
@@ -125,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         width = max(map(len, FORMATS))
         print("\n".join(f"{name:{width}}  {entry.tool}" for name, entry in FORMATS.items()))
         return 0
-    chosen = find_format(args.format)
+    chosen = find_format(args.format or _DEFAULT_FORMAT)
     if args.mixture is None:
         raise ConfigError("MIXTURE_OR_RUN_DIR: missing; give a mixture.json or a run folder")
     mixture = _read(args.mixture, allow_partial=args.allow_partial)
@@ -171,7 +173,8 @@ def _read(path: str, *, allow_partial: bool) -> LearnedMixture:
 
 
 def _write_phases(args: argparse.Namespace, mixture: LearnedMixture) -> int:
-    for flag in ("set", "group", "token_budget", "max_epochs", "min_weight", "rows", "path_map"):
+    changing = ("set", "group", "token_budget", "max_epochs", "min_weight", "rows", "path_map")
+    for flag in ("format", *changing):
         if getattr(args, flag):
             raise ConfigError(
                 f"--{flag.replace('_', '-')}: does not go with --phases; leave it out"

@@ -166,6 +166,7 @@ def test_flags_of_phases_ask_for_them(run_folder, capsys):
         (["--output", "x"], "--phases: needs --global-batch-size"),
         (["--global-batch-size", "8"], "--phases: needs --global-batch-size"),
         (["--output", "x", "--global-batch-size", "8", "--set", "a=1"], "--set: does not go with"),
+        (["--output", "x", "--global-batch-size", "8", "--format", "nemo-2"], "--format: does not"),
         (["--output", "x", "--global-batch-size", "0"], "--global-batch-size: found 0"),
     ],
 )
