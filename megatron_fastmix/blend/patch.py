@@ -67,6 +67,7 @@ def install(
     splits: Sequence[str] = ("train",),
     order: Order = "spread",
     sources: Mapping[str, Sequence[str]] | None = None,
+    left_out: Mapping[str, Sequence[str]] | None = None,
     share: float | None = None,
     on_build: Callable[[FastMixBlendedDataset], None] | None = None,
 ) -> contextlib.AbstractContextManager[None]:
@@ -112,6 +113,8 @@ def install(
             or patterns. One epoch of a source is one epoch of all its datasets, and `dataset_id`
             is the source's. `match_sources` says how paths are told. Default: the mixture's,
             which one from a mixture file has.
+        left_out: with `sources`, the paths of sources that the mixture does not have: their
+            datasets may be in the blend, and are not drawn.
         share: the part of every source's samples that the blend offers, with repetition beyond it;
             see `OfferedShare`. Default: all.
         on_build: called with every blend of ours when it is built, on the ranks that build it.
@@ -161,6 +164,7 @@ def install(
         sources = mixture.sources
     if sources is not None:
         sources = {name: sources.get(name, ()) for name in mixture.names}
+    unused = dict(left_out or {})
 
     class Blend(BlendedDataset, metaclass=_AnyBlend):
         def __new__(
@@ -181,7 +185,8 @@ def install(
                 _check_loss_normalisation()
             if sources is not None:
                 paths = [str(dataset.dataset_path) for dataset in datasets]
-                numbers = match_sources(sources, paths)
+                numbers = match_sources({**sources, **unused}, paths, optional=unused)
+                numbers = {name: numbers[name] for name in sources}
                 datasets = one_each({s: [datasets[n] for n in ns] for s, ns in numbers.items()})
                 weights = [1.0] * len(datasets)
             if share is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -12,11 +13,10 @@ from megatron_fastmix.export import learned_phases
 from megatron_fastmix.export.adjustment import Adjustment
 from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.notes import change_table, notes
-from megatron_fastmix.export.paths import mapped, read_path_map
+from megatron_fastmix.export.paths import mapped, not_here, read_path_map
 from megatron_fastmix.export.registry import FORMATS, find_format
-from megatron_fastmix.result.learned_mixture import LearnedMixture
+from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource
 from megatron_fastmix.result.mixture_file import read_mixture
-from megatron_fastmix.result.rounding import DEFAULT_DECIMALS
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.text_list import listed
 from megatron_fastmix.token_count import token_count
@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decimals",
         type=int,
-        default=DEFAULT_DECIMALS,
-        help="decimal places of the weights, whose sum stays exactly 1 (default %(default)s)",
+        help="decimal places of the weights, whose sum stays exactly 1 (default 4; above 100 "
+        "sources as many as leave each its share)",
     )
     parser.add_argument(
         "--allow-partial", action="store_true", help="export a run that is not finished"
@@ -137,12 +137,22 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, flag) is not None:
             raise ConfigError(f"--{flag.replace('_', '-')}: goes with --phases FRACTION; add it")
     adjustment = read_adjustment(args)
+    lost = not_here(mixture)
+    if lost and args.path_map:
+        raise ConfigError(
+            f"--path-map: {lost} is relative to the folder that the search ran in, and is not "
+            "here; run this command there"
+        )
     mixture = mapped(mixture, read_path_map(args.path_map)) if args.path_map else mixture
     blend = make_blend(
         mixture, chosen.unit(args.rows), decimals=args.decimals, adjustment=adjustment
     )
     text = chosen.render(blend)
-    said = notes(mixture, blend, decimals=args.decimals)
+    said = notes(mixture, blend)
+    if lost:
+        said.append(
+            f"note: paths are relative to the folder that the search ran in, such as {lost}"
+        )
     if any((args.set, args.group, args.token_budget, args.max_epochs, args.min_weight)):
         said.append(change_table(mixture, blend))
     if chosen.note:
@@ -192,14 +202,16 @@ def _write_phases(args: argparse.Namespace, mixture: LearnedMixture) -> int:
         learned_phases.check_text(later, args.anneal)
         main, anneal = mixture.weights, later.weights
         for source in later.sources:
-            here = {shard.path for shard in sources.setdefault(source.name, source).shards}
-            differing = sorted(here ^ {shard.path for shard in source.shards})
+            here = _places(sources.setdefault(source.name, source))
+            differing = sorted(here ^ _places(source))
             if differing:
                 raise ConfigError(
                     f"--anneal {args.anneal}: source {source.name} has {listed(differing)} either "
                     f"there or in {args.mixture} alone; names must mean the same data"
                 )
-    train_samples = args.train_samples or mixture.token_budget // mixture.seq_length
+    train_samples = args.train_samples
+    if train_samples is None:
+        train_samples = mixture.token_budget // mixture.seq_length
     schedule = learned_phases.phase_schedule(
         main,
         anneal,
@@ -207,7 +219,7 @@ def _write_phases(args: argparse.Namespace, mixture: LearnedMixture) -> int:
         train_samples=train_samples,
         global_batch_size=args.global_batch_size,
     )
-    written = learned_phases.write_phases(
+    written, left_out = learned_phases.write_phases(
         args.output,
         schedule,
         sources,
@@ -215,11 +227,15 @@ def _write_phases(args: argparse.Namespace, mixture: LearnedMixture) -> int:
         global_batch_size=args.global_batch_size,
         decimals=args.decimals,
     )
-    for line in learned_phases.phase_notes(schedule, mixture, args.output):
+    for line in [*left_out, *learned_phases.phase_notes(schedule, mixture, args.output)]:
         print(line, file=sys.stderr)
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
     return 0
+
+
+def _places(source: LearnedSource) -> set[str]:
+    return {os.path.realpath(shard.path) for shard in source.shards}
 
 
 def read_adjustment(args: argparse.Namespace) -> Adjustment:

@@ -10,7 +10,6 @@ from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.learned_phases import by_dataset, check_text, decimals_for
 from megatron_fastmix.export.megatron_phases import NOTE, phases
 from megatron_fastmix.result.mixture_file import read_mixture
-from megatron_fastmix.result.rounding import DEFAULT_DECIMALS
 
 HELP = "write a schedule of weights for Megatron-LM's --phase-transition-iterations"
 
@@ -21,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("mixture", metavar="MIXTURE_OR_RUN_DIR", help="says each source's path")
     parser.add_argument("--global-batch-size", type=int, required=True)
     parser.add_argument("--train-samples", type=int, required=True, help="of the whole run")
-    parser.add_argument("--decimals", type=int, default=DEFAULT_DECIMALS, help="of the weights")
+    parser.add_argument("--decimals", type=int, help="of the weights (default as in export)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from megatron_fastmix.corpus.answer_rows import is_answer_only
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.import_blend import read_blend, read_named_blend, shares_of_loss_tokens
 from megatron_fastmix.export.join_shards import join_shards
@@ -110,6 +111,11 @@ def run(args: argparse.Namespace) -> int:
 def _of_loss_tokens(shares: dict[str, float], config: str | None) -> dict[str, float]:
     from megatron_fastmix.config import load_config
 
+    if config is None and len({is_answer_only(prefix) for prefix in shares}) == 2:
+        raise ConfigError(
+            "--config: missing; the blend has text and answer-only rows, and what a sample of each "
+            "brings to the loss depends on the configuration's data.seq_length"
+        )
     seq_length = load_config(config).data.seq_length if config is not None else _UNCUT
     found = shares_of_loss_tokens(shares, seq_length)
     if found != shares:

@@ -101,7 +101,7 @@ def _members(groups: Mapping[str, Sequence[str]], names: list[str]) -> dict[str,
             raise ConfigError(f"--group {group}: a source has this name; choose another")
         found[group] = []
         for pattern in patterns:
-            matches = fnmatch.filter(names, pattern)
+            matches = [pattern] if pattern in names else fnmatch.filter(names, pattern)
             if not matches:
                 raise ConfigError(
                     f"--group {group}: {pattern!r} matches no source; there are {', '.join(names)}"

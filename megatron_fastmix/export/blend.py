@@ -10,7 +10,7 @@ from fractions import Fraction
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.adjustment import NO_ADJUSTMENT, Adjusted, Adjustment, adjust
 from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource
-from megatron_fastmix.result.rounding import DEFAULT_DECIMALS, round_weights, split_weight
+from megatron_fastmix.result.rounding import default_decimals, round_weights, split_weight
 from megatron_fastmix.result.sizes import Shard, Unit
 
 EPOCH_DECIMALS = 6
@@ -25,7 +25,7 @@ class BlendEntry:
     """One dataset of a blend."""
 
     name: str
-    """The source's; with a number behind it where the source has several datasets."""
+    """See `dataset_names`."""
     path: str
     weight: str
     """Share of the blend's unit, as decimal text."""
@@ -49,6 +49,8 @@ class Blend:
     """The mixture that is written, after the corrections."""
     shares: Mapping[str, float]
     """By source the share of `unit` that is written; 0 for what is left out."""
+    decimals: int
+    """Places that the sources' weights were rounded to; those of datasets may be more."""
     dropped: tuple[str, ...] = ()
     """Sources that were dropped by `--min-weight`."""
     capped: tuple[str, ...] = ()
@@ -63,15 +65,28 @@ class Blend:
         """How often a dataset is read in the budget."""
         return Fraction(entry.weight) * self.budget / entry.count
 
+    def repetitions(self, entry: BlendEntry) -> float:
+        """`epochs` as formats write them. Raises `DataError` where they round to 0, with which no
+        sample would be drawn."""
+        number = round(float(self.epochs(entry)), EPOCH_DECIMALS)
+        if not number:
+            raise DataError(
+                f"source {entry.name}: is read {0:.{EPOCH_DECIMALS}f} times in the token budget of "
+                f"{self.mixture.token_budget:,}; give a larger --token-budget, or drop it with "
+                "--min-weight"
+            )
+        return number
+
 
 def make_blend(
     mixture: LearnedMixture,
     unit: Unit = "samples",
     *,
-    decimals: int = DEFAULT_DECIMALS,
+    decimals: int | None = None,
     adjustment: Adjustment = NO_ADJUSTMENT,
 ) -> Blend:
-    """The blend of `mixture`, corrected by `adjustment`, in shares of `unit`.
+    """The blend of `mixture`, corrected by `adjustment`, in shares of `unit`, rounded to `decimals`
+    (None: `default_decimals`).
 
     Shares of rows have `ROW_DECIMALS` places at least, and are those of the weights that are
     rounded to `decimals` before. Raises `DataError` for a source whose rows are not known or
@@ -79,6 +94,9 @@ def make_blend(
     """
     adjusted = adjust(mixture, adjustment)
     written = adjusted.mixture
+    if decimals is None:
+        decimals = default_decimals(len(written.sources))
+    of_weights = decimals
     if unit == "rows":
         written = _rounded_first(adjusted, decimals)
         decimals = max(decimals, ROW_DECIMALS)
@@ -98,13 +116,13 @@ def make_blend(
                     "a source that is never drawn never ends; drop it with --min-weight"
                 )
     rounded = _split(of_sources, {key: part for key, (_, part) in parts.items()}, decimals)
-    several = {source.name for source in written.sources if len(source.shards) > 1}
+    names = dataset_names({source.name: len(source.shards) for source in written.sources})
     return Blend(
         unit=unit,
         budget=written.budget(unit),
         sources=tuple(
             BlendEntry(
-                name=f"{name}/{number}" if name in several else name,
+                name=names[name, number],
                 path=shard.path,
                 weight=rounded[name, number],
                 count=shard.count(unit, mixture.seq_length),
@@ -115,9 +133,27 @@ def make_blend(
         targets=_targets(written, unit, decimals),
         mixture=written,
         shares={name: float(text) for name, text in of_sources.items()},
+        decimals=of_weights,
         dropped=adjusted.dropped,
         capped=adjusted.capped,
     )
+
+
+def dataset_names(counts: Mapping[str, int]) -> dict[tuple[str, int], str]:
+    """Names of datasets by (owner, number), from how many each owner has: the owner's, with its
+    number behind slashes where it has several. No two are equal, whatever owners are called."""
+    found: dict[tuple[str, int], str] = {}
+    taken = set(counts)
+    for owner, count in counts.items():
+        if count < 2:
+            found[owner, 1] = owner
+            continue
+        numbers, slashes = range(1, count + 1), "/"
+        while any(f"{owner}{slashes}{number}" in taken for number in numbers):
+            slashes += "/"
+        found |= {(owner, number): f"{owner}{slashes}{number}" for number in numbers}
+        taken |= {found[owner, number] for number in numbers}
+    return found
 
 
 def _split(
@@ -141,7 +177,7 @@ def _part(source: LearnedSource, shard: Shard, unit: Unit, seq_length: int) -> f
 
 
 def _targets(mixture: LearnedMixture, unit: Unit, decimals: int) -> tuple[BlendEntry, ...]:
-    owners = {target.name: target for target in mixture.targets}
+    names = dataset_names({target.name: len(target.shards) for target in mixture.targets})
     datasets: dict[tuple[str, int], tuple[str, Fraction]] = {}
     parts: dict[tuple[str, int], float] = {}
     for target in mixture.targets:
@@ -153,7 +189,7 @@ def _targets(mixture: LearnedMixture, unit: Unit, decimals: int) -> tuple[BlendE
     rounded = _split(round_weights(mixture.target_shares(unit), decimals), parts, decimals)
     return tuple(
         BlendEntry(
-            name=f"{name}/{number}" if owners[name].shards else name,
+            name=names[name, number],
             path=path,
             weight=rounded[name, number],
             count=count,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -9,6 +10,8 @@ from itertools import zip_longest
 from megatron_fastmix.errors import DataError
 
 TRAIN_FLAGS = ("--data-path", "--train-data-path")
+_NAMED = re.compile(r"^\w+\+?=")
+"""What stands before the value in an assignment of a shell."""
 _OPERATORS = "();<>|&\n"
 """Characters that end a word of a shell."""
 
@@ -17,10 +20,14 @@ def words_after_flag(text: str, where: str) -> list[str]:
     """What follows the flag in a command or a script, up to the next flag or the end of the command
     or array. After `=` argparse takes one value, which is a blend where it is a list in quotes.
 
-    Raises `DataError`, which begins with `where`, without such a flag, and `ValueError` for a
-    quotation mark that is never closed.
+    Raises `DataError`, which begins with `where`, without such a flag or with several, and
+    `ValueError` for a quotation mark that is never closed.
     """
     words, depth = _shell_words(text), 0
+    if sum(word.partition("=")[0] in TRAIN_FLAGS for word in words) > 1:
+        raise DataError(
+            f"{where}: has several {' or '.join(TRAIN_FLAGS)}; give a file with the one to read"
+        )
     for place, word in enumerate(words):
         if _is_operator(word):
             depth += word.count("(") - word.count(")")
@@ -32,9 +39,12 @@ def words_after_flag(text: str, where: str) -> list[str]:
             return value.split()
         if flag in TRAIN_FLAGS:
             raise DataError(f"{where}: {word}: after `=` comes one value alone; leave out the =")
-    for word in words:  # a command in quotes, as for `bash -c`
-        if any(flag in word for flag in TRAIN_FLAGS) and len(word.split()) > 1:
-            return words_after_flag(word, where)
+    # A command in quotes, as for `bash -c`, or what a script gives a name: DATA="--data-path ...".
+    quoted = [w for w in words if any(f in w for f in TRAIN_FLAGS) and len(w.split()) > 1]
+    if len(quoted) > 1:
+        raise DataError(f"{where}: has several blends in quotes; give a file with the one to read")
+    for word in quoted:
+        return words_after_flag(_NAMED.sub("", word, count=1), where)
     raise DataError(f"{where}: expected {' or '.join(TRAIN_FLAGS)} WEIGHT PREFIX ...")
 
 

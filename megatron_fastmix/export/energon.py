@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from megatron_fastmix.export.blend import EPOCH_DECIMALS, Blend
+from megatron_fastmix.export.blend import Blend
 
 
 def metadataset(blend: Blend) -> str:
@@ -19,8 +19,7 @@ def metadataset(blend: Blend) -> str:
 def epochized_metadataset(blend: Blend) -> str:
     """The same by repetitions: one pass over the metadataset is the token budget."""
     entries = [
-        {"repetitions": round(float(blend.epochs(entry)), EPOCH_DECIMALS), "path": entry.path}
-        for entry in blend.sources
+        {"repetitions": blend.repetitions(entry), "path": entry.path} for entry in blend.sources
     ]
     return _file("blend_epochized", entries)
 

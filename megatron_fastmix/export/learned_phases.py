@@ -12,12 +12,13 @@ from pathlib import Path
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule
 from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.export.blend import BlendEntry
-from megatron_fastmix.export.megatron_phases import NOTE, phases
+from megatron_fastmix.export.blend import BlendEntry, dataset_names
+from megatron_fastmix.export.megatron_phases import NOTE, check_length, phases
 from megatron_fastmix.export.nemotron import entries
 from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource
-from megatron_fastmix.result.rounding import places_for, round_weights
+from megatron_fastmix.result.rounding import default_decimals, places_for, round_weights
 from megatron_fastmix.run.metrics import read_metrics
+from megatron_fastmix.text_list import listed
 
 EVIDENCE = (
     "what is known of such phases: a search's weights move because its proxy learns and because "
@@ -90,8 +91,7 @@ def phase_schedule(
     `anneal`; weights by name, 0 where a phase lacks a source. Raises `ConfigError`."""
     if not 0 < fraction < 1:
         raise ConfigError(f"--phases: found {fraction:g}; use a fraction between 0 and 1, as 0.8")
-    if global_batch_size < 1:
-        raise ConfigError(f"--global-batch-size: found {global_batch_size}; use 1 or more")
+    check_length(train_samples, global_batch_size)
     change = round(fraction * train_samples / global_batch_size) * global_batch_size
     if not 0 < change < train_samples:
         raise ConfigError(
@@ -111,13 +111,14 @@ def by_dataset(
     schedule: WeightSchedule, sources: Mapping[str, LearnedSource]
 ) -> tuple[WeightSchedule, dict[str, str]]:
     """The schedule of the sources' datasets, each with its part of its source's tokens, and their
-    prefixes; a dataset has its source's name, with a number where the source has several."""
+    prefixes; `dataset_names` names them."""
+    names = dataset_names({name: len(sources[name].shards) for name in schedule.names})
     parts: dict[str, tuple[str, str, float]] = {}
     for name in schedule.names:
         shards = sources[name].shards
         for number, shard in enumerate(shards, start=1):
-            entry = name if len(shards) == 1 else f"{name}/{number}"
-            parts[entry] = (name, shard.path, shard.tokens / sources[name].size.tokens)
+            part = shard.tokens / sources[name].size.tokens
+            parts[names[name, number]] = (name, shard.path, part)
     changes = tuple(
         Change(
             at_sample=change.at_sample,
@@ -129,16 +130,17 @@ def by_dataset(
 
 
 def decimals_for(
-    datasets: WeightSchedule, sources: Mapping[str, LearnedSource], decimals: int
+    datasets: WeightSchedule, sources: Mapping[str, LearnedSource], decimals: int | None
 ) -> int:
-    """`decimals`, or more where a dataset of a source of several would round to 0."""
+    """`decimals` (None: `default_decimals`), or more where a dataset of a source of several would
+    round to 0."""
     of_several = [
         weight
         for change in datasets.changes
         for entry, weight in change.weights.items()
         if entry not in sources
     ]
-    return places_for(of_several, decimals)
+    return places_for(of_several, decimals or default_decimals(len(sources)))
 
 
 def write_phases(
@@ -148,33 +150,41 @@ def write_phases(
     *,
     train_samples: int,
     global_batch_size: int,
-    decimals: int,
-) -> list[Path]:
-    """Writes the phases in three forms into `folder`, and returns the files.
+    decimals: int | None,
+) -> tuple[list[Path], list[str]]:
+    """Writes the phases in three forms into `folder`. Returns the files, and a note for each phase
+    that leaves out sources, whose weight rounds to 0 at `decimals` (see `decimals_for`).
 
     `megatron_phases.txt` holds a line of flags for each start of Megatron-LM,
     `data_blend_phase1.json` and `data_blend_phase2.json` Nemotron's `DataBlend`s, and
     `schedule.yaml` what `--fastmix-schedule` reads. Raises `ConfigError` and `DataError`.
     """
     datasets, paths = by_dataset(schedule, sources)
-    decimals = decimals_for(datasets, sources, decimals)
+    places = decimals_for(datasets, sources, decimals)
+    left_out: list[str] = []
     text = phases(
         datasets,
         paths,
         global_batch_size=global_batch_size,
         train_samples=train_samples,
-        decimals=decimals,
+        decimals=places,
     )
     folder = Path(folder)
     written = {folder / "megatron_phases.txt": f"# {NOTE}\n{text}"}
     for number, change in enumerate(datasets.changes, start=1):
         total = math.fsum(change.weights.values())
         shares = {name: weight / total for name, weight in change.weights.items()}
+        rounded = round_weights(shares, places)
         chosen = [
             BlendEntry(name=name, path=paths[name], weight=weight, count=Fraction(0))
-            for name, weight in round_weights(shares, decimals).items()
+            for name, weight in rounded.items()
             if float(weight) > 0
         ]
+        gone = [n for n, weight in rounded.items() if shares[n] > 0 and float(weight) == 0]
+        if gone:
+            left_out.append(
+                f"phase {number} leaves out what rounds to 0 at {places} decimals: {listed(gone)}"
+            )
         blend = json.dumps({"datasets": entries(chosen)}, indent=2, ensure_ascii=False)
         written[folder / f"data_blend_phase{number}.json"] = blend + "\n"
     try:
@@ -186,7 +196,7 @@ def write_phases(
         raise ConfigError(
             f"--output: cannot write into {folder}: {error.strerror}; choose another folder"
         ) from None
-    return [*written, folder / "schedule.yaml"]
+    return [*written, folder / "schedule.yaml"], left_out
 
 
 def phase_notes(schedule: WeightSchedule, mixture: LearnedMixture, folder: str | Path) -> list[str]:

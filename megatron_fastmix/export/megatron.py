@@ -37,12 +37,15 @@ def data_args(blend: Blend) -> str:
 def per_split(blend: Blend) -> str:
     """The file of `--per-split-data-args-path`: train from the sources, valid from the targets.
 
-    All three keys are there, as Megatron requires; test is null.
+    All three keys are there, as Megatron requires; test is null. One target has no weight, which
+    `--full-validation` refuses.
     """
-    valid = pairs(blend.targets) or None
-    return (
-        json.dumps({"train": pairs(blend.sources), "valid": valid, "test": None}, indent=1) + "\n"
-    )
+    return by_split(pairs(blend.sources), pairs(blend.targets)[len(blend.targets) == 1 :])
+
+
+def by_split(train: list[str], valid: list[str]) -> str:
+    """JSON with a list for each split, null where it is empty, and no test."""
+    return json.dumps({"train": train, "valid": valid or None, "test": None}, indent=1) + "\n"
 
 
 def pairs(entries: Sequence[BlendEntry]) -> list[str]:

@@ -14,12 +14,20 @@ from itertools import pairwise
 
 from megatron_fastmix.blend.weight_schedule import WeightSchedule
 from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.result.rounding import DEFAULT_DECIMALS, round_weights
+from megatron_fastmix.result.rounding import round_weights
 
 NOTE = (
     "Megatron begins each phase at the start of its sources, in an order that --seed decides, so a "
     "later phase reads samples of an earlier one again, unless --seed changes with the phase"
 )
+
+
+def check_length(train_samples: int, global_batch_size: int) -> None:
+    """Raises `ConfigError` for a run of no sample or a batch of none."""
+    given = {"--train-samples": train_samples, "--global-batch-size": global_batch_size}
+    for flag, number in given.items():
+        if number < 1:
+            raise ConfigError(f"{flag}: found {number}; use 1 or more")
 
 
 def phases(
@@ -28,7 +36,7 @@ def phases(
     *,
     global_batch_size: int,
     train_samples: int,
-    decimals: int = DEFAULT_DECIMALS,
+    decimals: int | None = None,
 ) -> str:
     """One line of flags, quoted for a POSIX shell, for each start of the run, under a comment.
 
@@ -39,6 +47,7 @@ def phases(
     Sources of weight 0 are left out of their phase. Raises `ConfigError` where a change is not at
     the end of a global batch or not within the run, and `DataError` for a source without a path.
     """
+    check_length(train_samples, global_batch_size)
     missing = [name for name in schedule.names if name not in paths]
     if missing:
         raise DataError(f"{', '.join(missing)}: no path; give one for each source of the schedule")

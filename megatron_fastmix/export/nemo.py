@@ -14,9 +14,8 @@ import json
 
 import yaml
 
-from megatron_fastmix.errors import DataError
-from megatron_fastmix.export.blend import EPOCH_DECIMALS, Blend
-from megatron_fastmix.export.megatron import pairs
+from megatron_fastmix.export.blend import Blend
+from megatron_fastmix.export.megatron import by_split, pairs
 
 
 def megatron_bridge(blend: Blend) -> str:
@@ -28,22 +27,22 @@ def megatron_bridge(blend: Blend) -> str:
         [[entry.path for entry in entries], [float(entry.weight) for entry in entries]]
         for entries in (blend.sources, blend.targets)
     ]
+    if len(blend.targets) == 1:
+        per_split[1][1] = None
     dataset = {"blend": None, "split": None, "blend_per_split": [*per_split, None]}
     return yaml.safe_dump({"dataset": dataset}, sort_keys=False, allow_unicode=True)
 
 
 def megatron_bridge_sources(blend: Blend) -> str:
     """The `dataset` section of a fine-tuning YAML: sources, and how often each is read."""
-    epochs = [round(float(blend.epochs(entry)), EPOCH_DECIMALS) for entry in blend.sources]
-    for entry, number in zip(blend.sources, epochs, strict=True):
-        if not number:
-            raise DataError(
-                f"source {entry.name}: is read 0.000000 times in the token budget, and weights "
-                "are to be positive; drop it with --min-weight"
-            )
     sources = [{"path_or_dataset": entry.path} for entry in blend.sources]
-    section = {"source": sources, "source_weights": epochs}
+    section = {"source": sources, "source_weights": [*map(blend.repetitions, blend.sources)]}
     return yaml.safe_dump({"dataset": section}, sort_keys=False, allow_unicode=True)
+
+
+def manifest(blend: Blend) -> str:
+    """JSON with weights and paths by split, as Megatron-Bridge's fine-tuning reads its sources."""
+    return by_split(pairs(blend.sources), pairs(blend.targets))
 
 
 def nemo_2(blend: Blend) -> str:

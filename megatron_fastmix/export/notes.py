@@ -27,7 +27,7 @@ MIXED_SHARES_OF = {
 """The same of a blend of text and answer-only rows."""
 
 
-def notes(mixture: LearnedMixture, blend: Blend, *, decimals: int) -> list[str]:
+def notes(mixture: LearnedMixture, blend: Blend) -> list[str]:
     """One text for each thing that the user must know about this export."""
     found = []
     warning = indistinct_from_uniform(mixture.sources)
@@ -45,7 +45,7 @@ def notes(mixture: LearnedMixture, blend: Blend, *, decimals: int) -> list[str]:
     rounded = [name for name in blend.left_out if name not in blend.dropped]
     if rounded:
         found.append(
-            f"left out, because the weight rounds to 0 at {decimals} decimals: "
+            f"left out, because the weight rounds to 0 at {blend.decimals} decimals: "
             + ", ".join(rounded)
         )
     return found

@@ -38,6 +38,13 @@ def map_path(path: str, path_map: Mapping[str, str]) -> str:
     return absolute
 
 
+def not_here(mixture: LearnedMixture) -> str | None:
+    """The first source's prefix that is relative, as the search's configuration had it, and is no
+    dataset below the working directory; None where all are."""
+    paths = (shard.path for source in mixture.sources for shard in source.shards)
+    return next((p for p in paths if not os.path.isabs(p) and not os.path.exists(f"{p}.idx")), None)
+
+
 def mapped(mixture: LearnedMixture, path_map: Mapping[str, str]) -> LearnedMixture:
     """The mixture with absolute, mapped paths of sources and targets."""
     return dataclasses.replace(

@@ -42,9 +42,15 @@ class Format:
     """What the user still has to do; printed with the export."""
 
     def unit(self, rows: Rows | None) -> Unit:
-        """What the weights are to be shares of; `rows` is the user's `--rows`."""
-        if rows is None or not self.any_rows:
+        """What the weights are to be shares of; `rows` is the user's `--rows`. Raises `ConfigError`
+        for a tool that draws no rows."""
+        if rows is None:
             return self.counts
+        if not self.any_rows:
+            raise ConfigError(
+                f"--rows {rows}: this format's weights are shares of {self.counts}, whatever a row "
+                "holds; leave it out"
+            )
         return "rows" if rows == "documents" else "tokens"
 
 
@@ -77,7 +83,7 @@ FORMATS: dict[str, Format] = {
         "do_test to false",
     ),
     "megatron-bridge-manifest": Format(
-        render=megatron.per_split,
+        render=nemo.manifest,
         counts="rows",
         any_rows=True,
         tool="Megatron-Bridge after 0.6, fine-tuning: the file of "

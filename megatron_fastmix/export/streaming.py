@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from megatron_fastmix.export.blend import EPOCH_DECIMALS, Blend
+from megatron_fastmix.export.blend import Blend
 
 
 def streams(blend: Blend) -> str:
@@ -16,12 +16,7 @@ def streams(blend: Blend) -> str:
 
 def repeated_streams(blend: Blend) -> str:
     """The same by `repeat`: one epoch of the dataset is the token budget."""
-    return _file(
-        {
-            e.name: {"local": e.path, "repeat": round(float(blend.epochs(e)), EPOCH_DECIMALS)}
-            for e in blend.sources
-        }
-    )
+    return _file({e.name: {"local": e.path, "repeat": blend.repetitions(e)} for e in blend.sources})
 
 
 def _file(values: dict[str, Any]) -> str:

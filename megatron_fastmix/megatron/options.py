@@ -76,6 +76,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[RunOptions, list[str]]:
         )
     if not rest or (rest[0] == "-m" and len(rest) < 2):
         raise ConfigError("no script; give a script, or -m MODULE, before its arguments")
+    if values.block_size is not None and values.block_size < 1:
+        raise ConfigError(f"{PREFIX}block-size: found {values.block_size}; use 1 or more")
     options = RunOptions(
         mixture=values.mixture,
         schedule=values.schedule,

@@ -78,6 +78,12 @@ def resumed(
             f"the checkpoint's mixture has version {state.get('version')}, this program reads "
             f"{VERSION}; use the release that wrote it"
         )
+    if options.block_size not in (None, state["block_size"]):
+        logger.warning(
+            "--fastmix-block-size %d does not count: the checkpoint's run has blocks of %d samples",
+            options.block_size,
+            state["block_size"],
+        )
     differences = _differences(state, asked, options, seed)
     if differences:
         what = "; ".join(differences)
@@ -125,6 +131,21 @@ def resumed(
         consumed,
     )
     return mixture
+
+
+def check_sizes(before: Mapping[str, int], now: Mapping[str, int], options: RunOptions) -> None:
+    """Compares samples per epoch by source, on which the order of a source's samples rests, with
+    the checkpoint's; empty where it does not say them. Raises `CheckpointError`."""
+    for name, size in now.items():
+        if before.get(name, size) == size:
+            continue
+        what = f"source {name} had {before[name]:,} samples in an epoch, now {size:,}"
+        if not options.accept_changes:
+            raise CheckpointError(
+                f"{what}: its data, --seq-length or --split are others, and its samples would come "
+                "in another order: start as it was started, or add --fastmix-accept-changes"
+            )
+        logger.warning("%s: earlier samples may be read again", what)
 
 
 def _differences(

@@ -18,7 +18,9 @@ from megatron_fastmix.result.rounding import round_weights
 logger = logging.getLogger(__name__)
 
 _ROUNDING = 1e-3
-"""Weights of a blend file are rounded."""
+"""Weights of a blend file are rounded, to three decimals at least."""
+_RELATIVE = 0.1
+"""Of many sources each has less than that; then it is this part of the mean weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +35,29 @@ class RunMixture:
     def matched(self, prefixes: Sequence[str]) -> RunMixture:
         """The mixture of the blend's datasets, without sources that have no dataset and never a
         weight that a blend file writes. Raises `DataError` that names every other difference."""
+        found = match_sources(self.paths, prefixes, optional=self._idle())
+        return self._of({name: tuple(prefixes[i] for i in ns) for name, ns in found.items()})
+
+    def drawn(self) -> tuple[RunMixture, dict[str, tuple[str, ...]]]:
+        """The mixture without the sources that never have a weight that a blend file writes, and
+        the paths of those: what there is to match before the blend's datasets are known."""
+        idle = self._idle()
+        return (
+            self._of({name: paths for name, paths in self.paths.items() if name not in idle}),
+            {name: paths for name, paths in self.paths.items() if name in idle},
+        )
+
+    def _idle(self) -> set[str]:
         written = [_written(change.weights) for change in self.schedule.changes]
-        idle = {n for n in self.schedule.names if all(n not in each for each in written)}
-        found = match_sources(self.paths, prefixes, optional=idle)
+        return {n for n in self.schedule.names if all(n not in each for each in written)}
+
+    def _of(self, paths: dict[str, tuple[str, ...]]) -> RunMixture:
+        """The mixture of the sources of `paths`."""
         changes = tuple(
-            Change(at_sample=c.at_sample, weights={n: c.weights[n] for n in found})
+            Change(at_sample=c.at_sample, weights={n: c.weights[n] for n in paths})
             for c in self.schedule.changes
         )
-        return RunMixture(
-            schedule=WeightSchedule(changes=changes),
-            paths={name: tuple(prefixes[i] for i in numbers) for name, numbers in found.items()},
-        )
+        return RunMixture(schedule=WeightSchedule(changes=changes), paths=paths)
 
 
 def other_weights(
@@ -62,7 +76,7 @@ def other_weights(
     }
     worst = max(differences, key=lambda name: abs(differences[name][0] - differences[name][1]))
     theirs, ours = differences[worst]
-    if abs(theirs - ours) < _ROUNDING:
+    if abs(theirs - ours) < min(_ROUNDING, _RELATIVE / len(first)):
         return None
     return (
         f"the weights of --data-path do not count ({worst} {theirs:.4f} there, {ours:.4f} in the "

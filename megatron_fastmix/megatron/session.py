@@ -22,7 +22,7 @@ from megatron_fastmix.megatron.argument_checks import (
     name_validation_sets,
 )
 from megatron_fastmix.megatron.options import RunOptions
-from megatron_fastmix.megatron.resume import ATTRIBUTE, resumed, run_state
+from megatron_fastmix.megatron.resume import ATTRIBUTE, check_sizes, resumed, run_state
 from megatron_fastmix.megatron.run_mixture import RunMixture, other_weights, read_run_mixture
 from megatron_fastmix.megatron.source_log import SourceRow, local_values, rows_of
 from megatron_fastmix.megatron.source_losses import Layout, SourceLosses
@@ -46,6 +46,9 @@ class Session:
         self._asked: RunMixture | None = None
         self._args: Any = None
         self._blend: FastMixBlendedDataset | None = None
+        self._left_out: dict[str, tuple[str, ...]] = {}
+        self._sizes: dict[str, int] = {}
+        """Samples in an epoch of each source: of the checkpoint, then of the blend."""
         self._noted: int | None = None
         self._told = self._resumed = False
 
@@ -53,7 +56,7 @@ class Session:
         """Installs the mixture for a script that is not of `megatron.training`; the blend's
         datasets are matched when it is built. `rows`: the run may draw rows, as Megatron's `--sft`
         does. Raises `ConfigError` and `DataError`."""
-        self._asked = read_run_mixture(self.options, rows=rows)
+        self._asked, self._left_out = read_run_mixture(self.options, rows=rows).drawn()
         block_size = self.options.block_size or _DEFAULT_BLOCK_SIZE
         self._install(LiveMixture.from_schedule(self._asked.schedule, block_size=block_size))
 
@@ -70,7 +73,7 @@ class Session:
         check_blend(training)
         assert training is not None
         asked = read_run_mixture(self.options, rows=bool(getattr(args, "sft", False)))
-        self._asked = asked.matched(training[0])
+        self._asked, self._left_out = asked.matched(training[0]), {}
         assert training[1] is not None
         corrected = other_weights(self._asked, training[0], training[1])
         if corrected:
@@ -92,6 +95,7 @@ class Session:
         if state is None and self._resumed:
             return  # another model's checkpoint, such as a teacher's, after the run's own
         self._resumed = state is not None
+        self._sizes = dict((state or {}).get("epoch_sizes", {}))
         blend.uninstall()
         self._install(self._mixture(state, consumed))
 
@@ -170,6 +174,7 @@ class Session:
             fold_loss_mask=self.options.weighting == "loss",
             max_epochs=self.options.max_epochs,
             sources=self._asked.paths,
+            left_out=self._left_out,
             on_build=self._built,
         )
         self._note_state()
@@ -179,6 +184,11 @@ class Session:
             return
         built.usage()  # raises now where caps end the run before its last sample
         self._blend = built
+        assert self.mixture is not None
+        sizes = dict(zip(self.mixture.names, built.epoch_sizes, strict=True))
+        check_sizes(self._sizes, sizes, self.options)
+        self._sizes = sizes
+        self._note_state()
         if (
             not self._watches()
             or not dist.is_initialized()
@@ -198,7 +208,7 @@ class Session:
         self._noted = self.mixture.counter[0]
         if self._args is not None:
             state = run_state(self.mixture, self._asked, self.options, self._args.seed)
-            setattr(self._args, ATTRIBUTE, state)
+            setattr(self._args, ATTRIBUTE, state | {"epoch_sizes": self._sizes})
 
 
 def _is_first_of_stage() -> bool:

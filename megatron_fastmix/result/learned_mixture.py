@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from megatron_fastmix.result.learned_group import LearnedGroup, average_groups, surest_advantage
-from megatron_fastmix.result.rounding import DEFAULT_DECIMALS, round_weights
+from megatron_fastmix.result.rounding import round_weights
 from megatron_fastmix.result.sizes import Shard, Size, Unit, shares_in, total_size
 
 MANY_EPOCHS = 4
@@ -199,9 +199,9 @@ class LearnedMixture:
         """By source the share of `unit` that gives `weight` as the share of loss tokens."""
         return shares_in(unit, self.weights, self.sizes, self.seq_length)
 
-    def rounded(self, unit: Unit, decimals: int = DEFAULT_DECIMALS) -> dict[str, str]:
+    def rounded(self, unit: Unit) -> dict[str, str]:
         """`shares` as decimal texts whose sum is exactly 1; see `round_weights`."""
-        return round_weights(self.shares(unit), decimals)
+        return round_weights(self.shares(unit))
 
     def weights_of(self, unit: Unit, shares: Mapping[str, float]) -> dict[str, float]:
         """Shares of loss tokens that drawing `unit` by `shares`, which sum to 1, gives: the way

@@ -11,29 +11,41 @@ from megatron_fastmix.errors import ConfigError
 
 Key = TypeVar("Key", bound=Hashable)
 
-DEFAULT_DECIMALS = 4
-"""Few, because Megatron's dataset caches are keyed by the weights."""
+_DEFAULT_DECIMALS = 4
+_UNITS_OF_MEAN = 100
+"""Of the last place in a weight of 1/K at least, where nobody says how many decimals."""
 MOST_DECIMALS = 12
 LEAST_UNITS = 1000
 """Of the last place in the weight of a dataset that is one of several of its source."""
 
 
+def default_decimals(count: int) -> int:
+    """Places for the weights of `count` sources: 4, or more above 100 sources, many of which would
+    vanish. Few keep Megatron's dataset caches, whose keys have the weights."""
+    places = _DEFAULT_DECIMALS
+    while 10**places < _UNITS_OF_MEAN * count:
+        places += 1
+    return places
+
+
 def round_weights(
     weights: Mapping[Key, float],
-    decimals: int = DEFAULT_DECIMALS,
+    decimals: int | None = None,
     ceilings: Mapping[Key, float] | None = None,
 ) -> dict[Key, str]:
     """Rounds `weights`, which sum to 1, to `decimals` places so that the sum is exactly 1.
 
     Largest remainder: each weight is rounded down, and the units left over go to the largest
-    remainders (equal remainders: first come, first served). Few decimals keep Megatron's dataset
-    caches reusable, because the weights are part of the cache's key. Each result is within one
+    remainders (equal remainders: first come, first served). Without `decimals` they are
+    `default_decimals`. Each result is within one
     unit of the last place of its weight, and none is above its ceiling where `ceilings` has one;
     then units may add up on the sources that have room.
 
     Returns decimal texts such as "0.2500", in the order of `weights`. Raises `ConfigError` where
     the ceilings leave no room at so few decimals.
     """
+    if decimals is None:
+        decimals = default_decimals(len(weights))
     if not 1 <= decimals <= MOST_DECIMALS:
         raise ConfigError(f"--decimals: found {decimals}; use 1 to {MOST_DECIMALS}")
     unit = 10**decimals

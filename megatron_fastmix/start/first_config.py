@@ -167,9 +167,13 @@ def _template(tokens: int, answers: bool, huggingface: str | None) -> str:
 
 
 def _named(prefixes: Sequence[str]) -> list[tuple[str, str]]:
-    names = [Path(prefix).name.removesuffix("_text_document") for prefix in prefixes]
-    if len(set(names)) < len(names):
-        names = ["_".join(Path(p).parts[-2:]).removesuffix("_text_document") for p in prefixes]
+    """Names by as many last parts of the paths as tell them apart."""
+    deepest = max(len(Path(prefix).parts) for prefix in prefixes)
+    names: list[str] = []
+    for parts in range(1, deepest + 1):
+        names = ["_".join(Path(p).parts[-parts:]).removesuffix("_text_document") for p in prefixes]
+        if len(set(names)) == len(names):
+            break
     return list(zip(names, prefixes, strict=True))
 
 

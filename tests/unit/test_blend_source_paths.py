@@ -134,6 +134,18 @@ def test_a_mixture_from_a_file_tells_its_sources_by_their_paths(corpora, make_mi
     assert train.draws_before(100) == {"forward": 90, "noise": 10}
 
 
+def test_sources_that_are_left_out_may_be_in_the_blend(corpora):
+    mixture = LiveMixture({"forward": 0.9, "noise": 0.1}, block_size=10)
+    sources = {name: [str(corpora / name)] for name in mixture.names}
+    left_out = {"backward": [str(corpora / "backward")]}
+    drawn = [str(corpora / name) for name in ("noise", "forward")]
+    for prefixes in (drawn, [left_out["backward"][0], *drawn]):
+        train = build(prefixes, mixture, sources, size=100, left_out=left_out)
+        assert train.draws_before(100) == {"forward": 90, "noise": 10}
+    with pytest.raises(DataError, match=r"no source of the mixture: .*backward"):
+        build([left_out["backward"][0], *drawn], mixture, sources, size=100)
+
+
 class Asked(MegatronDataset):
     """As Megatron's SFTDataset: as long as asked for, by rows that are read again and again."""
 

@@ -182,7 +182,16 @@ def test_init_names_what_is_missing(
 def odd_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The current folder, with datasets in it, blends of them and a model's folder."""
     monkeypatch.chdir(tmp_path)
-    for name in ("data/a", "data/b", "data/c_valid", "data/d_test", "parts/x/p", "parts/y/p"):
+    for name in (
+        "data/a",
+        "data/b",
+        "data/c_valid",
+        "data/d_test",
+        "parts/x/p",
+        "parts/y/p",
+        "en/c/p",
+        "de/c/p",
+    ):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         write_dataset(Path(name), [list(range(60))] * 50, 256)
     splits = {"train": ["3", "data/a", "1", "data/b"], "valid": ["1", "data/d_test"], "test": None}
@@ -211,6 +220,7 @@ WHOLE = ["data/a", "data/b", "--target", "data/c_valid", *BYTES]
         (["--data", "data", *BYTES], "a b", None, "c_valid d_test"),
         (["--data", "data/[ab]", "data/c_valid", *BYTES], "a b", None, "c_valid"),
         (["--data", "parts/x", "parts/y", *WHOLE[2:]], "x_p y_p", None, "c_valid"),
+        (["--data", "en/c/p", "de/c/p", *WHOLE[2:]], "en_c_p de_c_p", None, "c_valid"),
         (["--data", *WHOLE, "--tokenizer-type", "NullTokenizer", "--vocab-size", "256"], "a b",
          None, "c_valid"),
     ],

@@ -1,6 +1,7 @@
 """Blends for tools other than Megatron-LM, checked against what each tool documents."""
 
 import ast
+import dataclasses
 import json
 import math
 import shlex
@@ -15,6 +16,7 @@ from megatron.core.datasets.utils import get_blend_from_list
 
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
+from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.registry import FORMATS
 from megatron_fastmix.result.learned_mixture import LearnedMixture
@@ -200,3 +202,31 @@ def test_the_command_says_what_is_left_to_do(tmp_path, make_mixture, capsys):
     output = capsys.readouterr()
     assert output.err.startswith("note: this tool reads no .bin/.idx")
     assert yaml.safe_load(output.out)["dataset"]["dataset_weights"] == [1.0]
+
+
+HUGE = {"tokens": 10**13, "loss_tokens": 10**13, "rows": 10**9}
+
+
+@pytest.mark.parametrize(
+    "name", ["energon-epochized", "mosaicml-streaming-repeat", "megatron-bridge-sources"]
+)
+def test_a_source_that_would_never_be_read_is_refused(make_mixture, name):
+    mixture = make_mixture({"a": 0.6, "b": 0.4}, token_budget=1)
+    huge = tuple(
+        dataclasses.replace(source, shards=(dataclasses.replace(source.shards[0], **HUGE),))
+        for source in mixture.sources
+    )
+    mixture = dataclasses.replace(mixture, sources=huge)
+    with pytest.raises(DataError, match=r"source a: is read 0.000000 times in the token budget"):
+        text_of(name, mixture)
+
+
+def test_rows_are_for_tools_that_draw_them():
+    with pytest.raises(ConfigError, match="--rows documents: this format's weights are shares of"):
+        FORMATS["megatron-cli"].unit("documents")
+
+
+def test_many_sources_keep_their_shares(make_mixture):
+    weights = {f"s{number}": 1 / 12_000 for number in range(12_000)}
+    assert not make_blend(make_mixture(weights)).left_out
+    assert make_blend(make_mixture(weights), decimals=4).left_out

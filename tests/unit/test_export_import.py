@@ -13,7 +13,7 @@ from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.import_blend import read_blend
 from megatron_fastmix.export.registry import FORMATS
-from tests.conftest import write_rows
+from tests.conftest import write_dataset, write_rows
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,8 @@ def test_weights_of_any_scale_and_the_flags_around_are_read(tmp_path):
     path = tmp_path / "blend"
     path.write_text("python pretrain_gpt.py --lr 1e-3 --train-data-path 30 /d/a \\\n 90 /d/b --x 1")
     assert read_blend(path) == {"/d/a": 0.25, "/d/b": 0.75}
+    path.write_text('DATA="--data-path 30 /d/a 90 /d/b"\npython pretrain_gpt.py $DATA --lr 1e-3\n')
+    assert read_blend(path) == {"/d/a": 0.25, "/d/b": 0.75}
     path.write_text(json.dumps({"train": "1 /d/a 3 /d/b", "valid": None, "test": None}))
     assert read_blend(path) == {"/d/a": 0.25, "/d/b": 0.75}
 
@@ -132,6 +134,8 @@ def test_weights_of_any_scale_and_the_flags_around_are_read(tmp_path):
         ('[NaN, "/d/a"]', "holds NaN"),
         (f'[{"9" * 500}, "/d/a"]', "in the place of a prefix"),
         ("--data-paths x", "expected --data-path or --train-data-path"),
+        ("--data-path 1 /d/a 1 /d/b --data-path 3 /d/a 1 /d/b", "has several --data-path"),
+        ("A='--data-path 1 /d/a'; B='--data-path 1 /d/b'", "has several blends in quotes"),
         ("--data-path=x", "after `=` comes one value alone"),
         ("--data-path 'x", "not a command line"),
     ],
@@ -292,6 +296,10 @@ def test_rows_of_answers_become_shares_of_answer_tokens(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert yaml.safe_load(out)["mixture"] == {"initial_weights": [0.75, 0.25]}
     assert "shares of rows" in err
+    write_dataset(tmp_path / "text", [list(range(60))] * 5, 256)
+    (tmp_path / "blend").write_text(f"0.5 {tmp_path}/long 0.5 {tmp_path}/text")
+    assert main(["import", str(tmp_path / "blend")]) == 2
+    assert "--config: missing; the blend has text and answer-only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

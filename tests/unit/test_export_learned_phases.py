@@ -90,7 +90,7 @@ def test_phases_have_every_dataset_of_a_light_source(make_mixture, tmp_path):
     light, heavy = make_mixture({"a": 0.01, "b": 0.99}).sources
     shards = tuple(Shard(path=f"/d/{n}", tokens=9, loss_tokens=9, rows=1) for n in range(300))
     weights = {"a": 0.01, "b": 0.99}
-    write_phases(
+    _, left_out = write_phases(
         tmp_path,
         phase_schedule(weights, weights, fraction=0.5, train_samples=64, global_batch_size=8),
         {"a": dataclasses.replace(light, shards=shards), "b": heavy},
@@ -101,6 +101,26 @@ def test_phases_have_every_dataset_of_a_light_source(make_mixture, tmp_path):
     found = read_named_blend(tmp_path / "data_blend_phase1.json")
     assert len(found) == 301
     assert sum(entry.share for entry in found[:300]) == pytest.approx(0.01, rel=1e-3)
+    assert not left_out
+
+
+def test_a_phase_says_what_it_leaves_out(run_folder, make_mixture, tmp_path):
+    later = make_mixture({"a": 0.99999, "b": 0.00001})
+    _, left_out = write_phases(
+        tmp_path / "out",
+        phase_schedule(
+            {"a": 0.5, "b": 0.5},
+            later.weights,
+            fraction=0.5,
+            train_samples=64,
+            global_batch_size=8,
+        ),
+        {source.name: source for source in later.sources},
+        train_samples=64,
+        global_batch_size=8,
+        decimals=None,
+    )
+    assert left_out == ["phase 2 leaves out what rounds to 0 at 4 decimals: b"]
 
 
 def test_three_forms_of_the_phases_say_the_same(run_folder, capsys):
@@ -168,6 +188,10 @@ def test_flags_of_phases_ask_for_them(run_folder, capsys):
         (["--output", "x", "--global-batch-size", "8", "--set", "a=1"], "--set: does not go with"),
         (["--output", "x", "--global-batch-size", "8", "--format", "nemo-2"], "--format: does not"),
         (["--output", "x", "--global-batch-size", "0"], "--global-batch-size: found 0"),
+        (
+            ["--output", "x", "--global-batch-size", "8", "--train-samples", "0"],
+            "--train-samples: found 0",
+        ),
     ],
 )
 def test_phases_that_cannot_be_written_are_refused(run_folder, flags, message, capsys):

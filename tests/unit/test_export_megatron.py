@@ -48,7 +48,7 @@ def test_megatrons_parser_reads_every_form(make_mixture):
     splits = json.loads(per_split(blend))
     assert splits.keys() == {"train", "valid", "test"}
     assert get_blend_from_list(splits["train"]) == expected
-    assert get_blend_from_list(splits["valid"]) == (["/data/target"], [1.0])
+    assert get_blend_from_list(splits["valid"]) == (["/data/target"], None)
     assert splits["test"] is None
     assert blend.left_out == ("c",)
 

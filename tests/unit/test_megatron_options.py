@@ -54,6 +54,7 @@ def test_our_flags_are_told_from_theirs_wherever_they_stand():
         ("s.py --fastmix-mixture r --fastmix-source a", "found a; expected NAME=PATH"),
         ("s.py --fastmix-mixture r --fastmix-weighting up", "invalid choice: 'up'"),
         ("s.py --fastmix-mixture r --fastmix-block-size x", "invalid int value: 'x'"),
+        ("s.py --fastmix-mixture r --fastmix-block-size 0", "block-size: found 0; use 1 or more"),
     ],
 )
 def test_flags_that_cannot_work_are_refused(arguments, message):

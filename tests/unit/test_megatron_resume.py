@@ -1,5 +1,6 @@
 """What a run of Megatron goes on from: its checkpoint's history, and what the flags ask for now."""
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule
 from megatron_fastmix.errors import CheckpointError
 from megatron_fastmix.megatron.options import RunOptions
-from megatron_fastmix.megatron.resume import resumed, run_state
+from megatron_fastmix.megatron.resume import check_sizes, resumed, run_state
 from megatron_fastmix.megatron.run_mixture import RunMixture, other_weights
 
 OPTIONS = RunOptions(mixture=Path("r"), max_epochs={"a": 4.0})
@@ -141,6 +142,22 @@ def test_datasets_may_move_and_older_checkpoints_do_not_say_them():
     go_on(state, schedule, paths=SHARDS | {"a": SHARDS["a"][::-1]})
 
 
+def test_epochs_of_another_size_are_refused(caplog):
+    check_sizes({}, {"a": 5}, OPTIONS)
+    check_sizes({"a": 5}, {"a": 5}, OPTIONS)
+    with pytest.raises(CheckpointError, match=r"source a had 5 samples in an epoch, now 6: its"):
+        check_sizes({"a": 5}, {"a": 6}, OPTIONS)
+    check_sizes({"a": 5}, {"a": 6}, ACCEPTING)
+    assert "may be read again" in caplog.text
+
+
+def test_a_block_size_that_does_not_count_is_said(caplog):
+    schedule = asked((0, (2, 1, 1)))
+    options = dataclasses.replace(OPTIONS, block_size=32)
+    assert go_on(state_of(schedule), schedule, options).block_size == 16
+    assert "--fastmix-block-size 32 does not count" in caplog.text
+
+
 def test_a_checkpoint_without_a_mixture_is_said(caplog):
     with caplog.at_level(logging.WARNING):
         mixture = go_on(None, asked((0, (2, 1, 1))))
@@ -162,3 +179,20 @@ def test_a_blend_of_other_weights_than_the_mixtures_is_said():
     said = other_weights(mixture, blend, (0.2, 0.4, 0.2, 0.2))
     assert said is not None
     assert "do not count (a 0.6000 there, 0.5000 in the mixture)" in said
+
+
+def test_corrections_of_many_sources_are_seen():
+    names = [f"s{number}" for number in range(300)]
+    schedule = WeightSchedule(changes=(Change(at_sample=0, weights=dict.fromkeys(names, 1.0)),))
+    mixture, blend = run_mixture(schedule), [f"/data/{name}" for name in names]
+    text = other_weights(mixture, blend, [0.75] * 150 + [1.25] * 150)
+    assert text is not None
+    assert "do not count" in text
+
+
+def test_what_no_blend_file_writes_is_left_out_before_the_blend_is_known():
+    weights = (0.6, 0.39999, 0.00001)
+    drawn, left_out = run_mixture(asked((0, weights)), SHARDS).drawn()
+    assert drawn.schedule.names == ("a", "b")
+    assert list(drawn.paths) == ["a", "b"]
+    assert left_out == {"c": SHARDS["c"]}

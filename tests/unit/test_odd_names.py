@@ -4,6 +4,7 @@ refused at the start."""
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import shlex
 import subprocess
@@ -15,7 +16,7 @@ import yaml
 
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.config import SearchConfig, load_config, strict_yaml
-from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.import_blend import read_blend
 from megatron_fastmix.export.registry import FORMATS
@@ -64,6 +65,27 @@ def test_exports_and_tables(tmp_path: Path, make_mixture: Any) -> None:
     assert all(name in final_table(mixture, blend_txt=None, blend_json=None) for name in ODD[:3])
     (flags,) = megatron_flags(mixture, blend_txt=None, blend_json=tmp_path / "a 'b' $(c).json")
     assert str(tmp_path / "a 'b' $(c).json") in shlex.split(flags)
+
+
+def test_datasets_of_one_source_have_names_that_no_other_has(make_mixture: Any) -> None:
+    mixture = make_mixture({"web": 0.6, "web/1": 0.2, "code": 0.2})
+    shards = tuple(dataclasses.replace(mixture.sources[0].shards[0], path=p) for p in ("/a", "/b"))
+    web = dataclasses.replace(mixture.sources[0], shards=shards)
+    mixture = dataclasses.replace(mixture, sources=(web, *mixture.sources[1:]))
+    streams = yaml.safe_load(FORMATS["mosaicml-streaming"].render(make_blend(mixture)))["streams"]
+    assert {name: stream["local"] for name, stream in streams.items()} == {
+        "web//1": "/a",
+        "web//2": "/b",
+        "web/1": "/data/web/1",
+        "code": "/data/code",
+    }
+    assert sum(stream["proportion"] for stream in streams.values()) == pytest.approx(1)
+
+
+def test_a_name_with_a_comma_is_no_list_for_llama_factory(make_mixture: Any) -> None:
+    blend = make_blend(make_mixture({"en, news": 0.5, "b": 0.5}), "rows")
+    with pytest.raises(DataError, match="source en, news: LLaMA-Factory splits"):
+        FORMATS["llama-factory"].render(blend)
 
 
 def test_the_page(tmp_path: Path, make_metrics: Any) -> None:

@@ -110,6 +110,15 @@ def test_exported_paths_are_those_of_the_machine_that_trains(tmp_path, make_mixt
     assert capsys.readouterr().out == "--data-path 0.5000 /lustre/a 0.5000 /lustre/b\n"
 
 
+def test_relative_paths_of_another_folder_are_said(tmp_path, make_mixture, capsys):
+    write_mixture(tmp_path / "mixture.json", make_mixture({"a": 0.5, "b": 0.5}, folder="data"))
+    assert main(["export", str(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert "relative to the folder that the search ran in, such as data/a" in said
+    assert main(["export", str(tmp_path), "--path-map", "/x=/y"]) == 2
+    assert "--path-map: data/a is relative" in capsys.readouterr().err
+
+
 def test_a_blend_is_one_of_the_mixtures_that_are_compared():
     tokens = {"a": 100, "b": 300}
     learned = {"learned": ({"a": 0.9, "b": 0.1}, 1.0)}
