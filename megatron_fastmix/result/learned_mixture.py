@@ -282,6 +282,8 @@ class LearnedMixture:
     def ceilings(self, unit: Unit, max_epochs: float) -> dict[str, float]:
         """The share of `unit` at which each source is read `max_epochs` times in the budget."""
         budget = self.budget(unit)
+        if math.isinf(max_epochs):
+            return dict.fromkeys(self.sizes, math.inf)
         return {
             name: max_epochs * float(size.count(unit, self.seq_length) / budget)
             for name, size in self.sizes.items()

@@ -120,9 +120,10 @@ def _check_types(values: dict[str, Any], path: Path) -> Keys:
         keys: Keys = strict_yaml.from_dict(Keys, values)
     except ConfigError as error:
         raise DataError(f"{path}: {error}") from None
-    tokenizer = keys.config.get("tokenizer", {})
-    if not isinstance(tokenizer, dict):
-        raise _impossible(path, "config.tokenizer", repr(tokenizer), "an object")
+    for section in ("tokenizer", "data"):
+        found = keys.config.get(section, {})
+        if not isinstance(found, dict):
+            raise _impossible(path, f"config.{section}", repr(found), "an object")
     return keys
 
 

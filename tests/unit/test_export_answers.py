@@ -148,6 +148,12 @@ def test_sources_of_many_datasets_keep_their_weights_and_every_dataset(make_mixt
         np.testing.assert_allclose(np.array(mine, float), exact, rtol=1.1e-3)
 
 
+def test_a_source_of_no_rows_and_no_weight_is_left_out_of_rows(make_mixture):
+    first, second = make_mixture({"a": 1.0, "b": 0.0}).sources
+    second = dataclasses.replace(second, shards=(dataclasses.replace(second.shards[0], rows=0),))
+    assert make_blend(make_mixture({}, sources=(first, second)), "rows").left_out == ("b",)
+
+
 def test_a_tiny_dataset_of_a_source_does_not_stop_an_export_of_rows(make_mixture):
     first, second = make_mixture({"a": 0.95, "b": 0.05}).sources
     shards = tuple(

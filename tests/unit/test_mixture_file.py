@@ -29,6 +29,7 @@ def test_a_mixture_round_trips_bitwise(tmp_path, make_mixture):
         ({"sources": []}, "sources is empty"),
         ({"targets": []}, "targets is empty"),
         ({"cost": 3}, "cost: expected a mapping, found 3"),
+        ({"config": {"data": None}}, r"config\.data is None, expected an object"),
         ({"cost": {"tokens": "many"}}, r"cost\.tokens: expected float, found .many."),
         ({"seq_length": 32.5}, "seq_length: expected int"),
     ],
