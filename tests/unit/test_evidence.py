@@ -119,6 +119,25 @@ def test_equal_lengths_and_schedules_are_those_of_the_rows(tmp_path):
         assert f"| {loss} | {difference:+.3f} ± {error:.3f} |" in text, method
 
 
+def test_length_and_start_are_those_of_the_rows(tmp_path):
+    text = (ROWS / "README.md").read_text().replace("−", "-")
+    lines = lines_of("length_and_start", 6, tmp_path, folder="studies")
+    proxies, ours = lines["mixing_law"], lines["fastmix"]
+    for method in ("mixing_law", "steps_128", "fastmix", "steps_512", "from_law"):
+        line = lines[method]
+        training = f"1/{proxies.tokens / line.tokens:.1f}".removesuffix(".0")
+        pair = behind(line, ours) if line is not ours else None
+        difference = f"{pair[0]:+.3f} ± {pair[1]:.3f} |" if pair else "|"
+        cells = (
+            training.removeprefix("1/") if line is proxies else training,
+            f"{line.weights['awscli']:.2f}",
+            f"{line.loss:.3f} ± {line.deviation:.3f}",
+            difference,
+        )
+        assert f"| {' | '.join(cells)}" in text, method
+    assert round(proxies.flops / lines["steps_128"].flops) == 5
+
+
 def test_rivals_are_compared_seed_by_seed(tmp_path):
     text = (ROWS / "README.md").read_text().replace("−", "-")
     names = {
