@@ -196,6 +196,12 @@ class SearchConfig:
             "transformers tells documents apart by their positions: set both alike with proxy.kind "
             "huggingface",
         )
+        require(
+            self.proxy.kind != "provider" or self.proxy.recompute_granularity is None,
+            "proxy.recompute_granularity",
+            self.proxy.recompute_granularity,
+            "with proxy.kind provider your function says what is run again: leave it out",
+        )
         pattern = self.proxy.hybrid_layer_pattern
         require(
             pattern is None or "M" not in pattern or self.hypergradient.estimator != "one_pass",

@@ -160,17 +160,32 @@ class Pass:
         return on_call
 
     def check_all_called(self) -> None:
-        """Raises `ConfigError` for a module whose trained weights are used behind its back.
+        """Raises `ConfigError`, on every rank, for a module whose trained weights are used behind
+        its back. Every rank must call.
 
         What has no part in the target's loss, as the image tower of a model that reads text, has
-        none in the products.
+        none in the products. Under ZeRO-3 a rank sees its shard of v alone, so the ranks agree.
         """
-        for site in self.estimator.sites:
-            if site.name in self.called:
-                continue
-            places = [self.estimator.index[id(p)] for p in site.parameters.values()]
-            if any(bool(vector[i].any()) for vector in self.vectors for i in places):
+        sites = self.estimator.sites
+        missing = self._over_ranks([site.name not in self.called for site in sites])
+        if not missing.any():
+            return
+        places = [[self.estimator.index[id(p)] for p in site.parameters.values()] for site in sites]
+        used = self._over_ranks(
+            [
+                bool(absent) and any(bool(v[i].any()) for v in self.vectors for i in each)
+                for absent, each in zip(missing, places, strict=True)
+            ]
+        )
+        for site, behind_its_back in zip(sites, used, strict=True):
+            if behind_its_back:
                 raise refusal(site.name, site.module, "is not called, though its weights are used")
+
+    def _over_ranks(self, flags: Sequence[bool]) -> np.ndarray:
+        """On how many ranks each flag is set."""
+        counts = self.parameters.group.sum(np.array(flags, dtype=np.float64))
+        tensor_group = self.parameters.tensor_group
+        return counts if tensor_group is None else tensor_group.sum(counts)
 
     def _watched(self, y: Any, call: Call, routed: torch.Tensor | None) -> Any:
         if not isinstance(y, torch.Tensor) or not y.is_floating_point():

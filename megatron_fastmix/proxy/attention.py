@@ -14,6 +14,9 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.router import TopKRouter
 
+_ADDED = "fastmix_added_to_scores"
+"""Attribute of a mask."""
+
 
 class ScaledDotProductAttention(MegatronModule):
     """Attention by `torch.nn.functional.scaled_dot_product_attention`, without dropout: causal, or
@@ -38,16 +41,27 @@ class ScaledDotProductAttention(MegatronModule):
         `attention_mask`, bool (B, 1, S, S), is true where a token must not attend; None is causal.
         """
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        allowed = None if attention_mask is None else ~attention_mask
+        added = None if attention_mask is None else _added_to_scores(attention_mask, query.dtype)
         mixed = torch.nn.functional.scaled_dot_product_attention(
             query,
             key,
             value,
-            attn_mask=allowed,
-            is_causal=allowed is None,
+            attn_mask=added,
+            is_causal=added is None,
             enable_gqa=key.shape[1] != query.shape[1],
         )
         return mixed.permute(2, 0, 1, 3).flatten(2)
+
+
+def _added_to_scores(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """-inf where a token must not attend. Kept with the mask, so that all layers save one: from a
+    mask of bool, attention makes its own in each."""
+    added: torch.Tensor | None = getattr(mask, _ADDED, None)
+    if added is None or added.dtype != dtype:
+        added = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+        added.masked_fill_(mask, -torch.inf)
+        setattr(mask, _ADDED, added)
+    return added
 
 
 class RotaryEmbeddingAnywhere(RotaryEmbedding):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.deepspeed_engine.settings import zero_config
+from megatron_fastmix.proxy.cost import objective_samples
 from megatron_fastmix.proxy.huggingface import on_paper
 from megatron_fastmix.proxy.megatron_cost import padded_vocab_size
 
@@ -25,7 +26,7 @@ class StageMemory:
     """Adam's moments, and the fp32 copy of the parameters that DeepSpeed keeps; 0 where they are
     offloaded to the host."""
     outer_step: int
-    """v, in fp32. It is there only during an outer step."""
+    """Every v that is held at once, in fp32. They are there only during an outer step."""
     at_once: bool
     """Whether gradients are there beside v: only where training batches are the probe."""
     buckets: int
@@ -33,13 +34,15 @@ class StageMemory:
     model is."""
     gathered: int
     """Parameters that ZeRO-3 holds whole at once, at most."""
+    at_start: int
+    """All parameters: DeepSpeed moves the model to the accelerator before it shards it."""
 
     @property
     def total(self) -> int:
         """The most that is held at once, but for activations."""
         held = self.parameters + self.optimizer + self.buckets + self.gathered
         together = sum if self.at_once else max
-        return held + together((self.gradients, self.outer_step))
+        return max(self.at_start, held + together((self.gradients, self.outer_step)))
 
 
 def stage_memory(
@@ -54,40 +57,71 @@ def stage_memory(
     bucket = size * int(zero.get("reduce_bucket_size", BUCKET))
     # Stage 1 and 2 fill one buffer while the other is sent.
     buffers = (1 + bool(zero.get("overlap_comm", False))) if stage in (1, 2) else 1
+    vectors = len(objective_samples(config)) if config.hypergradient.estimator == "one_pass" else 1
     live = min(held, int(zero.get("stage3_max_live_parameters", LIVE)))
     return StageMemory(
         parameters=size * held // (shards if stage == 3 else 1),
         gradients=size * moved // (shards if stage >= 2 else 1),
         optimizer=0 if offloaded else (8 * moved + master) // (shards if stage else 1),
-        outer_step=4 * moved // (shards if stage == 3 else 1),
+        outer_step=4 * moved * vectors // (shards if stage == 3 else 1),
         at_once=config.hypergradient.probe == "training",
         buckets=bucket * buffers if stage and shards > 1 else 0,
         gathered=size * live if stage == 3 and shards > 1 else 0,
+        at_start=size * held,
     )
 
 
-def activation_bytes(config: SearchConfig, vocab_size: int) -> float:
+def activation_bytes(config: SearchConfig, vocab_size: int, *, masked: bool) -> float:
     """Bytes per rank in a forward and backward pass of one micro-batch, about.
 
-    34 bytes a token, layer and unit of width in bf16 (Korthikanti et al., arXiv 2205.05198,
-    equation 1 without the attention matrix, which is never whole here); recomputed, a layer's input
-    and one layer whole. The logits count thrice: themselves, in fp32, and their gradient.
+    A token and layer has 10 + 8/t bytes a unit of width in bf16 on t tensor-parallel ranks
+    (Korthikanti et al., arXiv 2205.05198, equation 2 without the attention matrix, which is never
+    whole here, and the feed-forward's inner 16), and 6/t a unit of the feed-forward's own width:
+    gate, value and their product. Recomputed, it has its input, and one layer is whole; but
+    `one_pass` keeps what every linear module and norm reads. Where documents or rows share a
+    sequence (`masked`), the mask and what it adds to scores are kept once. The logits count thrice:
+    themselves, in fp32, and their gradient.
     """
-    size, proxy = element_size(config), config.proxy
+    size, proxy, shape = element_size(config), config.proxy, _shape(config, vocab_size)
+    split = config.engine.tensor_model_parallel_size
+    layer = size / 2 * (10 * shape.width + (8 * shape.width + 6 * shape.inner) / split)
+    whole = layer * shape.layers
+    if proxy.recompute_granularity == "full":
+        kept = shape.width
+        if config.hypergradient.estimator == "one_pass":
+            kept = 4 * shape.width + (shape.width + shape.inner) // split
+        whole = layer + shape.layers * size * kept
+    batch, length = config.training.micro_batch_size, config.data.seq_length
+    mask = batch * length**2 * (1 + size) if masked else 0
+    return batch * length * (whole + shape.rows * (2 * size + 4) / split) + mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shape:
+    layers: int
+    width: int
+    inner: int
+    """Width of the feed-forward; with experts of those that a token is sent to, and of its copies
+    on the way to them and back."""
+    rows: int
+    """Of the output layer."""
+
+
+def _shape(config: SearchConfig, vocab_size: int) -> _Shape:
+    proxy = config.proxy
     if proxy.kind == "huggingface":
         model = on_paper(proxy)[0].get_text_config()
-        width, layers, rows = model.hidden_size, model.num_hidden_layers, model.vocab_size
-    else:
-        width, layers = proxy.hidden_size, len(proxy.hybrid_layer_pattern or "") // 2
-        layers = layers or proxy.num_layers
-        rows = padded_vocab_size(proxy, vocab_size)
-    layer = 34 * width * size / 2
-    whole = layer * layers
-    if proxy.recompute_granularity == "full":
-        whole = layer + layers * width * size
-    tokens = config.training.micro_batch_size * config.data.seq_length
-    split = config.engine.tensor_model_parallel_size
-    return tokens * (whole + rows * (2 * size + 4)) / split
+        width = model.hidden_size
+        inner = getattr(model, "intermediate_size", None) or 8 * width // 3
+        return _Shape(
+            layers=model.num_hidden_layers, width=width, inner=inner, rows=model.vocab_size
+        )
+    width, inner = proxy.hidden_size, proxy.feed_forward_size
+    if proxy.num_experts is not None:
+        inner = proxy.moe_router_topk * (proxy.expert_size + 2 * width // 3)
+    layers = len(proxy.hybrid_layer_pattern or "") // 2 or proxy.num_layers
+    rows = padded_vocab_size(proxy, vocab_size)
+    return _Shape(layers=layers, width=width, inner=inner, rows=rows)
 
 
 def element_size(config: SearchConfig) -> int:

@@ -25,6 +25,8 @@ from megatron_fastmix.start.memory import (
 )
 from megatron_fastmix.text_table import align
 
+RECOMPUTED = 4 / 3
+"""Time of a forward and backward pass whose forward part is run again, over that without."""
 PEAK_TFLOPS = {"fp32": 67.0, "bf16": 989.0}
 """Dense peak of one H100 SXM (NVIDIA's data sheet)."""
 FEW_OUTER_STEPS = 100
@@ -120,7 +122,15 @@ def make_plan(
     outer_seconds = probe_flops / peaks["fp32"] / reached
     outer_seconds += (outer_flops - probe_flops) / peaks[config.engine.dtype] / reached
     seconds = training_flops / peaks[config.engine.dtype] / reached + outer_seconds
+    gathers = 2.0
+    if config.proxy.recompute_granularity == "full":
+        gathers = 3.0
+        outer_seconds *= RECOMPUTED
+        seconds *= RECOMPUTED
     offered = offered_share(config, inputs) or 1.0
+    masked = config.data.reset_attention_mask or (
+        config.data.packing and any(source.size.answer_only for source in inputs.sources)
+    )
     return Plan(
         parameters=parameters,
         trained_parameters=trained,
@@ -135,7 +145,7 @@ def make_plan(
             stage: stage_memory(config, held=held, moved=moved, stage=stage, shards=shards)
             for stage in range(4)
         },
-        activations=activation_bytes(config, vocab_size),
+        activations=activation_bytes(config, vocab_size, masked=masked),
         reduced_bytes={
             stage: 0.0
             if alone
@@ -144,7 +154,7 @@ def make_plan(
         },
         gathered_bytes=0.0
         if alone
-        else (2.0 * micro_batches + probe_passes) * size * held + v_gathered,
+        else gathers * (micro_batches + probe_passes / 2) * size * held + v_gathered,
         epochs={
             source.name: samples
             / len(config.sources)
@@ -180,7 +190,9 @@ def verdict(plan: Plan, config: SearchConfig, memory_gib: float) -> str:
     fitting = [s for s in plan.memory if s > stage and plan.most_memory(s) / 2**30 <= memory_gib]
     wishes = [f"engine.zero_stage {fitting[0]}"] if fitting else []
     if plan.activations > 0.3 * plan.most_memory(stage):
-        wishes += ["proxy.recompute_granularity full", "a smaller training.micro_batch_size"]
+        if config.proxy.kind != "provider":
+            wishes += ["proxy.recompute_granularity full"]
+        wishes += ["a smaller training.micro_batch_size"]
     wishes += ["more ranks"]
     return (
         f"Does not fit: about {need:.3g} GiB per rank, of {memory_gib:g}. "

@@ -99,7 +99,7 @@ def _out_of_memory(error: BaseException, config: SearchConfig) -> str:
     wishes = []
     if config.training.micro_batch_size > 1:
         wishes.append(f"lower training.micro_batch_size {config.training.micro_batch_size}")
-    if config.proxy.recompute_granularity is None:
+    if config.proxy.recompute_granularity is None and config.proxy.kind != "provider":
         wishes.append("set proxy.recompute_granularity full")
     if config.engine.zero_stage < 3:
         wishes.append(f"raise engine.zero_stage {config.engine.zero_stage}")

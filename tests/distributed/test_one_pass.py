@@ -9,9 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from megatron_fastmix.batch.batch import Batch, Role
 from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.hypergradient.one_pass import OnePass
 from megatron_fastmix.lab.forked_ranks import run_ranks
+from megatron_fastmix.parallel.groups import DataParallelGroup
+from megatron_fastmix.parallel.parameters import Parameters
 from tests.distributed.pretrained import MIXTRAL, QWEN3_MOE, fine_tuning_values
 from tests.distributed.searches import load, plain_training, products_of, run_search, slow
 
@@ -178,3 +184,45 @@ def test_a_model_that_hides_the_use_of_a_weight_is_refused_at_the_start(
     with pytest.raises(AssertionError, match=r"one_pass misses the target's own slope.*per_source"):
         run_ranks(2, run_search, load(search_values))
     assert not list((Path(search_values["run_dir"]) / "checkpoints").glob("*"))
+
+
+class Bypassed(torch.nn.Module):
+    """Uses the weight of a layer behind that layer's back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.output = torch.nn.Embedding(8, 4), torch.nn.Linear(4, 8)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.output(self.table.weight[tokens]).sum((1, 2))
+
+
+def raised_by_this_rank(rank: int) -> str:
+    """v is of the rank's own shard: that of the table is 0 on the second rank."""
+    model = Bypassed()
+    vector = [torch.full_like(p, float(rank == 0)) for p in model.parameters()]
+    batch = Batch(
+        tokens=torch.zeros(2, 3, dtype=torch.long),
+        labels=torch.zeros(2, 3, dtype=torch.long),
+        loss_mask=torch.ones(2, 3),
+        index=np.zeros(2, dtype=np.int64),
+        role=np.array([Role.SOURCE] * 2),
+    )
+    estimator = OnePass(model, Parameters(list(model.parameters()), DataParallelGroup()))
+    try:
+        estimator.products(lambda b: model(b.tokens), batch, [vector])
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def hidden_weights(folder: Path) -> None:
+    rank = torch.distributed.get_rank()
+    (folder / str(rank)).write_text(raised_by_this_rank(rank))
+
+
+def test_hidden_weights_are_an_error_of_every_rank(tmp_path: Path) -> None:
+    run_ranks(2, hidden_weights, tmp_path)
+    texts = {path.read_text() for path in tmp_path.iterdir()}
+    assert len(texts) == 1
+    assert "table (Embedding), which is not called" in texts.pop()

@@ -1,6 +1,7 @@
 """The plan against what real engines and models hold and send."""
 
 import argparse
+import copy
 import gc
 import json
 
@@ -244,7 +245,38 @@ def test_buckets_offload_and_recomputation_are_counted(search_values, tmp_path):
     assert small.memory[2].optimizer == 0 < plain.memory[2].optimizer
     deep = plan(proxy={"num_layers": 20})
     again = plan(proxy={"num_layers": 20, "recompute_granularity": "full"})
-    assert again.activations < deep.activations / 2
+    # one_pass keeps what modules read; without it there is a layer's input alone.
+    assert again.activations < 0.6 * deep.activations
+    assert again.hours == pytest.approx(deep.hours * 4 / 3)
+    search_values["hypergradient"]["estimator"] = "finite_difference"
+    assert plan().activations < again.activations / 2
+
+
+def test_what_a_rank_holds_follows_the_search(search_values, tmp_path):
+    def plan(ranks=2, **changes):
+        values = copy.deepcopy(search_values)
+        for section, keys in changes.items():
+            values[section] = values.get(section, {}) | keys
+        file = tmp_path / "plan.yaml"
+        file.write_text(yaml.safe_dump(values))
+        return plan_of(load_config(file), ranks)
+
+    search_values["hypergradient"]["estimator"] = "one_pass"
+    plain = plan()
+    both = plan(objective={"train_loss_weight": 0.2}, hypergradient={"per_target": True})
+    assert both.memory[2].outer_step == 2 * plain.memory[2].outer_step
+    # The whole model, before DeepSpeed shards it.
+    assert plain.memory[3].at_start == 4 * plain.parameters
+    assert plain.memory[3].total >= plain.memory[3].at_start
+    split = plan(engine={"tensor_model_parallel_size": 2}, ranks=4)
+    assert plain.activations / 2 < split.activations < plain.activations
+    wide = plan(proxy={"ffn_hidden_size": 4096})
+    batch = wide.activations - plain.activations
+    assert batch > 4 * 4096 * load_config(tmp_path / "plan.yaml").data.seq_length
+    masked = plan(data={"reset_attention_mask": True})
+    config = load_config(tmp_path / "plan.yaml")
+    tokens = config.training.micro_batch_size * config.data.seq_length
+    assert masked.activations - plain.activations == tokens * config.data.seq_length * 5
 
 
 @pytest.mark.parametrize("text", ["300B", "3e11", "300_000_000_000", "0.3T", "300000M", "300b"])

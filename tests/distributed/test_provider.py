@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from megatron_fastmix.config import ProxyConfig
+from megatron_fastmix.config import ProxyConfig, SearchConfig
+from megatron_fastmix.config.strict_yaml import from_dict
+from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.proxy.provider import provided_parameters
 from tests.distributed.searches import slow
 from tests.distributed.test_one_pass import assert_same_products
@@ -51,3 +53,11 @@ def test_its_parameters_are_counted_before_it_is_built(our_models: dict[str, Any
     layer = 32 * 2 + 32 * 96 + 96 + 32 * 32 + 32
     expected = 100 * 32 + 16 * 32 + 2 * layer + 32 * 100
     assert provided_parameters(ProxyConfig(**our_models), 100, 16) == (expected, expected)
+
+
+def test_what_is_run_again_is_the_functions_to_say(
+    search_values: dict, our_models: dict[str, Any]
+) -> None:
+    search_values["proxy"] = our_models | {"recompute_granularity": "full"}
+    with pytest.raises(ConfigError, match=r"recompute_granularity: found 'full'.*your function"):
+        from_dict(SearchConfig, search_values)
