@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 from megatron_fastmix.errors import ConfigError
@@ -85,6 +86,9 @@ def run(args: argparse.Namespace) -> int:
     for flag, value in (("--seeds", args.seeds), ("--save-interval", args.save_interval)):
         if value < 1:
             raise ConfigError(f"{flag}: found {value}; use at least 1")
+    files = Counter(Path(file).stem for file in args.scenario)
+    if twice := [name for name, count in files.items() if count > 1]:
+        raise ConfigError(f"--scenario: found two files {twice[0]}, a name of rows; rename one")
     scenarios = {Path(file).stem: load_scenario(file) for file in args.scenario}
     methods = {name: scenario.choose(args.methods, name) for name, scenario in scenarios.items()}
     for name, chosen in methods.items():
@@ -126,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     if len(begun) > 1:
         pooled = over_scenarios.differences(begun, args.against)
         if pooled:
-            print(over_scenarios.text(pooled, len(begun), args.against), flush=True)
+            print(over_scenarios.text(pooled, list(begun), args.against), flush=True)
             found += over_scenarios.measurements(pooled, len(begun), args.against)
     if args.json:
         write_measurements(args.json, found)

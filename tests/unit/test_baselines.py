@@ -1,5 +1,6 @@
 """Baselines from many proxies, and those that cost nothing."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -155,6 +156,30 @@ def test_climb_trains_its_later_proxies_near_the_optimum(config):
     assert distances[1] < 0.6 * distances[0]
     assert np.abs(found.weights - BEST).max() < 0.15
     assert len(found.history) == 3
+
+
+def test_climb_refuses_too_few_candidates_before_a_proxy_trains(config):
+    pool = PlantedPool(config)
+    with pytest.raises(ConfigError, match=r"regmix\.candidates: found 10, fewer than a round"):
+        climb(pool, SIZES, ClimbSettings(), RegMixSettings(candidates=10, top=4))
+    assert pool.asked == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "same"),
+    [
+        ("token_budget", 10**9, False),
+        ("eod_mask_loss", True, False),
+        ("packing", False, False),
+        ("data_cache_path", "/elsewhere", True),
+    ],
+)
+def test_finished_proxies_are_those_that_read_alike(config, tmp_path, key, value, same):
+    mixture = dataclasses.replace(config.mixture, weighting="sampling")
+    config = dataclasses.replace(config, mixture=mixture)
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, **{key: value}))
+    folders = {ProxyPool(each, tmp_path, workers=1).folder for each in (config, other)}
+    assert (len(folders) == 1) == same
 
 
 def test_several_targets_count_by_weight_or_by_the_worst(search_values, corpora, tmp_path):

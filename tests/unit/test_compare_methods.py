@@ -220,6 +220,10 @@ def test_the_command_makes_each_row_once(scenario, tmp_path, capsys):
     assert copy == found.trainings[copy.key]
 
     values = yaml.safe_load(scenario.read_text())
+    tests = [values["compare"]["tests"][0] | {"name": "other"}]
+    scenario.write_text(yaml.safe_dump(values | {"compare": values["compare"] | {"tests": tests}}))
+    assert cli.main([*arguments, "--table-only"]) == ConfigError.exit_code
+    assert "tests.other.weight: None there, 1.0 now" in capsys.readouterr().err
     for section, said in (("search", "searched with training"), ("compare", "training.lr: 0.00")):
         changed = values | {
             section: values[section]
@@ -263,3 +267,19 @@ def test_rows_of_other_data_are_refused_before_a_search(scenario, tmp_path, caps
 def test_wrong_flags_are_refused(scenario, capsys, flags, named):
     assert cli.main(["compare-methods", "--scenario", str(scenario), *flags]) == 2
     assert named in capsys.readouterr().err
+
+
+def test_two_files_of_one_name_are_refused(scenario, tmp_path, capsys):
+    other = tmp_path / "elsewhere" / scenario.name
+    other.parent.mkdir()
+    other.write_text(scenario.read_text())
+    assert cli.main(["compare-methods", "--scenario", str(scenario), str(other)]) == 2
+    assert "--scenario: found two files tiny" in capsys.readouterr().err
+
+
+def test_a_wrong_key_is_named_with_its_file(scenario):
+    values = yaml.safe_load(scenario.read_text())
+    values["search"]["proxy"] |= {"num_layer": 2}
+    scenario.write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match=r"tiny\.yaml, with its base: search\.proxy\.num_layer"):
+        load_scenario(scenario)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.draws import first_mixtures, simulate
 from megatron_fastmix.lab.baselines.proxy_pool import ProxyPool
 from megatron_fastmix.lab.baselines.regressors import rank
@@ -28,6 +29,11 @@ def climb(
 ) -> BaselineResult:
     """The mixture that the last predictor prefers; `sizes` are the sources' tokens (K,)."""
     config = pool.config
+    if draws.candidates < max(settings.runs[1:], default=1):
+        raise ConfigError(
+            f"regmix.candidates: found {draws.candidates}, fewer than a round of climb.runs "
+            f"{list(settings.runs)} draws of them; use {max(settings.runs[1:])} or more"
+        )
     generator, chosen = first_mixtures(config.seed, sizes, settings.runs[0], draws)
     simulated = simulate(generator, sizes, draws)  # refuses a limit before a proxy trains
     tried, outcomes = chosen, pool.losses(chosen)

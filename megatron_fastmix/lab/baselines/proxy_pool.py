@@ -122,8 +122,7 @@ def _recipe(config: SearchConfig, target_samples: int) -> str:
     content = {
         "data": identity_of(config, tokenizer.sha256),
         "seed": config.seed,
-        "seq_length": config.data.seq_length,
-        "packing": config.data.packing,
+        "reading": strict_yaml.to_dict(config.data) | {"data_cache_path": None},
         "proxy": strict_yaml.to_dict(config.proxy),
         "training": strict_yaml.to_dict(config.training),
         "target_samples": target_samples,

@@ -80,7 +80,8 @@ def make_lines(
     searches: Mapping[str, Sequence[SearchRow]],
     trainings: Mapping[str, Sequence[Row]],
 ) -> list[MethodLine]:
-    """A line for each method that has rows, the best first."""
+    """A line for each method that has rows, the best first: by what it gains over the uniform
+    mixture, seed by seed, or by its loss where there is no uniform one."""
     lines = [
         MethodLine(
             method=method,
@@ -101,15 +102,27 @@ def make_lines(
         for method, found in searches.items()
         if trainings.get(method)
     ]
-    return sorted(lines, key=lambda line: line.loss)
+    return sorted(lines, key=lambda line: (-(gain(line, lines) or 0.0), line.loss))
+
+
+def gain(line: MethodLine, lines: Sequence[MethodLine]) -> float | None:
+    """By how much a method's loss is below the uniform mixture's over the seeds that both have: one
+    with fewer seeds is not compared with others' seeds. None without one."""
+    base = next((each for each in lines if each.method == UNIFORM), None)
+    if base is None or not base.losses.keys() & line.losses.keys():
+        return None
+    return 0.0 - behind(line, base)[0]
+
+
+def gap(lines: Sequence[MethodLine]) -> float | None:
+    """From uniform to the method that gains most; None where none does."""
+    return max(0.0, *(gain(line, lines) or 0.0 for line in lines), 0.0) or None
 
 
 def closed(line: MethodLine, lines: Sequence[MethodLine]) -> float | None:
-    """Share of the gap from uniform to the best method that `line` closes; None without a gap."""
-    base = {each.method: each.loss for each in lines}.get(UNIFORM)
-    if base is None or base <= lines[0].loss:
-        return None
-    return (base - line.loss) / (base - lines[0].loss)
+    """Share of `gap` that `line` closes; None without a gap."""
+    gained, whole = gain(line, lines), gap(lines)
+    return None if gained is None or whole is None else gained / whole
 
 
 def behind(line: MethodLine, ours: MethodLine) -> tuple[float, float | None]:
@@ -143,8 +156,8 @@ def judge(lines: Sequence[MethodLine]) -> tuple[float, float | None] | None:
     base = {line.method: line for line in lines}.get(UNIFORM)
     if base is None or base.deviation is None:
         return None
-    gap = base.loss - lines[0].loss
-    return base.deviation, base.deviation / gap if gap > 0 else None
+    whole = gap(lines)
+    return base.deviation, base.deviation / whole if whole else None
 
 
 def text(lines: Sequence[MethodLine], against: str = FASTMIX) -> str:
@@ -248,7 +261,7 @@ def measurements(
         found.append(
             Measurement(
                 figure=f"{scenario}: {against} behind the best",
-                value=(ours.loss - lines[0].loss) / ours.deviation,
+                value=max(0.0, *(-behind(line, ours)[0] for line in lines)) / ours.deviation,
                 reach=1.0,
                 unit=f"sd of {against}",
             )

@@ -258,15 +258,18 @@ class MethodComparison:
                 )
         if rows.setting:
             compare = self.scenario.compare
+            whole = sum(test.weight for test in compare.tests)
             now = {
                 "model": strict_yaml.to_dict(compare.model),
                 "training": strict_yaml.to_dict(compare.training),
                 "eval_samples": compare.eval_samples,
                 "seq_length": compare.seq_length or self.scenario.search.data.seq_length,
+                "tests": {test.name: {"weight": test.weight / whole} for test in compare.tests},
             }
             now = flatten(now)
             # What lies in the datasets is compared when they are read.
-            self.file.check({key: rows.setting.get(key) for key in now}, now)
+            weights = {k for k in rows.setting if k.startswith("tests.") and k.endswith(".weight")}
+            self.file.check({key: rows.setting.get(key) for key in now.keys() | weights}, now)
 
 
 def _search_row(

@@ -1,6 +1,8 @@
 """What several scenarios together say about their methods; pure functions.
 
-A scenario's difference between two methods may be within its error, and that of all of them beyond.
+A scenario's difference between two methods may be within its error, and that of all beyond. Seeds
+are independent, scenarios, which share seeds, text and even rows, are not: a seed's differences are
+averaged first.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from megatron_fastmix.lab.baselines.registry import FASTMIX
-from megatron_fastmix.lab.comparison.method_table import MethodLine, behind, is_beyond
+from megatron_fastmix.lab.comparison.method_table import MethodLine, is_beyond
+from megatron_fastmix.lab.comparison.statistics import standard_deviation
 from megatron_fastmix.lab.measurements import Measurement
 from megatron_fastmix.text_table import align
 
@@ -21,9 +24,9 @@ class Difference:
 
     method: str
     mean: float
-    """Of the scenarios' means over seeds, each counting alike."""
+    """Over the seeds, of a seed's mean over the scenarios."""
     error: float
-    """Standard error of that, seeds and scenarios being independent."""
+    """Standard error of that."""
     beyond: bool
     """Whether it is outside its 95 % interval."""
 
@@ -31,36 +34,28 @@ class Difference:
 def differences(
     tables: Mapping[str, Sequence[MethodLine]], against: str = FASTMIX
 ) -> list[Difference]:
-    """Of every method from `against`, where all scenarios have both, the best first."""
+    """Of every method from `against`, where all scenarios have both for two seeds or more, the best
+    first."""
     lines = {name: {line.method: line for line in table} for name, table in tables.items()}
     methods = set.intersection(*(set(each) for each in lines.values()))
     if against not in methods:
         return []
     found = []
     for method in methods - {against}:
-        pairs = [behind(each[method], each[against]) for each in lines.values()]
-        errors = [error for _, error in pairs if error is not None]
-        if len(errors) < len(pairs):
+        pairs = [(each[method].losses, each[against].losses) for each in lines.values()]
+        seeds = sorted(set.intersection(*(one.keys() & two.keys() for one, two in pairs)))
+        of_seeds = [fmean([one[seed] - two[seed] for one, two in pairs]) for seed in seeds]
+        deviation = standard_deviation(of_seeds)
+        if deviation is None:
             continue
-        mean = fmean([value for value, _ in pairs])
-        error = sum(each**2 for each in errors) ** 0.5 / len(errors)
-        seeds = [
-            len(each[method].losses.keys() & each[against].losses.keys()) for each in lines.values()
-        ]
-        beyond = is_beyond(mean, error, _freedom(errors, seeds))
+        mean, error = fmean(of_seeds), deviation / len(seeds) ** 0.5
+        beyond = is_beyond(mean, error, len(seeds) - 1)
         found.append(Difference(method=method, mean=mean, error=error, beyond=beyond))
     return sorted(found, key=lambda each: each.mean)
 
 
-def _freedom(errors: Sequence[float], seeds: Sequence[int]) -> int:
-    """Degrees of freedom of the root of the summed squares of `errors`, which may differ much
-    (Satterthwaite, 1946)."""
-    fourth = sum(error**4 / (count - 1) for error, count in zip(errors, seeds, strict=True))
-    return int(sum(error**2 for error in errors) ** 2 / fourth) if fourth else sum(seeds)
-
-
-def text(found: Sequence[Difference], scenarios: int, against: str = FASTMIX) -> str:
-    """Their table."""
+def text(found: Sequence[Difference], scenarios: Sequence[str], against: str = FASTMIX) -> str:
+    """Their table, below the names of the scenarios."""
     rows = [
         [
             each.method,
@@ -72,7 +67,7 @@ def text(found: Sequence[Difference], scenarios: int, against: str = FASTMIX) ->
     ]
     name = "FastMix" if against == FASTMIX else against
     table = align(["method", f"behind {name}", "se", "beyond it"], rows, left=(0, 3))
-    return f"all {scenarios} scenarios, mean of their differences seed by seed:\n{table}"
+    return f"{', '.join(scenarios)}: mean of their differences, seed by seed:\n{table}"
 
 
 def measurements(

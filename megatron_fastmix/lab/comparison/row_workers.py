@@ -35,8 +35,10 @@ def train_rows(
     written every `save_interval` steps. Raises what `run_jobs` raises; finished rows stay.
     """
     there = file.read().of(tasks)
-    missing = [task for task in tasks if task.key not in there]
-    print(f"{file.path}: {len(there)} of {len(tasks)} rows are finished", flush=True)
+    # Mixtures that agree to the last written place are one.
+    missing = list({task.key: task for task in tasks if task.key not in there}.values())
+    whole = len(there) + len(missing)
+    print(f"{file.path}: {len(there)} of {whole} rows are finished", flush=True)
     began, done = time.monotonic(), 0
 
     def finished(job: Job) -> None:
@@ -46,7 +48,7 @@ def train_rows(
         row = file.read().trainings[task.key]
         left = (time.monotonic() - began) / done * (len(missing) - done)
         print(
-            f"[{len(there) + done}/{len(tasks)}] {task.candidate.name}, seed {task.seed}: "
+            f"[{len(there) + done}/{whole}] {task.candidate.name}, seed {task.seed}: "
             f"loss {row.loss:.4f} in {row.wall_seconds:.0f} s, about {left / 60:.0f} min left",
             flush=True,
         )

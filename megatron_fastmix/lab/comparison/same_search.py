@@ -78,5 +78,5 @@ def _underlying(method: str) -> str:
 def _matters(method: str, key: str) -> bool:
     """Whether a method's mixture depends on a section of the search's configuration."""
     if method in FREE:
-        return key == "sources"
+        return key in ("sources", "data")  # whose seq_length cuts rows, which are then smaller
     return not (method in BASELINES and key in OWN_SECTIONS)

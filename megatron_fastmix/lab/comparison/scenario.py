@@ -120,7 +120,10 @@ def load_scenario(path: str | Path) -> Scenario:
     search = values.get("search")
     if isinstance(search, dict):
         search.setdefault("run_dir", _RUN_DIR)
-    return strict_yaml.from_dict(Scenario, values)
+    try:
+        return strict_yaml.from_dict(Scenario, values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}, with its base: {error}") from None
 
 
 def _load_with_base(path: Path, inner: tuple[Path, ...] = ()) -> dict[str, Any]:
