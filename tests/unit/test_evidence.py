@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -136,6 +137,31 @@ def test_length_and_start_are_those_of_the_rows(tmp_path):
         )
         assert f"| {' | '.join(cells)}" in text, method
     assert round(proxies.flops / lines["steps_128"].flops) == 5
+
+
+def test_what_travels_is_that_of_the_rows(tmp_path):
+    text = (ROWS / "README.md").read_text().replace("−", "-")
+    lines = lines_of("proxy_sizes_three_targets", 3, tmp_path, folder="studies")
+    ours = lines["fastmix"]
+    assert f"have {fmean(ours.distances(ours)):.2f}:" in text
+    for method, line in lines.items():
+        pair = behind(line, ours) if line is not ours else None
+        cells = (
+            f"{line.flops / ours.flops:.2g}",
+            f"{fmean(line.distances(ours)):.2f}",
+            f"{pair[0]:+.3f} ± {pair[1]:.3f} |" if pair else "|",
+        )
+        assert f"| {' | '.join(cells)}" in text, method
+    lines = lines_of("proxy_sizes", 3, tmp_path, folder="studies")
+    assert sorted(round(fmean(lines[name].distances(lines["fastmix"])), 2) for name in LENGTHS) == [
+        *(0.14, 0.15, 0.17, 0.19, 0.21, 0.22, 0.26, 0.27)
+    ]
+
+
+LENGTHS = (
+    *("1x32_400", "1x32_800", "1x32_1600", "2x64_400", "2x64_800"),
+    *("3x96_400", "3x96_800", "3x96_1600"),
+)
 
 
 def test_rivals_are_compared_seed_by_seed(tmp_path):

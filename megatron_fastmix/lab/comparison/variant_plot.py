@@ -130,7 +130,7 @@ def _draw(
     shown = [tick for tick in ticks if low <= tick <= high]
     axes.set_xticks(shown, [f"{tick:g}×" for tick in shown])
     axes.set_xticks([], minor=True)
-    axes.set_xlim(low, high)
+    axes.set_xlim(low, 1.5 * high)  # room for the words at the last points
 
 
 def _across(axes: Axes, value: float, words: str) -> None:
