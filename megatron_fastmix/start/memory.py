@@ -113,15 +113,23 @@ def _shape(config: SearchConfig, vocab_size: int) -> _Shape:
         model = on_paper(proxy)[0].get_text_config()
         width = model.hidden_size
         inner = getattr(model, "intermediate_size", None) or 8 * width // 3
+        expert = getattr(model, "moe_intermediate_size", None) or inner
+        topk = getattr(model, "num_experts_per_tok", None)
         return _Shape(
-            layers=model.num_hidden_layers, width=width, inner=inner, rows=model.vocab_size
+            layers=model.num_hidden_layers,
+            width=width,
+            inner=_inner(width, inner, expert, topk),
+            rows=model.vocab_size,
         )
-    width, inner = proxy.hidden_size, proxy.feed_forward_size
-    if proxy.num_experts is not None:
-        inner = proxy.moe_router_topk * (proxy.expert_size + 2 * width // 3)
+    width, topk = proxy.hidden_size, proxy.num_experts and proxy.moe_router_topk
+    inner = _inner(width, proxy.feed_forward_size, proxy.expert_size, topk)
     layers = len(proxy.hybrid_layer_pattern or "") // 2 or proxy.num_layers
     rows = padded_vocab_size(proxy, vocab_size)
     return _Shape(layers=layers, width=width, inner=inner, rows=rows)
+
+
+def _inner(width: int, feed_forward: int, expert: int, topk: int | None) -> int:
+    return topk * (expert + 2 * width // 3) if topk else feed_forward
 
 
 def element_size(config: SearchConfig) -> int:
