@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from megatron_fastmix.hypergradient.products import SampleProducts
 from megatron_fastmix.hypergradient.sites import Site, find_sites, refusal
 from megatron_fastmix.hypergradient.token_samples import TokenSamples
 from megatron_fastmix.parallel.parameters import Parameters, Vector
+from megatron_fastmix.proxy.recompute import LayerRuns, layer_runs
 
 
 def one_pass(probe: Probe, vectors: Iterable[Vector]) -> list[SampleProducts]:
@@ -150,12 +152,15 @@ class Pass:
                 layer, number = site.expert
                 # Megatron's dispatcher keeps the order of the tokens that an expert gets.
                 routed = self.routing[layer][:, number].nonzero().flatten()
+            # A training's backward pass comes when these hooks are gone, and then keeps its inputs.
+            runs = layer_runs() if self.weights_are_frozen else None
+            place = None if runs is None else runs.place(site.name)
             if isinstance(output, tuple):
                 return tuple(
-                    self._watched(y, dataclasses.replace(call, output=number), routed)
+                    self._watched(y, dataclasses.replace(call, output=number), routed, runs, place)
                     for number, y in enumerate(output)
                 )
-            return self._watched(output, call, routed)
+            return self._watched(output, call, routed, runs, place)
 
         return on_call
 
@@ -187,7 +192,16 @@ class Pass:
         tensor_group = self.parameters.tensor_group
         return counts if tensor_group is None else tensor_group.sum(counts)
 
-    def _watched(self, y: Any, call: Call, routed: torch.Tensor | None) -> Any:
+    def _watched(
+        self,
+        y: Any,
+        call: Call,
+        routed: torch.Tensor | None,
+        runs: LayerRuns | None,
+        place: tuple[str, int] | None,
+    ) -> Any:
+        """The output y of a call, whose gradient adds the call's share. In a recomputed layer it
+        takes the inputs that the second run has, so that the first keeps none."""
         if not isinstance(y, torch.Tensor) or not y.is_floating_point():
             return y
         if not y.requires_grad and not self.weights_are_frozen:
@@ -195,14 +209,21 @@ class Pass:
         y = self.samples.spread(y)
         if not y.requires_grad:
             y = y.detach().requires_grad_()
-            self.leaves.append(y)
+            if runs is None or not runs.again:
+                self.leaves.append(y)
         elif call.output is not None:
             # Keeps apart what reaches this output from what does through another of the module's.
             y = y.view_as(y)
-        waiting = [
-            (call, y.stride(), routed)
-        ]  # popped, so that what is kept is let go with the gradient
-        y.register_hook(lambda gradient: self._add_share(gradient, *waiting.pop()))
+        if runs is None:
+            waiting = [call]  # popped, so that what is kept is let go with the gradient
+            inputs_known = waiting.pop
+        elif runs.again:
+            runs.kept[place, call.output] = call
+            return y
+        else:
+            inputs_known = functools.partial(runs.kept.pop, (place, call.output))
+        strides = y.stride()
+        y.register_hook(lambda gradient: self._add_share(gradient, inputs_known(), strides, routed))
         return y
 
     def _add_share(

@@ -6,12 +6,50 @@ Hugging Face models do nothing in eval mode.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+
+class LayerRuns:
+    """The two runs of one call of a layer."""
+
+    def __init__(self) -> None:
+        self.again = False
+        """Whether this is the second, in the backward pass."""
+        self.kept: dict[Any, Any] = {}
+        """What hooks of the second run leave for those of the backward pass that follows."""
+        self._calls: Counter[str] = Counter()
+
+    def place(self, name: str) -> tuple[str, int]:
+        """The call of a module that is running, the same in both runs."""
+        self._calls[name] += 1
+        return name, self._calls[name]
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """While one of them goes on."""
+        self._calls.clear()
+        token = _RUNS.set(self)
+        try:
+            yield
+        finally:
+            _RUNS.reset(token)
+            self.again = True
+
+
+_RUNS: ContextVar[LayerRuns | None] = ContextVar("runs", default=None)
+
+
+def layer_runs() -> LayerRuns | None:
+    """Those of the recomputed layer that is running; None outside of one."""
+    return _RUNS.get()
 
 
 def recompute_layers(layers: Iterable[torch.nn.Module]) -> None:
@@ -52,11 +90,17 @@ def _recomputed(forward: Any) -> Any:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
+        runs = LayerRuns()
+
+        def within(*args: Any, **kwargs: Any) -> Any:
+            with runs.entered():
+                return marked(*args, **kwargs)
+
         # Stopping early would leave the hooks out by which ZeRO-3 lets go of the parameters that
         # it gathered for the second run.
         with set_checkpoint_early_stop(False):
             return checkpoint(
-                marked,
+                within,
                 *args,
                 use_reentrant=False,
                 # Nothing in the layers is random.

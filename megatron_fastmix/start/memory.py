@@ -77,10 +77,10 @@ def activation_bytes(config: SearchConfig, vocab_size: int, *, masked: bool) -> 
     A token and layer has 10 + 8/t bytes a unit of width in bf16 on t tensor-parallel ranks
     (Korthikanti et al., arXiv 2205.05198, equation 2 without the attention matrix, which is never
     whole here, and the feed-forward's inner 16), and 6/t a unit of the feed-forward's own width:
-    gate, value and their product. Recomputed, it has its input, and one layer is whole; but
-    `one_pass` keeps what every linear module and norm reads. Where documents or rows share a
-    sequence (`masked`), the mask and what it adds to scores are kept once. The logits count thrice:
-    themselves, in fp32, and their gradient.
+    gate, value and their product. Recomputed, it has its input, and one layer is whole; but where
+    training is the probe, what every linear module and norm reads is kept. Where documents or rows
+    share a sequence (`masked`), the mask and what it adds to scores are kept once. The logits count
+    thrice: themselves, in fp32, and their gradient.
     """
     size, proxy, shape = element_size(config), config.proxy, _shape(config, vocab_size)
     split = config.engine.tensor_model_parallel_size
@@ -88,7 +88,7 @@ def activation_bytes(config: SearchConfig, vocab_size: int, *, masked: bool) -> 
     whole = layer * shape.layers
     if proxy.recompute_granularity == "full":
         kept = shape.width
-        if config.hypergradient.estimator == "one_pass":
+        if config.hypergradient.probe == "training":
             kept = 4 * shape.width + (shape.width + shape.inner) // split
         whole = layer + shape.layers * size * kept
     batch, length = config.training.micro_batch_size, config.data.seq_length

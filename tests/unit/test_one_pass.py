@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +252,35 @@ def test_layers_that_are_recomputed(family: str) -> None:
     model = huggingface(family, tied=True, dtype=torch.float32)
     recompute_layers(model.transformer.h if family == "GPT2" else model.model.layers)
     check(HuggingFaceProxy(model), [rows_of_text()], TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("granularity", [None, "full"])
+def test_a_layer_that_runs_again_keeps_no_inputs_until_then(granularity: Any) -> None:
+    initialize_world_of_one()
+    config = ProxyConfig(
+        num_layers=3, hidden_size=32, num_attention_heads=2, recompute_granularity=granularity
+    )
+    model = build_proxy(config, vocab_size=VOCABULARY, seq_length=12, seed=1)
+    inputs = []
+    for layer in model.decoder.layers:
+        layer.mlp.linear_fc2.register_forward_pre_hook(
+            lambda module, args: inputs.append(weakref.ref(args[0]))
+        )
+    kept = []
+
+    def losses(batch: Batch) -> torch.Tensor:
+        found = batch_losses(model, batch)
+        gc.collect()
+        kept.append(sum(each() is not None for each in inputs))
+        return found
+
+    estimator = OnePass(model, Parameters(list(model.parameters()), DataParallelGroup()))
+    vector = gradient_of(model, rows_of_text(seed=5), 0)
+    inputs.clear()
+    estimator.products(losses, rows_of_text(), [vector])
+    gc.collect()
+    assert kept == [0 if granularity else 3]
+    assert not any(each() is not None for each in inputs)
 
 
 @pytest.mark.parametrize("family", ["Qwen2", slow("GPT2"), slow("Qwen3Moe"), slow("Gemma3")])
