@@ -1,5 +1,6 @@
 """Means, spreads, verdicts and the table of a comparison."""
 
+import dataclasses
 import json
 import math
 import statistics
@@ -89,6 +90,19 @@ def test_only_what_lies_beyond_the_spread_counts_as_better():
     learned = [4.0, 4.2]  # deviation 0.141
     assert better_beyond_spread([[3.9], [4.0], [3.99], [5.0]], learned) == 1
     assert better_beyond_spread([[1.0]], [4.0]) is None
+
+
+def test_answers_of_unequal_length_and_one_loss_a_token_have_no_error():
+    sizes = (0.5, 1.0, 1.5)
+    each = row("learned", 5.0, samples=tuple(5.0 * size for size in sizes))
+    assert evaluation_error({"t": 1.0}, [each]) == pytest.approx(5.0 * 0.5 / math.sqrt(3))
+    known = dataclasses.replace(each, sample_sizes={"t": sizes})
+    assert evaluation_error({"t": 1.0}, [known]) == pytest.approx(0.0)
+    # 0.3 a token more in the longest alone: 0.15 on average, and residuals from that.
+    other = dataclasses.replace(known, sample_losses={"t": (2.5, 5.0, 7.95)})
+    residuals = [-0.075, -0.15, 0.45 - 0.15 * 1.5]
+    found = evaluation_error({"t": 1.0}, [other], [known])
+    assert found == pytest.approx(statistics.stdev(residuals) / math.sqrt(3))
 
 
 def test_figures_of_a_clear_win():

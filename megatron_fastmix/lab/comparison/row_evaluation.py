@@ -21,6 +21,8 @@ class Evaluation:
     losses: list[float]
     """(N,) summed loss of each sample over the mean number of tokens in the loss, nats, so that
     their mean is the loss per token."""
+    sizes: list[float]
+    """(N,) tokens in the loss over their mean number; empty where all samples have as many."""
     exact_match: float | None
     """Share of the answers whose every token is the likeliest after the prompt and the answer's
     tokens before it: those that greedy decoding gives. None for text."""
@@ -56,6 +58,7 @@ def evaluate(model: Any, batches: Iterable[Batch]) -> Evaluation:
         counts += learned.sum(dim=1).tolist()
     mean_count = float(np.mean(counts))
     return Evaluation(
+        sizes=[count / mean_count for count in counts] if len(set(counts)) > 1 else [],
         losses=[value / mean_count for value in sums],
         exact_match=float(np.mean(exact)) if exact else None,
     )

@@ -106,6 +106,9 @@ def train_row(
         loss=loss,
         losses=means,
         sample_losses={name: tuple(round(v, 5) for v in of.losses) for name, of in found.items()},
+        sample_sizes={
+            name: tuple(round(v, 5) for v in of.sizes) for name, of in found.items() if of.sizes
+        },
         exact_match={
             name: of.exact_match for name, of in found.items() if of.exact_match is not None
         },

@@ -91,5 +91,6 @@ def _row(
     cache.mkdir()
     saved = RowCheckpoint(checkpoint, save_interval)
     row = train_row(setting, task, cache, saved)
-    file.add(row if keep_samples else dataclasses.replace(row, sample_losses={}))
+    without = dataclasses.replace(row, sample_losses={}, sample_sizes={})
+    file.add(row if keep_samples else without)
     saved.remove()

@@ -59,8 +59,10 @@ class Row:
     losses: dict[str, float]
     """Nats per token by test."""
     sample_losses: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """Mean loss of each evaluated sample by test, the same samples in every row; empty where they
-    were not kept."""
+    """Loss of each evaluated sample over the mean number of tokens, by test, the same samples in
+    every row; empty where they were not kept."""
+    sample_sizes: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """By test with samples of unequal length: each one's tokens in the loss over their mean."""
     versions: dict[str, str]
     exact_match: dict[str, float] = field(default_factory=dict)
     """By answer-only test: share of the answers that greedy decoding gives."""
@@ -224,7 +226,14 @@ def _side(record: str, key: str, values: Record) -> list[Record]:
 def _record(record: str, row: Row | SearchRow) -> Record:
     values = strict_yaml.to_dict(row)
     # Empty in most rows, which is their default.
-    for key in ("sample_losses", "exact_match", "settings", "schedule", "schedule_key"):
+    for key in (
+        "sample_losses",
+        "sample_sizes",
+        "exact_match",
+        "settings",
+        "schedule",
+        "schedule_key",
+    ):
         if not values.get(key):
             values.pop(key, None)
     return {"record": record, **values}

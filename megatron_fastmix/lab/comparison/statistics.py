@@ -69,13 +69,17 @@ def evaluation_error(
     """Standard error of the mean loss of `rows`, minus that of `base`, from the finite tests.
 
     `shares` are those of the tests in the loss. All rows are evaluated on the same samples, so a
-    difference is known better than its two sides.
+    difference is known better than its two sides. The loss is a ratio, Σ losses / Σ tokens, whose
+    error is that of what each sample's loss is beyond its tokens' share (Cochran, Sampling
+    Techniques, 1977, section 2.11).
     """
     squares = 0.0
     for test, share in shares.items():
         losses = np.mean([row.sample_losses[test] for row in rows], axis=0)
         if base:
             losses = losses - np.mean([row.sample_losses[test] for row in base], axis=0)
+        sizes = np.array(rows[0].sample_sizes.get(test) or [1.0])
+        losses = losses - np.mean(losses) * sizes
         if len(losses) > 1:
             squares += (share * float(np.std(losses, ddof=1))) ** 2 / len(losses)
     return math.sqrt(squares)
