@@ -22,10 +22,11 @@ from megatron_fastmix.text_list import listed
 
 EVIDENCE = (
     "what is known of such phases: a search's weights move because its proxy learns and because "
-    "its optimizer needs time to arrive, and a trajectory does not tell the two apart. In the one "
-    "comparison there is (tools/method_rows/README.md) target models in two phases ended 0.026 "
-    "+- 0.020 nats behind those on the averaged tail: keep the one mixture, or learn the anneal "
-    "by a search of its own, from a model that was trained on the first phase (--anneal RUN)"
+    "its optimizer needs time to arrive, and a trajectory does not tell the two apart. In the two "
+    "comparisons there are (tools/method_rows/README.md) target models in two phases ended 0.026 "
+    "+- 0.020 and 0.020 +- 0.052 nats behind those on the averaged tail: keep the one mixture, or "
+    "learn the anneal by a search of its own, from a model that was trained on the first phase "
+    "(--anneal RUN)"
 )
 
 

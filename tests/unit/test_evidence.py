@@ -112,12 +112,13 @@ def test_equal_lengths_and_schedules_are_those_of_the_rows(tmp_path):
         )
         assert f"| {training} | {flops} | {line.loss:.3f} ± {line.deviation:.3f} |" in text, method
     schedules = "two_phases,continuous,uniform"
-    lines = lines_of("pretrain_targets_mean", 6, tmp_path, methods=f"fastmix,{schedules}")
-    for method in schedules.split(","):
-        line = lines[method]
-        difference, error = behind(line, lines["fastmix"])
-        loss = f"{line.loss:.3f} ± {line.deviation:.3f}"
-        assert f"| {loss} | {difference:+.3f} ± {error:.3f} |" in text, method
+    for scenario in ("pretrain_targets_mean", "pretrain_one_target"):
+        lines = lines_of(scenario, 6, tmp_path, methods=f"fastmix,{schedules}")
+        for method in schedules.split(","):
+            line = lines[method]
+            difference, error = behind(line, lines["fastmix"])
+            loss = f"{line.loss:.3f} ± {line.deviation:.3f}"
+            assert f"| {loss} | {difference:+.3f} ± {error:.3f} |" in text, (scenario, method)
 
 
 def test_length_and_start_are_those_of_the_rows(tmp_path):
