@@ -173,11 +173,16 @@ def test_rivals_are_compared_seed_by_seed(tmp_path):
         "mixing_law": "mixing law, 64 proxies (three)",
     }
     tables = [lines_of(name, 3, tmp_path) for name in COLUMNS]
+    pooled = over_scenarios.differences(
+        {name: list(lines.values()) for name, lines in zip(COLUMNS, tables, strict=True)}
+    )
     for method, name in names.items():
         cells = []
         for lines in tables:
             pair = behind(lines[method], lines["fastmix"]) if method in lines else None
             cells.append(f"{pair[0]:.3f} ± {pair[1]:.3f}" if pair else "–")
+        of_all = [each for each in pooled if each.method == method]
+        cells.append(f"{of_all[0].mean:.3f} ± {of_all[0].error:.3f}" if of_all else "–")
         assert f"| {name} | {' | '.join(cells)} |" in text, method
 
 
