@@ -11,10 +11,9 @@ NEWEST = (0, 19)
 """First release and last minor version that are known to be right. Before the one, bf16 rounds the
 buffers of a model, such as the phases of its rotary embedding, with its weights; under 0.18.0 to
 0.18.2 the products are wrong in silence under ZeRO-2, with torch 2.6 and with 2.13 alike. Their
-private names were read:
-the fragments of parameters that an optimizer steps (`_hp_mapping`, `grad_position`,
-`fp32_partitioned_groups_flat`), the shards of ZeRO-3 (`ds_tensor`, `empty_partition_cache`), and
-the table of compiled ops."""
+private names were read: the fragments of parameters that an optimizer steps (`_hp_mapping`,
+`grad_position`, `fp32_partitioned_groups_flat`), the shards of ZeRO-3 (`ds_tensor`,
+`empty_partition_cache`), and the table of compiled ops."""
 
 
 def check_deepspeed(version: str | None = None) -> None:

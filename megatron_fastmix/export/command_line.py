@@ -43,8 +43,8 @@ def words_after_flag(text: str, where: str) -> list[str]:
     quoted = [w for w in words if any(f in w for f in TRAIN_FLAGS) and len(w.split()) > 1]
     if len(quoted) > 1:
         raise DataError(f"{where}: has several blends in quotes; give a file with the one to read")
-    for word in quoted:
-        return words_after_flag(_NAMED.sub("", word, count=1), where)
+    if quoted:
+        return words_after_flag(_NAMED.sub("", quoted[0]), where)
     raise DataError(f"{where}: expected {' or '.join(TRAIN_FLAGS)} WEIGHT PREFIX ...")
 
 

@@ -141,7 +141,9 @@ def decimals_for(
         for entry, weight in change.weights.items()
         if entry not in sources
     ]
-    return places_for(of_several, decimals or default_decimals(len(sources)))
+    if decimals is None:
+        decimals = default_decimals(len(sources))
+    return places_for(of_several, decimals)
 
 
 def write_phases(

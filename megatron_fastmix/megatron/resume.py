@@ -28,9 +28,14 @@ History = list[tuple[int, dict[str, float]]]
 
 
 def run_state(
-    mixture: LiveMixture, asked: RunMixture, options: RunOptions, seed: int
+    mixture: LiveMixture,
+    asked: RunMixture,
+    options: RunOptions,
+    seed: int,
+    epoch_sizes: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Plain values from which a resumed run draws on as this one would."""
+    """Plain values from which a resumed run draws on as this one would. `epoch_sizes` are what
+    `check_sizes` compares, empty before a blend is built."""
     return {
         "version": VERSION,
         **mixture.state_dict(),
@@ -39,6 +44,7 @@ def run_state(
         "weighting": options.weighting,
         "max_epochs": _plain(options.max_epochs),
         "seed": seed,
+        "epoch_sizes": dict(epoch_sizes),
     }
 
 

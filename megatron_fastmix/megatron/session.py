@@ -207,8 +207,9 @@ class Session:
         assert self._asked is not None
         self._noted = self.mixture.counter[0]
         if self._args is not None:
-            state = run_state(self.mixture, self._asked, self.options, self._args.seed)
-            setattr(self._args, ATTRIBUTE, state | {"epoch_sizes": self._sizes})
+            seed, sizes = self._args.seed, self._sizes
+            state = run_state(self.mixture, self._asked, self.options, seed, sizes)
+            setattr(self._args, ATTRIBUTE, state)
 
 
 def _is_first_of_stage() -> bool:

@@ -37,9 +37,8 @@ def round_weights(
 
     Largest remainder: each weight is rounded down, and the units left over go to the largest
     remainders (equal remainders: first come, first served). Without `decimals` they are
-    `default_decimals`. Each result is within one
-    unit of the last place of its weight, and none is above its ceiling where `ceilings` has one;
-    then units may add up on the sources that have room.
+    `default_decimals`. Each result is within one unit of the last place of its weight, and none is
+    above its ceiling where `ceilings` has one; then units may add up on the sources that have room.
 
     Returns decimal texts such as "0.2500", in the order of `weights`. Raises `ConfigError` where
     the ceilings leave no room at so few decimals.

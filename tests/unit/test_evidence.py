@@ -140,6 +140,12 @@ def test_length_and_start_are_those_of_the_rows(tmp_path):
     assert round(proxies.flops / lines["steps_128"].flops) == 5
 
 
+LENGTHS = (
+    *("1x32_400", "1x32_800", "1x32_1600", "2x64_400", "2x64_800"),
+    *("3x96_400", "3x96_800", "3x96_1600"),
+)
+
+
 def test_what_travels_is_that_of_the_rows(tmp_path):
     text = (ROWS / "README.md").read_text().replace("−", "-")
     lines = lines_of("proxy_sizes_three_targets", 3, tmp_path, folder="studies")
@@ -157,12 +163,6 @@ def test_what_travels_is_that_of_the_rows(tmp_path):
     assert sorted(round(fmean(lines[name].distances(lines["fastmix"])), 2) for name in LENGTHS) == [
         *(0.14, 0.15, 0.17, 0.19, 0.21, 0.22, 0.26, 0.27)
     ]
-
-
-LENGTHS = (
-    *("1x32_400", "1x32_800", "1x32_1600", "2x64_400", "2x64_800"),
-    *("3x96_400", "3x96_800", "3x96_1600"),
-)
 
 
 def test_rivals_are_compared_seed_by_seed(tmp_path):

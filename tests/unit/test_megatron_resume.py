@@ -39,7 +39,7 @@ def go_on(state, schedule, options=OPTIONS, *, consumed=100, seed=1, paths=None)
 
 def state_of(schedule, mixture=None, paths=None):
     mixture = mixture or go_on(None, schedule, consumed=0)
-    state = run_state(mixture, run_mixture(schedule, paths), OPTIONS, 1)
+    state = run_state(mixture, run_mixture(schedule, paths), OPTIONS, 1, {})
     # Plain values: whatever writes a checkpoint can write them.
     return json.loads(json.dumps(state))
 

@@ -29,10 +29,10 @@ def climb(
 ) -> BaselineResult:
     """The mixture that the last predictor prefers; `sizes` are the sources' tokens (K,)."""
     config = pool.config
-    if draws.candidates < max(settings.runs[1:], default=1):
+    if draws.candidates < settings.most_drawn:
         raise ConfigError(
             f"regmix.candidates: found {draws.candidates}, fewer than a round of climb.runs "
-            f"{list(settings.runs)} draws of them; use {max(settings.runs[1:])} or more"
+            f"{list(settings.runs)} draws of them; use {settings.most_drawn} or more"
         )
     generator, chosen = first_mixtures(config.seed, sizes, settings.runs[0], draws)
     simulated = simulate(generator, sizes, draws)  # refuses a limit before a proxy trains

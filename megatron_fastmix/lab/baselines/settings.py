@@ -71,14 +71,19 @@ class ClimbSettings:
     top: int = 100
     """N, the best ranked of which the next round's are drawn."""
 
+    @property
+    def most_drawn(self) -> int:
+        """Proxies of the largest round after the first, which are drawn from a ranking."""
+        return max(self.runs[1:], default=1)
+
     def __post_init__(self) -> None:
         require(bool(self.runs), "climb.runs", list(self.runs), "name at least one round")
         require(min(self.runs) >= 1, "climb.runs", list(self.runs), "use at least 1 in each round")
         require(
-            self.top >= max(self.runs[1:], default=1),
+            self.top >= self.most_drawn,
             "climb.top",
             self.top,
-            f"a round draws {max(self.runs[1:], default=1)} of them: use at least as many",
+            f"a round draws {self.most_drawn} of them: use at least as many",
         )
 
 

@@ -116,7 +116,7 @@ def gain(line: MethodLine, lines: Sequence[MethodLine]) -> float | None:
 
 def gap(lines: Sequence[MethodLine]) -> float | None:
     """From uniform to the method that gains most; None where none does."""
-    return max(0.0, *(gain(line, lines) or 0.0 for line in lines), 0.0) or None
+    return max((gain(line, lines) or 0.0 for line in lines), default=0.0) or None
 
 
 def closed(line: MethodLine, lines: Sequence[MethodLine]) -> float | None:
