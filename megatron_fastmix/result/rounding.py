@@ -74,7 +74,7 @@ def split_weight(weight: str, parts: Mapping[Key, float], decimals: int) -> dict
 
 def places_for(weights: Iterable[float], decimals: int) -> int:
     """The decimals, as many as `decimals` at least, that keep positive `weights` within 0.1 %."""
-    least = min((weight for weight in weights if weight > 0), default=1.0)
+    least = min((weight for weight in weights if weight > 0), default=math.inf)
     places = decimals
     while least * 10**places < LEAST_UNITS and places < MOST_DECIMALS:
         places += 1

@@ -104,6 +104,15 @@ def test_phases_have_every_dataset_of_a_light_source(make_mixture, tmp_path):
     assert not left_out
 
 
+def test_phases_have_the_decimals_that_are_asked_for(run_folder):
+    folder, _ = run_folder
+    out = folder / "short"
+    call = ["export", str(folder), "--phases", "0.75", "--output", str(out), "--decimals", "2"]
+    assert main([*call, "--global-batch-size", "64", "--train-samples", "6400"]) == 0
+    line = (out / "megatron_phases.txt").read_text().splitlines()[-1].split()
+    assert all(len(word) == len("0.85") for word in line[line.index("--data-path") + 1 :: 2])
+
+
 def test_a_phase_says_what_it_leaves_out(run_folder, make_mixture, tmp_path):
     later = make_mixture({"a": 0.99999, "b": 0.00001})
     _, left_out = write_phases(
