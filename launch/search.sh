@@ -43,7 +43,7 @@ PYTHON
       fi
     fi
     # Without the address torchrun asks for this machine by name, which not every network knows.
-    exec "$python" -m torch.distributed.run --standalone --local-addr 127.0.0.1 \
+    exec "$python" -m megatron_fastmix.start.torchrun --standalone --local-addr 127.0.0.1 \
       --nproc-per-node "$RANKS" \
       -m megatron_fastmix.cli search --config "$config" "${flags[@]}"
     ;;

@@ -10,6 +10,11 @@ class FastMixError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str, *, is_echo: bool = False) -> None:
+        """`is_echo` where another rank knows more and says it."""
+        super().__init__(message)
+        self.is_echo = is_echo
+
 
 class ConfigError(FastMixError):
     """A configuration, flag or environment that cannot work; found before any rank trains."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -16,9 +17,17 @@ def printable(text: str) -> str:
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
+def give_up_output() -> None:
+    """Sends what is printed from now on nowhere. What is left in the buffer would fail again, at
+    the latest when the interpreter flushes it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run_program(run: Callable[[], int | None], name: str) -> int:
     """The exit code of `run()`: its own, that of a `FastMixError`, whose message is printed after
     `name`, 130 after Ctrl-C, 141 where nobody reads the output any longer."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that its encoding does not have
     try:
         code = run() or 0
         sys.stdout.flush()
@@ -26,8 +35,7 @@ def run_program(run: Callable[[], int | None], name: str) -> int:
         print(f"{name}: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # What is left in the buffer would fail again when the interpreter flushes it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        give_up_output()
         return 141
     except KeyboardInterrupt:
         return 130

@@ -17,8 +17,9 @@ import torch
 from megatron_fastmix.checkpoint.identity import fingerprint, sample_bytes_for
 from megatron_fastmix.errors import DataError
 
-_UNCHANGED_SECONDS = 1.0
-"""A file that has not grown for so long is not being written."""
+_UNCHANGED_SECONDS = 15.0
+"""A file that has not grown for so long is not being written: file systems that many share stand
+still for seconds."""
 
 
 def index_cache(cache_path: str | Path, prefixes: Sequence[str]) -> Path:

@@ -116,7 +116,8 @@ class CheckpointWriter:
             raise NonFiniteError(
                 f"step {state.step}: NaN or Inf in the proxy's parameters or Adam's moments, in "
                 f"{what}; lower training.lr or raise training.lr_warmup_iters; the last good "
-                f"checkpoint stays in {self.folder.checkpoints}"
+                f"checkpoint stays in {self.folder.checkpoints}",
+                is_echo=bad is None,
             )
         folder = self.folder.checkpoint(state.step)
         self._state, self._error = state, None

@@ -1,12 +1,12 @@
 """The mixture α = softmax(z): its logits, their optimizer and their history.
 
-Pure NumPy in float64 and free of collectives: every rank that feeds the same hypergradients into
-the same mixture holds bitwise the same logits.
+Pure NumPy in float64 and free of collectives: ranks that feed the same hypergradients into the same
+mixture hold the same logits, but for the last bits where their processors differ (`agree`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ class Mixture:
         self._y = self._start(config.initial_weights)
         self._keep_bounds()
         self._optimizer = OUTER_OPTIMIZERS[config.optimizer](len(self._y), config)
-        self.history = [self.weights]
+        self.history = [softmax(self.logits)]
         self.generation = 0
         """Another number after a checkpoint's history has taken this one's place."""
         self.advantages: list[np.ndarray] = []
@@ -87,7 +87,7 @@ class Mixture:
     @property
     def weights(self) -> np.ndarray:
         """α, float64 of shape (K,), summing to 1."""
-        return softmax(self.logits)
+        return self.history[-1]
 
     @property
     def logit_weights(self) -> np.ndarray:
@@ -144,10 +144,15 @@ class Mixture:
             slope = logit_gradient(gradient, weights, seen)
             self._move(self._optimizer.step(gradient, weights, seen, self.lr))
             self._keep_bounds()
-        self.history.append(self.weights)
+        self.history.append(softmax(self.logits))
         unknown = np.full(len(weights), np.nan)
         self.advantages.append(unknown if advantage is None else advantage)
         return slope
+
+    def agree(self, of_first: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Takes y and α of the first rank, which `of_first` gives for this rank's: NumPy's exp and
+        log differ in the last bit between processors, and equal draws rest on equal weights."""
+        self._y, self.history[-1] = of_first(self._y), of_first(self.weights)
 
     def averaged(self) -> tuple[np.ndarray, np.ndarray, int]:
         """The reported mixture: mean and standard deviation of α over the tail of the run.

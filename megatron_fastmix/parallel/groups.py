@@ -11,6 +11,9 @@ from torch.distributed import distributed_c10d
 
 from megatron_fastmix.errors import RankDivergenceError
 
+_CLOSE = 1e-9
+"""Rounding of float64 over an outer step stays far below this, other data or code far above."""
+
 
 def limit_waiting(limit: timedelta) -> None:
     """Has every collective of every group made so far fail after `limit`.
@@ -73,9 +76,25 @@ class DataParallelGroup:
             return
         at = int(np.flatnonzero(highest != lowest)[0])
         ends = np.array([lowest[at], highest[at]], dtype=np.int64).view(np.float64).tolist()
-        raise RankDivergenceError(
-            f"{what} of {names[at]} differ over {self.size} ranks, {min(ends)} to {max(ends)}; "
-            "the ranks run different data, code or library versions"
+        raise self._divergence(what, names[at], ends)
+
+    def check_close(self, values: np.ndarray, names: list[str], what: str) -> None:
+        """Raises `RankDivergenceError` on every rank unless finite `values` (N,) are equal on all,
+        but for what processors of several kinds make of the same computation.
+
+        Every rank must call.
+        """
+        highest = self._reduce(values, dist.ReduceOp.MAX)
+        lowest = self._reduce(values, dist.ReduceOp.MIN)
+        apart = highest - lowest > _CLOSE * np.maximum(1.0, np.abs(highest))
+        if apart.any():
+            at = int(np.flatnonzero(apart)[0])
+            raise self._divergence(what, names[at], [float(lowest[at]), float(highest[at])])
+
+    def _divergence(self, what: str, name: str, ends: list[float]) -> RankDivergenceError:
+        return RankDivergenceError(
+            f"{what} of {name} differ over {self.size} ranks, {min(ends)} to {max(ends)}; the "
+            "ranks run different data, code or library versions"
         )
 
     def _reduce(self, values: np.ndarray, operation: dist.ReduceOp) -> np.ndarray:

@@ -2,16 +2,20 @@
 
 A collective says that a peer is missing, not which. Every rank leaves its host and process in the
 rendezvous store at the start; where a collective fails, those that live sign there again, and who
-does not is named. Costs nothing while all goes well.
+does not is named. What several ranks of a host have to say is said by the first of them. Costs
+nothing while all goes well.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import socket
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
@@ -34,11 +38,30 @@ def missing_ranks(wait_seconds: float = WAIT_SECONDS) -> list[str]:
     if not dist.is_initialized():
         return []
     answer = [f"the rendezvous store, which rank 0 keeps, on {os.environ.get('MASTER_ADDR')}"]
-    # In a thread, since the store's client waits for ever where the link to it is cut.
-    asking = threading.Thread(target=_ask, args=(wait_seconds, answer), daemon=True)
-    asking.start()
-    asking.join(1.5 * wait_seconds)
+    _wait_for(1.5 * wait_seconds, _ask, wait_seconds, answer)
     return answer
+
+
+def is_first_to_say(text: str, *, otherwise: bool) -> bool:
+    """Whether no rank of this host has asked this of `text` before; `otherwise` where there is no
+    store."""
+    answer = [otherwise]
+    if dist.is_initialized():
+        _wait_for(WAIT_SECONDS, _claim, text, answer)
+    return answer[0]
+
+
+def _wait_for(seconds: float, act: Callable[..., None], *arguments: Any) -> None:
+    # In a thread, since the store's client waits for ever where the link to it is cut.
+    thread = threading.Thread(target=act, args=arguments, daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+
+def _claim(text: str, answer: list[bool]) -> None:
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    with contextlib.suppress(RuntimeError):  # as in `_ask`
+        answer[0] = _store().add(f"fastmix/said/{socket.gethostname()}/{digest}", 1) == 1
 
 
 def _ask(wait_seconds: float, answer: list[str]) -> None:

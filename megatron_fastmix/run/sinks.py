@@ -40,7 +40,8 @@ def open_sinks(
     metrics = MetricsSink(folder, step)
     terminal = TerminalSink(config, step)
     values = strict_yaml.to_dict(config)
-    trackers = open_trackers(config.output, folder.path, step, values)
+    batch_size = config.training.global_batch_size
+    trackers = open_trackers(config.output, folder.path, step, batch_size, values)
     return [metrics, terminal, *(TrackerSink(each, config, folder, draw) for each in trackers)]
 
 

@@ -2,14 +2,15 @@
 
 Megatron's own tags are `lm loss`, `lm loss validation`, `learning-rate`, `batch-size`, `grad-norm`
 and `iteration-time` (`training_log` in `megatron/training/training.py`); TensorBoard has each also
-against samples, as `TAG vs samples`. What Megatron does not have is under `fastmix/`.
+against samples, as `TAG vs samples` in a subfolder. What Megatron does not have is under
+`fastmix/`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import math
+import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.config import OutputConfig
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.run.events import InnerStep, OuterStep
+from megatron_fastmix.run.folder import SEED_PREFIX
 
 
 class Tracker(Protocol):
@@ -49,19 +52,19 @@ def check_trackers(output: OutputConfig) -> None:
 
 
 def open_trackers(
-    output: OutputConfig, folder: Path, step: int, config: dict[str, Any]
+    output: OutputConfig, folder: Path, step: int, batch_size: int, config: dict[str, Any]
 ) -> list[Tracker]:
-    """The trackers that are configured, for a search that has done `step` steps; one that cannot be
-    opened (no key, no network) is passed over, and a line says so.
+    """The trackers that are configured, for a search that has done `step` steps of `batch_size`
+    samples; one that cannot be opened (no key, no network) is passed over, and a line says so.
 
     Raises `ConfigError` where a package is missing.
     """
     check_trackers(output)
     wanted: list[Callable[[], Tracker]] = []
     if output.tensorboard_dir is not None:
-        wanted.append(partial(TensorBoard, output.tensorboard_dir, step))
+        wanted.append(partial(TensorBoard, output.tensorboard_dir, step, batch_size))
     if output.wandb_project is not None:
-        wanted.append(partial(WeightsAndBiases, output.wandb_project, folder, config))
+        wanted.append(partial(WeightsAndBiases, output.wandb_project, folder, step, config))
     trackers = []
     for make in wanted:
         try:
@@ -74,38 +77,48 @@ def open_trackers(
 class TensorBoard:
     """Event files, as Megatron's --tensorboard-dir gets them."""
 
-    def __init__(self, folder: str | Path, step: int) -> None:
+    def __init__(self, folder: str | Path, step: int, batch_size: int) -> None:
         """Events of later steps than `step`, left by a run that died, are hidden."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        # What is hidden is so on every axis of a folder, and one of samples is longer.
+        self._by_samples = SummaryWriter(
+            str(Path(folder) / "vs samples"), purge_step=(step + 1) * batch_size
+        )
 
     def log(self, values: Mapping[str, float], step: int, samples: int) -> None:
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
             if not tag.startswith("fastmix/"):
-                self._writer.add_scalar(f"{tag} vs samples", value, samples)
+                self._by_samples.add_scalar(f"{tag} vs samples", value, samples)
 
     def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
         self._writer.add_image(tag, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         self._writer.close()
+        self._by_samples.close()
 
 
 class WeightsAndBiases:
     """A run of the project; resuming a search resumes it. WANDB_MODE=offline keeps it here."""
 
-    def __init__(self, project: str, folder: Path, config: dict[str, Any]) -> None:
+    def __init__(self, project: str, folder: Path, step: int, config: dict[str, Any]) -> None:
+        """A run of its own for a search that begins (`step` 0), since W&B drops steps that a run
+        has had."""
         import wandb
 
-        place = str(folder.resolve())
+        known = folder / "wandb_run_id"
+        if step == 0 or not known.exists():
+            write_atomically(known, uuid.uuid4().hex)
+        alone = not folder.name.startswith(SEED_PREFIX)
         self._run = wandb.init(
             project=project,
-            name=folder.name,
-            id=hashlib.sha256(place.encode()).hexdigest()[:16],
+            name=folder.name if alone else f"{folder.parent.name}/{folder.name}",
+            id=known.read_text(),
             resume="allow",
-            dir=place,
+            dir=str(folder.resolve()),
             config=config,
         )
 

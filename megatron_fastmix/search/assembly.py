@@ -146,6 +146,8 @@ def _check_inputs(config: SearchConfig, world: DataParallelGroup) -> Inputs:
         except FastMixError as error:
             refused = error
         if world.sum(np.array([float(refused is not None)]))[0]:
-            raise refused or DataError("the inputs: another rank was refused them, as it says")
+            raise refused or DataError(
+                "the inputs: another rank was refused them, as it says", is_echo=True
+            )
     assert inputs is not None
     return inputs

@@ -44,7 +44,7 @@ def raise_where_failed(
         told = (
             f"cannot write {describe(failure, path)}" if failure else f"{path}: cannot be written"
         )
-        raise StorageError(f"{told}; {stays}")
+        raise StorageError(f"{told}; {stays}", is_echo=failure is None)
 
 
 class Search:
@@ -85,6 +85,7 @@ class Search:
         if state is not None:
             check_identity(state.identity, self.identity, accept_changes=accept_changes)
             self._restore(state)
+        self.outer_loop.agree()
 
     def run(self) -> bool:
         """Trains until the last step, or until a stop is requested; returns whether the search is

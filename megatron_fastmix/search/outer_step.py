@@ -122,6 +122,17 @@ class OuterLoop:
                 "finite_difference"
             )
 
+    def agree(self) -> None:
+        """Has every rank hold the first one's mixture and ω, bit for bit; see `Mixture.agree`.
+
+        Every rank must call. Raises `RankDivergenceError` where the logits differ by more than
+        rounding.
+        """
+        of_first = self.world.of_first
+        self.world.check_close(self.mixture.logits, self.mixture.names, "the logits")
+        self.mixture.agree(of_first)
+        self.targets.load_state(of_first(self.targets.weights).tolist())
+
     def begin(self, step: int) -> TrainingProbe:
         """With `probe: training`, what is to watch optimizer step `step`, the next one, before
         `step` is called: v, and the products of sources that the step's batch is without, are those
@@ -219,7 +230,7 @@ class OuterLoop:
         )
         mixture.update(-inner_lr * group_gains, group_seen, group_advantage)
         self.targets.update(losses)
-        self.world.check_equal(mixture.logits, mixture.names, "the logits")
+        self.agree()
         return OuterResult(
             target_losses=losses,
             target_weights=omega,

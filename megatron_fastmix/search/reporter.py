@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
@@ -14,6 +15,7 @@ import numpy as np
 from megatron_fastmix.config import SearchConfig, strict_yaml
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.mixture.optimality import Evidence
+from megatron_fastmix.program import give_up_output
 from megatron_fastmix.run.events import (
     CheckpointBegun,
     Event,
@@ -25,7 +27,7 @@ from megatron_fastmix.run.events import (
     RunStart,
     Sink,
 )
-from megatron_fastmix.run.sinks import MetricsSink, TrackerSink
+from megatron_fastmix.run.sinks import MetricsSink, TerminalSink
 from megatron_fastmix.search.group_figures import group_evidence, group_losses
 from megatron_fastmix.search.outer_step import OuterResult
 from megatron_fastmix.search.unseen import Unseen
@@ -252,13 +254,18 @@ class Reporter:
                 else:
                     self._pass_over(sink, describe(error))
             except Exception as error:
-                if not isinstance(sink, TrackerSink):
+                if isinstance(sink, MetricsSink):
                     raise
                 self._pass_over(sink, f"{type(error).__name__}: {error}")
 
     def _pass_over(self, sink: Sink, reason: str) -> None:
         self.sinks.remove(sink)
-        print(f"megatron-fastmix: {reason}: not logged there any longer")
+        told = sys.stdout
+        if isinstance(sink, TerminalSink):
+            give_up_output()
+            told = sys.stderr
+        with contextlib.suppress(OSError):
+            print(f"megatron-fastmix: {reason}: not logged there any longer", file=told)
 
     def _send_what_waits(self) -> None:
         """The file system may be back, and then nothing is missing from the metrics."""
@@ -291,5 +298,5 @@ def _by_name(names: Sequence[str], values: Any) -> dict[str, float]:
 
 def _close(sink: Sink) -> None:
     # What it could not write was told; a tracker has errors of its own.
-    with contextlib.suppress(Exception if isinstance(sink, TrackerSink) else OSError):
+    with contextlib.suppress(OSError if isinstance(sink, MetricsSink) else Exception):
         sink.close()

@@ -37,10 +37,14 @@ from megatron_fastmix.start.limits import check_limits
 from megatron_fastmix.text_files import parse_json, read_file, read_text
 
 PACKAGES = ("megatron-fastmix", "megatron-core", "deepspeed", "torch", "numpy", "sentencepiece")
+_OF_KIND = {"huggingface": ("transformers", "peft")}
+"""Packages besides, by proxy.kind."""
 PROBE_FOLDER = ".hosts"
 """Folder in the run folder where hosts show each other that they share it."""
 
-_SAMPLE_BYTES = 1 << 30
+_SAMPLE_BYTES = 4 << 30
+"""Of all datasets together, where a start reads less."""
+_ANSWER_SECONDS = 600
 _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 # Nothing that ssh or a shell would take for more than a name.
@@ -86,15 +90,18 @@ def read_hostfile(path: str | Path) -> dict[str, int]:
     return hosts
 
 
-def report(config: SearchConfig, token: str) -> Report:
-    """This host's part. `token` names the file that the starting host left in the run folder."""
+def report(config: SearchConfig, token: str, *, compared: bool = True) -> Report:
+    """This host's part. `token` names the file that the starting host left in the run folder.
+    Unless it is `compared`, no more is read of each dataset than shows that it is there."""
+    packages = (*PACKAGES, *_OF_KIND.get(config.proxy.kind, ()))
     facts = {
         "Python": platform.python_version(),
-        **{f"package {name}": _version(name) for name in PACKAGES},
+        **{f"package {name}": _version(name) for name in packages},
         "configuration": hashlib.sha256(dump_config(config).encode()).hexdigest(),
+        **{key: _content(path) for key, path in _paths(config).items()},
     }
     problems = []
-    sample = _sample_bytes(config)
+    sample = _sample_bytes(config) if compared else 0
     for kind, datasets in (("source", config.sources), ("target", config.targets)):
         for dataset in datasets:
             try:
@@ -141,8 +148,8 @@ def check_hosts(
     probes.mkdir(exist_ok=True)
     (probes / token).touch()
     try:
-        ours = report(config, token)
         theirs = ask(token)
+        ours = report(config, token, compared=bool(theirs))
         seen = {path.name for path in probes.iterdir()}
     finally:
         for path in probes.glob(f"{token}*"):
@@ -195,7 +202,10 @@ def ask_with_srun(command: Sequence[str], token: str) -> dict[str, Report]:
     """The reports of the nodes of this SLURM job; raises `ConfigError` where one gives none."""
     nodes = str(slurm_count("SLURM_JOB_NUM_NODES"))
     srun = ["srun", "--nodes", nodes, "--ntasks", nodes, "--ntasks-per-node", "1"]
-    done = _run([*srun, *command, "--token", token])
+    try:
+        done = _run([*srun, *command, "--token", token])
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(f"srun: the nodes gave no report: {error}") from None
     reports = [answer for answer in map(_parse, done.stdout.splitlines()) if answer is not None]
     if len(reports) != int(nodes):
         raise ConfigError(
@@ -237,7 +247,9 @@ def _ask_host(host: str, command: Sequence[str]) -> Report:
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False
+    )
 
 
 def _parse(line: str) -> Report | None:
@@ -296,9 +308,34 @@ def _sample_bytes(config: SearchConfig) -> int:
     try:
         count = len(config.prefixes())
     except FastMixError:
-        return _SAMPLE_BYTES  # the source is named below
-    few = sample_bytes_for(count) == sample_bytes_for(1)
-    return _SAMPLE_BYTES if few else sample_bytes_for(count)
+        count = 1  # the source is named below
+    return max(_SAMPLE_BYTES // count, sample_bytes_for(count))
+
+
+def _paths(config: SearchConfig) -> dict[str, Path]:
+    """What the ranks of every host read besides the datasets, by key; a model's name on the hub is
+    no path."""
+    named = {
+        "proxy.path": config.proxy.path,
+        "proxy.checkpoint": config.proxy.checkpoint,
+        "engine.deepspeed_config": config.engine.deepspeed_config,
+    }
+    return {key: Path(path) for key, path in named.items() if path is not None}
+
+
+def _content(path: Path) -> str:
+    """A digest of a file, or of a folder's names and sizes."""
+    digest = hashlib.sha256()
+    try:
+        if path.is_dir():
+            for file in sorted(path.rglob("*")):
+                if file.is_file():
+                    digest.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
+        else:
+            digest.update(path.read_bytes())
+    except OSError as error:
+        return error.strerror or "unreadable"
+    return digest.hexdigest()
 
 
 def _version(package: str) -> str:

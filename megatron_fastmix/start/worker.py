@@ -28,6 +28,7 @@ from megatron_fastmix.errors import (
     StorageError,
 )
 from megatron_fastmix.processes import stop_with_parent
+from megatron_fastmix.program import give_up_output
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
 from megatron_fastmix.start.accelerators import device_files, hidden_on_purpose
@@ -56,6 +57,9 @@ def run_worker(config: SearchConfig, *, accept_changes: bool = False) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.optim\.lr_scheduler")
     stop_with_parent()
+    # Before its first step a search has nothing to lose, and indexing datasets can take longer than
+    # a scheduler waits.
+    signal.signal(signal.SIGTERM, _stop_at_start)
     raise_open_files()
     lock = RunLock(RunFolder(Path(config.run_dir)))
     try:
@@ -63,8 +67,8 @@ def run_worker(config: SearchConfig, *, accept_changes: bool = False) -> int:
             lock.acquire(_say)  # before the imports, which take up to a minute
         return _search(config, accept_changes)
     except FastMixError as error:
-        # All ranks meet such an error together; once for each host is enough.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        # Ranks meet most errors together; some only one, which then says it on whatever host.
+        if (_is_first_here() or not error.is_echo) and _is_first_to_say(str(error)):
             _say(str(error))
         return error.exit_code
     except OSError as error:
@@ -169,12 +173,16 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
         try:
             mixture = search.result()
             files = write_run_artifacts(config.run_dir, mixture)
-            print()
-            print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
-            print(f"\n{closing_lines(search.folder.path, mixture, files.report)}")
             search.folder.clear_stop()
+            table = final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json)
+            closing = closing_lines(search.folder.path, mixture, files.report)
         except OSError as error:
             failure = error
+        else:
+            try:
+                print(f"\n{table}\n\n{closing}", flush=True)
+            except OSError:  # nobody reads it, or the log's disk is full
+                give_up_output()
     raise_where_failed(world, failure, f"{config.run_dir}: the result", _last_checkpoint(config))
     torch.distributed.destroy_process_group()
     return 0 if complete else STOPPED_EXIT_CODE
@@ -194,7 +202,9 @@ def _on_rank_0(world: Any, config: SearchConfig, act: Callable[[], object]) -> N
         except OSError as error:
             refused = StorageError(f"run_dir: {describe(error, config.run_dir)}")
     if world.sum(np.array([float(refused is not None)]))[0]:
-        raise refused or ConfigError(f"{config.run_dir}: rank 0 was refused it, as it says")
+        raise refused or ConfigError(
+            f"{config.run_dir}: rank 0 was refused it, as it says", is_echo=True
+        )
 
 
 def _who_is_missing() -> str:
@@ -220,6 +230,25 @@ def _last_checkpoint(config: SearchConfig) -> str:
 
 def _first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+def _is_first_to_say(text: str) -> bool:
+    """Of this host's ranks; until they know each other that is local rank 0."""
+    if "torch" not in sys.modules:  # whose import takes seconds
+        return _is_first_here()
+    from megatron_fastmix.parallel.roll_call import is_first_to_say
+
+    return is_first_to_say(text, otherwise=_is_first_here())
+
+
+def _is_first_here() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _stop_at_start(number: int, frame: FrameType | None) -> NoReturn:
+    if _is_first_here():
+        _say("stopped before the first step; the same command starts again")
+    _exit(STOPPED_EXIT_CODE)
 
 
 def _rank() -> str:

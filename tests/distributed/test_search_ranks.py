@@ -40,7 +40,7 @@ def test_logits_are_bitwise_equal_on_all_ranks(
 def diverge(config: SearchConfig) -> str:
     search = Search(config)
     if search.world.rank == 1:
-        search.mixture._y[2] += 1e-12
+        search.mixture._y[2] += 1e-6
     with pytest.raises(RankDivergenceError) as caught:
         search.run()
     return str(caught.value)
@@ -49,6 +49,27 @@ def diverge(config: SearchConfig) -> str:
 def test_logits_that_differ_between_ranks_stop_the_run(search_values: dict) -> None:
     for message in run_ranks(2, diverge, load(search_values)):
         assert re.search(r"the logits of \w+ differ over 2 ranks", message)
+
+
+def rounds_as_another_processor(config: SearchConfig) -> bytes:
+    """Logits and weights, where NumPy on rank 1 rounds otherwise."""
+    search = Search(config)
+    mixture, exact = search.mixture, search.mixture.update
+
+    def update(*arguments: np.ndarray) -> np.ndarray:
+        slope = exact(*arguments)
+        mixture._y = np.nextafter(mixture._y, np.inf)
+        mixture.history[-1] = np.nextafter(mixture.history[-1], 0)
+        return slope
+
+    if search.world.rank == 1:
+        mixture.update = update  # type: ignore[method-assign]
+    search.run()
+    return mixture.logits.tobytes() + np.stack(mixture.history).tobytes()
+
+
+def test_ranks_on_several_kinds_of_processors_hold_one_mixture(search_values: dict) -> None:
+    assert len(set(run_ranks(2, rounds_as_another_processor, load(search_values)))) == 1
 
 
 def last_bits_differ(config: SearchConfig) -> bytes:

@@ -205,7 +205,7 @@ def test_an_environment_with_its_own_torch_keeps_it(tmp_path: Path) -> None:
 
 
 FAKE_SRUN = """#!/usr/bin/env bash
-printf '%s\\n' "$*" >> "$LOG"
+printf '%s\\n' "$*, $SRUN_CPUS_PER_TASK cores" >> "$LOG"
 case "$*" in *check-hosts*) echo run/config.yaml ;; esac
 """
 
@@ -245,6 +245,7 @@ def test_tasks_run_in_the_container_that_is_named(
             "SLURM_JOB_NODELIST": "node[1-2]",
             "SLURM_JOB_NUM_NODES": "2",
             "SLURM_NTASKS": "2",
+            "SLURM_CPUS_PER_TASK": "8",
         }
     )
     script = ["bash", str(LAUNCH / "search.sbatch"), "--config", "my.yaml"]
@@ -254,4 +255,4 @@ def test_tasks_run_in_the_container_that_is_named(
         assert words in check
         assert words in search
     assert "python_inside -m megatron_fastmix.cli check-hosts --config my.yaml" in check
-    assert "search --config run/config.yaml" in search
+    assert "search --config run/config.yaml, 8 cores" in search

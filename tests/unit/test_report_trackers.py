@@ -96,33 +96,61 @@ def scalars() -> dict[str, float]:
 
 def test_tensorboard_gets_megatrons_tags(tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    board = TensorBoard(tmp_path, 0)
+    board = TensorBoard(tmp_path, 0, 8)
     for step in (1, 2, 3):
         board.log(scalars(), step, samples=8 * step)
     board.close()
     # The search died after step 3 and resumes from step 2.
-    board = TensorBoard(tmp_path, 2)
+    board = TensorBoard(tmp_path, 2, 8)
     board.log({"lm loss": 9.0}, 3, samples=24)
     board.close()
     found = events.EventAccumulator(str(tmp_path))
     found.Reload()
     tags = set(found.Tags()["scalars"])
     megatron = {"lm loss", "lm loss validation", "learning-rate", "batch-size", "grad-norm"}
-    assert megatron | {f"{tag} vs samples" for tag in megatron} <= tags
+    assert megatron <= tags
     assert {"fastmix/weight/a", "fastmix/source loss/a", "fastmix/target loss/t"} <= tags
     assert "fastmix/source loss/b" not in tags
     assert "fastmix/advantage/a" in tags
     assert "fastmix/advantage/b" not in tags
     assert [(e.step, e.value) for e in found.Scalars("lm loss")] == [(1, 4.0), (2, 4.0), (3, 9.0)]
+    by_samples = events.EventAccumulator(str(tmp_path / "vs samples"))
+    by_samples.Reload()
+    assert set(by_samples.Tags()["scalars"]) == {
+        f"{tag} vs samples" for tag in (*megatron, "iteration-time")
+    }
+    values = [(e.step, e.value) for e in by_samples.Scalars("lm loss vs samples")]
+    assert values == [(8, 4.0), (16, 4.0), (24, 9.0)]
+
+
+def test_tensorboard_hides_a_search_that_left_no_checkpoint(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for values in ([4.0, 3.0], [5.0]):
+        board = TensorBoard(tmp_path, 0, 8)
+        for step, value in enumerate(values, start=1):
+            board.log({"lm loss": value}, step, samples=8 * step)
+        board.close()
+    for folder, tag in (("", "lm loss"), ("vs samples", "lm loss vs samples")):
+        found = events.EventAccumulator(str(tmp_path / folder))
+        found.Reload()
+        assert [event.value for event in found.Scalars(tag)] == [5.0]
 
 
 WANDB = """
 import pathlib, sys
 from megatron_fastmix.run.trackers import WeightsAndBiases
-tracker = WeightsAndBiases("project", pathlib.Path(sys.argv[1]), {"seed": 1})
+folder = pathlib.Path(sys.argv[1])
+tracker = WeightsAndBiases("project", folder, 0, {"seed": 1})
 tracker.log({"lm loss": 4.0}, 1, samples=8)
 tracker.log({"lm loss": 3.0}, 2, samples=16)  # which closes step 1
 assert tracker._run.summary["lm loss"] == 4.0
+tracker.close()
+first = tracker._run.id
+tracker = WeightsAndBiases("project", folder, 2, {"seed": 1})
+assert tracker._run.id == first
+tracker.close()
+tracker = WeightsAndBiases("project", folder, 0, {"seed": 1})
+assert tracker._run.id != first  # the search begins anew
 tracker.close()
 """
 
@@ -143,7 +171,7 @@ def test_weights_and_biases_keeps_an_offline_run(tmp_path):
 
 
 def test_a_tracker_whose_package_is_missing_is_refused(monkeypatch, tmp_path):
-    assert open_trackers(OutputConfig(), tmp_path, 0, {}) == []
+    assert open_trackers(OutputConfig(), tmp_path, 0, 8, {}) == []
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for key, extra in (("tensorboard_dir", "tensorboard"), ("wandb_project", "wandb")):
         with pytest.raises(ConfigError, match=rf"output.{key}.*megatron-fastmix\[{extra}\]"):
@@ -182,7 +210,7 @@ def test_a_tracker_that_fails_is_passed_over(config_file, monkeypatch, tmp_path,
 
     monkeypatch.setattr(trackers, "check_trackers", lambda output: None)
     monkeypatch.setattr(trackers, "WeightsAndBiases", Unreachable)
-    assert open_trackers(OutputConfig(wandb_project="p"), tmp_path, 0, {}) == []
+    assert open_trackers(OutputConfig(wandb_project="p"), tmp_path, 0, 8, {}) == []
     assert "no API key configured: not logged there" in capsys.readouterr().out
 
 
