@@ -16,6 +16,11 @@ if [ "${1:-}" = --system-site-packages ]; then
   shift
 fi
 extra=${1:-corpus}
+if ! grep -q "^        \"$extra\":" setup.py; then
+  echo "install: $extra is no extra; there are:" \
+    "$(sed -n 's/^        "\([a-z]*\)":.*/\1/p' setup.py | tr '\n' ' ')" >&2
+  exit 2
+fi
 python=${PYTHON:-python3}
 venv=${VENV:-.venv}
 stamp="$venv/.installed-$extra"
@@ -57,4 +62,5 @@ if ! cmp -s <(cat setup.py launch/constraints.txt $(find megatron_fastmix -name 
     exit 1
   fi
   cat setup.py launch/constraints.txt $(find megatron_fastmix -name "*.c" | sort) > "$stamp"
+  echo "installed; for the commands by name: source $venv/bin/activate" >&2
 fi

@@ -19,4 +19,4 @@ echo
 echo "Or on Megatron's command line:"
 "$python" -m megatron_fastmix.cli export "$run" --format megatron-cli
 echo "Is it any good? ${VENV:-.venv}/bin/megatron-fastmix compare-mixtures \\"
-echo "    --config configs/quickstart_compare.yaml --mixture $run --output ${run}_compare    (31 trainings, about 22 minutes on 2 cores)"
+echo "    --config configs/quickstart_compare.yaml --mixture $run --output $run/comparison    (31 trainings, about 22 minutes on 2 cores)"

@@ -118,7 +118,9 @@ def run(args: argparse.Namespace) -> int:
                 if setting:
                     comparison.train(setting)
             tables[name] = comparison.lines()
-            shown = text(tables[name], args.against)
+            shown = f"no rows of these methods in {comparison.file.path}"
+            if tables[name]:
+                shown = text(tables[name], args.against)
             print(f"\n{name}, target loss in nats per token:\n{shown}\n", flush=True)
     except KeyboardInterrupt:
         print("\nStopped; finished rows stay. The same command goes on from there.")

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="file to write; standard output without; the folder of --phases",
+        help="file to write; standard output without; the folder of --phases (RUN/phases)",
     )
     parser.add_argument(
         "--decimals",
@@ -189,14 +189,15 @@ def _write_phases(args: argparse.Namespace, mixture: LearnedMixture) -> int:
             raise ConfigError(
                 f"--{flag.replace('_', '-')}: does not go with --phases; leave it out"
             )
-    if args.global_batch_size is None or args.output is None:
-        raise ConfigError("--phases: needs --global-batch-size SAMPLES and --output FOLDER")
+    if args.global_batch_size is None:
+        raise ConfigError("--phases: needs --global-batch-size SAMPLES")
     learned_phases.check_text(mixture, args.mixture)
     sources = {source.name: source for source in mixture.sources}
+    given = Path(args.mixture)
+    run = RunFolder(given if given.is_dir() else given.parent)
+    output = args.output or str(run.path / "phases")
     if args.anneal is None:
-        folder = Path(args.mixture)
-        metrics = RunFolder(folder if folder.is_dir() else folder.parent).metrics
-        main, anneal = learned_phases.trajectory_means(metrics, mixture, args.phases)
+        main, anneal = learned_phases.trajectory_means(run.metrics, mixture, args.phases)
     else:
         later = _read(args.anneal, allow_partial=args.allow_partial)
         learned_phases.check_text(later, args.anneal)
@@ -220,14 +221,14 @@ def _write_phases(args: argparse.Namespace, mixture: LearnedMixture) -> int:
         global_batch_size=args.global_batch_size,
     )
     written, left_out = learned_phases.write_phases(
-        args.output,
+        output,
         schedule,
         sources,
         train_samples=train_samples,
         global_batch_size=args.global_batch_size,
         decimals=args.decimals,
     )
-    for line in [*left_out, *learned_phases.phase_notes(schedule, mixture, args.output)]:
+    for line in [*left_out, *learned_phases.phase_notes(schedule, mixture, output)]:
         print(line, file=sys.stderr)
     for path in written:
         print(f"wrote {path}", file=sys.stderr)

@@ -12,61 +12,9 @@ import types
 import typing
 from dataclasses import dataclass
 
+from megatron_fastmix.config.megatron_flags import meaning_here
 from megatron_fastmix.config.search import SearchConfig
 from megatron_fastmix.errors import ConfigError
-
-MEGATRON = {
-    "bf16": "engine.dtype: bf16",
-    "fp16": "engine.dtype: bf16 (fp16 is refused: the outer step has no loss scaling)",
-    "data-path": "sources: [{name, path}, …]; `megatron-fastmix init --data-path …` writes them",
-    "train-data-path": "sources: [{name, path}, …]",
-    "valid-data-path": "targets: [{name, path}, …]",
-    "data-args-path": "sources; `megatron-fastmix init --data-path FILE` writes them",
-    "save": "run_dir",
-    "load": "proxy.checkpoint for what the proxy starts from; a search resumes from its run_dir",
-    "finetune": "proxy.checkpoint takes the weights alone",
-    "ckpt-format": "proxy.checkpoint reads torch_dist",
-    "split": "`megatron-fastmix preprocess --split` makes a dataset of each part; a search reads "
-    "datasets whole",
-    "num-workers": "a thread reads ahead",
-    "dataloader-type": "draws are a function of seed, mixture and step",
-    "mock-data": "`megatron-fastmix demo`",
-    "pretrained-checkpoint": "proxy.checkpoint, or proxy.path for a Hugging Face folder",
-    "num-gpus": "`megatron-fastmix search --num-ranks N`",
-    "nproc-per-node": "`megatron-fastmix search --num-ranks N`",
-    "nnodes": "launch/search_multinode.sh and its hostfile, or sbatch launch/search.sbatch",
-    "node-rank": "launch/search_multinode.sh and its hostfile, or torchrun's own",
-    "local-rank": "set by the launcher in LOCAL_RANK",
-    "num-query-groups": "proxy.num_query_groups",
-    "group-query-attention": "proxy.num_query_groups alone switches it on",
-    "num-experts": "proxy.num_experts",
-    "position-embedding-type": "rope always; see proxy.rotary_base and proxy.rotary_percent",
-    "max-position-embeddings": "data.seq_length alone",
-    "expert-model-parallel-size": "not there: every rank holds all experts; engine.zero_stage: 3 "
-    "shards them",
-    "recompute-method": "proxy.recompute_granularity: full recomputes every layer",
-    "recompute-num-layers": "proxy.recompute_granularity: full recomputes every layer",
-    "transformer-impl": "local always: estimators need each layer's inputs",
-    "use-flash-attn": "torch's scaled_dot_product_attention chooses the kernel",
-    "attention-backend": "torch's scaled_dot_product_attention chooses the kernel",
-    "swiglu": "always on",
-    "disable-bias-linear": "always on",
-    "recompute-activations": "proxy.recompute_granularity: full",
-    "use-distributed-optimizer": "engine.zero_stage: 1, or 2 or 3",
-    "sequence-parallel": "not there; engine.zero_stage: 3 saves memory",
-    "context-parallel-size": "not there; lower data.seq_length",
-    "deepspeed_config": "engine.deepspeed_config",
-    "exit-interval": "touch RUN_DIR/stop, or Ctrl-C",
-    "lr-warmup-fraction": "training.lr_warmup_iters",
-    "lr-warmup-samples": "training.lr_warmup_iters",
-    "lr-decay-iters": "the decay ends at training.train_iters",
-    "train-samples": "training.train_iters × training.global_batch_size",
-    "eval-iters": "hypergradient.target_samples, at every outer step",
-    "eval-interval": "targets are measured at every outer step, mixture.inner_steps apart",
-    "hidden-dropout": "0 always: losses must be functions of the parameters and the batch alone",
-    "attention-dropout": "0 always",
-}
-"""What users of Megatron and DeepSpeed look for under names that are no key here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +48,8 @@ def find_keys(asked: str) -> list[Key]:
     last = [key for key in all_keys if key.name.rpartition(".")[2] == name]
     if found := exact or section or last:
         return found
-    for spelling in (flag, flag.replace("_", "-")):
-        if spelling in MEGATRON:
-            raise ConfigError(f"{asked} is no key; here it is: {MEGATRON[spelling]}")
+    if meaning := meaning_here(flag):
+        raise ConfigError(f"{asked} is no key; here it is: {meaning}")
     near = sorted(all_keys, key=lambda key: -_likeness(name, key))[:3]
     raise ConfigError(
         f"{asked}: no such key; the nearest are {', '.join(key.name for key in near)}"

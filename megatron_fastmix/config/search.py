@@ -292,15 +292,18 @@ class SearchConfig:
 
     def accumulation_steps(self, data_parallel_size: int) -> int:
         """Micro-batches per rank and step; raises `ConfigError` where sizes do not divide."""
-        per_pass = self.training.micro_batch_size * data_parallel_size
+        batch, micro = self.training.global_batch_size, self.training.micro_batch_size
+        per_pass = micro * data_parallel_size
+        fitting = [size for size in range(1, data_parallel_size) if batch % (micro * size) == 0]
+        fewer = f", or use {fitting[-1]} ranks for one copy of the proxy each" if fitting else ""
         require(
-            self.training.global_batch_size % per_pass == 0,
+            batch % per_pass == 0,
             "training.global_batch_size",
-            self.training.global_batch_size,
-            f"it must be a multiple of micro_batch_size {self.training.micro_batch_size} times "
-            f"data-parallel size {data_parallel_size} = {per_pass}",
+            batch,
+            f"it must be a multiple of micro_batch_size {micro} times data-parallel size "
+            f"{data_parallel_size} = {per_pass}: raise it{fewer}",
         )
-        return self.training.global_batch_size // per_pass
+        return batch // per_pass
 
 
 def _present(dataset: SourceConfig | TargetConfig) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from megatron_fastmix.config.megatron_flags import meaning_here
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.text_files import read_text
 
@@ -153,8 +154,10 @@ def apply_overrides(
     leaves = _leaves(cls)
     for override in overrides:
         flag, separator, text = override.partition("=")
+        meaning = meaning_here(flag.removeprefix("--"))
         if not flag.startswith("--") or not separator:
-            raise ConfigError(f"{override}: overrides have the form --key=value")
+            here = f"; {flag} is here {meaning}" if meaning else ""
+            raise ConfigError(f"{override}: overrides have the form --key=value{here}")
         key = flag[2:]
         if "." not in key and key not in leaves:
             leaf = key.removeprefix("fastmix-").replace("-", "_")
@@ -165,6 +168,8 @@ def apply_overrides(
             if len(matches) > 1:
                 raise ConfigError(f"{flag}: ambiguous; write one of {', '.join(matches)}")
             key = matches[0] if matches else key
+        if key not in leaves and meaning:
+            raise ConfigError(f"{flag} is no key; here it is: {meaning}")
         if key not in leaves:
             raise ConfigError(_unknown_key(key, leaves, "--"))
         *parents, last = key.split(".")

@@ -65,8 +65,8 @@ def _gains_text(runs: Sequence[RunRecord], mixture: LearnedMixture) -> str:
 def _verdict_text(runs: Sequence[RunRecord], mixture: LearnedMixture) -> str:
     verdict = judge(runs)
     told = mixture.optimality and mixture.optimality.text  # under the table
-    others = [found for found in verdict.findings if found.text != told]
-    findings = [_wrapped(f"  {MARKS[found.level]} {found.text}", "    ") for found in others]
+    listed = [f for f in verdict.findings if f.text != told or f.level == verdict.level != "good"]
+    findings = [_wrapped(f"  {MARKS[found.level]} {found.text}", "    ") for found in listed]
     return "\n".join([level_text(verdict), *findings])
 
 

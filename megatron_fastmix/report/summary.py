@@ -66,6 +66,8 @@ def final_table(
             )
     flags = megatron_flags(mixture, blend_txt=blend_txt, blend_json=blend_json)
     if flags and not mixture.answer_only:  # its pretraining reads no loss mask
+        if blend_txt is None:
+            lines.append("No blend.txt: --data-args-path cannot express a path with white space.")
         lines += ["", "Train with Megatron, one of:", *(f"  {flag}" for flag in flags)]
     return "\n".join(lines)
 

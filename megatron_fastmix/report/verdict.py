@@ -151,7 +151,8 @@ def _rest(run: RunRecord, *, named: bool) -> Finding | None:
     if found is None:
         return None if named else _movement(run)
     who = f"Seed {run.seed}: " if named else ""
-    return Finding(level="good" if found.status == "settled" else "fair", text=who + found.text)
+    levels: dict[Status, Level] = {"settled": "good", "too_short": "poor"}
+    return Finding(level=levels.get(found.status, "fair"), text=who + found.text)
 
 
 def _movement(run: RunRecord) -> Finding | None:

@@ -24,7 +24,8 @@ class Progress:
 
     Plain lines are Megatron's (`training_log` in `megatron/training/training.py`), so that
     programs which read those can read these; our figures follow after. One comes every
-    `log_interval` steps and at the last one; its loss is the mean since the line before.
+    `log_interval` steps and at the last one; its loss and its tokens per second are means since the
+    line before, outer steps and checkpoints included.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Progress:
         self.log_interval = log_interval
         self.global_batch_size = global_batch_size
         self._losses: list[float] = []
+        self._tokens = 0.0  # since the line before
         self._stream = stream or sys.stdout
         self._terminal = self._stream.isatty()
         self._began = self._last_line = time.monotonic()
@@ -65,12 +67,14 @@ class Progress:
         target_loss: float | None,
         weights: Mapping[str, float],
         tokens_per_second: float,
+        seconds: float,
         lr: float | None = None,
         grad_norm: float | None = None,
         nonfinite_gradients: int = 0,
     ) -> None:
         """Shows that `step` optimizer steps are done, `nonfinite_gradients` of them with a gradient
-        norm of NaN or Inf. `target_loss` is None before the first."""
+        norm of NaN or Inf. `target_loss` is None before the first; `tokens_per_second` are those
+        of this step alone, which took `seconds`."""
         if self._bar is not None:
             target = "" if target_loss is None else f" target {target_loss:.3f}"
             text = f"{_thousands(tokens_per_second)} tok/s loss {loss:.3f}{target}"
@@ -81,10 +85,12 @@ class Progress:
             self._bar.update(step - self._bar.n)
             return
         self._losses.append(loss)
+        self._tokens += tokens_per_second * seconds
         if step % self.log_interval == 0 or step == self.total:
-            figures = (target_loss, weights, tokens_per_second, lr, grad_norm)
+            figures = (target_loss, weights, lr, grad_norm)
             self.line(self._plain_line(step, *figures, nonfinite_gradients))
             self._losses.clear()
+            self._tokens = 0.0
 
     def _columns(self) -> int:
         """Of the terminal; 80 where it does not say."""
@@ -120,13 +126,13 @@ class Progress:
         step: int,
         target_loss: float | None,
         weights: Mapping[str, float],
-        tokens_per_second: float,
         lr: float | None,
         grad_norm: float | None,
         nonfinite_gradients: int,
     ) -> str:
         now = time.monotonic()
-        milliseconds = 1000 * (now - self._last_line) / max(step - self._last_step, 1)
+        seconds = max(now - self._last_line, 1e-9)
+        milliseconds = 1000 * seconds / max(step - self._last_step, 1)
         left = (now - self._began) / max(step - self._initial, 1) * (self.total - step)
         self._last_line, self._last_step = now, step
         batch = self.global_batch_size
@@ -150,7 +156,7 @@ class Progress:
         if target_loss is not None:
             parts.append(f"target loss: {target_loss:.6E}")
         parts += [
-            f"tokens per second: {tokens_per_second:.0f}",
+            f"tokens per second: {self._tokens / seconds:.0f}",
             f"leading sources: {leading_sources(weights)}",
             f"time left: {_clock(left)}",
         ]

@@ -100,6 +100,7 @@ class TerminalSink:
                 target_loss=self._target_loss,
                 weights=self._weights,
                 tokens_per_second=event.tokens_per_second,
+                seconds=event.seconds,
                 lr=event.lr,
                 grad_norm=event.grad_norm,
                 nonfinite_gradients=event.nonfinite_gradients,

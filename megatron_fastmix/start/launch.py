@@ -94,11 +94,11 @@ def _launch(
     accept_changes: bool,
 ) -> int:
     folder = check_folder(config, accept_changes=accept_changes)
+    check_content(folder, config, inputs.tokenizer.sha256, accept_changes=accept_changes)
     finished = _finished(config)
     if finished is not None:
         _show(folder, finished)
         return 0
-    check_content(folder, config, inputs.tokenizer.sha256, accept_changes=accept_changes)
     mark(folder, config)
     hand_on(config, inputs)
     folder.clear_stop()

@@ -132,6 +132,9 @@ def test_a_search_survives_kill_9_and_control_c(
     assert code == 0, output
     assert "learned weight" in output
     assert (run_dir / "metrics.jsonl").read_bytes() == before
+    code, output = finish(start(tmp_path / "other.yaml", *flags))  # nor is it one of other data
+    assert code == 2, output
+    assert "the content is not that which the checkpoint was trained on" in output
 
     # One that is to be longer goes on from its last checkpoint.
     longer = ("--train-iters=104", "--accept-changes")

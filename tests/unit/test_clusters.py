@@ -183,6 +183,15 @@ def test_a_checkpoint_of_many_ranks_needs_few_open_files(
         assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_an_extra_that_there_is_not_is_named(tmp_path: Path) -> None:
+    script = ["bash", str(LAUNCH / "install.sh"), "corpora"]
+    environment = os.environ | {"VENV": str(tmp_path / "venv")}
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "corpora is no extra; there are: baselines corpus" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
 def test_an_environment_with_its_own_torch_keeps_it(tmp_path: Path) -> None:
     """`install.sh --system-site-packages`: pip is told to leave every version that is there."""
     venv = tmp_path / "venv"

@@ -207,6 +207,10 @@ def test_the_command_makes_each_row_once(scenario, tmp_path, capsys):
     assert cli.main([*arguments, "--table-only"]) == 0
     capsys.readouterr()
 
+    arguments_elsewhere = [str(rows / "none") if a == str(rows) else a for a in arguments]
+    assert cli.main([*arguments_elsewhere, "--table-only"]) == 0
+    assert f"no rows of these methods in {rows}/none/" in capsys.readouterr().out
+
     # Another objective on the same target model: uniform's row is there already.
     values = yaml.safe_load(scenario.read_text())
     values["search"]["objective"] = {"target_aggregation": "worst_case"}

@@ -190,7 +190,8 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_batch_sizes_that_do_not_divide_are_refused(search_values, tmp_path):
     config = load(search_values, tmp_path)
     assert config.accumulation_steps(2) == 2
-    with pytest.raises(ConfigError, match=r"found 12; it must be a multiple .* = 24"):
+    message = r"found 12; it must be a multiple .* = 24: raise it, or use 4 ranks"
+    with pytest.raises(ConfigError, match=message):
         config.accumulation_steps(8)
 
 

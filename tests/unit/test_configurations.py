@@ -13,7 +13,9 @@ import yaml
 
 from megatron_fastmix.cli import main as cli
 from megatron_fastmix.config import SearchConfig, load_config
-from megatron_fastmix.config.reference import MEGATRON, find_keys, keys
+from megatron_fastmix.config.megatron_flags import MEANINGS
+from megatron_fastmix.config.reference import find_keys, keys
+from megatron_fastmix.config.strict_yaml import apply_overrides
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.search.inputs import assumed_inputs
 from megatron_fastmix.start.first_config import HELD_OUT, SHIPPED, shipped_configurations
@@ -341,10 +343,21 @@ def test_config_knows_what_is_meant(
     assert meant in capsys.readouterr().err
 
 
+def test_megatrons_flags_are_explained_where_they_are_typed() -> None:
+    for override, meant in (
+        ("--bf16", "engine.dtype: bf16"),
+        ("--split=99,1,0", "preprocess --sp"),
+    ):
+        with pytest.raises(ConfigError, match=f"here.*{meant}"):
+            apply_overrides(SearchConfig, {}, [override])
+    values = apply_overrides(SearchConfig, {}, ["--num-experts=4"])  # which is a key besides
+    assert values["proxy"]["num_experts"] == 4
+
+
 def test_what_megatrons_users_mean_is_no_key_and_names_keys_that_are() -> None:
     names = {key.name for key in keys()}
     lasts = {name.rpartition(".")[2] for name in names}
-    for flag, meaning in MEGATRON.items():
+    for flag, meaning in MEANINGS.items():
         for word in meaning.replace(",", " ").replace(":", " ").replace(";", " ").split():
             section, dot, _ = word.partition(".")
             if dot and section in ("engine", "proxy", "training", "mixture", "data"):

@@ -103,7 +103,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     from megatron_fastmix.run.trackers import TensorBoard
 
     names = [*ODD, "a b", "a_b", "a/b", "%s"]
-    board = TensorBoard(tmp_path, 0)
+    board = TensorBoard(tmp_path, 0, 1)
     board.log({f"fastmix/weight/{name}": float(k) for k, name in enumerate(names)}, 1, samples=8)
     board.close()
     found = events.EventAccumulator(str(tmp_path))

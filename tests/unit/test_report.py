@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shlex
+import time
 
 import matplotlib.image
 import numpy as np
@@ -80,6 +81,7 @@ def update(progress: Progress, step: int) -> None:
         target_loss=None if step < 2 else 4.5,
         weights={"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4},
         tokens_per_second=1234.0,
+        seconds=0.5,
     )
 
 
@@ -94,6 +96,20 @@ def test_plain_lines_come_every_interval_and_at_the_end():
     assert "target loss: 4.500000E+00" in lines[0]
     assert "leading sources: d 0.40, c 0.30, b 0.20" in lines[0]
     assert "time left: 0:00:00" in lines[-1]
+
+
+def test_the_speed_is_that_of_all_since_the_line_before():
+    stream = io.StringIO()
+    with Progress(4, log_interval=2, stream=stream) as progress:
+        update(progress, 1)
+        time.sleep(0.3)  # an outer step
+        update(progress, 2)
+    (line,) = stream.getvalue().splitlines()
+    milliseconds, speed = (
+        float(re.search(rf"{what}: ([\d.]+)", line)[1])
+        for what in (r"per iteration \(ms\)", "tokens per second")
+    )
+    assert speed * 2 * milliseconds / 1000 == pytest.approx(2 * 1234.0 * 0.5, rel=0.01)
 
 
 def test_a_terminal_gets_a_bar_with_lines_above_it():
@@ -121,7 +137,8 @@ def test_80_columns_have_step_time_and_speed_first_and_whole_sources(count, monk
     weights = {f"source_{k}": (count - k) / 100 for k in range(count)}
     stream = Terminal()
     with Progress(4000, initial=1, stream=stream) as progress:
-        progress.update(2, loss=4.0, target_loss=4.5, weights=weights, tokens_per_second=12345.0)
+        figures = {"tokens_per_second": 12345.0, "seconds": 1.0}
+        progress.update(2, loss=4.0, target_loss=4.5, weights=weights, **figures)
         progress._bar.refresh()
     shown = stream.getvalue().split("\r")[-1].split("\n")[0].rstrip()
     assert len(shown) <= 80
@@ -160,6 +177,7 @@ def test_the_table_quotes_paths_and_says_that_a_run_is_not_finished(make_mixture
     flags = shlex.split(text.splitlines()[-1])
     assert flags[:2] == ["--per-split-data-args-path", "/my run/blend.json"]
     assert flags[-1] == "/my data/t.model"
+    assert "No blend.txt: --data-args-path cannot express a path with white space." in text
     assert "Train with" not in final_table(mixture, blend_txt=None, blend_json=None)
 
 

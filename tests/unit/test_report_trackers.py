@@ -41,6 +41,7 @@ def test_plain_lines_are_megatrons():
                 target_loss=6.0,
                 weights={"a": 1.0},
                 tokens_per_second=10.0,
+                seconds=0.1,
                 lr=1e-4,
                 grad_norm=1.5,
             )

@@ -135,7 +135,7 @@ def test_trackers_get_a_picture_of_weights_and_advantages(tmp_path, config_file)
     pixels = progress_picture(run.metrics)
     assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.std() > 1
     assert progress_picture(tmp_path / "none.jsonl") is None
-    board = TensorBoard(tmp_path / "board", 0)
+    board = TensorBoard(tmp_path / "board", 0, 8)
     sink = TrackerSink(board, load_config(config_file), run, progress_picture)
     sink.receive(CheckpointBegun(step=0, path="p", seconds=0.1))  # no tenth of the search is done
     sink.receive(RunEnd(step=400, complete=True, training_flops=None))

@@ -186,6 +186,7 @@ def text(lines: Sequence[MethodLine], against: str = FASTMIX) -> str:
     header += ["training x", "all FLOPs x", "wall x", "seeds apart", "mean"]
     table = align(header, shown, left=(0, 7, len(header) - 1))
     legend = (
+        "gap closed: of the largest mean gain over uniform, each over the seeds that it has.\n"
         f"behind {name}: mean of the differences seed by seed and its standard error; beyond it: "
         f"outside the 95 % interval\nby Student's t. Costs of a search over {name}'s: FLOPs of its "
         "trainings alone, of everything, wall time.\nSeeds apart: the share of the mixture that "
