@@ -48,6 +48,8 @@ class RunRecord:
     """When its first line was written, in seconds since the epoch."""
     parameters: int | None
     """Of the proxy; None where they were not logged."""
+    warnings: list[str]
+    """What the search knew at its start to make the result less sure."""
     initial: dict[str, float]
     """Weights before the first outer step."""
     mixture: LearnedMixture | None
@@ -197,6 +199,7 @@ def read_run(path: str | Path, name: str | None = None) -> RunRecord:
         seed=config.get("seed", start.get("seed")),
         began=start.get("time"),
         parameters=start.get("parameters"),
+        warnings=start.get("warnings", []),
         initial=initial,
         mixture=result,
         training_flops=next(

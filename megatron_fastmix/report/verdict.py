@@ -66,8 +66,15 @@ def judge(runs: Sequence[RunRecord]) -> Verdict:
         *(_rest(run, named=len(runs) > 1) for run in runs),
         _noise(runs),
         _one_seed() if one else None,
+        *(Finding(level="fair", text=f"{each}.") for each in _warnings(runs)),
     ]
     return Verdict(mixture=mixture, findings=[finding for finding in findings if finding])
+
+
+def _warnings(runs: Sequence[RunRecord]) -> list[str]:
+    """Once each, since repeats have the same."""
+    found = dict.fromkeys(text for run in runs for text in run.warnings)
+    return [text[0].upper() + text[1:] for text in found]
 
 
 def _setting(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -27,6 +27,8 @@ class RunStart(Event):
     config: Mapping[str, Any]
     parameters: int | None = None
     """Of the proxy."""
+    warnings: Sequence[str] = ()
+    """What makes the result less sure from the start."""
 
 
 @dataclass(frozen=True, kw_only=True)

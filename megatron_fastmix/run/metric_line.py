@@ -22,6 +22,7 @@ _RUN = {
     "averaging_fraction": float,
     "seed": int | None,
     "parameters": int | None,
+    "warnings": list[str],
 }
 _STEP = {
     "loss": _Number,

@@ -29,6 +29,7 @@ from megatron_fastmix.run.events import Sink
 from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.run.sinks import open_sinks
 from megatron_fastmix.search.assembly import assemble
+from megatron_fastmix.search.copies import copied_targets
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.outcome import search_outcome
 from megatron_fastmix.search.reporter import Reporter
@@ -179,8 +180,9 @@ class Search:
         """Where this rank tells its steps; nowhere but on rank 0."""
         sinks: list[Sink] = []
         earlier: list[dict[str, Any]] = []
-        parameters = None
+        parameters, warnings = None, []
         if self.world.rank == 0:
+            warnings = copied_targets(self.config)
             sinks = open_sinks(self.config, self.folder, self.step, draw=progress_picture)
             earlier = read_metrics(self.folder.metrics) if self.step else []
             parameters = proxy_parameters(self.config, self.inputs.tokenizer.vocab_size)
@@ -191,6 +193,7 @@ class Search:
             self.step,
             tokens=self.tokens,
             parameters=parameters,
+            warnings=warnings,
             earlier=earlier,
         )
 

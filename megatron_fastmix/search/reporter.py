@@ -49,6 +49,7 @@ class Reporter:
         *,
         tokens: int,
         parameters: int | None = None,
+        warnings: Sequence[str] = (),
         earlier: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         """`step` steps on `tokens` tokens are done, and `earlier` are the lines of the metrics that
@@ -73,7 +74,7 @@ class Reporter:
                 self._take_up(line)
         self._last = time.monotonic()
         if sinks and step == 0:
-            self._send(self._start())
+            self._send(self._start(warnings))
         self._send(Opening(step=step, weights=self._by_source(mixture.weights)))
 
     def inner(
@@ -172,7 +173,7 @@ class Reporter:
             self._note(step, unseen)
         self._send(RunEnd(step=step, complete=complete, training_flops=training_flops))
 
-    def _start(self) -> RunStart:
+    def _start(self, warnings: Sequence[str]) -> RunStart:
         return RunStart(
             step=0,
             sources=self.mixture.names,
@@ -180,6 +181,7 @@ class Reporter:
             initial_weights=self._by_source(self.mixture.weights),
             config=strict_yaml.to_dict(self.config),
             parameters=self.parameters,
+            warnings=warnings,
         )
 
     def _of_groups(self, result: OuterResult) -> dict[str, dict[str, float]]:

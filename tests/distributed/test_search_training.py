@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.deepspeed_engine.engine import learning_rate
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.proxy.megatron_gpt import batch_losses, build_proxy
+from megatron_fastmix.report.verdict import judge
+from megatron_fastmix.report.write import read_runs
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.loop import Search
 from tests.distributed.searches import (
@@ -125,3 +128,15 @@ def test_under_sampling_each_batch_has_the_sources_by_the_weights_of_its_step(
     np.testing.assert_allclose(history[0], [0.6, 0.3, 0.1])
     assert np.abs(history[-2] - history[0]).max() > 2 / 12  # so that the draws had to follow
     assert found["factors"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_target_that_is_a_copy_stays_a_reservation(search_values: dict, tmp_path: Path) -> None:
+    source, copy = search_values["sources"][0], str(tmp_path / "copied")
+    for end in (".bin", ".idx"):
+        shutil.copy(f"{source['path']}{end}", f"{copy}{end}")
+    search_values["targets"][0]["path"] = copy
+    config = load(search_values)
+    run_ranks(1, run_search, config)
+    texts = {found.text: found.level for found in judge(read_runs([config.run_dir])).findings}
+    (text,) = [text for text in texts if f"has the content of source {source['name']}" in text]
+    assert texts[text] == "fair"
