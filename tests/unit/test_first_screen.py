@@ -22,7 +22,7 @@ from megatron_fastmix.report.gains import compare_gains
 from megatron_fastmix.report.measured_gain import Measurements
 from megatron_fastmix.report.name_groups import name_groups
 from megatron_fastmix.report.number_texts import decimals, share, with_error
-from megatron_fastmix.report.predicted_gain import predict
+from megatron_fastmix.report.predicted_gain import Gain, predict
 from megatron_fastmix.report.run_record import read_run
 from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.result.mixture_file import read_mixture, write_mixture
@@ -165,6 +165,18 @@ def test_over_seeds_the_error_is_theirs(tmp_path):
     assert any("over 3 seeds" in note for note in notes)
 
 
+def test_few_seeds_need_a_larger_gain_to_be_told_from_0(tmp_path):
+    bounds = {1: 12.706, 2: 4.303, 5: 2.571, 99: 1.984, None: 2.0}
+    for freedom, bound in bounds.items():
+        assert Gain(value=-1.01 * bound, error=1.0, freedom=freedom).clear
+        assert not Gain(value=0.99 * bound, error=1.0, freedom=freedom).clear
+    folders = [write_search(tmp_path / str(seed), NAMES, seed=seed) for seed in (1, 2)]
+    runs = [read_run(folder / "metrics.jsonl") for folder in folders]
+    learned, other = runs[0].mixture.weights, runs[0].mixture.uniform
+    assert predict(runs, learned, other).freedom == 1
+    assert predict(runs[:1], learned, other).freedom is None
+
+
 def test_a_gain_of_more_than_the_target_loss_is_called_so(run):
     whole = dataclasses.replace(run, config=run.config | {"objective": {"train_loss_weight": 0.2}})
     for record, told in ((run, False), (whole, True)):
@@ -200,7 +212,7 @@ def test_a_measured_gain_is_paired_by_seed_and_of_this_mixture_alone(run):
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"torn')
     gain = Measurements(folder).gain(mixture, mixture.uniform)
     assert gain.value == pytest.approx(0.115)
-    assert gain.error == pytest.approx(0.005)
+    assert (gain.error, gain.freedom) == (pytest.approx(0.005), 1)
     # Another comparison, of one seed, says less.
     other = [row(mixture.weights, 1, 3.0), row(mixture.uniform, 1, 9.0)]
     text = "".join(json.dumps(line | {"setting": "another"}) + "\n" for line in other)
