@@ -281,6 +281,41 @@ def test_paths_in_commands_are_absolute_and_mapped(run):
             read_path_map(wrong)
 
 
+def relative(mixture, tokenizer):
+    """The mixture of a search whose configuration had relative paths."""
+    sources = tuple(
+        dataclasses.replace(s, shards=(dataclasses.replace(s.shards[0], path=f"data/{s.name}"),))
+        for s in mixture.sources
+    )
+    return dataclasses.replace(mixture, sources=sources, config={"tokenizer": tokenizer})
+
+
+def test_relative_paths_are_made_absolute_where_they_are(run, tmp_path, monkeypatch):
+    tokenizer = {"tokenizer_type": "GPT2BPETokenizer", "vocab_file": "t/v.json", "merge_file": "/m"}
+    mixture = relative(run.mixture, tokenizer)
+    monkeypatch.chdir(tmp_path)
+    files = (*(f"data/{name}.idx" for name in NAMES), "t/v.json")
+    for missing in (files[-1], files[0]):  # the tokenizer's file, then a dataset
+        for file in files:
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).touch()
+        (command, *_) = first_screen([run], mixture, against={}, path_map={}).commands
+        assert command.title == "Train with Megatron"
+        assert f" {tmp_path}/data/web " in command.text
+        assert f"--vocab-file {tmp_path}/t/v.json --merge-file /m" in command.text
+        (tmp_path / missing).unlink()
+        (command, *_) = first_screen([run], mixture, against={}, path_map={}).commands
+        assert f"such as {missing.removesuffix('.idx')} are relative" in command.title
+        assert command.text == f"megatron-fastmix report {run.path.parent.resolve()}"
+
+
+def test_paths_of_the_tokenizer_are_mapped(run, tmp_path):
+    tokenizer = {"tokenizer_type": "SentencePieceTokenizer", "tokenizer_model": "/data/t.model"}
+    mixture = dataclasses.replace(run.mixture, config={"tokenizer": tokenizer})
+    commands = first_screen([run], mixture, against={}, path_map={"/data": "/lustre"}).commands
+    assert "--tokenizer-model /lustre/t.model" in commands[0].text
+
+
 def test_fine_tuning_is_sent_to_a_tool_that_reads_a_loss_mask(
     tmp_path, make_mixture, with_sizes, run
 ):
