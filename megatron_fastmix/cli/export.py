@@ -195,7 +195,14 @@ def _write_phases(args: argparse.Namespace, mixture: LearnedMixture) -> int:
     sources = {source.name: source for source in mixture.sources}
     if args.anneal is None:
         folder = Path(args.mixture)
-        metrics = RunFolder(folder if folder.is_dir() else folder.parent).metrics
+        run = RunFolder(folder if folder.is_dir() else folder.parent)
+        metrics = run.metrics
+        if mixture.seeds and not metrics.exists():
+            seeds = listed([str(run.seed(seed).path) for seed in mixture.seeds])
+            raise ConfigError(
+                f"--phases: {args.mixture} averages several seeds, and phases are of the steps of "
+                f"one search; give one seed's folder: {seeds}"
+            )
         main, anneal = learned_phases.trajectory_means(metrics, mixture, args.phases)
     else:
         later = _read(args.anneal, allow_partial=args.allow_partial)

@@ -17,11 +17,11 @@ from megatron_fastmix.mixture.grouping import Grouping
 from megatron_fastmix.mixture.simplex import softmax
 from megatron_fastmix.report.charts import build_charts
 from megatron_fastmix.report.closing import closing_lines
-from megatron_fastmix.report.first_screen import first_screen
+from megatron_fastmix.report.first_screen import cost_facts, first_screen
 from megatron_fastmix.report.gains import compare_gains
 from megatron_fastmix.report.measured_gain import Measurements
 from megatron_fastmix.report.name_groups import name_groups
-from megatron_fastmix.report.number_texts import decimals, share, with_error
+from megatron_fastmix.report.number_texts import amount, decimals, share, with_error
 from megatron_fastmix.report.predicted_gain import Gain, predict
 from megatron_fastmix.report.run_record import read_run
 from megatron_fastmix.report.summary import final_table
@@ -393,6 +393,16 @@ def test_numbers_have_the_digits_of_their_error(value, error, text):
     assert with_error(value, error) == text
     assert decimals([0.03, 0.03]) == 2 and decimals([0.004]) == 3 and decimals([0.0]) == 3
     assert share(0.001, 2) == "<0.01" and share(0.0, 2) == "0.00"
+
+
+def test_the_cost_says_what_its_flops_are_of(run):
+    assert cost_facts([run])["FLOPs, outer steps included"] == "2.5e+17"
+
+
+def test_amounts_are_rounded_before_their_unit_is_chosen():
+    counts = (999, 999.6, 1_000, 999_499, 999_999, 12_345_678, 999.9e9)
+    texts = ("999", "1 k", "1 k", "999 k", "1 M", "12.3 M", "1 T")
+    assert tuple(map(amount, counts)) == texts
 
 
 def test_the_last_lines_decide_and_name_the_page(run):
