@@ -40,7 +40,7 @@ def describe(comparison: Comparison, first: LearnedMixture, second: LearnedMixtu
     """The table of sources and the verdict."""
     header = ["source", "A", "B", "B - A", "spread A", "spread B"]
     header += ["z"] if comparison.threshold is not None else []
-    rows = [_row(source, comparison.threshold) for source in comparison.sources]
+    rows = [_row(source) for source in comparison.sources]
     lines = [
         align(header, rows),
         "",
@@ -50,15 +50,17 @@ def describe(comparison: Comparison, first: LearnedMixture, second: LearnedMixtu
         f"is {second.spread_is}.",
     ]
     if comparison.threshold is not None:
-        lines.append("z is B - A over its standard error; * marks those beyond the same bound.")
+        lines.append(
+            "z is B - A over its standard error; * is beyond the 95 % point of Student's t."
+        )
     return "\n".join(lines)
 
 
-def _row(source: Difference, threshold: float | None) -> list[str]:
+def _row(source: Difference) -> list[str]:
     row = [source.name, f"{source.first:.4f}", f"{source.second:.4f}", f"{source.change:+.4f}"]
     row += [f"{spread:.4f}" for spread in source.spreads]
-    if source.z is not None and threshold is not None:
-        row.append(f"{source.z:+.1f}" + ("*" if abs(source.z) > threshold else " "))
+    if source.z is not None and source.bound is not None:
+        row.append(f"{source.z:+.1f}" + ("*" if abs(source.z) > source.bound else " "))
     return row
 
 

@@ -197,6 +197,12 @@ def _write_phases(args: argparse.Namespace, mixture: LearnedMixture) -> int:
     run = RunFolder(given if given.is_dir() else given.parent)
     output = args.output or str(run.path / "phases")
     if args.anneal is None:
+        if mixture.seeds and not run.metrics.exists():
+            seeds = listed([str(run.seed(seed).path) for seed in mixture.seeds])
+            raise ConfigError(
+                f"--phases: {args.mixture} averages several seeds, and phases are of the steps of "
+                f"one search; give one seed's folder: {seeds}"
+            )
         main, anneal = learned_phases.trajectory_means(run.metrics, mixture, args.phases)
     else:
         later = _read(args.anneal, allow_partial=args.allow_partial)

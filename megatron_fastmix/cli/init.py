@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="PLACE",
         help="held-out datasets (default: valid of a --per-split-data-args-path, or else those "
-        "with valid, test, target, … in their names)",
+        "with valid, target, … in their names, or test where nothing else is held out)",
     )
     parser.add_argument("--huggingface", metavar="FOLDER", help="start from this model")
     add_tokenizer_arguments(parser, " (default: the model's, or the one in the data's manifest)")

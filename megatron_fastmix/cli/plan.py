@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from megatron_fastmix.config import SearchConfig, load_config
 from megatron_fastmix.errors import ConfigError
@@ -36,19 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--assume-vocab-size", type=int, default=50_304, help="with --assume-tokens (default 50304)"
     )
     parser.add_argument(
-        "--token-budget",
-        type=token_count,
-        metavar="TOKENS",
-        help="of the run to come: how much of it the search sees, and how often the run would read "
-        "each source at even shares (300B, 3e11)",
-    )
-    parser.add_argument(
         "--tflops", type=float, help="peak of one GPU (default: an H100's at engine.dtype)"
     )
     parser.add_argument(
         "--utilisation", type=float, default=0.3, help="share of the peak (default 0.3)"
     )
     parser.set_defaults(overrides=[])
+    parser.epilog = (
+        "--token-budget TOKENS (300B, 3e11), of the run to come, is data.token_budget, as with "
+        "search; --output.token_budget TOKENS only counts how much of that run the search sees and "
+        "how often it would read each source."
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,8 +60,15 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{flag}: found {getattr(args, name)}; use 1 or more")
     if not 0 < args.utilisation <= 1:
         raise ConfigError(f"--utilisation: found {args.utilisation}; use a share above 0, up to 1")
-    if args.tflops is not None and args.tflops <= 0:
-        raise ConfigError(f"--tflops: found {args.tflops}; use the peak of one GPU")
+    for name, what in (("tflops", "peak"), ("memory_gib", "memory")):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag}: found {value:g}; use the {what} of one GPU, above 0")
+    if not 0 < args.assume_vocab_size < 1 << 31:
+        raise ConfigError(
+            f"--assume-vocab-size: found {args.assume_vocab_size}; use 1 or more, below 2^31"
+        )
     per_node = args.gpus_per_node or gpus_of_a_node(config, args.nodes)
     ranks = args.nodes * per_node
     if args.assume_tokens is None:
@@ -76,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     made = plan.make_plan(config, inputs, **on)
     if args.gpus_per_node is None:
         print(f"For {args.nodes} node(s) of {per_node} GPUs (--nodes, --gpus-per-node).")
-    budget = args.token_budget or config.token_budget
+    budget = config.token_budget
     print(plan.text(made, config, **on, memory_gib=args.memory_gib, budget=budget))
     offered = offered_share(config, inputs)
     if offered is not None:
@@ -85,10 +91,9 @@ def run(args: argparse.Namespace) -> int:
             "same in training and probe, and repeats them as the run will"
         )
     if budget is not None:
-        print(f"\nA run of {budget:.4g} tokens at even shares would read")
-        share = budget / len(config.sources)
-        for source, size in zip(config.sources, inputs.sources, strict=True):
-            print(f"  {source.name}: {share / size.size.loss_tokens:.3g} times")
+        print(f"\nA run of {budget:.4g} tokens at the start mixture would read")
+        for (name, share), size in zip(made.start.items(), inputs.sources, strict=True):
+            print(f"  {name}: {budget * share / size.size.loss_tokens:.3g} times")
     return 0
 
 

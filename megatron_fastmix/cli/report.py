@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="DIR",
-        help="folder of report.html and the pictures (default: `report` in the first RUN)",
+        help="folder of report.html and the pictures (default: `report` in the RUN; several need "
+        "it, unless they are seeds of one search, whose folder then has it)",
     )
     parser.add_argument(
         "--against",
@@ -63,16 +64,15 @@ def run(args: argparse.Namespace) -> int:
     if args.watch is not None and args.watch < 1:
         raise ConfigError(f"--watch: found {args.watch}; use 1 second or more")
     first = Path(args.runs[0])
-    folder = Path(args.output) if args.output else (first.parent if first.is_file() else first)
-    folder = folder if args.output else RunFolder(folder).report
+    folder = Path(args.output) if args.output else _own_folder(args.runs)
     pictures = not args.no_png
     path_map = read_path_map(args.path_map)
     while True:
         try:
             runs = read_runs(args.runs)
         except DataError:
-            # A search takes a while to write its first line.
-            if args.watch is None or not first.is_dir():
+            # A search takes a while to make its folder and to write its first line.
+            if args.watch is None or first.is_file():
                 raise
             print(f"waiting for {RunFolder(first).metrics}", file=sys.stderr)
             time.sleep(args.watch)
@@ -95,6 +95,22 @@ def run(args: argparse.Namespace) -> int:
             return 0
         print(f"wrote {page}, at step {runs[0].step}", file=sys.stderr)
         time.sleep(live)
+
+
+def _own_folder(paths: Sequence[str]) -> Path:
+    """Where the page of the runs lies beside their result. Raises `ConfigError` where they have
+    none in common: a comparison must not take the place of the page of one of them."""
+    folders = [path.parent if path.is_file() else path for path in map(Path, paths)]
+    if len({folder.resolve() for folder in folders}) == 1:
+        return RunFolder(folders[0]).report
+    above = folders[0].resolve().parent
+    seeds = {seed.path.resolve() for seed in RunFolder(above).seeds()}
+    if {folder.resolve() for folder in folders} == seeds:
+        return RunFolder(above).report
+    raise ConfigError(
+        f"--output: missing; {', '.join(paths)} are not the result of one search, so name the "
+        "folder of the page that shows them together"
+    )
 
 
 def _read_blends(paths: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, dict[str, float]]:

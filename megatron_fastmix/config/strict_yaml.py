@@ -31,7 +31,19 @@ _MOST_VALUES = 1_000_000
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader takes the last of two equal keys in silence; this one refuses them."""
+    """PyYAML's safe loader takes the last of two equal keys in silence; this one refuses them, and
+    numbers that YAML 1.1 reads in base 8 or 60."""
+
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        text = node.value.lstrip("+-")
+        base = 60 if ":" in text else 8
+        integer = node.tag == "tag:yaml.org,2002:int"
+        if base == 60 or (integer and text[0] == "0" and text[1:].replace("_", "").isdecimal()):
+            raise yaml.YAMLError(
+                f"found {node.value} on line {node.start_mark.line + 1}, which YAML 1.1 reads as a "
+                f"number in base {base}: write it in base 10, or in quotes if it is a text"
+            )
+        return self.construct_yaml_int(node) if integer else self.construct_yaml_float(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
         lines: dict[Any, int] = {}
@@ -48,6 +60,10 @@ class _Loader(yaml.SafeLoader):
                 )
             lines[key] = line
         return super().construct_mapping(node, deep=deep)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
 
 
 class _TwiceError(yaml.YAMLError):
@@ -251,7 +267,8 @@ def _convert(hint: Any, value: Any, at: str) -> Any:
     if hint is Any:
         return value
     if origin is typing.Literal:
-        if value not in arguments:
+        # 1 == 1.0 == True, which are not each other.
+        if (type(value), value) not in [(type(choice), choice) for choice in arguments]:
             choices = ", ".join(map(str, arguments))
             raise ConfigError(f"{at}: found {value!r}; choose one of {choices}")
         return value

@@ -36,6 +36,12 @@ def local_file(path: str | Path, names: Sequence[str], where: str) -> Path:
     )
 
 
+def is_cached(name: str) -> bool:
+    """Whether `name` is that of a model whose tokenizer the hub's cache of this host has."""
+    files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+    return _NAME.fullmatch(name) is not None and any(_cached(name, file) for file in files)
+
+
 def _cached(name: str, file: str) -> Path | None:
     try:
         from huggingface_hub import try_to_load_from_cache

@@ -30,7 +30,8 @@ MIXED_SHARES_OF = {
 def notes(mixture: LearnedMixture, blend: Blend) -> list[str]:
     """One text for each thing that the user must know about this export."""
     found = []
-    warning = indistinct_from_uniform(mixture.sources)
+    moved = mixture.outer_steps > 0 or bool(mixture.seeds)
+    warning = indistinct_from_uniform(mixture.sources) if moved else None
     if warning:
         found.append(f"warning: {warning}")
     if blend.dropped:

@@ -6,9 +6,12 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 
+from megatron_fastmix.corpus.hub_names import is_cached
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.sizes import Shard
+
+_TOKENIZER_FILES = ("tokenizer_model", "vocab_file", "merge_file")
 
 
 def read_path_map(texts: Sequence[str]) -> dict[str, str]:
@@ -45,10 +48,36 @@ def not_here(mixture: LearnedMixture) -> str | None:
     return next((p for p in paths if not os.path.isabs(p) and not os.path.exists(f"{p}.idx")), None)
 
 
+def tokenizer_not_here(mixture: LearnedMixture) -> str | None:
+    """The same of the tokenizer's files; a model's name that the Hugging Face Hub's cache of this
+    host has is none."""
+    return next(
+        (
+            path
+            for path in _tokenizer_files(mixture).values()
+            if not os.path.isabs(path) and not os.path.exists(path) and not is_cached(path)
+        ),
+        None,
+    )
+
+
+def _tokenizer_files(mixture: LearnedMixture) -> dict[str, str]:
+    tokenizer = mixture.config.get("tokenizer", {})
+    return {key: tokenizer[key] for key in _TOKENIZER_FILES if tokenizer.get(key)}
+
+
 def mapped(mixture: LearnedMixture, path_map: Mapping[str, str]) -> LearnedMixture:
-    """The mixture with absolute, mapped paths of sources and targets."""
+    """The mixture with absolute, mapped paths of sources, targets and the tokenizer's files; a
+    relative one of these that is not here may be a model's name, and stays."""
+    files = {
+        key: map_path(path, path_map)
+        for key, path in _tokenizer_files(mixture).items()
+        if os.path.isabs(path) or os.path.exists(path)
+    }
+    tokenizer = {"tokenizer": mixture.config["tokenizer"] | files} if files else {}
     return dataclasses.replace(
         mixture,
+        config=mixture.config | tokenizer,
         sources=tuple(
             dataclasses.replace(source, shards=_mapped_shards(source.shards, path_map))
             for source in mixture.sources

@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.megatron import command_line
-from megatron_fastmix.export.paths import mapped
+from megatron_fastmix.export.paths import mapped, not_here, tokenizer_not_here
 from megatron_fastmix.report.summary import data_flags
 from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture
 from megatron_fastmix.run.folder import RunFolder
@@ -29,12 +29,23 @@ def next_commands(
 ) -> list[Command]:
     """Commands for the result in `folder`, or for one that lies in none. Paths are absolute, with
     the beginnings that are keys of `path_map` replaced by their values, for the machine that
-    trains."""
+    trains; where relative ones are not here, that is said in place of Megatron's flags."""
     commands = []
-    if not mixture.answer_only:
+    lost = not_here(mixture) or tokenizer_not_here(mixture)
+    if lost and folder is not None and not mixture.answer_only:
+        # An absolute path from here would be a wrong one.
+        commands.append(
+            Command(
+                title=f"Train with Megatron: paths such as {lost} are relative to the folder that "
+                "the search ran in, and not here; there, this writes the page with the command",
+                text=f"megatron-fastmix report {shlex.quote(str(folder.resolve()))}",
+            )
+        )
+    elif not lost and not mixture.answer_only:
         try:
-            flags = command_line(make_blend(mapped(mixture, path_map))).rstrip()
-            text = f"{flags} {shlex.join(data_flags(mixture))}"
+            there = mapped(mixture, path_map)
+            flags = command_line(make_blend(there)).rstrip()
+            text = f"{flags} {shlex.join(data_flags(there))}"
             commands.append(Command(title="Train with Megatron", text=text))
         except DataError:  # a path that Megatron cannot be told
             pass

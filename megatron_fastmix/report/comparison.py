@@ -1,12 +1,23 @@
 """Whether two learned mixtures differ by more than the seeds move them.
 
 Per source, z = (b − a) / √(e_a² + e_b²), with e the standard error s/√n of a weight over the n
-seeds that were averaged.
+seeds that were averaged, is held against the two-sided 95 % point of Student's t with the degrees
+of freedom of Welch and Satterthwaite (Satterthwaite, Biometrics Bulletin 2, 1946).
 
 Over all sources, R = √(Σ (b − a)² / Σ (e_a² + e_b²)): the distance between the mixtures over the
-distance that their standard errors lead one to expect. The mixtures differ where R exceeds the
-two-sided 95 % point of Student's t with the seeds' degrees of freedom. A sum of z² would let a
-source of weight 0.001 with a spread of 0.0001 decide.
+distance that their standard errors lead one to expect. The mixtures differ where R² exceeds the
+95 % point of F with ν₁ and ν₂ degrees of freedom. A sum of z² would let a source of weight 0.001
+with a spread of 0.0001 decide.
+
+ν₁ and ν₂ are approximations (Box, Annals of Mathematical Statistics 25, 1954). Exactly,
+ν₁ = (tr C)² / tr C² with C the covariance of the differences, of which few seeds tell no more than
+the variances c_k on its diagonal. Were the sources independent, that would be (Σ c)² / Σ c²; but
+weights add up to 1, which takes one degree: ν₁ = max(1, (Σ c)² / Σ c² − 1), exact for two sources,
+for equal variances with equal correlations, and for two sources that trade with each other beside
+others at rest. ν₂ is Satterthwaite's for the sum of both mixtures' Σ e², each of which has the
+degrees (n − 1)·ν₁ of its own variances. With two sources all this is Welch's t. In simulations of
+equal mixtures with three seeds or more each, 1 to 7 in 100 were called different; where one mixture
+has two seeds and the other ten it was 11, since two seeds hardly know their own spread.
 
 A mixture of one search has no standard error: its iterates follow each other closely, and their
 spread says nothing of where another seed would end. Then nobody can tell.
@@ -15,15 +26,15 @@ spread says nothing of where another seed would end. Then nobody can tell.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.report.quantiles import f_95, student_95
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 
 Verdict = Literal["differ", "agree", "cannot tell"]
-STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179)
-"""Two-sided 95 % points of Student's t for 1, 2, … degrees of freedom."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +48,8 @@ class Difference:
     """`weight_std` of both: over seeds, or over the averaged part of one run."""
     standard_error: float | None
     """√(e_a² + e_b²); None where one of the mixtures has no seeds."""
+    bound: float | None
+    """What |z| must exceed; None where one of the mixtures has no seeds."""
 
     @property
     def change(self) -> float:
@@ -60,7 +73,7 @@ class Comparison:
     sources: tuple[Difference, ...]
     """Largest change first."""
     threshold: float | None
-    """What |z| and R must exceed; None where one of the mixtures has no seeds."""
+    """What R must exceed; None where one of the mixtures has no seeds."""
 
     @property
     def distance(self) -> float:
@@ -97,34 +110,59 @@ def compare(first: LearnedMixture, second: LearnedMixture) -> Comparison:
             f"the mixtures are of other sources: {', '.join(alone)} is in one alone; compare "
             "searches of the same sources"
         )
-    if first.answer_only != second.answer_only:
+    _check_units(first, second)
+    freedoms = len(first.seeds) - 1, len(second.seeds) - 1
+    differences, squares = [], []
+    for name in one:
+        pair = first.standard_error(one[name]), second.standard_error(two[name])
+        error = bound = None
+        if pair[0] is not None and pair[1] is not None:
+            squares.append((pair[0] ** 2, pair[1] ** 2))
+            error = math.hypot(pair[0], pair[1])
+            bound = student_95(_satterthwaite(squares[-1], freedoms))
+        differences.append(
+            Difference(
+                name=name,
+                first=one[name].weight,
+                second=two[name].weight,
+                spreads=(one[name].weight_std, two[name].weight_std),
+                standard_error=error,
+                bound=bound,
+            )
+        )
+    threshold = None
+    if squares:
+        apart = [[pair[k] for pair in squares] for k in (0, 1)]
+        sums = math.fsum(apart[0]), math.fsum(apart[1])
+        denominator = _satterthwaite(
+            sums, (freedoms[0] * _box(apart[0]), freedoms[1] * _box(apart[1]))
+        )
+        threshold = math.sqrt(f_95(_box([sum(pair) for pair in squares]), denominator))
+    differences.sort(key=lambda difference: -abs(difference.change))
+    return Comparison(sources=tuple(differences), threshold=threshold)
+
+
+def _check_units(first: LearnedMixture, second: LearnedMixture) -> None:
+    if first.weights_are != second.weights_are:
         raise DataError(
             f"the weights are {first.weights_are} in one mixture and {second.weights_are} in the "
             "other, which cannot be compared"
         )
-    differences = [
-        Difference(
-            name=name,
-            first=one[name].weight,
-            second=two[name].weight,
-            spreads=(one[name].weight_std, two[name].weight_std),
-            standard_error=_together(
-                first.standard_error(one[name]), second.standard_error(two[name])
-            ),
-        )
-        for name in one
-    ]
-    differences.sort(key=lambda difference: -abs(difference.change))
-    return Comparison(sources=tuple(differences), threshold=_threshold(first, second))
+    for name, size in first.sizes.items():
+        if size.answer_only != second.sizes[name].answer_only:
+            raise DataError(
+                f"{name} is answer-only rows in one mixture and text in the other, so that its "
+                "weights cannot be compared"
+            )
 
 
-def _together(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else math.hypot(first, second)
+def _satterthwaite(squares: tuple[float, float], freedoms: tuple[float, float]) -> float:
+    """Degrees of freedom of the sum of two estimates of variances, of which each has its own."""
+    parts = squares[0] ** 2 / freedoms[0] + squares[1] ** 2 / freedoms[1]
+    return sum(squares) ** 2 / parts if parts else sum(freedoms)
 
 
-def _threshold(first: LearnedMixture, second: LearnedMixture) -> float | None:
-    if min(len(first.seeds), len(second.seeds)) < 2:
-        return None
-    freedom = len(first.seeds) + len(second.seeds) - 2
-    # Beyond the table the point is at most 0.22 lower.
-    return STUDENT_95[freedom - 1] if freedom <= len(STUDENT_95) else STUDENT_95[-1]
+def _box(variances: Sequence[float]) -> float:
+    """ν₁ of the module's docstring."""
+    squares = math.fsum(variance**2 for variance in variances)
+    return max(1.0, math.fsum(variances) ** 2 / squares - 1) if squares else 1.0

@@ -239,7 +239,7 @@ def cost_facts(runs: Sequence[RunRecord]) -> dict[str, str]:
     if tokens:
         facts["proxy's tokens"] = amount(tokens)
     if len(flops) == len(runs):
-        facts["training FLOPs"] = f"{math.fsum(flops):.2g}"
+        facts["FLOPs, outer steps included"] = f"{math.fsum(flops):.2g}"
     return facts
 
 

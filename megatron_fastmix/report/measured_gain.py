@@ -43,8 +43,11 @@ class Measurements:
             found = changes if len(changes) >= len(found) else found
         if not found:
             return None
-        error = statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
-        return Gain(value=statistics.fmean(found), error=error)
+        value, freedom = statistics.fmean(found), len(found) - 1
+        if freedom == 0:
+            return Gain(value=value, error=None)
+        error = statistics.stdev(found) / math.sqrt(len(found))
+        return Gain(value=value, error=error, freedom=freedom)
 
     def _take(self, line: bytes) -> None:
         try:

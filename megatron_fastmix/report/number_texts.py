@@ -25,7 +25,8 @@ def amount(count: float | None) -> str:
     if count is None:
         return "–"
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
+        # As three digits round it: 999,999 is 1 M.
+        if float(f"{count:.3g}") >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count:.0f}"
 

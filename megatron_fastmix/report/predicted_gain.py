@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_fastmix.report.quantiles import student_95
 from megatron_fastmix.report.run_record import RunRecord, is_number
 
 FEWEST_BATCHES = 5
@@ -41,11 +42,15 @@ class Gain:
     """Nats per loss token; positive where the learned mixture is better."""
     error: float | None
     """Its standard error; None where it is not known."""
+    freedom: int | None = None
+    """Degrees of freedom of the error: seeds less one. None of an error that is not over seeds."""
 
     @property
     def clear(self) -> bool:
-        """Whether it is more than two standard errors from 0."""
-        return self.error is not None and abs(self.value) > 2 * self.error
+        """Whether it is beyond the 95 % point of Student's t from 0; without degrees of freedom,
+        beyond two standard errors."""
+        bound = 2.0 if self.freedom is None else student_95(self.freedom)
+        return self.error is not None and abs(self.value) > bound * self.error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,7 @@ def predict(
     return Prediction(
         value=statistics.fmean(values),
         error=statistics.stdev(values) / math.sqrt(len(values)),
+        freedom=len(values) - 1,
         steps=found[0].steps,
         seeds=len(found),
     )

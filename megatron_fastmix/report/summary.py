@@ -22,11 +22,12 @@ def final_table(
     tokens = mixture.loss_tokens_are
     # The spread of one run's iterates is no uncertainty, and is not written as one.
     spread = "±" if mixture.seeds else "moved"
+    moved = mixture.outer_steps > 0 or bool(mixture.seeds)
     columns = {
         "source": [source.name for source in heaviest],
         "initial weight": [f"{source.initial_weight:.4f}" for source in heaviest],
         "learned weight": [f"{source.weight:.4f}" for source in heaviest],
-        spread: [f"{_spread(mixture, source):.4f}" for source in heaviest],
+        **({spread: [f"{_spread(mixture, s):.4f}" for s in heaviest]} if moved else {}),
         tokens: [f"{source.size.loss_tokens:,}" for source in heaviest],
         "epochs": [f"{epochs[source.name]:.2f}" for source in heaviest],
     }
@@ -42,8 +43,8 @@ def final_table(
     lines = [
         align(list(columns), list(zip(*columns.values(), strict=True))),
         "",
-        *([_group_table(mixture, spread), ""] if mixture.groups else []),
-        f"Weights are {mixture.weights_are}; {spread} is {what}. "
+        *([_group_table(mixture, spread if moved else None), ""] if mixture.groups else []),
+        f"Weights are {mixture.weights_are}{f'; {spread} is {what}' if moved else ''}. "
         f"Epochs are those in {mixture.token_budget:,} {tokens}.",
     ]
     if mixture.answer_only:
@@ -72,7 +73,7 @@ def final_table(
     return "\n".join(lines)
 
 
-def _group_table(mixture: LearnedMixture, spread: str) -> str:
+def _group_table(mixture: LearnedMixture, spread: str | None) -> str:
     """The groups, heaviest first."""
     weights = mixture.group_weights(mixture.members)
     started = mixture.group_weights(mixture.members, "initial_weight")
@@ -83,8 +84,9 @@ def _group_table(mixture: LearnedMixture, spread: str) -> str:
         "sources": [str(len(group.sources)) for group in heaviest],
         "initial weight": [f"{started[group.name]:.4f}" for group in heaviest],
         "learned weight": [f"{weights[group.name]:.4f}" for group in heaviest],
-        spread: [f"{group.weight_std / scale:.4f}" for group in heaviest],
     }
+    if spread is not None:
+        columns[spread] = [f"{group.weight_std / scale:.4f}" for group in heaviest]
     if any(group.advantage is not None for group in heaviest):
         columns["advantage"] = [advantage_text(group) for group in heaviest]
     return align(list(columns), list(zip(*columns.values(), strict=True)))

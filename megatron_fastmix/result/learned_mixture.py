@@ -183,6 +183,8 @@ class LearnedMixture:
         """What `weight_std` is: over seeds, or no more than over the averaged part of one run."""
         if self.seeds:
             return f"the standard deviation over {len(self.seeds)} seeds, which the weight averages"
+        if self.outer_steps == 0:
+            return "not known: no outer step moved the weights"
         return (
             f"the spread over the last {self.averaged_outer_steps} of {self.outer_steps} outer "
             "steps, which the learned weight averages"

@@ -36,7 +36,7 @@ def write_run_artifacts(run_dir: str | Path, mixture: LearnedMixture) -> RunArti
     return RunArtifacts(
         **vars(write_mixture_files(run.path, mixture)),
         picture=_draw(run.picture, run.metrics, mixture),
-        report=_report(run),
+        report=_report(run, mixture),
     )
 
 
@@ -54,10 +54,13 @@ def _draw(path: Path, metrics: Path, mixture: LearnedMixture) -> Path | None:
     return path
 
 
-def _report(run: RunFolder) -> Path | None:
+def _report(run: RunFolder, mixture: LearnedMixture) -> Path | None:
     try:
         return write_report(read_runs([run.path]), run.report, pictures=False)
     except (OSError, DataError) as error:
+        if mixture.outer_steps == 0 and not run.metrics.exists():  # no search
+            run.page.unlink(missing_ok=True)
+            return None
         _tell_without(run.page, error)
         return None
 

@@ -31,6 +31,8 @@ HELD_OUT = re.compile(
     re.IGNORECASE,
 )
 """A word in a dataset's name that makes it a target where none is named."""
+TEST = re.compile(r"(?<![a-z])tests?(?![a-z])", re.IGNORECASE)
+"""The one of them that makes it none where another dataset is a target by another word."""
 OUTER_STEPS = 100
 """At least so many outer steps."""
 EPOCHS = 4
@@ -124,7 +126,7 @@ def first_config(
         ]
         reasons.append("mixture.initial_weights: your blend's, as Megatron reads them")
         if dropped := [prefix for prefix in shares if prefix not in sources]:
-            reasons[-1] += f", but for {', '.join(dropped)}, of the targets"
+            reasons[-1] += f", but for {', '.join(dropped)}, held out"
     _fit_to_tokens(values, tokens, reasons, answers)
     return FirstConfig(values=values, reasons=reasons)
 
@@ -134,23 +136,32 @@ def _split(
 ) -> tuple[list[str], list[str], list[str]]:
     """Sources, targets and why."""
     named = list(targets)
-    reason = "targets: as named"
+    tests: list[str] = []
+    reasons = ["targets: as named"]
     if not named:
         named = [prefix for prefix in prefixes if HELD_OUT.search(Path(prefix).name)]
-        reason = f"targets: {', '.join(named)}, held out by their names"
+        reasons = [f"targets: {', '.join(named)}, held out by their names"]
+        tests = [p for p in named if not HELD_OUT.search(TEST.sub("", Path(p).name))]
+        if 0 < len(tests) < len(named):
+            named = [prefix for prefix in named if prefix not in tests]
+            reasons = [
+                f"targets: {', '.join(named)}, held out by their names",
+                f"left out: {', '.join(tests)}, kept for tests by their names (--target takes "
+                "them, too)",
+            ]
     if not named:
         raise ConfigError(
             "found no held-out dataset among the data: name one with --target PREFIX; it should "
             "resemble what the final model is for"
         )
-    keys = set().union(*map(dataset_keys, named))
+    keys = set().union(*map(dataset_keys, [*named, *tests]))
     sources = [prefix for prefix in prefixes if keys.isdisjoint(dataset_keys(prefix))]
     if len(sources) < 2:
         raise ConfigError(
             f"found {len(sources)} {'source' if len(sources) == 1 else 'sources'} beside the "
             f"targets {', '.join(named)}; a mixture needs 2 or more to choose from"
         )
-    return sources, named, [reason]
+    return sources, named, reasons
 
 
 def _template(tokens: int, answers: bool, huggingface: str | None) -> str:
@@ -223,10 +234,15 @@ def _fit_to_tokens(
 ) -> None:
     """Shortens batches, then intervals, then samples until no source is read too often."""
     training, mixture, data = values["training"], values["mixture"], values["data"]
-    smallest = min(tokens, key=lambda prefix: tokens[prefix])
+    even = [1 / len(tokens)] * len(tokens)
+    shares = dict(zip(tokens, mixture.get("initial_weights") or even, strict=True))
+    often = max(tokens, key=lambda prefix: shares[prefix] / tokens[prefix])
+    which = "the smallest source"
+    if "initial_weights" in mixture:
+        which = "the source that is read most at the start mixture"
     # A row with an answer is shorter than a sample of text; this counts it as a quarter.
     per_sample = data["seq_length"] // (4 if answers else 1)
-    admitted = EPOCHS * tokens[smallest] * len(tokens) / per_sample
+    admitted = EPOCHS * tokens[often] / shares[often] / per_sample
     steps = training["train_iters"]
     while steps * training["global_batch_size"] > admitted:
         if training["global_batch_size"] > 32:
@@ -238,9 +254,10 @@ def _fit_to_tokens(
             training["global_batch_size"] //= 2
         elif not answers and data["seq_length"] > 128:
             data["seq_length"] //= 2
+            per_sample = data["seq_length"]
             admitted *= 2
         else:
-            reasons.append(f"{smallest} is so small that it is read more than {EPOCHS} times")
+            reasons.append(f"{often} is so small that it is read more than {EPOCHS} times")
             break
     training["train_iters"] = steps
     training["micro_batch_size"] = math.gcd(
@@ -250,7 +267,7 @@ def _fit_to_tokens(
     read = steps * training["global_batch_size"] * per_sample
     reasons += [
         f"tokens: {read:,} in {steps:,} steps of {training['global_batch_size']} samples of "
-        f"{data['seq_length']}; the smallest source, {smallest}, is read about "
-        f"{read / len(tokens) / tokens[smallest]:,.2f} times",
+        f"{data['seq_length']}; {which}, {often}, is read about "
+        f"{read * shares[often] / tokens[often]:,.2f} times",
         f"outer steps: {steps // mixture['inner_steps']}, one every {mixture['inner_steps']} steps",
     ]

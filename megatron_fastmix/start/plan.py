@@ -17,6 +17,7 @@ from megatron_fastmix.proxy.megatron_cost import megatron_parameters
 from megatron_fastmix.proxy.provider import provided_parameters
 from megatron_fastmix.search.budget import loss_tokens_per_sample, offered_share
 from megatron_fastmix.search.inputs import Inputs
+from megatron_fastmix.search.start_mixture import start_mixture
 from megatron_fastmix.start.memory import (
     StageMemory,
     activation_bytes,
@@ -71,7 +72,10 @@ class Plan:
     """Bytes that each rank gathers in an outer step under ZeRO-3: parameters for every pass, and
     v in fp32 for every backward pass of `one_pass`."""
     epochs: dict[str, float]
-    """Epochs of each source in the search, drawn evenly, of the share that a budget leaves it."""
+    """Epochs of each source in the search, of the share that a budget leaves it, were it drawn as
+    at the start: by the weights, or evenly with `mixture.weighting: loss`."""
+    start: dict[str, float]
+    """The mixture that the search starts from, shares of loss tokens."""
 
     def most_memory(self, stage: int) -> float:
         """Bytes per rank at once, activations included."""
@@ -128,6 +132,10 @@ def make_plan(
         outer_seconds *= RECOMPUTED
         seconds *= RECOMPUTED
     offered = offered_share(config, inputs) or 1.0
+    loss_tokens = [source.size.loss_tokens for source in inputs.sources]
+    start = start_mixture(config, loss_tokens).weights.tolist()
+    even = [1 / len(start)] * len(start)
+    drawn = start if config.mixture.weighting == "sampling" else even
     masked = config.data.reset_attention_mask or (
         config.data.packing and any(source.size.answer_only for source in inputs.sources)
     )
@@ -157,11 +165,12 @@ def make_plan(
         else gathers * (micro_batches + probe_passes / 2) * size * held + v_gathered,
         epochs={
             source.name: samples
-            / len(config.sources)
+            * share
             / float(inputs_of.size.count("samples", config.data.seq_length))
             / offered
-            for source, inputs_of in zip(config.sources, inputs.sources, strict=True)
+            for source, inputs_of, share in zip(config.sources, inputs.sources, drawn, strict=True)
         },
+        start=dict(zip(config.source_names, start, strict=True)),
     )
 
 
@@ -224,7 +233,7 @@ def warnings(plan: Plan, config: SearchConfig, budget: int | None = None) -> lis
                 "what the proxy knows by heart looks worthless; give these sources more text, or "
                 "lower training.train_iters"
                 if config.data.budget is None
-                else "as often as the run of data.token_budget does at even shares"
+                else "as often as the run of data.token_budget does at these shares"
             )
         )
     if budget is not None and plan.loss_tokens < SHORT_HORIZON * budget:
@@ -292,5 +301,7 @@ def text(
     header += ["MiB reduced", "MiB gathered"]
     lines += ["Per rank, in an outer step the last two:", align(header, stages), ""]
     epochs = [[name, f"{number:.3g}"] for name, number in plan.epochs.items()]
-    lines.append(align(["source", "epochs"], epochs))
+    sampling = config.mixture.weighting == "sampling"
+    drawn = "epochs at the start mixture" if sampling else "epochs at even draws"
+    lines.append(align(["source", drawn], epochs))
     return "\n".join(lines)

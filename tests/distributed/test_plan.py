@@ -162,13 +162,16 @@ def test_impossible_machines_are_refused(config_file, capsys, flags, named):
 
 def test_the_shipped_quickstart_is_planned_before_its_data_are_there(capsys):
     arguments = ["--config", "configs/quickstart.yaml", "--assume-tokens", "2M"]
-    assert cli.main(["plan", *arguments, "--token-budget", "3e11"]) == 0
+    assert cli.main(["plan", *arguments, "--output.token_budget=3e11"]) == 0
     out = capsys.readouterr().out
     # 32 samples in micro-batches of 8.
     assert out.startswith("For 1 node(s) of 4 GPUs")
     assert "Fits: about" in out
     assert "Warning: only 80 outer steps" in out
     assert "python: 2.5e+04 times" in out
+    # The same flag is the same key as in a search, which has no use for so few samples.
+    assert cli.main(["plan", *arguments, "--token-budget", "3e11"]) == 2
+    assert "data.token_budget" in capsys.readouterr().err
 
 
 def test_a_plan_warns_of_sources_read_often_and_of_what_does_not_fit(config_file, capsys):
@@ -195,14 +198,12 @@ def test_a_plan_compares_the_search_with_the_run_to_come(config_file, capsys):
         return capsys.readouterr().out
 
     tokens = 6 * 12 * 32
-    out = planned(["--token-budget", str(99 * tokens)])
+    out = planned([f"--output.token_budget={99 * tokens}"])
     assert "horizon          2.3e+03 of the 2.28e+05 tokens to come, 1.01%" in out
     assert "raise training.train_iters, with a smaller proxy" not in out
     # As the configuration has it, too.
-    for budget in (["--token-budget", str(101 * tokens)], [f"--data.token_budget={101 * tokens}"]):
-        flags = (
-            budget if budget[0] == "--token-budget" else [*budget, "--mixture.weighting=sampling"]
-        )
+    sampling = [f"--data.token_budget={101 * tokens}", "--mixture.weighting=sampling"]
+    for flags in ([f"--output.token_budget={101 * tokens}"], sampling):
         assert "Warning: the search sees 2.3e+03 of the 2.33e+05 tokens to come, 0.99%" in planned(
             flags
         )

@@ -254,6 +254,39 @@ def test_hyper_parameters_are_flags_and_wrong_ones_are_refused():
             load_settings([wrong])
 
 
+@pytest.mark.parametrize(
+    ("method", "key", "fewest"),
+    [
+        ("regmix", "regmix.runs", 10),  # two leaves of 5
+        ("climb", "climb.runs", 10),
+        ("regmix_linear", "regmix.runs", 3),  # sources
+        ("mixing_law", "regmix.runs", 4),
+    ],
+)
+def test_too_few_proxies_for_a_fit_are_refused(config, tmp_path, method, key, fewest):
+    def wanted(count):
+        settings = load_settings([f"{key}={count}"])
+        found = [(method, config, tmp_path / "found.json")]
+        find_mixtures(found, tmp_path / "proxies", workers=1, settings=settings)
+
+    few = "[1]" if key == "climb.runs" else "1"
+    with pytest.raises(ConfigError, match=f"{key}: found 1 .*{method}, .* use {fewest} or more"):
+        wanted(few)
+    assert not (tmp_path / "proxies").exists()
+
+
+def test_a_mixture_without_a_search_tells_of_none(config_file, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert cli.main(["baseline", "uniform", "--config", str(config_file), "--output", out]) == 0
+    said = capsys.readouterr()
+    assert "outer steps" not in said.out and "moved" not in said.out
+    assert "not written" not in said.err
+    assert cli.main(["export", out]) == 0
+    assert "swamps" not in capsys.readouterr().err
+    assert cli.main(["compare", out, out]) == 7
+    assert "Spread A is not known" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("method", ["regmix", "climb"])
 def test_a_missing_package_is_said_before_the_first_proxy(config, tmp_path, monkeypatch, method):
     monkeypatch.setitem(sys.modules, "lightgbm", None)

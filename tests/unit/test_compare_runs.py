@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
-import random
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.report.comparison import compare
+from megatron_fastmix.report.quantiles import f_95, student_95
 from megatron_fastmix.result.mixture_file import write_mixture
 
 
@@ -32,7 +34,9 @@ def test_the_statistic_is_the_distance_over_the_expected_one(make):
     assert [source.z for source in found.sources] == pytest.approx([-(8**0.5), 8**0.5])
     assert found.ratio == pytest.approx(8**0.5)
     assert found.distance == pytest.approx(0.1)
-    assert found.threshold == 4.303  # Student's t with 2 degrees of freedom
+    # Welch and Satterthwaite: (9 + 16)² / (9² + 16²) = 1.85 degrees of freedom.
+    assert found.threshold == pytest.approx(scipy.stats.t.ppf(0.975, 625 / 337))
+    assert found.sources[0].bound == pytest.approx(found.threshold)
     assert found.verdict == "agree"
 
 
@@ -49,7 +53,7 @@ def test_seeds_give_a_standard_error_and_their_own_bound(make):
     two = make({"a": 0.5, "b": 0.5}, 0.03, seeds=(1, 2, 3))
     found = compare(one, two)
     assert found.sources[0].standard_error == pytest.approx(0.03 * math.sqrt(2 / 3))
-    assert found.threshold == 2.776  # Student's t with 4 degrees of freedom
+    assert found.threshold == pytest.approx(2.776, abs=1e-3)  # Student's t with 4 degrees
     assert found.verdict == "differ"
     assert compare(one, one).verdict == "agree"
 
@@ -78,19 +82,54 @@ def test_mixtures_without_any_spread_differ_by_any_change(make):
     assert compare(one, one).ratio == 0
 
 
-def test_equal_mixtures_are_seldom_called_different(make):
-    """Two averages of 3 seeds of the same search: the bound is a 95 % one."""
-    generator = random.Random(0)
-    wrong = 0
-    for _ in range(400):
+@pytest.mark.parametrize("freedom", [1, 1.3, 2, 4, 18.5, 1e4])
+def test_points_of_t_and_f_are_those_of_the_tables(freedom):
+    assert student_95(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom))
+    for numerator in (1, 1.7, 5, 15, 1e3):
+        tabulated = scipy.stats.f.ppf(0.95, numerator, freedom)
+        assert f_95(numerator, freedom) == pytest.approx(tabulated)
+
+
+def differing(make, sources, seeds, spreads, shift=0.0, repeats=200):
+    """How often two mixtures are called different, `shift` standard errors of each weight apart."""
+    generator = np.random.default_rng(0)
+    error = math.hypot(*(s / n**0.5 for n, s in zip(seeds, spreads, strict=True)))
+    shifts = shift * error * np.where(np.arange(sources) % 2, 1, -1)
+    found = 0
+    for _ in range(repeats):
         pair = []
-        for _ in range(2):
-            draws = [0.5 + generator.gauss(0, 0.02) for _ in range(3)]
-            mean = sum(draws) / 3
-            spread = math.sqrt(sum((d - mean) ** 2 for d in draws) / 2)
-            pair.append(make({"a": mean, "b": 1 - mean}, spread, seeds=(1, 2, 3)))
-        wrong += compare(*pair).verdict == "differ"
-    assert 0.02 < wrong / 400 < 0.09
+        for count, spread, moved in zip(seeds, spreads, (0, shifts), strict=True):
+            noise = generator.normal(0, spread, (count, sources))
+            noise -= noise.mean(axis=1, keepdims=True)  # weights add up to 1
+            draws = 1 / sources + noise * math.sqrt(sources / (sources - 1)) + moved
+            weights = dict(enumerate(draws.mean(axis=0).tolist()))
+            mixture = make({str(k): w for k, w in weights.items()}, seeds=tuple(range(count)))
+            deviations = draws.std(axis=0, ddof=1).tolist()
+            with_spreads = [
+                dataclasses.replace(s, weight_std=deviations[k])
+                for k, s in enumerate(mixture.sources)
+            ]
+            pair.append(dataclasses.replace(mixture, sources=tuple(with_spreads)))
+        found += compare(*pair).verdict == "differ"
+    return found / repeats
+
+
+@pytest.mark.parametrize(
+    ("sources", "seeds", "spreads", "most"),
+    [
+        (2, (3, 3), (0.02, 0.02), 0.08),
+        (2, (3, 3), (0.02, 0.001), 0.09),
+        (2, (3, 10), (0.02, 0.02), 0.11),
+        (2, (2, 10), (0.02, 0.02), 0.15),  # two seeds hardly know their spread
+        (16, (3, 3), (0.005, 0.005), 0.08),
+    ],
+)
+def test_equal_mixtures_are_seldom_called_different(make, sources, seeds, spreads, most):
+    assert differing(make, sources, seeds, spreads) < most
+
+
+def test_a_shift_of_every_source_is_found(make):
+    assert differing(make, 16, (3, 3), (0.005, 0.005), shift=2.0, repeats=50) > 0.9
 
 
 def test_other_sources_cannot_be_compared(make):
@@ -103,6 +142,17 @@ def test_text_and_answers_cannot_be_compared(make, with_sizes):
     rows = {"tokens": 5_000, "loss_tokens": 500}
     with pytest.raises(DataError, match="shares of answer tokens in the other"):
         compare(text, with_sizes(text, a=rows, b=rows))
+
+
+def test_other_units_cannot_be_compared(make, with_sizes):
+    text = make({"a": 0.5, "b": 0.5})
+    with pytest.raises(DataError, match="samples of 64 tokens in the other"):
+        compare(text, dataclasses.replace(text, seq_length=64))
+    rows = {"tokens": 5_000, "loss_tokens": 500}
+    with pytest.raises(DataError, match="which cannot be compared"):
+        compare(with_sizes(text, a=rows), with_sizes(text, a=rows, b=rows))
+    with pytest.raises(DataError, match="a is answer-only rows in one mixture and text in"):
+        compare(with_sizes(text, a=rows), with_sizes(text, b=rows))
 
 
 def test_the_exit_code_tells(tmp_path, make, capsys):

@@ -219,7 +219,7 @@ WHOLE = ["data/a", "data/b", "--target", "data/c_valid", *BYTES]
         (["--data-path", *WHOLE], "a b", (0.5, 0.5), "c_valid"),
         (["--data", "data", "--target", "data/c_valid", "data/d_test", *BYTES], "a b", None,
          "c_valid d_test"),
-        (["--data", "data", *BYTES], "a b", None, "c_valid d_test"),
+        (["--data", "data", *BYTES], "a b", None, "c_valid"),
         (["--data", "data/[ab]", "data/c_valid", *BYTES], "a b", None, "c_valid"),
         (["--data", "parts/x", "parts/y", *WHOLE[2:]], "x_p y_p", None, "c_valid"),
         (["--data", "en/c/p", "de/c/p", *WHOLE[2:]], "en_c_p de_c_p", None, "c_valid"),
@@ -236,6 +236,66 @@ def test_init_understands(
     assert config.mixture.initial_weights == weights
     assert [target.name for target in config.targets] == targets.split()
     assert cli.main(["plan", "--config", "search.yaml", "--gpus-per-node", "1"]) == 0
+
+
+def test_init_leaves_tests_to_tests(odd_data: None, capsys: pytest.CaptureFixture[str]) -> None:
+    blend = ["1", "data/a", "3", "data/b", "4", "data/c_valid", "8", "data/d_test"]
+    for number, words in enumerate((["--data", "data"], ["--data-path", *blend])):
+        assert cli.main(["init", *words, *BYTES, "--output", f"{number}.yaml"]) == 0
+        assert "left out: data/d_test, kept for tests" in capsys.readouterr().out
+        config = load_config(f"{number}.yaml")
+        assert config.source_names == ["a", "b"]
+        assert [target.name for target in config.targets] == ["c_valid"]
+    assert config.mixture.initial_weights == (0.25, 0.75)
+    # With nothing else held out the test is the target.
+    words = ["--data", "data/a", "data/b", "data/d_test", *BYTES]
+    assert cli.main(["init", *words, "--output", "test.yaml"]) == 0
+    assert [target.name for target in load_config("test.yaml").targets] == ["d_test"]
+
+
+def test_epochs_are_those_of_the_mixture_at_the_start(
+    odd_data: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blend = ["0.9", "data/a", "0.1", "data/b", "--target", "data/c_valid", *BYTES]
+    assert cli.main(["init", "--data-path", *blend]) == 0
+    said = capsys.readouterr().out
+    config = load_config("search.yaml")
+    training = config.training
+    read = training.train_iters * training.global_batch_size * config.data.seq_length
+    tokens = 50 * 60
+    assert f"start mixture, data/a, is read about {0.9 * read / tokens:,.2f} times" in said
+    call = ["plan", "--config", "search.yaml", "--gpus-per-node", "1"]
+    assert cli.main([*call, "--output.token_budget=1M"]) == 0
+    out = capsys.readouterr().out
+    found = re.search(r"epochs at the start mixture\n.*\na +([\d.]+)\nb +([\d.]+)\n", out)
+    assert float(found[1]) == pytest.approx(9 * float(found[2]), rel=0.02)
+    assert f"a: {0.9e6 / tokens:.3g} times" in out
+    assert cli.main([*call, "--mixture.weighting=loss"]) == 0
+    found = re.search(
+        r"epochs at even draws\n.*\na +([\d.]+)\nb +([\d.]+)\n", capsys.readouterr().out
+    )
+    assert found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--tflops", "inf"], "--tflops: found inf"),
+        (["--tflops", "nan"], "--tflops: found nan"),
+        (["--tflops", "0"], "--tflops: found 0"),
+        (["--memory-gib", "0"], "--memory-gib: found 0"),
+        (["--memory-gib", "nan"], "--memory-gib: found nan"),
+        (["--assume-tokens", "1B", "--assume-vocab-size", "0"], "--assume-vocab-size: found 0"),
+        (["--token-budget", "30000"], "data.token_budget: found 30,000, fewer than"),
+    ],
+)
+def test_a_plan_refuses(
+    odd_data: None, capsys: pytest.CaptureFixture[str], flags: list[str], named: str
+) -> None:
+    assert cli.main(["init", "--data", "data", *BYTES]) == 0
+    call = ["plan", "--config", "search.yaml", "--gpus-per-node", "1"]
+    assert cli.main([*call, *flags]) == 2
+    assert named in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,7 @@ def test_figures_of_a_clear_win():
     assert (draws.value, draws.reached, draws.unit) == (1, False, "of 2")
     assert value(found, "best single source, target loss").value == 3.9
     assert value(found, "search cost over one target training").value == pytest.approx(1.0)
+    assert value(found, "search cost").unit == "FLOPs, outer steps included"
 
 
 def test_what_the_rows_do_not_tell_is_unknown():

@@ -182,6 +182,14 @@ def test_the_anneal_may_be_a_search_of_its_own(run_folder, make_mixture, capsys)
     assert main([*call, "--allow-partial"]) == 0
 
 
+def test_phases_of_several_seeds_are_asked_for_by_seed(tmp_path, make_mixture, capsys):
+    write_mixture(tmp_path / "mixture.json", make_mixture({"a": 0.9, "b": 0.1}, seeds=(1, 2)))
+    call = ["export", str(tmp_path), "--phases", "0.8", "--global-batch-size", "4"]
+    assert main([*call, "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert f"give one seed's folder: {tmp_path}/seed-1, {tmp_path}/seed-2" in said
+
+
 def test_flags_of_phases_ask_for_them(run_folder, capsys):
     folder, _ = run_folder
     for flags in (["--anneal", "x"], ["--global-batch-size", "8"], ["--train-samples", "8"]):

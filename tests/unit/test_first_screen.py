@@ -17,12 +17,12 @@ from megatron_fastmix.mixture.grouping import Grouping
 from megatron_fastmix.mixture.simplex import softmax
 from megatron_fastmix.report.charts import build_charts
 from megatron_fastmix.report.closing import closing_lines
-from megatron_fastmix.report.first_screen import first_screen
+from megatron_fastmix.report.first_screen import cost_facts, first_screen
 from megatron_fastmix.report.gains import compare_gains
 from megatron_fastmix.report.measured_gain import Measurements
 from megatron_fastmix.report.name_groups import name_groups
-from megatron_fastmix.report.number_texts import decimals, share, with_error
-from megatron_fastmix.report.predicted_gain import predict
+from megatron_fastmix.report.number_texts import amount, decimals, share, with_error
+from megatron_fastmix.report.predicted_gain import Gain, predict
 from megatron_fastmix.report.run_record import read_run
 from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.result.mixture_file import read_mixture, write_mixture
@@ -165,6 +165,18 @@ def test_over_seeds_the_error_is_theirs(tmp_path):
     assert any("over 3 seeds" in note for note in notes)
 
 
+def test_few_seeds_need_a_larger_gain_to_be_told_from_0(tmp_path):
+    bounds = {1: 12.706, 2: 4.303, 5: 2.571, 99: 1.984, None: 2.0}
+    for freedom, bound in bounds.items():
+        assert Gain(value=-1.01 * bound, error=1.0, freedom=freedom).clear
+        assert not Gain(value=0.99 * bound, error=1.0, freedom=freedom).clear
+    folders = [write_search(tmp_path / str(seed), NAMES, seed=seed) for seed in (1, 2)]
+    runs = [read_run(folder / "metrics.jsonl") for folder in folders]
+    learned, other = runs[0].mixture.weights, runs[0].mixture.uniform
+    assert predict(runs, learned, other).freedom == 1
+    assert predict(runs[:1], learned, other).freedom is None
+
+
 def test_a_gain_of_more_than_the_target_loss_is_called_so(run):
     whole = dataclasses.replace(run, config=run.config | {"objective": {"train_loss_weight": 0.2}})
     for record, told in ((run, False), (whole, True)):
@@ -200,7 +212,7 @@ def test_a_measured_gain_is_paired_by_seed_and_of_this_mixture_alone(run):
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"torn')
     gain = Measurements(folder).gain(mixture, mixture.uniform)
     assert gain.value == pytest.approx(0.115)
-    assert gain.error == pytest.approx(0.005)
+    assert (gain.error, gain.freedom) == (pytest.approx(0.005), 1)
     # Another comparison, of one seed, says less.
     other = [row(mixture.weights, 1, 3.0), row(mixture.uniform, 1, 9.0)]
     text = "".join(json.dumps(line | {"setting": "another"}) + "\n" for line in other)
@@ -267,6 +279,41 @@ def test_paths_in_commands_are_absolute_and_mapped(run):
     for wrong in (["a"], ["=b"], ["a="], ["a=b", "a=c"]):
         with pytest.raises(ConfigError, match="--path-map"):
             read_path_map(wrong)
+
+
+def relative(mixture, tokenizer):
+    """The mixture of a search whose configuration had relative paths."""
+    sources = tuple(
+        dataclasses.replace(s, shards=(dataclasses.replace(s.shards[0], path=f"data/{s.name}"),))
+        for s in mixture.sources
+    )
+    return dataclasses.replace(mixture, sources=sources, config={"tokenizer": tokenizer})
+
+
+def test_relative_paths_are_made_absolute_where_they_are(run, tmp_path, monkeypatch):
+    tokenizer = {"tokenizer_type": "GPT2BPETokenizer", "vocab_file": "t/v.json", "merge_file": "/m"}
+    mixture = relative(run.mixture, tokenizer)
+    monkeypatch.chdir(tmp_path)
+    files = (*(f"data/{name}.idx" for name in NAMES), "t/v.json")
+    for missing in (files[-1], files[0]):  # the tokenizer's file, then a dataset
+        for file in files:
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).touch()
+        (command, *_) = first_screen([run], mixture, against={}, path_map={}).commands
+        assert command.title == "Train with Megatron"
+        assert f" {tmp_path}/data/web " in command.text
+        assert f"--vocab-file {tmp_path}/t/v.json --merge-file /m" in command.text
+        (tmp_path / missing).unlink()
+        (command, *_) = first_screen([run], mixture, against={}, path_map={}).commands
+        assert f"such as {missing.removesuffix('.idx')} are relative" in command.title
+        assert command.text == f"megatron-fastmix report {run.path.parent.resolve()}"
+
+
+def test_paths_of_the_tokenizer_are_mapped(run, tmp_path):
+    tokenizer = {"tokenizer_type": "SentencePieceTokenizer", "tokenizer_model": "/data/t.model"}
+    mixture = dataclasses.replace(run.mixture, config={"tokenizer": tokenizer})
+    commands = first_screen([run], mixture, against={}, path_map={"/data": "/lustre"}).commands
+    assert "--tokenizer-model /lustre/t.model" in commands[0].text
 
 
 def test_fine_tuning_is_sent_to_a_tool_that_reads_a_loss_mask(
@@ -346,6 +393,16 @@ def test_numbers_have_the_digits_of_their_error(value, error, text):
     assert with_error(value, error) == text
     assert decimals([0.03, 0.03]) == 2 and decimals([0.004]) == 3 and decimals([0.0]) == 3
     assert share(0.001, 2) == "<0.01" and share(0.0, 2) == "0.00"
+
+
+def test_the_cost_says_what_its_flops_are_of(run):
+    assert cost_facts([run])["FLOPs, outer steps included"] == "2.5e+17"
+
+
+def test_amounts_are_rounded_before_their_unit_is_chosen():
+    counts = (999, 999.6, 1_000, 999_499, 999_999, 12_345_678, 999.9e9)
+    texts = ("999", "1 k", "1 k", "999 k", "1 M", "12.3 M", "1 T")
+    assert tuple(map(amount, counts)) == texts
 
 
 def test_the_last_lines_decide_and_name_the_page(run):

@@ -5,11 +5,14 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from megatron_fastmix.report.write import read_runs, write_report
+from megatron_fastmix.result.mixture_file import read_mixture
+from megatron_fastmix.result.rounding import round_weights
 from tests.unit.report_runs import write_search
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -26,13 +29,15 @@ pytestmark = [
 ]
 
 
-def look(page: Path, folder: Path) -> dict:
+def look(
+    page: Path, folder: Path, probe: str = PROBE.read_text(), widths: Sequence[int] = WIDTHS
+) -> dict:
     """What the probe finds on the page at all widths, in light, dark and on paper."""
     frames = "".join(
-        f'<iframe src="{page.as_uri()}" width="{width}" height="900"></iframe>' for width in WIDTHS
+        f'<iframe src="{page.as_uri()}" width="{width}" height="900"></iframe>' for width in widths
     )
     frame = folder / "frames.html"
-    frame.write_text(f'<pre id="result"></pre>{frames}<script>{PROBE.read_text()}</script>')
+    frame.write_text(f'<pre id="result"></pre>{frames}<script>{probe}</script>')
     done = subprocess.run(
         [
             *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
@@ -78,6 +83,38 @@ def test_every_state_of_the_page_can_be_read(state, tmp_path):
             assert sorted(did["left"]) == sorted(name for name in MANY if "01" in name)
         if what != "two runs":
             assert did["copies"] >= 4
+
+
+CUT = """
+const found = {};
+for (const frame of document.querySelectorAll("iframe")) {
+  const boxes = [...frame.contentDocument.querySelectorAll(".first .scroll")];
+  const cut = boxes.filter((box) => box.scrollWidth > box.clientWidth + 1);
+  found[frame.width] = cut.map((box) => `${box.ariaLabel}: ${box.scrollWidth}`);
+}
+document.getElementById("result").textContent = JSON.stringify(found);
+"""
+
+
+def test_the_tables_of_the_first_screen_are_not_cut(tmp_path):
+    """With every column that they may have, none of which is then scrolled to."""
+    names, widths = ("web", "code", "maths"), (1024, 1200, 1280, 1440, 1920)
+    run = write_search(tmp_path / "run", names, budget=4_000_000)
+    mixture = read_mixture(run)
+    rows = [
+        {"record": "training", "setting": "s", "seed": seed, "loss": loss, "weights": weights}
+        for which, off in ((mixture.weights, 0.0), (mixture.uniform, 0.1), (mixture.initial, 0.1))
+        for weights in [round_weights(which)]
+        for seed, loss in ((1, 2.0 + off), (2, 2.3 - off))
+    ]
+    (run / "comparison").mkdir()
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (run / "comparison" / "rows.jsonl").write_text(text)
+    page = write_report(read_runs([run]), tmp_path / "report", pictures=False)
+    assert "(not told from\u00a00)" in page.read_text()
+    assert '<th scope="col">capped</th>' in page.read_text()
+    script = f'addEventListener("load", () => {{ {CUT} }})'
+    assert look(page, tmp_path, script, widths) == {str(width): [] for width in widths}
 
 
 @pytest.mark.parametrize(

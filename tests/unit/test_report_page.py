@@ -216,7 +216,7 @@ def test_every_chart_becomes_a_picture(write_run):
         assert picture.std() > 0.01
 
 
-def test_seeds_are_averaged_and_other_settings_shown_side_by_side(write_run, tmp_path):
+def test_seeds_are_averaged_and_other_settings_shown_side_by_side(write_run, tmp_path, capsys):
     for seed in (1, 2, 3):
         write_run(f"seeds/seed-{seed}", seed=seed)
     runs = read_runs([tmp_path / "seeds"])
@@ -233,8 +233,13 @@ def test_seeds_are_averaged_and_other_settings_shown_side_by_side(write_run, tmp
     write_mixture(tmp_path / "seeds" / "mixture.json", average([run.mixture for run in runs[:2]]))
     assert [run.name for run in read_runs([tmp_path / "seeds"])] == ["seed-1", "seed-2"]
     other = write_run("other", lr=0.05)
-    main(["report", str(tmp_path / "seeds"), str(other), "--no-png"])
-    text = page(tmp_path / "seeds")
+    kept, both = page(tmp_path / "seeds"), tmp_path / "both"
+    runs = ["report", str(tmp_path / "seeds"), str(other), "--no-png"]
+    assert main(runs) == 2
+    assert "--output: missing" in capsys.readouterr().err
+    assert main([*runs, "--output", str(both)]) == 0
+    assert page(tmp_path / "seeds") == kept
+    text = (both / "report.html").read_text()
     assert "These are different searches" in text
     assert "mixture.lr" in text and "0.05" in text
 
@@ -244,8 +249,9 @@ def test_runs_of_other_sources_and_targets_overlay_where_they_can(write_run, tmp
     for path in (second / "metrics.jsonl", second / "mixture.json"):
         text = path.read_text().replace('"noise"', '"web"').replace('"exams"', '"maths"')
         path.write_text(text)
-    assert main(["report", str(first), str(second), "--no-png"]) == 0
-    text = page(first)
+    out = tmp_path / "out"
+    assert main(["report", str(first), str(second), "--no-png", "--output", str(out)]) == 0
+    text = (out / "report.html").read_text()
     for caption in ("Weights: web", "Weights: noise", "Loss on maths", "Loss on exams"):
         assert caption in text
 
@@ -286,11 +292,20 @@ def test_watching_goes_on_to_the_seeds_that_have_not_begun(write_run, tmp_path, 
     assert "the average of 2 seeds" in page(tmp_path / "seeds")
 
 
-def test_watching_waits_for_a_search_that_has_not_begun(write_run, tmp_path, monkeypatch):
-    (tmp_path / "run").mkdir()
+@pytest.mark.parametrize("there", [True, False])
+def test_watching_waits_for_a_search_that_has_not_begun(write_run, tmp_path, monkeypatch, there):
+    if there:
+        (tmp_path / "run").mkdir()
+    assert main(["report", str(tmp_path / "run")]) == 2
     monkeypatch.setattr("time.sleep", lambda seconds: write_run("run"))
     assert main(["report", str(tmp_path / "run"), "--watch", "--no-png"]) == 0
-    assert main(["report", str(tmp_path / "nowhere"), "--watch"]) == 2
+
+
+def test_all_seeds_of_a_search_have_the_page_of_their_folder(write_run, tmp_path):
+    seeds = [str(write_run(f"seeds/seed-{seed}", seed=seed)) for seed in (1, 2, 3)]
+    assert main(["report", *seeds, "--no-png"]) == 0
+    assert "the average of 3 seeds" in page(tmp_path / "seeds")
+    assert main(["report", *seeds[:2], "--no-png"]) == 2
 
 
 def test_a_run_that_has_just_begun_has_a_report(write_run, tmp_path):

@@ -49,6 +49,10 @@ def test_a_key_that_stands_twice_is_named_with_both_lines(
         ("a: &a [*a]", "an anchor holds itself"),
         ("[" * 5000, "not valid YAML"),
         ("? [a]\n: b", "not valid YAML"),
+        ("a: 1\nb: 0144", "found 0144 on line 2, which YAML 1.1 reads as a number in base 8"),
+        ("a: [-007]", "base 8"),
+        ("a: 1:40", "found 1:40 on line 1, which YAML 1.1 reads as a number in base 60"),
+        ("1:40.5: a", "base 60"),
         ("a: 1\n---\nb: 2", "not valid YAML"),
         (
             "\n".join(["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]"
@@ -60,6 +64,26 @@ def test_a_key_that_stands_twice_is_named_with_both_lines(
 def test_what_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         strict_yaml.parse_yaml(text, "here")
+
+
+def test_numbers_in_base_10_and_texts_stay() -> None:
+    text = "[0, -0, 10, 1_000, 0x1F, 0.5, 00.5, '0144', 1:40 h, 0o17, 09a]"
+    found = strict_yaml.parse_yaml(text, "here")
+    assert found == [0, 0, 10, 1000, 31, 0.5, 0.5, "0144", "1:40 h", "0o17", "09a"]
+
+
+@pytest.mark.parametrize("value", ["true", "1.0", "'1'", "4"])
+def test_a_choice_of_numbers_takes_no_other_kind(config_file: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match=r"engine.zero_stage: found .*; choose one of 0, 1, 2, 3"):
+        load_config(config_file, [f"--engine.zero_stage={value}"])
+    assert load_config(config_file, ["--engine.zero_stage=1"]).engine.zero_stage == 1
+
+
+def test_a_budget_that_no_file_can_hold_is_refused(config_file: Path) -> None:
+    for text in ("1e30", "1e19", "9223373T"):
+        with pytest.raises(ConfigError, match=r"output.token_budget: found .* below 2\^63"):
+            load_config(config_file, [f"--output.token_budget={text}"])
+    assert load_config(config_file, ["--output.token_budget=9e18"]).token_budget == 9 * 10**18
 
 
 def test_a_merged_key_may_be_overridden() -> None:

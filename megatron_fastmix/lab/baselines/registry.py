@@ -13,14 +13,18 @@ from typing import Any
 import numpy as np
 
 from megatron_fastmix.config import SearchConfig, SourceConfig, strict_yaml
-from megatron_fastmix.config.groups import GroupConfig
+from megatron_fastmix.config.groups import GroupConfig, group_labels
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.climb import climb
 from megatron_fastmix.lab.baselines.mixing_law import mixing_law
 from megatron_fastmix.lab.baselines.objective import check_references
 from megatron_fastmix.lab.baselines.proxy_pool import ProxyPool
 from megatron_fastmix.lab.baselines.regmix import random_search, regmix
-from megatron_fastmix.lab.baselines.regressors import require_lightgbm, require_scipy
+from megatron_fastmix.lab.baselines.regressors import (
+    FEWEST_IN_LEAF,
+    require_lightgbm,
+    require_scipy,
+)
 from megatron_fastmix.lab.baselines.result import BaselineResult
 from megatron_fastmix.lab.baselines.settings import BaselineSettings
 from megatron_fastmix.lab.baselines.simple import (
@@ -134,6 +138,7 @@ def find_mixtures(
             )
         if method in _POOLED:
             check_references(config, config.targets, where="target", what=method, model="the proxy")
+            _check_proxies(method, config, settings)
     jobs = [
         Job(
             name=f"{method}, seed {config.seed}",
@@ -153,6 +158,28 @@ def find_mixtures(
         if method in _FREE or method in _POOLED:
             _in_this_process(method, config, file, settings, proxies, workers, report)
             finished(file)
+
+
+def _check_proxies(method: str, config: SearchConfig, settings: BaselineSettings) -> None:
+    """Raises `ConfigError` for fewer proxies than what is fitted to them can be told from."""
+    weights = len(config.sources)
+    if config.mixture.learn == "groups":
+        weights = len(set(group_labels(config.sources)))
+    trees = 2 * FEWEST_IN_LEAF, f"the first split of its trees, of {FEWEST_IN_LEAF} in each leaf"
+    fewest, what = {
+        "regmix": trees,
+        "climb": trees,
+        "regmix_linear": (weights, f"a line in {weights} weights"),
+        "mixing_law": (weights + 1, f"a law of {weights + 1} numbers"),
+    }.get(method, (1, ""))
+    key, found = "regmix.runs", settings.regmix.runs
+    if method == "climb":
+        key, found = "climb.runs", settings.climb.runs[0]
+    if found < fewest:
+        first = "in the first round " if method == "climb" else ""
+        raise ConfigError(
+            f"{key}: found {found} {first}for {method}, which fits {what}: use {fewest} or more"
+        )
 
 
 def _is_bounded(source: SourceConfig | GroupConfig) -> bool:

@@ -138,11 +138,11 @@ def measurements(rows: Sequence[Row], search_flops: Sequence[float]) -> list[Mea
     ratio = cost / fmean([row.flops for row in rows]) if cost is not None and rows else None
     return [
         *found,
-        Measurement(figure="search cost", value=cost, unit="training FLOPs"),
+        Measurement(figure="search cost", value=cost, unit="FLOPs, outer steps included"),
         Measurement(
             figure="search cost over one target training",
             value=ratio,
-            unit="ratio of training FLOPs",
+            unit="ratio of FLOPs, outer steps included",
         ),
     ]
 
