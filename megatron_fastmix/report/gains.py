@@ -72,9 +72,9 @@ def _gain_notes(
         )
         notes.append(
             "Predicted to first order from the logged products: by how many nats per token the "
-            f"target loss would be lower after the {first.steps:,} optimizer steps of the averaged "
-            f"part, each taken on this mixture rather than on the other; {error}. The mixture was "
-            "chosen by the same products, so it is on the hopeful side."
+            f"target loss would be lower after the {first.steps:,} optimizer steps of the search, "
+            f"each taken on this mixture rather than on the other; {error}. What such steps add up "
+            "to is left out: near the optimum a step is worth the same on either mixture."
         )
         beta = runs[0].config.get("objective", {}).get("train_loss_weight")
         if beta:
