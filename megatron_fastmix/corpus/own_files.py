@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_fastmix.corpus.output_lock import LOCK_END
 from megatron_fastmix.corpus.writer import INDEX_MAGIC
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.same_file import file_keys
@@ -88,7 +89,7 @@ def is_ours(path: str) -> bool:
 
     It is no text to train on, though a folder or a pattern may match it.
     """
-    if path.endswith((*_PARTIAL, ".digests.partial")):
+    if path.endswith((*_PARTIAL, ".digests.partial", LOCK_END)):
         return True
     stem, end = os.path.splitext(path)
     if end == ".idx":

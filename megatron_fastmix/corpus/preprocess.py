@@ -22,6 +22,7 @@ from megatron_fastmix.corpus.manifest import (
     input_records,
     read_manifest,
 )
+from megatron_fastmix.corpus.output_lock import locked_outputs
 from megatron_fastmix.corpus.own_files import check_outputs
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
 from megatron_fastmix.corpus.progress import Progress
@@ -84,7 +85,7 @@ def preprocess(
         with storage_errors(
             f"{dataset.prefix}: cannot write", "run again, it continues where it stopped"
         ):
-            manifests += work.finished(report) or work.run(report)
+            manifests += work.finished(report) or work.run_alone(report)
             if isinstance(dataset, PartitionedDataset):
                 keep_partition(dataset, inputs[dataset.prefix], dataset.partition)
             for prefix, _, held_out in dataset.outputs:
@@ -168,6 +169,13 @@ class _DatasetWork:
         for (prefix, _, _), manifest in zip(self.dataset.outputs, manifests, strict=True):
             report(f"{prefix}: up to date, {manifest.tokens:,} tokens")
         return manifests
+
+    def run_alone(self, report: Report) -> list[Manifest]:
+        """As `run`, while no other program writes any of the outputs."""
+        outputs = [prefix for prefix, _, _ in self.dataset.outputs]
+        with locked_outputs(dict.fromkeys([self.dataset.prefix, *outputs]), report):
+            # Another program may have just finished them.
+            return self.finished(report) or self.run(report)
 
     def run(self, report: Report) -> list[Manifest]:
         """Writes all outputs, from the last journal where there is one."""
