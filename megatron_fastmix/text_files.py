@@ -27,6 +27,10 @@ _LEAST_NULS = 0.05
 """Share of bytes that are 0 in text of two bytes a character: spaces and line breaks have one."""
 
 
+class RepeatedKeyError(ValueError):
+    """A key that stands twice in one JSON object."""
+
+
 def wide_encoding(head: bytes) -> tuple[str, str] | None:
     """The encoding of text in UTF-16 or UTF-32 by its beginning, and by what it is told; None for
     other text. Without a mark it is told by its zeros, which UTF-8 text has not."""
@@ -121,7 +125,7 @@ def parse_json(text: str, *, constants: bool = False) -> Any:
     try:
         value = json.loads(
             text,
-            object_pairs_hook=_unique_keys,
+            object_pairs_hook=unique_keys,
             parse_constant=None if constants else _refuse_constant,
         )
         if "\\ud" in text.lower():
@@ -168,12 +172,13 @@ def read_json_object(
     return value
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs, for `json.loads`. Raises `RepeatedKeyError`."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} occurs twice in one object; keep one")
+        raise RepeatedKeyError(f"the key {twice!r} occurs twice in one object; keep one")
     return values
 
 
