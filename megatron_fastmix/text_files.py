@@ -27,6 +27,10 @@ _LEAST_NULS = 0.05
 """Share of bytes that are 0 in text of two bytes a character: spaces and line breaks have one."""
 
 
+POINTER_HEAD = b"version https://git-lfs.github.com/"
+"""How a file begins that Git LFS has put in the place of a large one."""
+
+
 class RepeatedKeyError(ValueError):
     """A key that stands twice in one JSON object."""
 
@@ -108,11 +112,25 @@ def read_bytes(
 ) -> bytes:
     """The bytes of a file. Raises `error` where it is missing or unreadable."""
     try:
-        return Path(path).read_bytes()
+        content = Path(path).read_bytes()
     except OSError as problem:
         raise error(f"{path}: cannot read {what}: {problem.strerror}; {fix}") from None
     except ValueError as problem:  # a path with a NUL in it
         raise error(f"{path!r}: cannot read {what}: {problem}; {fix}") from None
+    check_no_pointer(path, content, error)
+    return content
+
+
+def check_no_pointer(
+    path: str | Path, head: bytes | None = None, error: type[FastMixError] = DataError
+) -> None:
+    """Raises `error` where the file, whose beginning may be known as `head`, is a pointer of Git
+    LFS."""
+    if head is None:
+        with open(path, "rb") as file:
+            head = file.read(len(POINTER_HEAD))
+    if head.startswith(POINTER_HEAD):
+        raise error(f"{path}: is a pointer of Git LFS, not the file; run `git lfs pull`")
 
 
 def parse_json(text: str, *, constants: bool = False) -> Any:

@@ -22,6 +22,7 @@ from megatron_fastmix.corpus.first_bytes import HEAD_BYTES, check_head, without_
 from megatron_fastmix.corpus.inputs import COMPRESSIONS, InputFormat, file_format
 from megatron_fastmix.errors import ConfigError, DataError, StorageError
 from megatron_fastmix.storage import is_storage_error
+from megatron_fastmix.text_files import check_no_pointer
 
 CHUNK_BYTES = 1 << 20
 """Bytes of text per chunk: long enough to hide the hand-over, short enough to share out."""
@@ -94,10 +95,12 @@ def iter_chunks(
 ) -> Iterator[Chunk]:
     """Cuts a file into chunks of about `chunk_bytes`; `columns` are those to read from Parquet.
 
-    Raises `DataError` for a file that cannot be read or unpacked, or whose beginning tells that
-    none of its lines is a record.
+    Raises `DataError` for a file that cannot be read or unpacked, for a pointer of Git LFS, and for
+    one whose beginning tells that none of its lines is a record.
     """
     name = str(path)
+    with _reading(name):
+        check_no_pointer(name)
     record_format = (file_format(path) or "jsonl") if input_format == "auto" else input_format
     if record_format == "parquet":
         chunks = _parquet_chunks(name, columns)
