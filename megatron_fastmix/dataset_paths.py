@@ -24,6 +24,9 @@ ENDS = (".idx", ".bin")
 MASK_SUFFIX = "_loss_mask"
 """Ends the prefix of the loss mask beside an answer-only dataset: no dataset of its own."""
 
+PARTIAL_END = ".partial"
+"""Ends the names of a dataset's files until they are complete."""
+
 _GLOB = re.compile(r"[*?[]")
 _SHOWN = 8
 
@@ -111,6 +114,24 @@ def nearest_dataset(prefix: str) -> str | None:
     return f"there is {named} (looked in {os.path.abspath(folder)})"
 
 
+def check_folders_readable(pattern: str, where: str) -> None:
+    """Raises `DataError` for a folder that `**` would enter and this user cannot read: a glob goes
+    past it in silence."""
+    before, deep, _ = pattern.partition("**")
+    if not deep or _GLOB.search(before):
+        return
+
+    def refuse(error: OSError) -> None:
+        raise DataError(
+            f"{where}: {error.filename}: cannot read the folder: {error.strerror}; give this user "
+            f"the right to, or narrow {pattern}"
+        )
+
+    root = before if os.path.isdir(before) else os.path.dirname(before) or "."
+    for _, subfolders, _ in os.walk(root, onerror=refuse):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+
+
 def _expand(path: str, where: str) -> list[str]:
     if not path or not is_pattern(path):
         return [path]
@@ -120,6 +141,15 @@ def _expand(path: str, where: str) -> list[str]:
         pattern = pattern.removesuffix(end)
     if os.path.basename(pattern) == "**":  # which alone is read as *
         pattern = os.path.join(pattern, "*")
+    check_folders_readable(pattern, where)
+    for file in glob.iglob(f"{pattern}.bin{PARTIAL_END}", recursive=True):
+        prefix = file.removesuffix(f".bin{PARTIAL_END}")
+        if not os.path.exists(f"{prefix}.bin"):
+            raise DataError(
+                f"{where}: {file} is there and {prefix}.bin is not: its preprocess is under way or "
+                "was interrupted; run the same preprocess again, it continues where it stopped, or "
+                f"narrow {path} to what belongs to it"
+            )
     prefixes: Counter[str] = Counter()
     missing: dict[str, str] = {}
     for end, other in (ENDS, ENDS[::-1]):

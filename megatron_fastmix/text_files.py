@@ -27,6 +27,14 @@ _LEAST_NULS = 0.05
 """Share of bytes that are 0 in text of two bytes a character: spaces and line breaks have one."""
 
 
+POINTER_HEAD = b"version https://git-lfs.github.com/"
+"""How a file begins that Git LFS has put in the place of a large one."""
+
+
+class RepeatedKeyError(ValueError):
+    """A key that stands twice in one JSON object."""
+
+
 def wide_encoding(head: bytes) -> tuple[str, str] | None:
     """The encoding of text in UTF-16 or UTF-32 by its beginning, and by what it is told; None for
     other text. Without a mark it is told by its zeros, which UTF-8 text has not."""
@@ -104,11 +112,25 @@ def read_bytes(
 ) -> bytes:
     """The bytes of a file. Raises `error` where it is missing or unreadable."""
     try:
-        return Path(path).read_bytes()
+        content = Path(path).read_bytes()
     except OSError as problem:
         raise error(f"{path}: cannot read {what}: {problem.strerror}; {fix}") from None
     except ValueError as problem:  # a path with a NUL in it
         raise error(f"{path!r}: cannot read {what}: {problem}; {fix}") from None
+    check_no_pointer(path, content, error)
+    return content
+
+
+def check_no_pointer(
+    path: str | Path, head: bytes | None = None, error: type[FastMixError] = DataError
+) -> None:
+    """Raises `error` where the file, whose beginning may be known as `head`, is a pointer of Git
+    LFS."""
+    if head is None:
+        with open(path, "rb") as file:
+            head = file.read(len(POINTER_HEAD))
+    if head.startswith(POINTER_HEAD):
+        raise error(f"{path}: is a pointer of Git LFS, not the file; run `git lfs pull`")
 
 
 def parse_json(text: str, *, constants: bool = False) -> Any:
@@ -121,7 +143,7 @@ def parse_json(text: str, *, constants: bool = False) -> Any:
     try:
         value = json.loads(
             text,
-            object_pairs_hook=_unique_keys,
+            object_pairs_hook=unique_keys,
             parse_constant=None if constants else _refuse_constant,
         )
         if "\\ud" in text.lower():
@@ -168,12 +190,13 @@ def read_json_object(
     return value
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs, for `json.loads`. Raises `RepeatedKeyError`."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} occurs twice in one object; keep one")
+        raise RepeatedKeyError(f"the key {twice!r} occurs twice in one object; keep one")
     return values
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from megatron_fastmix.errors import ConfigError
@@ -26,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.scale <= 0:
-        raise ConfigError(f"--scale: found {args.scale}; use a positive factor")
+    if not 0 < args.scale < math.inf:
+        raise ConfigError(f"--scale: found {args.scale}; use a positive, finite factor")
     files, made = demo.build_demo(args.output, kind=args.kind, cache=args.cache, scale=args.scale)
     print(demo.format_table(files))
     state = "written" if made else "up to date, nothing to do"

@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--record-type",
         choices=get_args(RecordType),
         default="text",
-        help="all but text also write the loss mask of the answers",
+        help="all but text also write the loss mask of the answers; messages and sharegpt leave "
+        "out those marked weight: 0, train: false, loss: false or loss_mask: 0",
     )
     parser.add_argument(
         "--chat-template",
@@ -102,6 +103,17 @@ def run(args: argparse.Namespace) -> None:
     preprocess(preprocess_config(args), also_read=[args.config] if args.config else ())
 
 
+def _given_beside_config(args: argparse.Namespace) -> list[str]:
+    """Flags that differ from their defaults, of those whose values are in the file of --config."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    return [
+        f"--{name.replace('_', '-')}"
+        for name, default in vars(parser.parse_args([])).items()
+        if name not in {"config", "workers"} and getattr(args, name) != default
+    ]
+
+
 def preprocess_config(args: argparse.Namespace) -> PreprocessConfig:
     """The configuration that parsed arguments mean. Raises `ConfigError`."""
     single = {
@@ -110,8 +122,7 @@ def preprocess_config(args: argparse.Namespace) -> PreprocessConfig:
         "--tokenizer-type": args.tokenizer_type,
     }
     if args.config:
-        given = [flag for flag, value in single.items() if value]
-        given += ["--append-eod"] if args.append_eod else []
+        given = _given_beside_config(args)
         if given:
             raise ConfigError(f"--config sets everything; leave out {', '.join(given)}")
         values = strict_yaml.load_yaml(args.config)

@@ -17,6 +17,8 @@ RECORD_VARIABLES = ("tools", "documents", "functions")
 """What a record may hold beside its messages that belongs to the conversation."""
 _CALLS = ("tool_calls", "function_call")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+_LEARNED = ("weight", "train", "loss", "loss_mask")
+"""Keys of OpenAI, Axolotl and ms-swift by which an answer is learned or, at 0 or false, is not."""
 _SHAPES = 4096
 """Shapes of conversations remembered; then all are forgotten."""
 _OPEN, _CLOSE = "\ufdd2", "\ufdd3"
@@ -37,16 +39,16 @@ def conversation_document(
 
     `record` holds what the template may ask for beside the messages, such as `tools`.
     `control_tokens` become tokens where the template writes them. Messages before `first_answer`
-    are no answers. Raises `ValueError` where there is nothing to learn, or something of the
+    are no answers, nor are those whose `weight`, `train`, `loss` or `loss_mask` is 0 or false.
+    Raises `ValueError` where there is nothing to learn, or something of the
     conversation would be lost.
     """
     if not isinstance(messages, list) or not messages:
         raise ValueError("messages must be a list of {role, content}, and not empty")
     turns = [_turn(message, number, template) for number, message in enumerate(messages, start=1)]
-    if not any(turn["role"] == "assistant" for turn in turns[first_answer:]):
-        raise ValueError("no message of the assistant, so nothing would be learned")
+    learned = _learned(turns, first_answer)
     if template is None:
-        return _plain(turns, record, first_answer)
+        return _plain(turns, record, learned)
     extra = parsed("chat_template_kwargs", record.get("chat_template_kwargs"))
     values = {**record, **(extra if isinstance(extra, dict) else {})}
     given = {name: _variable(name, values.pop(name, None)) for name in RECORD_VARIABLES}
@@ -64,11 +66,41 @@ def conversation_document(
     lost = _lost(template, turns, variables, text)
     if lost:
         raise ValueError(f"the chat template leaves out {lost}; use one that renders it")
+    if not all(learned.values()):
+        if len(answers) != len(learned):
+            raise ValueError(
+                f"the chat template marks {len(answers)} answers for {len(learned)} messages of "
+                "the assistant, so that those not to be learned cannot be told apart"
+            )
+        answers = [a for a, flag in zip(answers, learned.values(), strict=True) if flag]
     answers = [(start, stop) for start, stop in answers if stop > start]
     if not any(text[start:stop].strip() for start, stop in answers):
         raise ValueError("the chat template marks no answer, so nothing would be learned")
     controls = _controls(template, turns, variables, text, control_tokens)
     return Document.of_spans(text, answers, controls)
+
+
+def _learned(turns: list[dict[str, Any]], first_answer: int) -> dict[int, bool]:
+    """By number of the turn, whether an answer is learned; takes the keys that tell so out of the
+    turns. Raises `ValueError` for other values, and where nothing is learned."""
+    learned = {}
+    for number, turn in enumerate(turns):
+        if turn["role"] != "assistant":
+            continue
+        flags = {key: turn.pop(key) for key in _LEARNED if key in turn}
+        for key, flag in flags.items():
+            if not isinstance(flag, int | float) or flag not in (0, 1):
+                raise ValueError(
+                    f"message {number + 1}: {key!r} is {flag!r}; an answer is learned (1 or true) "
+                    "or not (0 or false)"
+                )
+        if number >= first_answer:
+            learned[number] = all(flags.values())
+    if not learned:
+        raise ValueError("no message of the assistant, so nothing would be learned")
+    if not any(learned.values()):
+        raise ValueError("no message of the assistant is to be learned, by the keys that mark it")
+    return learned
 
 
 def check_text(value: Any, key: str) -> str:
@@ -133,13 +165,15 @@ def _turn(message: Any, number: int, template: ChatTemplate | None) -> dict[str,
     return turn
 
 
-def _plain(turns: list[dict[str, Any]], record: Mapping[str, Any], first_answer: int) -> Document:
+def _plain(
+    turns: list[dict[str, Any]], record: Mapping[str, Any], learned: Mapping[int, bool]
+) -> Document:
     check_nothing_else(record)
     parts, in_loss = [], []
     for number, turn in enumerate(turns):
         last = number == len(turns) - 1
         parts += [f"{turn['role']}: ", turn["content"] + ("" if last else "\n")]
-        in_loss += [False, turn["role"] == "assistant" and number >= first_answer]
+        in_loss += [False, learned.get(number, False)]
     return Document(tuple(parts), tuple(in_loss))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_fastmix.corpus.earlier_files import remove_companions
 from megatron_fastmix.corpus.encoding import EncodedDocuments
 from megatron_fastmix.corpus.journal import OutputProgress
 from megatron_fastmix.corpus.manifest import Manifest, manifest_path, write_manifest
@@ -132,6 +133,8 @@ class DatasetOutput:
     def finish(self, **facts: Any) -> Manifest:
         """Gives all files their names and writes the manifest; `facts` are its other fields."""
         self.save()
+        # What the new dataset has not would be taken for its own.
+        remove_companions(self.prefix, masked=self._masked, held_out=self._held_out)
         # A manifest must never describe other files than those beside it.
         manifest_path(self.prefix).unlink(missing_ok=True)
         if self._digest_file is not None:

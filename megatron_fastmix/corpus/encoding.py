@@ -13,6 +13,7 @@ from megatron_fastmix.corpus.records import RecordParser
 from megatron_fastmix.corpus.splits import Splitter, content_digest
 from megatron_fastmix.corpus.tokenizer_interface import LocatedTokens, Tokenizer
 from megatron_fastmix.corpus.writer import token_dtype
+from megatron_fastmix.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,10 @@ class Encoder:
         records = chunk.records()
         splits, count = len(self.splitter.edges), len(self.held_out)
         groups: list[list[Document]] = [[] for _ in range(count)]
+        numbers: list[list[int]] = [[] for _ in range(count)]
         digests: list[list[bytes]] = [[] for _ in range(count)]
         duplicates = [0] * count
-        bad = []
+        bad: list[BadRecord] = []
         needs_digest = splits > 1 or any(self.held_out) or bool(self.excluded)
         for number, record in enumerate(records, start=1):
             records[number - 1] = b""  # beside its text it would take memory twice
@@ -101,15 +103,17 @@ class Encoder:
                     duplicates[split] += 1
                     continue
             groups[split].append(document)
+            numbers[split].append(number)
+        encoded = tuple(
+            self._encode_known(*group, bad) if group[0] else None
+            for group in zip(groups, digests, numbers, strict=True)
+        )
         return EncodedChunk(
             path=chunk.path,
             records=len(records),
             input_bytes=chunk.input_bytes,
-            splits=tuple(
-                self._encode(documents, tuple(found)) if documents else None
-                for documents, found in zip(groups, digests, strict=True)
-            ),
-            bad_records=tuple(bad),
+            splits=encoded,
+            bad_records=tuple(sorted(bad, key=lambda each: each.number)),
             duplicates=tuple(duplicates),
         )
 
@@ -120,6 +124,36 @@ class Encoder:
             return 0
         assert document.field is not None
         return self.partition(document.field) * len(self.splitter.edges)
+
+    def _encode_known(
+        self,
+        documents: Sequence[Document],
+        digests: Sequence[bytes],
+        numbers: Sequence[int],
+        bad: list[BadRecord],
+    ) -> EncodedDocuments | None:
+        """The documents that the tokenizer takes; the records of others are added to `bad`."""
+        try:
+            return self._encode(documents, tuple(digests))
+        except BaseException as error:
+            if not _is_refusal(error):
+                raise
+            refused = error
+        taken = []
+        for place, (document, number) in enumerate(zip(documents, numbers, strict=True)):
+            try:
+                self._encode([document], ())
+                taken.append(place)
+            except BaseException as error:
+                if not _is_refusal(error):
+                    raise
+                bad.append(BadRecord(number, f"the tokenizer refuses the text: {error}"))
+        if len(taken) == len(documents):
+            raise refused  # for another reason than one of the texts
+        if not taken:
+            return None
+        left = tuple(digests[place] for place in taken) if digests else ()
+        return self._encode([documents[place] for place in taken], left)
 
     def _encode(
         self, documents: Sequence[Document], digests: tuple[bytes, ...]
@@ -165,6 +199,14 @@ class Encoder:
             lengths[filled] += 1
         sequences = (lengths > 0).astype(np.int64)
         return ids, lengths[lengths > 0], sequences, mask.tobytes()
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether a tokenizer may have raised it for its text: packages raise any `Exception`, and
+    those in Rust a panic, which is none."""
+    if isinstance(error, MemoryError | OSError | ConfigError):
+        return False
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 _Encoded = tuple[np.ndarray, np.ndarray, np.ndarray, bytes | None]

@@ -75,7 +75,7 @@ def file_kind(head: bytes) -> FileKind | None:
 
 def check_packed(path: str, head: bytes) -> None:
     """Raises `DataError` where the file is not packed as its name tells."""
-    end = Path(path).suffix
+    end = Path(path).suffix.lower()
     mark = {".gz": _GZIP, ".zst": _ZSTANDARD}[end]
     # A Zstandard file may begin with a frame of its user's own.
     if not head or head.startswith(mark) or (end == ".zst" and head[1:4] == b"\x2a\x4d\x18"):

@@ -118,7 +118,7 @@ def _values_over_lines(text: str, is_cut: bool) -> int:
 
 def _command(path: str, command: str, kind: str) -> str:
     """A line to copy, which reads `path` and writes a file beside it."""
-    stem, end = _stem(path), os.path.splitext(path)[1]
+    stem, end = _stem(path), os.path.splitext(path)[1].lower()
     quoted = shlex.quote(path)
     unpack = f"{_UNPACK[end]} {quoted} | {command}" if end in _UNPACK else None
     command = unpack or f"{command} < {quoted}"
@@ -129,4 +129,4 @@ def _command(path: str, command: str, kind: str) -> str:
 def _stem(path: str) -> str:
     """The path without what tells its format and its compression."""
     stem, end = os.path.splitext(path)
-    return os.path.splitext(stem)[0] if end in _UNPACK else stem
+    return os.path.splitext(stem)[0] if end.lower() in _UNPACK else stem

@@ -14,6 +14,7 @@ from megatron_fastmix.corpus.writer import DTYPE_CODES, INDEX_MAGIC, INDEX_VERSI
 from megatron_fastmix.dataset_paths import nearest_dataset, what_stands_there
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.file_memo import MEMO, State, state_of
+from megatron_fastmix.text_files import check_no_pointer
 
 _HEADER = struct.Struct("<9sQBQQ")
 _BLOCK_TOKENS = 1 << 20
@@ -82,6 +83,7 @@ def index_counts(prefix: str | Path) -> tuple[int, int]:
     whole = head if len(head) == _HEADER.size else bytes(_HEADER.size)
     magic, _, code, _, indices = _HEADER.unpack(whole)
     if magic != INDEX_MAGIC or code not in DTYPE_CODES:
+        check_no_pointer(index_path)
         raise DataError(f"{index_path}: not a Megatron index; give the prefix of a dataset")
     return size // np.dtype(DTYPE_CODES[code]).itemsize, indices - 1
 
@@ -90,6 +92,7 @@ def _read_index(index_path: str, data_path: str, sizes: dict[str, int]) -> Index
     with open(index_path, "rb") as file:
         header = file.read(_HEADER.size)
     if not header.startswith(INDEX_MAGIC[: len(header)]):
+        check_no_pointer(index_path)
         raise DataError(
             f"{index_path}: not a Megatron index: it begins with {header[:9]!r}, expected "
             f"{INDEX_MAGIC!r}; give the prefix of a dataset made by preprocess"
@@ -238,6 +241,7 @@ def _state(path: str) -> State:
 
 
 def _truncated(path: str, found: int, expected: int) -> str:
+    check_no_pointer(path)
     relation = "truncated" if found < expected else "too long"
     return (
         f"{path}: {relation}: {found:,} bytes found, {expected:,} expected; copy or preprocess the "

@@ -66,6 +66,11 @@ class Manifest:
     """sha256 over everything that decides the content: inputs, tokenizer and options."""
     tokenizer: TokenizerRecord
     inputs: tuple[InputRecord, ...]
+    part_of: str | None = None
+    """Last part of the prefix of which this is one part, by content or by a field; None for a
+    dataset that is not split."""
+    empty_parts: tuple[str, ...] = ()
+    """Last parts of the prefixes of the same split to which no document goes; not written."""
     licence: str | None = None
     origin: str | None = None
     format: str = FORMAT

@@ -49,8 +49,6 @@ def form_of_lines(text: str) -> Form | None:
             what="holds nothing but NUL bytes, as a copy that was cut off leaves",
             fix="copy or make the file again",
         )
-    if first.startswith("version https://git-lfs.github.com/"):
-        return Form(what="is a pointer of Git LFS, not the file", fix="run `git lfs pull`")
     if first.startswith("\x1e"):
         return Form(
             what="has a record separator (RFC 7464) before records", command="tr -d '\\036'"

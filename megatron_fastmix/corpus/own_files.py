@@ -4,15 +4,17 @@ text: the files of each dataset, and what earlier runs left in a folder."""
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_fastmix.corpus.writer import INDEX_MAGIC
+from megatron_fastmix.corpus.output_lock import LOCK_END
+from megatron_fastmix.corpus.writer import INDEX_MAGIC, INDEX_VERSION
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.same_file import file_keys
 
-_PARTIAL = (".bin.partial", ".lengths.partial", ".documents.partial", ".idx.partial")
+PARTIALS = (".bin.partial", ".lengths.partial", ".documents.partial", ".idx.partial")
 _DIGESTS = (".digests", ".digests.partial")
 _LOSS_MASK = "_loss_mask"
 _TAIL_BYTES = 200
@@ -37,9 +39,9 @@ class Output:
 
 def dataset_files(prefix: str, *, masked: bool, held_out: bool) -> list[str]:
     """Every file that the writing of one dataset makes, those under way among them."""
-    names = [f"{prefix}{end}" for end in (".bin", ".idx", ".json", ".journal.json", *_PARTIAL)]
+    names = [f"{prefix}{end}" for end in (".bin", ".idx", ".json", ".journal.json", *PARTIALS)]
     if masked:
-        names += [f"{prefix}{_LOSS_MASK}{end}" for end in (".bin", ".idx", *_PARTIAL)]
+        names += [f"{prefix}{_LOSS_MASK}{end}" for end in (".bin", ".idx", *PARTIALS)]
     if held_out:
         names += [f"{prefix}{end}" for end in _DIGESTS]
     return names
@@ -88,7 +90,7 @@ def is_ours(path: str) -> bool:
 
     It is no text to train on, though a folder or a pattern may match it.
     """
-    if path.endswith((*_PARTIAL, ".digests.partial")):
+    if path.endswith((*PARTIALS, ".digests.partial", LOCK_END)):
         return True
     stem, end = os.path.splitext(path)
     if end == ".idx":
@@ -96,7 +98,7 @@ def is_ours(path: str) -> bool:
     if end == ".bin":
         return _begins(f"{stem}.idx", INDEX_MAGIC)
     if end == ".digests":
-        return _is_manifest(f"{stem}.json")
+        return is_manifest(f"{stem}.json")
     if _begins(f"{path}.json", _TOKENIZER_HEAD):
         return True  # a tokenizer, beside the record of its training
     if end != ".json":
@@ -107,7 +109,14 @@ def is_ours(path: str) -> bool:
         return _begins(path, _JOURNAL_HEAD)
     if path.endswith(".split_by.json"):
         return _begins(path, _SPLIT_BY_HEAD)
-    return _is_manifest(path) or (os.path.exists(stem) and _begins(path, _TOKENIZER_HEAD))
+    return is_manifest(path) or (os.path.exists(stem) and _begins(path, _TOKENIZER_HEAD))
+
+
+def is_loss_mask(prefix: str) -> bool:
+    """Whether a loss mask of ours is at `prefix`: an index of uint8, which Megatron writes for no
+    tokens, without a manifest, which a dataset of its own has."""
+    head = struct.pack("<QB", INDEX_VERSION, 1)
+    return _begins(f"{prefix}.idx", INDEX_MAGIC + head) and not is_manifest(f"{prefix}.json")
 
 
 def _is_a_users(path: str) -> bool:
@@ -119,7 +128,8 @@ def _is_a_users(path: str) -> bool:
     return not is_ours(path) and not _begins(path, _MANIFEST_HEAD)
 
 
-def _is_manifest(path: str) -> bool:
+def is_manifest(path: str) -> bool:
+    """Whether the file is the manifest of a dataset that we wrote."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))

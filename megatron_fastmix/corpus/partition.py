@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from dataclasses import dataclass
@@ -39,6 +40,12 @@ def value_text(value: FieldValue) -> str:
 
 def score(value: FieldValue) -> float:
     """The value as a finite number. Raises `ValueError` for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"found {value!r}; quantiles need a finite number")
-    return float(value)
+    number = math.nan
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # an integer beyond the largest float
+            number = float(value)
+    if not math.isfinite(number):
+        found = repr(value)
+        shown = found if len(found) <= 60 else f"{found[:60]}..."
+        raise ValueError(f"found {shown}; quantiles need a finite number")
+    return number

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 
 from megatron_fastmix.corpus.chat_template import read_chat_template
 from megatron_fastmix.corpus.dataset_output import DatasetOutput, read_digests
+from megatron_fastmix.corpus.earlier_files import remove_dataset, remove_earlier_parts
 from megatron_fastmix.corpus.encoding import EncodedChunk, Encoder
 from megatron_fastmix.corpus.inputs import expand_inputs
 from megatron_fastmix.corpus.journal import Journal, journal_path, read_journal, write_journal
@@ -22,6 +25,7 @@ from megatron_fastmix.corpus.manifest import (
     input_records,
     read_manifest,
 )
+from megatron_fastmix.corpus.output_lock import locked_outputs
 from megatron_fastmix.corpus.own_files import check_outputs
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
 from megatron_fastmix.corpus.progress import Progress
@@ -36,7 +40,7 @@ from megatron_fastmix.corpus.tokenizers import (
     tokenizer_files,
 )
 from megatron_fastmix.corpus.workers import map_chunks
-from megatron_fastmix.errors import DataError
+from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.processes import available_cores
 from megatron_fastmix.storage import storage_errors
 
@@ -60,6 +64,7 @@ def preprocess(
     """
     # All inputs are looked at before any work.
     files = {d.prefix: expand_inputs(d.input, d.input_format) for d in config.datasets}
+    _check_names(config, files)
     workers = config.workers or available_cores()
     # Of a dataset that is split, as they were before they were read for its values.
     inputs = {d.prefix: input_records(files[d.prefix]) for d in config.datasets if d.split_by}
@@ -78,19 +83,34 @@ def preprocess(
         report(note)
     inputs = {prefix: input_records(paths) for prefix, paths in files.items()} | inputs
     excluded: set[bytes] = set()
-    manifests = []
+    manifests: list[Manifest] = []
     for dataset in config.in_order:
         work = _DatasetWork(dataset, config, tokenizer, record, inputs[dataset.prefix], excluded)
         with storage_errors(
             f"{dataset.prefix}: cannot write", "run again, it continues where it stopped"
         ):
-            manifests += work.finished(report) or work.run(report)
+            found = work.finished(report) or work.run_alone(report)
+            manifests += found.values()
             if isinstance(dataset, PartitionedDataset):
                 keep_partition(dataset, inputs[dataset.prefix], dataset.partition)
-            for prefix, _, held_out in dataset.outputs:
-                if held_out:
+            written = [prefix for d in config.datasets for prefix, _, _ in d.outputs]
+            remove_earlier_parts(dataset.prefix, written, inputs[dataset.prefix], report)
+            for prefix, manifest in found.items():
+                if manifest.held_out:
                     excluded |= read_digests(prefix)
     return manifests
+
+
+def _check_names(config: PreprocessConfig, files: dict[str, list[str]]) -> None:
+    """Raises `ConfigError` for the name of a file that a manifest cannot hold."""
+    model = config.tokenizer.tokenizer_model
+    for path in (*files, *(path for paths in files.values() for path in paths), model or ""):
+        try:
+            path.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"{path!a}: the name is no UTF-8, so that no manifest can tell it; rename it"
+            ) from None
 
 
 def _check_outputs(
@@ -152,24 +172,36 @@ class _DatasetWork:
         )
         self.recipe = self._recipe()
 
-    def finished(self, report: Report) -> list[Manifest] | None:
-        """The manifests, where all outputs are there and of this recipe."""
-        manifests = []
+    def finished(self, report: Report) -> dict[str, Manifest] | None:
+        """The manifests by prefix, where all outputs that are not empty are there and of this
+        recipe."""
+        manifests: dict[str, Manifest] = {}
+        missing = set()
         for prefix, _, _ in self.dataset.outputs:
             try:
                 manifest = read_manifest(prefix)
             except DataError:
                 return None  # damaged or of another version: written anew
             if manifest is None or manifest.recipe != self.recipe:
-                return None
+                missing.add(Path(prefix).name)
+                continue
             if not DatasetOutput.is_whole(prefix, manifest):
                 return None
-            manifests.append(manifest)
-        for (prefix, _, _), manifest in zip(self.dataset.outputs, manifests, strict=True):
+            manifests[prefix] = manifest
+        if any(missing - set(manifest.empty_parts) for manifest in manifests.values()):
+            return None
+        for prefix, manifest in manifests.items():
             report(f"{prefix}: up to date, {manifest.tokens:,} tokens")
-        return manifests
+        return manifests or None
 
-    def run(self, report: Report) -> list[Manifest]:
+    def run_alone(self, report: Report) -> dict[str, Manifest]:
+        """As `run`, while no other program writes any of the outputs."""
+        outputs = [prefix for prefix, _, _ in self.dataset.outputs]
+        with locked_outputs(dict.fromkeys([self.dataset.prefix, *outputs]), report):
+            # Another program may have just finished them.
+            return self.finished(report) or self.run(report)
+
+    def run(self, report: Report) -> dict[str, Manifest]:
         """Writes all outputs, from the last journal where there is one."""
         self.encoder.tokenizer.prepare()
         for note in self._template_notes():
@@ -181,8 +213,8 @@ class _DatasetWork:
             with Progress(self.dataset.prefix, sum(i.bytes for i in self.inputs)) as progress:
                 journal = self._write(journal, outputs, progress)
                 manifests = self._finish(journal, outputs)
-                for output, manifest in zip(outputs, manifests, strict=True):
-                    report(_summary(output.prefix, manifest, progress.rates))
+                for prefix, manifest in manifests.items():
+                    report(_summary(prefix, manifest, progress.rates))
             journal_path(self.dataset.prefix).unlink(missing_ok=True)
         except _WrongInputError:
             # Correcting it makes another recipe, so nothing could be continued.
@@ -250,15 +282,25 @@ class _DatasetWork:
             bad_lines=bad_lines,
         )
 
-    def _finish(self, journal: Journal, outputs: list[DatasetOutput]) -> list[Manifest]:
-        for output in outputs:
-            if not output.tokens:
-                raise _WrongInputError(
-                    f"{output.prefix}: no document with text goes there; check the inputs"
-                    + (" and the shares of the split" if self.dataset.split else "")
-                )
-        return [
-            output.finish(
+    def _finish(self, journal: Journal, outputs: list[DatasetOutput]) -> dict[str, Manifest]:
+        """Gives the outputs their names, but for empty ones, of which nothing stays."""
+        empty = [output for output in outputs if not output.tokens]
+        if len(empty) == len(outputs):
+            raise _WrongInputError(
+                f"{self.dataset.prefix}: no document with text goes there; check the inputs"
+            )
+        for output in empty:
+            shares = " and the shares of the split" if self.dataset.split else ""
+            print(
+                f"note: {output.prefix}: no document with text goes there, so it is not written; "
+                f"check the inputs{shares}",
+                file=sys.stderr,
+            )
+            output.discard()
+            remove_dataset(output.prefix)
+        base = self.dataset.prefix
+        return {
+            output.prefix: output.finish(
                 bad_lines=journal.bad_lines,
                 append_eod=self.append_eod,
                 recipe=self.recipe,
@@ -266,9 +308,12 @@ class _DatasetWork:
                 inputs=self.inputs,
                 licence=self.dataset.licence,
                 origin=self.dataset.origin,
+                part_of=None if output.prefix == base else Path(base).name,
+                empty_parts=tuple(Path(each.prefix).name for each in empty),
             )
             for output in outputs
-        ]
+            if output.tokens
+        }
 
     def _open(self) -> tuple[Journal, list[DatasetOutput]]:
         vocab_size = self.tokenizer_record.vocab_size

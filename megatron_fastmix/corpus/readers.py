@@ -19,15 +19,18 @@ from typing import IO, Any
 
 from megatron_fastmix.corpus.file_kinds import check_packed
 from megatron_fastmix.corpus.first_bytes import HEAD_BYTES, check_head, without_mark
-from megatron_fastmix.corpus.inputs import InputFormat, file_format
+from megatron_fastmix.corpus.inputs import COMPRESSIONS, InputFormat, file_format
 from megatron_fastmix.errors import ConfigError, DataError, StorageError
 from megatron_fastmix.storage import is_storage_error
+from megatron_fastmix.text_files import check_no_pointer
 
 CHUNK_BYTES = 1 << 20
 """Bytes of text per chunk: long enough to hide the hand-over, short enough to share out."""
 PARQUET_ROWS = 512
 """Rows of a Parquet file per chunk."""
 _PIECE = 1 << 16
+_ZSTD_WINDOW = 1 << 31
+"""The largest that `zstd --long=31` writes; the library refuses more than 128 MiB unasked."""
 
 Record = bytes | dict[str, Any]
 """A line or a whole file as bytes, or a row of Parquet."""
@@ -92,14 +95,16 @@ def iter_chunks(
 ) -> Iterator[Chunk]:
     """Cuts a file into chunks of about `chunk_bytes`; `columns` are those to read from Parquet.
 
-    Raises `DataError` for a file that cannot be read or unpacked, or whose beginning tells that
-    none of its lines is a record.
+    Raises `DataError` for a file that cannot be read or unpacked, for a pointer of Git LFS, and for
+    one whose beginning tells that none of its lines is a record.
     """
     name = str(path)
+    with _reading(name):
+        check_no_pointer(name)
     record_format = (file_format(path) or "jsonl") if input_format == "auto" else input_format
     if record_format == "parquet":
         chunks = _parquet_chunks(name, columns)
-    elif name.endswith((".gz", ".zst")):
+    elif name.lower().endswith(COMPRESSIONS):
         chunks = _unpacked_chunks(name, record_format, chunk_bytes)
     else:
         chunks = _plain_chunks(name, record_format, chunk_bytes)
@@ -200,7 +205,7 @@ def _rest_of_line(stream: IO[bytes]) -> bytes:
 
 
 def _unpack(path: str, packed: IO[bytes]) -> IO[bytes]:
-    if path.endswith(".gz"):
+    if path.lower().endswith(".gz"):
         return gzip.open(packed, "rb")  # type: ignore[return-value]
     try:
         import zstandard
@@ -217,6 +222,7 @@ class _ZstdFrames(io.RawIOBase):
 
     def __init__(self, zstandard: Any, packed: IO[bytes]) -> None:
         self._zstandard, self._packed = zstandard, packed
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
         self._frame: Any = None
         self._input = b""
         self._output = memoryview(b"")
@@ -231,7 +237,7 @@ class _ZstdFrames(io.RawIOBase):
                 if self._frame is not None:
                     raise OSError("the file is truncated: its last frame has no end")
                 return 0
-            self._frame = self._frame or self._zstandard.ZstdDecompressor().decompressobj()
+            self._frame = self._frame or self._decompressor.decompressobj()
             try:
                 self._output = memoryview(self._frame.decompress(self._input))
             except self._zstandard.ZstdError as error:

@@ -28,6 +28,7 @@ from megatron_fastmix.corpus.record_types import (
     sharegpt_turns,
 )
 from megatron_fastmix.errors import DataError
+from megatron_fastmix.text_files import RepeatedKeyError, unique_keys
 
 __all__ = ["Document", "RecordParser", "RecordType", "read_documents"]
 
@@ -173,7 +174,7 @@ def _plain_document(record: bytes, record_format: InputFormat) -> Document:
 
 def _parse_json(line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=unique_keys)
     except UnicodeDecodeError as error:
         raise ValueError(f"invalid UTF-8 at byte {error.start + 1} of the line") from None
     except json.JSONDecodeError as error:
@@ -184,6 +185,8 @@ def _parse_json(line: bytes) -> dict[str, Any]:
         raise ValueError(f"malformed JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
         raise ValueError("malformed JSON: nested too deeply") from None
+    except RepeatedKeyError:
+        raise
     except ValueError:  # Python reads integers of up to 4,300 digits
         raise ValueError("malformed JSON: holds a number that is too long to be read") from None
     if not isinstance(value, dict):

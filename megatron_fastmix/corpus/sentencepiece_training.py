@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Literal
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.corpus.inputs import expand_inputs
 from megatron_fastmix.corpus.manifest import input_records
-from megatron_fastmix.corpus.own_files import Output, check_outputs
+from megatron_fastmix.corpus.own_files import Output, check_outputs, is_ours
 from megatron_fastmix.corpus.records import read_documents
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.text_files import read_bytes, read_json
@@ -76,16 +77,18 @@ def train_sentencepiece(
     inputs and settings give the same bytes. `OUTPUT.json` records what the model was trained on;
     a model whose record fits is kept.
 
-    Raises `ConfigError` for weights that do not fit, `DataError` for unreadable or too little
+    Raises `ConfigError` for weights that do not fit and for an `output` that is there and was not
+    written so, `DataError` for unreadable or too little
     text.
     """
     import sentencepiece
 
     shares = [1.0] * len(inputs) if weights is None else list(weights)
-    if len(shares) != len(inputs) or not inputs or min(shares) < 0 or sum(shares) <= 0:
+    fits = len(shares) == len(inputs) > 0 and min(shares) >= 0 and 0 < sum(shares) < math.inf
+    if not fits:
         raise ConfigError(
-            f"weights: found {shares} for {len(inputs)} inputs; give one weight of 0 or more for "
-            "each input, not all 0"
+            f"weights: found {shares} for {len(inputs)} inputs; give one finite weight of 0 or "
+            "more for each input, not all 0"
         )
     files = [file for name in inputs for file in expand_inputs([str(name)])]
     written = (str(output), str(_record_path(Path(output))))
@@ -93,6 +96,11 @@ def train_sentencepiece(
         [Output(path=path, of="the training") for path in written],
         {"the training": files},
     )
+    if _is_anothers(Path(output)):
+        raise ConfigError(
+            f"{output}: is there, and train-tokenizer did not write it (no {written[1]} beside it "
+            "tells so); the training would write over it: move it away, or choose another file"
+        )
     record: dict[str, object] = {
         "settings": dataclasses.asdict(config),
         "weights": [share / sum(shares) for share in shares],
@@ -135,14 +143,19 @@ def train_sentencepiece(
             "smaller vocabulary or more text"
         ) from None
     content = model.getvalue()
-    write_atomically(output, content)
     record["sha256"] = hashlib.sha256(content).hexdigest()
+    # First, so that a model whose writing was cut off is known as ours.
     write_atomically(_record_path(Path(output)), json.dumps(record, indent=2) + "\n")
+    write_atomically(output, content)
     return True
 
 
 def _record_path(output: Path) -> Path:
     return output.with_name(output.name + ".json")
+
+
+def _is_anothers(output: Path) -> bool:
+    return output.is_file() and output.stat().st_size > 0 and not is_ours(str(output))
 
 
 def _is_trained(output: Path, record: dict[str, object]) -> bool:

@@ -170,3 +170,44 @@ def test_a_template_that_counts_characters_of_control_tokens_is_refused():
         parse(
             {"messages": [{**USER, "content": "a</s>b"}, ANSWER]}, source, control_tokens=("</s>",)
         )
+
+
+GENERATION = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content }}</s>{% endgeneration %}{% else %}{{ m.content }}</s>{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("source", [None, TEMPLATE, GENERATION])
+@pytest.mark.parametrize(
+    "mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss": False}, {"loss_mask": 0}]
+)
+def test_an_answer_that_its_record_marks_is_context_alone(source, mark):
+    first, last = ANSWER | {"content": "First"}, ANSWER | {"content": "Last"}
+    key = next(iter(mark))
+    plain = parse({"messages": [USER, first, USER, last]}, source)
+    marked = parse({"messages": [USER, first | mark, USER, last | {key: True}]}, source)
+    assert "".join(marked.parts) == "".join(plain.parts)
+    assert [text.removesuffix("</s>") for text in learned(marked)] == ["Last"]
+    with pytest.raises(ValueError, match="no message of the assistant is to be learned"):
+        parse({"messages": [USER, first | mark]}, source)
+
+
+def test_a_mark_of_another_value_is_refused_and_one_of_sharegpt_is_known():
+    with pytest.raises(ValueError, match=r"message 2: 'weight' is 0\.5"):
+        parse({"messages": [USER, ANSWER | {"weight": 0.5}]})
+    said = [("human", "Hi", {}), ("gpt", "No", {"train": False}), ("gpt", "Yes", {})]
+    turns = [{"from": who, "value": text, **mark} for who, text, mark in said]
+    document = parse({"conversations": turns}, None, "sharegpt")
+    assert learned(document) == ["Yes"]
+
+
+def test_marks_are_refused_where_the_template_does_not_tell_the_answers_apart():
+    source = GENERATION.replace("{{ m.content }}</s>{% endgen", "{% endgen", 1)
+    source = source.replace(
+        "{% generation %}",
+        "{% generation %}{{ m.content }}{% endgeneration %}{% generation %}</s>",
+        1,
+    )
+    with pytest.raises(ValueError, match="marks 4 answers for 2 messages of the assistant"):
+        parse({"messages": [USER, ANSWER | {"weight": 0}, USER, ANSWER]}, source)

@@ -6,6 +6,7 @@ import zipfile
 
 import pytest
 
+from megatron_fastmix.cli.main import main
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.lab.demo import answers as demo_answers
 from megatron_fastmix.lab.demo import demo
@@ -120,3 +121,9 @@ def test_rows_of_the_fine_tuning_demo_come_from_the_wheels(tmp_path):
     (english,), (french,) = rows_of("chat_english"), rows_of("chat_other")
     assert [turn["content"] for turn in english["messages"]] == ["Hello", "Hi"]
     assert [turn["role"] for turn in french["messages"]] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", "0"])
+def test_a_scale_that_is_no_factor_is_refused(tmp_path, capsys, scale):
+    assert main(["demo", "--output", str(tmp_path / "demo"), "--scale", scale]) == 2
+    assert "--scale: found" in capsys.readouterr().err

@@ -12,8 +12,11 @@ import pytest
 
 from megatron_fastmix.corpus import readers
 from megatron_fastmix.corpus.first_bytes import HEAD_BYTES
+from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.corpus.records import read_documents
+from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import DataError
+from tests.conftest import write_dataset
 
 RECORDS = [{"text": "abc"}, {"text": "d e\u00e9f"}]
 
@@ -161,3 +164,32 @@ def test_a_mark_in_a_key_is_shown(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"\ufefftext": "abc"}\n')
     with pytest.raises(DataError, match=r"the record has: '\\ufefftext'"):
         texts(tmp_path / "a.jsonl")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.txt", "a.jsonl.gz"])
+def test_a_pointer_of_git_lfs_is_no_input(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(POINTER)
+    with pytest.raises(DataError, match=f"{name}: is a pointer of Git LFS, .* `git lfs pull`"):
+        list(read_documents(path))
+
+
+@pytest.mark.parametrize("end", [".idx", ".bin"])
+def test_nor_a_file_of_a_dataset(tmp_path: Path, end: str) -> None:
+    write_dataset(tmp_path / "web", [[1, 2, 3]] * 50, vocab_size=9)
+    (tmp_path / f"web{end}").write_bytes(POINTER)
+    with pytest.raises(DataError, match=rf"web\{end}: is a pointer of Git LFS"):
+        inspect_indexed_dataset(tmp_path / "web")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("SentencePieceTokenizer", "tok.model"), ("HuggingFaceTokenizer", "tokenizer.json")],
+)
+def test_nor_a_tokenizer(tmp_path: Path, kind: str, name: str) -> None:
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(DataError, match=f"{name}: is a pointer of Git LFS"):
+        load_tokenizer(kind, str(tmp_path / name))

@@ -1,8 +1,10 @@
 """Every form of input gives the same documents; odd bytes are kept or named, never lost."""
 
+import errno
 import gzip
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from megatron_fastmix.corpus import readers
 from megatron_fastmix.corpus.inputs import expand_inputs
 from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
+from megatron_fastmix.corpus.records import read_documents
 from megatron_fastmix.errors import ConfigError, DataError
 
 TEXTS = ["first\nwith a line break", "", "naïve 東京 🙂", "\0\r\n\t", "last"]
@@ -120,12 +123,15 @@ def test_folders_globs_and_loops(tmp_path):
     (root / "sub" / "note.md").write_text("not of a known format")
     (root / ".hidden.jsonl").write_bytes(as_jsonl(["hidden"]))
     (root / "sub" / "loop").symlink_to(root)
-    (root / "broken.jsonl").symlink_to(root / "nothing")
     run(tmp_path, root)
     assert sorted(texts_of(tmp_path / "out")) == ["a", "b", "c"]
     run(tmp_path, root / "[ab].jsonl", root / "a.jsonl")
     assert texts_of(tmp_path / "out") == ["a", "b"]
     assert len(expand_inputs([str(root)], "text")) == 4
+    (root / "sub" / "broken.jsonl").symlink_to(root / "nothing")
+    for read in (root, root / "sub" / "*.jsonl", root / "**"):
+        with pytest.raises(DataError, match=r"broken\.jsonl: .* links to .*nothing: No such file"):
+            expand_inputs([str(read)])
 
 
 def test_inputs_that_mean_nothing_are_refused(tmp_path):
@@ -198,3 +204,100 @@ def test_a_file_is_read_once_however_it_is_spelled(tmp_path, monkeypatch):
     (tmp_path / "hard.jsonl").hardlink_to("a.jsonl")
     spelled = ["./a.jsonl", "a.jsonl", str(tmp_path / "a.jsonl"), "link.jsonl", "*.jsonl", "."]
     assert expand_inputs(spelled) == ["./a.jsonl"]
+
+
+def test_the_widest_window_of_zstd_is_read(tmp_path):
+    line = as_jsonl(["x"])
+    # A frame of one raw block, whose header tells the window of `zstd --long=31`.
+    block = (len(line) << 3 | 1).to_bytes(3, "little") + line
+    path = tmp_path / "in.jsonl.zst"
+    path.write_bytes(b"\x28\xb5\x2f\xfd\x00" + bytes([(31 - 10) << 3]) + block)
+    assert list(read_documents(path)) == ["x"]
+
+
+@pytest.mark.parametrize("name", ["b.jsonl.bz2", "b.jsonl.xz", "b.jsonl.part", "b.csv", "b.gz"])
+def test_a_file_of_a_folder_that_would_be_lost_is_named(tmp_path, name):
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl(["a"]))
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ConfigError, match=re.escape(name)):
+        expand_inputs([str(tmp_path)])
+    assert len(expand_inputs([f"{tmp_path}/**/*.jsonl"])) == 1
+
+
+def test_files_of_another_kind_are_left_out_and_told(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl(["a"]))
+    (tmp_path / "cache.npy").write_bytes(b"x")
+    assert len(expand_inputs([str(tmp_path)])) == 1
+    assert f"left out: {tmp_path}/cache.npy" in capsys.readouterr().err
+
+
+def test_capitals_in_the_end_of_a_packed_file_are_read(tmp_path):
+    (tmp_path / "a.jsonl.GZ").write_bytes(gzip.compress(as_jsonl(["a"])))
+    (tmp_path / "b.JSONL.Zst").write_bytes(zstandard.ZstdCompressor().compress(as_jsonl(["b"])))
+    run(tmp_path, tmp_path)
+    assert texts_of(tmp_path / "out") == ["a", "b"]
+
+
+@pytest.mark.parametrize("end", ["", "/**/*.jsonl"])
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, end):
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl(["a"]))
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path="."):  # as to other users than root, who may run the tests
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="closed: cannot read the folder: Permission denied"):
+        expand_inputs([f"{tmp_path}{end}"])
+
+
+def test_a_loop_of_links_is_named(tmp_path):
+    (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
+    with pytest.raises(DataError, match=r"loop\.jsonl: cannot read the input"):
+        expand_inputs([str(tmp_path)])
+
+
+def test_a_pipe_is_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(DataError, match=r"pipe\.jsonl: is a pipe or a device, not a file"):
+        run(tmp_path, tmp_path / "pipe.jsonl")
+
+
+def test_a_key_given_twice_is_a_bad_record(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(as_jsonl(["a"]) + b'{"text": "b", "meta": {"k": 1, "k": 2}}\n')
+    with pytest.raises(DataError, match=r"in\.jsonl:2: the key 'k' occurs twice in one object"):
+        run(tmp_path, path)
+    assert run(tmp_path, path, skip_bad_lines=1).bad_lines == 1
+
+
+def test_a_text_that_the_tokenizer_refuses_is_a_bad_record_with_its_line(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    backend = Tokenizer(models.WordLevel({"a": 0, "b": 1, "</s>": 2}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    words = {"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": str(tmp_path)}
+    numbers = {"tokenizer_type": "NullTokenizer", "vocab_size": 9}
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl(["a b", "a c", "b"]))
+    (tmp_path / "1.jsonl").write_bytes(as_jsonl(["1 2", "x", "3"]))
+    for tokenizer, name in ((words, "a.jsonl"), (numbers, "1.jsonl")):
+        for workers, allowed in ((1, 0), (2, 0), (1, 1)):
+            dataset = DatasetConfig(
+                prefix=str(tmp_path / "out"),
+                input=(str(tmp_path / name),),
+                skip_bad_lines=allowed,
+                held_out=True,
+            )
+            config = PreprocessConfig(
+                tokenizer=TokenizerConfig(**tokenizer), datasets=(dataset,), workers=workers
+            )
+            if not allowed:
+                with pytest.raises(DataError, match=f"{name}:2: the tokenizer refuses the text: "):
+                    preprocess(config, lambda line: None)
+                continue
+            (manifest,) = preprocess(config, lambda line: None)
+            assert (manifest.documents, manifest.bad_lines) == (2, 1)

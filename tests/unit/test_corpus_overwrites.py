@@ -218,6 +218,19 @@ def test_training_a_tokenizer_writes_over_no_input(tmp_path: Path) -> None:
     assert not train_sentencepiece([tmp_path], output, settings)
 
 
+@pytest.mark.parametrize("name", ["foreign.model", "notes.txt"])
+def test_training_a_tokenizer_writes_over_no_file_of_another(folder: Path, name: str) -> None:
+    text = "".join(json.dumps({"text": f"some words {n} of text"}) + "\n" for n in range(300))
+    (folder / "in.jsonl").write_text(text)
+    (folder / name).write_text("what a user has")
+    before = snapshot(folder)
+    command = ["train-tokenizer", "--input", "in.jsonl", "--vocab-size", "285"]
+    assert main([*command, "--tokenizer-model", name]) == 2
+    assert snapshot(folder) == before
+    for size in ("285", "286"):  # our own is trained anew
+        assert main([*command[:-1], size, "--tokenizer-model", "own.model"]) == 0
+
+
 def test_nor_over_a_json_file_that_no_run_wrote(folder: Path) -> None:
     own = config({"prefix": "mine", "input": ("other.jsonl",)})
     text = '{"text": "what the user wrote"}\n'

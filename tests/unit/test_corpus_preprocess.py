@@ -1,10 +1,14 @@
 """Preprocessing: the bytes are Megatron's, a second run does nothing, bad input is named."""
 
 import json
+import os
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from megatron_fastmix.cli.main import main
 from megatron_fastmix.config import TokenizerConfig
 from megatron_fastmix.corpus.manifest import read_manifest
 from megatron_fastmix.corpus.preprocess import preprocess
@@ -16,7 +20,9 @@ TEXTS = ["def f(x):\n    return x\n", "", "naïve café", "a" * 5000, "\0\r\n", 
 
 
 def write_jsonl(path, texts, key="text"):
-    path.write_text("".join(json.dumps({key: text}) + "\n" for text in texts), encoding="utf-8")
+    Path(path).write_text(
+        "".join(json.dumps({key: text}) + "\n" for text in texts), encoding="utf-8"
+    )
     return str(path)
 
 
@@ -133,3 +139,72 @@ def test_one_prefix_for_two_datasets_is_refused(tmp_path):
             tokenizer=TokenizerConfig(tokenizer_type="ByteLevelTokenizer"),
             datasets=(dataset, dataset),
         )
+
+
+def test_a_text_dataset_keeps_no_loss_mask_and_no_digests_of_an_earlier_one(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"question": "q", "answer": "a"}\n')
+    answers = DatasetConfig(
+        prefix=str(tmp_path / "out"),
+        input=(str(path),),
+        record_type="question_answer",
+        held_out=True,
+    )
+    config = byte_config(tmp_path, [str(path)], json_key="answer")
+    preprocess(replace(config, datasets=(answers,)), lambda line: None)
+    assert (tmp_path / "out_loss_mask.idx").exists()
+    (tmp_path / "out_loss_mask.bin.partial").write_bytes(b"x")
+    # A run that was stopped had removed the manifest already.
+    for manifest_is_there in (True, False):
+        if not manifest_is_there:
+            preprocess(replace(config, datasets=(answers,)), lambda line: None)
+            (tmp_path / "out.json").unlink()
+        preprocess(config, lambda line: None)
+        assert not list(tmp_path.glob("out_loss_mask*"))
+        assert (tmp_path / "out.digests").exists() != manifest_is_there
+
+
+def test_a_dataset_of_ones_own_is_no_loss_mask(tmp_path):
+    path = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+    config = byte_config(tmp_path, [path])
+    own = replace(config.datasets[0], prefix=str(tmp_path / "out_loss_mask"))
+    preprocess(replace(config, datasets=(own,)), lambda line: None)
+    preprocess(config, lambda line: None)
+    assert read_manifest(tmp_path / "out_loss_mask") is not None
+    assert (tmp_path / "out_loss_mask.idx").exists()
+
+
+@pytest.mark.parametrize("place", ["input", "prefix"])
+def test_a_name_that_is_no_utf_8_is_refused_before_the_work(tmp_path, place):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/odd\xff.jsonl")
+    path = write_jsonl(odd if place == "input" else str(tmp_path / "in.jsonl"), TEXTS)
+    config = byte_config(tmp_path, [path])
+    if place == "prefix":
+        config = replace(config, datasets=(replace(config.datasets[0], prefix=odd),))
+    before = os.listdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"odd\\udcff.jsonl': the name is no UTF-8"):
+        preprocess(config, lambda line: None)
+    assert os.listdir(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--split", "969,30,1"],
+        ["--tokenizer-model", "other"],
+        ["--skip-bad-lines", "3"],
+        ["--append-eod"],
+        ["--json-keys", "text", "title"],
+    ],
+)
+def test_flags_beside_a_configuration_are_refused_by_name(tmp_path, capsys, flags):
+    path = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+    values = {
+        "tokenizer": {"tokenizer_type": "ByteLevelTokenizer"},
+        "datasets": [{"prefix": str(tmp_path / "out"), "input": [path]}],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    command = ["preprocess", "--config", str(tmp_path / "config.json"), "--workers", "1"]
+    assert main([*command, *flags]) == 2
+    assert f"--config sets everything; leave out {flags[0]}" in capsys.readouterr().err
+    assert main(command) == 0

@@ -1,6 +1,7 @@
 """Interrupted anywhere, preprocessing leaves nothing that looks complete, and then goes on."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -12,8 +13,10 @@ from megatron_fastmix.config import TokenizerConfig
 from megatron_fastmix.corpus import preprocess as module
 from megatron_fastmix.corpus import readers
 from megatron_fastmix.corpus.dataset_output import DatasetOutput
+from megatron_fastmix.corpus.output_lock import OutputLock
 from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
+from megatron_fastmix.errors import ConfigError
 from tests.processes import wait_until_gone
 
 CHUNKS = 12
@@ -186,3 +189,44 @@ def test_a_full_disk(tmp_path):
     said, _ = start(tmp_path, "out").communicate()
     assert "continuing after chunk" in said
     assert contents(tmp_path, "out") == contents(tmp_path, "straight")
+
+
+def test_a_second_run_at_the_same_time_is_refused_and_harms_nothing(tmp_path):
+    write_texts(tmp_path)
+    assert start(tmp_path, "straight").wait() == 0
+    first = start(tmp_path, "out", pause=0.02)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out.journal.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert (tmp_path / "out.preprocess.lock").exists()
+    second = start(tmp_path, "out")
+    _, error = second.communicate()
+    assert second.returncode == 1
+    assert f"out: another preprocess is writing this dataset, process {first.pid} on " in error
+    assert socket.gethostname() in error
+    assert first.poll() is None
+    first.communicate()
+    assert first.returncode == 0
+    assert contents(tmp_path, "out") == contents(tmp_path, "straight")
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_a_part_is_locked_like_the_whole(tmp_path):
+    write_pairs(tmp_path / "in.jsonl")
+    lock = OutputLock(str(tmp_path / "out_train"))
+    lock.acquire()
+    with pytest.raises(ConfigError, match="out_train: another preprocess is writing"):
+        preprocess(config(tmp_path, "out", split="2,1,1"), lambda line: None)
+    lock.release()
+    assert len(preprocess(config(tmp_path, "out", split="2,1,1"), lambda line: None)) == 3
+
+
+def test_a_lock_that_another_host_left_is_watched(tmp_path):
+    path = tmp_path / "out.preprocess.lock"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
+    lock, said = OutputLock(str(tmp_path / "out"), heartbeat_seconds=0.1), []
+    lock.acquire(said.append)
+    assert "left by process 7 on elsewhere" in said[0]
+    lock.release()
+    assert not path.exists()

@@ -172,3 +172,15 @@ def test_what_cannot_be_split_is_refused(tmp_path, changes, told):
     with pytest.raises(ConfigError, match=told):
         run(DatasetConfig(**{"prefix": str(tmp_path / "out"), "input": (source,)} | changes))
     assert list(tmp_path.iterdir()) == [tmp_path / "all.jsonl"]
+
+
+def test_a_score_beyond_all_floats_is_a_bad_record(tmp_path):
+    records = [{"text": f"document {n}", "s": n} for n in range(8)]
+    source = write(tmp_path / "all.jsonl", [*records, {"text": "x", "s": 10**400}])
+    dataset = DatasetConfig(
+        prefix=str(tmp_path / "out"), input=(source,), split_by="s", quantiles=2
+    )
+    with pytest.raises(
+        DataError, match=r"all.jsonl:9: found 10{59}\.\.\.; quantiles need a finite"
+    ):
+        run(dataset)

@@ -1,6 +1,7 @@
 """Splits depend on content alone, and nothing held out is left in training."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from megatron_fastmix.config import TokenizerConfig
 from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
 from megatron_fastmix.corpus.splits import Splitter
+from megatron_fastmix.dataset_paths import find_datasets
 from megatron_fastmix.errors import ConfigError, DataError
 
 TEXTS = [f"document number {n}" for n in range(400)]
@@ -123,6 +125,62 @@ def test_unequal_shares_and_empty_splits_are_refused(tmp_path):
         run(first, DatasetConfig(prefix=str(tmp_path / "b"), input=(path,), split="8,2"))
     with pytest.raises(ConfigError, match="is not split"):
         DatasetConfig(prefix="c", input=(path,), split="1,1", held_out=True)
-    with pytest.raises(DataError, match="no document with text goes there; check the inputs and"):
-        run(DatasetConfig(prefix=str(tmp_path / "a"), input=(path,), split="999999,1"))
+    write(tmp_path / "blank.jsonl", ["", ""])
+    with pytest.raises(DataError, match="no document with text goes there; check the inputs"):
+        run(replace(first, input=(str(tmp_path / "blank.jsonl"),)))
     assert not list(tmp_path.glob("a_*"))
+
+
+def test_an_empty_part_is_told_and_not_written_and_the_rest_is_kept(tmp_path, capsys):
+    path = write(tmp_path / "in.jsonl", TEXTS[:9])
+    dataset = DatasetConfig(prefix=str(tmp_path / "a"), input=(path,), split="1,999999")
+    run(replace(dataset, split="1,1"))  # its train part is of another recipe, and must not stay
+    capsys.readouterr()
+    manifests, _ = run(dataset)
+    assert set(manifests) == {"a_valid"}
+    assert "a_train: no document with text goes there, so it is not" in capsys.readouterr().err
+    assert sorted(texts_of(tmp_path / "a_valid")) == sorted(TEXTS[:9])
+    assert not list(tmp_path.glob("a_train*"))
+    again, said = run(dataset)
+    assert (again, len(said)) == (manifests, 1)
+    assert "a_valid: up to date" in said[0]
+    (tmp_path / "a_valid.bin").unlink()
+    run(dataset)
+    assert sorted(texts_of(tmp_path / "a_valid")) == sorted(TEXTS[:9])
+
+
+def test_parts_of_an_earlier_split_are_removed_and_told(tmp_path, capsys):
+    path = write(tmp_path / "in.jsonl", TEXTS)
+    other = write(tmp_path / "other.jsonl", TEXTS)
+    prefix = str(tmp_path / "out" / "web")
+    run(DatasetConfig(prefix=prefix, input=(path,), split="8,1,1"))
+    run(DatasetConfig(prefix=f"{prefix}_own", input=(path,)))  # a dataset of its own
+    _, said = run(DatasetConfig(prefix=prefix, input=(path,), split="8,2"))
+    assert f"{prefix}_test: removed, a part of an earlier split of the same inputs" in said
+    assert {file.name.partition(".")[0] for file in (tmp_path / "out").iterdir()} == {
+        "web_train",
+        "web_valid",
+        "web_own",
+    }
+    assert "note:" not in capsys.readouterr().err
+    # What may be wanted still is told.
+    _, said = run(DatasetConfig(prefix=prefix, input=(other,)))
+    assert not [line for line in said if "removed" in line]
+    told = capsys.readouterr().err
+    assert f"note: {prefix}_train: left by an earlier run" in told
+    assert f"note: {prefix}_valid: left by an earlier run" in told
+    assert (tmp_path / "out" / "web_train.bin").exists()
+    run(DatasetConfig(prefix=prefix, input=(path,), split="8,2"))
+    assert f"note: {prefix}: left by an earlier run" in capsys.readouterr().err
+
+
+def test_values_that_are_gone_leave_no_part(tmp_path):
+    path = tmp_path / "in.jsonl"
+    prefix = str(tmp_path / "out" / "web")
+    dataset = DatasetConfig(prefix=prefix, input=(str(path),), split_by="lang")
+    for languages in ("en de", "en fr"):
+        records = [{"text": word, "lang": word} for word in languages.split()]
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        manifests, _ = run(dataset)
+        assert set(manifests) == {f"web_{word}" for word in languages.split()}
+    assert find_datasets(str(tmp_path / "out"), "web") == (f"{prefix}_en", f"{prefix}_fr")

@@ -142,6 +142,11 @@ def test_what_cannot_be_trained_is_refused(corpus, tmp_path):
         train_sentencepiece(
             [corpus], tmp_path / "m", SentencePieceConfig(vocab_size=300), weights=[1, 2]
         )
+    for weights in ([1, float("nan")], [1, float("inf")], [1e308, 1e308]):
+        with pytest.raises(ConfigError, match="weights: found"):
+            train_sentencepiece(
+                [corpus] * 2, tmp_path / "m", SentencePieceConfig(vocab_size=300), weights=weights
+            )
     with pytest.raises(DataError, match="smaller vocabulary or more text"):
         train_sentencepiece([corpus], tmp_path / "m", SentencePieceConfig(vocab_size=30_000))
 

@@ -218,3 +218,13 @@ def test_a_start_reads_no_dataset_whole(tmp_path, monkeypatch):
     with open(f"{prefix}.bin", "r+b") as file:
         file.write(b"\x02")
     assert fingerprint(prefix, sample_bytes_for(16_000)) != before
+
+
+@pytest.mark.parametrize("path", ["web", "web/part_*", "**"])
+def test_a_dataset_whose_preprocess_is_not_finished_is_refused(tmp_path, path):
+    touch(tmp_path, "web/part_1")
+    (tmp_path / "web/part_1.bin.partial").write_bytes(b"x")  # written anew: the old one is whole
+    assert found(tmp_path, path) == ["web/part_1"]
+    (tmp_path / "web/part_2.bin.partial").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"part_2\.bin\.partial .* run the same preprocess again"):
+        found(tmp_path, path)
