@@ -2,9 +2,9 @@
 
 An optimizer step of the proxy of size η on mixture α moves the target loss by −η·Σ_k α_k P_k to
 first order, with P_k = ⟨v, ∇L_k⟩; so a step on α rather than α⁰ lowers it by a further
-η·Σ_k (α_k − α⁰_k) P_k. Summed over the search, each outer step standing for the optimizer steps since
-the one before, that is how much lower the target loss would be at its end, had each of its steps
-been taken on α rather than on α⁰ from where the proxy stood.
+η·Σ_k (α_k − α⁰_k) P_k. Summed over the search, each outer step standing for the optimizer steps
+since the one before, that is how much lower the target loss would be at its end, had each of its
+steps been taken on α rather than on α⁰ from where the proxy stood.
 
 What an earlier step on another mixture changes for a later one is left out. So the sum says too
 little of late steps: at an optimum all sources inside their bounds have equal products, whichever
@@ -89,6 +89,7 @@ def _predict(
     expected = _expected_samples(run)
     gains, variances, steps = [], [], 0
     start: dict[str, Any] = {"step": 0}
+    centre: float | None = None
     for before, line in itertools.pairwise([start, *run.outer]):
         products, rate = line.get("products"), rates.get(line["step"])
         if not isinstance(products, dict) or rate is None:
@@ -97,7 +98,11 @@ def _predict(
         if not all(is_number(products.get(name)) for name in learned):
             if expected is None:
                 continue
-            products, changes = _of_drawn(line, changes, expected)
+            mean = _sample_mean(line)
+            products, changes = _of_drawn(
+                line, changes, expected, mean if centre is None else centre
+            )
+            centre = mean
         count = line["step"] - before["step"]
         errors = line.get("products_standard_error") or {}
         known = all(is_number(errors.get(name)) for name in learned)
@@ -132,21 +137,29 @@ def _expected_samples(run: RunRecord) -> dict[str, float] | None:
     }
 
 
+def _sample_mean(line: Mapping[str, Any]) -> float:
+    """Of the products of a drawn probe's samples."""
+    samples = line.get("probe_samples") or {}
+    held = [name for name, value in line["products"].items() if is_number(value)]
+    total = math.fsum(samples.get(name, 0) for name in held)
+    return math.fsum(samples.get(n, 0) * line["products"][n] for n in held) / max(total, 1)
+
+
 def _of_drawn(
-    line: Mapping[str, Any], changes: Mapping[str, float], expected: Mapping[str, float]
+    line: Mapping[str, Any],
+    changes: Mapping[str, float],
+    expected: Mapping[str, float],
+    centre: float,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Products and changes of the sources that a drawn probe held, whose sum is on average that
     over all: a source counts by its samples over the expected ones (Horvitz and Thompson, 1952).
-    Products are less the mean of the n samples, since changes of all the sources add up to 0; as in
-    any covariance of n samples that asks for n / (n − 1)."""
+    Products are less `centre`, which takes most of their noise and, since changes of all the
+    sources add up to 0, moves no mean where it is of another draw."""
     samples = line.get("probe_samples") or {}
     held = [name for name in changes if is_number(line["products"].get(name)) and samples.get(name)]
-    total = math.fsum(samples[name] for name in held)
-    mean = math.fsum(samples[name] * line["products"][name] for name in held) / max(total, 1)
-    factor = total / max(total - 1, 1)
     return (
-        {name: line["products"][name] - mean for name in held},
-        {name: factor * changes[name] * samples[name] / expected[name] for name in held},
+        {name: line["products"][name] - centre for name in held},
+        {name: changes[name] * samples[name] / expected[name] for name in held},
     )
 
 
