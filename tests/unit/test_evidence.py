@@ -97,6 +97,21 @@ def test_the_budget_is_compared_seed_by_seed(tmp_path):
         assert f"{cells} | {difference:+.3f} ± {error:.3f} |" in text, method
 
 
+def test_the_larger_scenario_is_that_of_the_rows(tmp_path):
+    lines = lines_of("pretrain_large", 3, tmp_path)
+    text = (ROWS / "README.md").read_text()
+    ours = lines["fastmix"]
+    assert f"| **FastMix** | 3 | {ours.loss:.3f} ± {ours.deviation:.3f} | |" in text
+    for name in ("proportional", "uniform"):
+        line = lines[name]
+        difference, error = behind(line, ours)
+        row = f"| {name} | {len(line.losses)} | {line.loss:.3f} ± {line.deviation:.3f} "
+        assert f"{row}| {difference:+.3f} ± {error:.3f} |" in text
+    helpers = ("docstrings", "sympy_code", "python_bare")
+    assert ours.weights["noise"] < 0.001
+    assert 0.7 < sum(ours.weights[name] for name in helpers) < 0.8
+
+
 def test_equal_lengths_and_schedules_are_those_of_the_rows(tmp_path):
     text = (ROWS / "README.md").read_text().replace("−", "-").replace("**", "")
     lines = lines_of("equal_lengths", 6, tmp_path, folder="studies")
