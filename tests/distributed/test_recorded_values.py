@@ -38,6 +38,10 @@ ELSEWHERE = {"losses": 1e-5, "products": 5e-4, "weights": 1e-3, "logits": 1e-3}
 A difference of two fp32 losses over 2ε magnifies their last bits, and Adam on the logits divides by
 the products' own size: other kernels of one processor differ by 7e-8, 8e-5, 8e-5 and 3e-4."""
 
+LAST_BITS = {"weights": 1e-13, "logits": 1e-13}
+"""The same in the recorded environment: processors of one kind differ in the last bits of NumPy's
+exp and log."""
+
 
 def numbers(texts: Any) -> Any:
     """What `hexadecimal` was given."""
@@ -52,10 +56,12 @@ def recorded() -> dict[str, Any]:
 @pytest.mark.parametrize("name", SEARCHES)
 def test_searches(recorded: Mapping[str, Any], tmp_path: Path, name: str) -> None:
     expected, found = recorded["searches"][name], search_values(tmp_path, name)
+    tolerances = ELSEWHERE
     if environment() == recorded["environment"]:
-        assert found == expected
-        return
-    for key, tolerance in ELSEWHERE.items():
+        exact = found.keys() - LAST_BITS.keys()
+        assert {key: found[key] for key in exact} == {key: expected[key] for key in exact}
+        tolerances = LAST_BITS
+    for key, tolerance in tolerances.items():
         here, there = np.array(numbers(found[key])), np.array(numbers(expected[key]))
         np.testing.assert_allclose(here, there, rtol=0, atol=tolerance * np.abs(there).max())
 
