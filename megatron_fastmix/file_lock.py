@@ -49,8 +49,8 @@ class FileLock(ABC):
         self._stays = stays
 
     @abstractmethod
-    def _refusal(self, holder: dict[str, Any]) -> str:
-        """What to tell where `holder`, with its host and pid, has the lock."""
+    def _refusal(self, holder: str) -> str:
+        """What to tell where `holder`, such as `process 7 on node-1`, has the lock."""
 
     @abstractmethod
     def _unwritable(self, reason: str) -> Exception:
@@ -139,7 +139,7 @@ class FileLock(ABC):
         except BlockingIOError:
             holder = _read(descriptor)
             os.close(descriptor)
-            raise ConfigError(self._refusal(holder)) from None
+            raise ConfigError(self._refusal(_named(holder))) from None
         except OSError:
             return False  # the heartbeat alone protects what it guards
         return True
@@ -148,7 +148,7 @@ class FileLock(ABC):
         """Whether the file is there still once the holder did not touch it for long."""
         assert self._descriptor is not None
         note(
-            f"{self.path}: left by process {holder.get('pid')} on {holder.get('host')}; waiting "
+            f"{self.path}: left by {_named(holder)}; waiting "
             f"{3 * self.heartbeat_seconds:.0f} s to see whether it lives"
         )
         before = os.fstat(self._descriptor).st_mtime_ns
@@ -160,7 +160,7 @@ class FileLock(ABC):
             if os.stat(self.path).st_mtime_ns != before:
                 os.close(self._descriptor)
                 self._descriptor = None
-                raise ConfigError(self._refusal(holder))
+                raise ConfigError(self._refusal(_named(holder)))
         return True
 
     def _beat(self, descriptor: int) -> None:
@@ -175,3 +175,7 @@ def _read(descriptor: int) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return holder if isinstance(holder, dict) else {}
+
+
+def _named(holder: dict[str, Any]) -> str:
+    return f"process {holder.get('pid', '?')} on {holder.get('host', 'an unknown host')}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from megatron_fastmix.errors import StorageError
 from megatron_fastmix.file_lock import HEARTBEAT_SECONDS, FileLock
@@ -22,11 +21,10 @@ class OutputLock(FileLock):
     def _unwritable(self, reason: str) -> StorageError:
         return StorageError(f"{self.path}: cannot write: {reason}; mend that and run again")
 
-    def _refusal(self, holder: dict[str, Any]) -> str:
-        host, process = holder.get("host", "an unknown host"), holder.get("pid", "?")
+    def _refusal(self, holder: str) -> str:
         return (
-            f"{self._prefix}: another preprocess is writing this dataset, process {process} on "
-            f"{host}; wait for it or stop it, or choose another output prefix"
+            f"{self._prefix}: another preprocess is writing this dataset, {holder}; wait for it or "
+            "stop it, or choose another output prefix"
         )
 
 

@@ -30,8 +30,7 @@ MIXED_SHARES_OF = {
 def notes(mixture: LearnedMixture, blend: Blend) -> list[str]:
     """One text for each thing that the user must know about this export."""
     found = []
-    moved = mixture.outer_steps > 0 or bool(mixture.seeds)
-    warning = indistinct_from_uniform(mixture.sources) if moved else None
+    warning = indistinct_from_uniform(mixture.sources) if mixture.has_spread else None
     if warning:
         found.append(f"warning: {warning}")
     if blend.dropped:

@@ -22,7 +22,7 @@ def final_table(
     tokens = mixture.loss_tokens_are
     # The spread of one run's iterates is no uncertainty, and is not written as one.
     spread = "±" if mixture.seeds else "moved"
-    moved = mixture.outer_steps > 0 or bool(mixture.seeds)
+    moved = mixture.has_spread
     columns = {
         "source": [source.name for source in heaviest],
         "initial weight": [f"{source.initial_weight:.4f}" for source in heaviest],

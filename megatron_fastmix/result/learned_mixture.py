@@ -179,11 +179,16 @@ class LearnedMixture:
         return "Blends for Megatron and tools that draw rows have the shares of rows."
 
     @property
+    def has_spread(self) -> bool:
+        """Whether anything has moved the weights: outer steps, or one seed after another."""
+        return self.outer_steps > 0 or bool(self.seeds)
+
+    @property
     def spread_is(self) -> str:
         """What `weight_std` is: over seeds, or no more than over the averaged part of one run."""
         if self.seeds:
             return f"the standard deviation over {len(self.seeds)} seeds, which the weight averages"
-        if self.outer_steps == 0:
+        if not self.has_spread:
             return "not known: no outer step moved the weights"
         return (
             f"the spread over the last {self.averaged_outer_steps} of {self.outer_steps} outer "

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shlex
 import uuid
-from typing import Any
 
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.file_lock import HEARTBEAT_SECONDS, FileLock
@@ -35,10 +34,9 @@ class RunLock(FileLock):
     def _unwritable(self, reason: str) -> ConfigError:
         return ConfigError(f"run_dir: cannot write to {self.path.parent}: {reason}")
 
-    def _refusal(self, holder: dict[str, Any]) -> str:
+    def _refusal(self, holder: str) -> str:
         folder = self.path.parent
-        host, process = holder.get("host", "an unknown host"), holder.get("pid", "?")
         return (
-            f"{folder}: a search is running here, process {process} on {host}; wait for it, stop "
+            f"{folder}: a search is running here, {holder}; wait for it, stop "
             f"it (touch {shlex.quote(str(folder))}/stop), or choose another run_dir"
         )

@@ -182,7 +182,7 @@ class Search:
         earlier: list[dict[str, Any]] = []
         parameters, warnings = None, []
         if self.world.rank == 0:
-            warnings = copied_targets(self.config)
+            warnings = [] if self.step else copied_targets(self.config)
             sinks = open_sinks(self.config, self.folder, self.step, draw=progress_picture)
             earlier = read_metrics(self.folder.metrics) if self.step else []
             parameters = proxy_parameters(self.config, self.inputs.tokenizer.vocab_size)

@@ -11,6 +11,7 @@ from megatron_fastmix.lab.comparison.rows import Row, SearchRow
 from megatron_fastmix.lab.comparison.scenario import Scenario
 from megatron_fastmix.lab.comparison.statistics import standard_deviation, total_variation
 from megatron_fastmix.lab.measurements import Measurement
+from megatron_fastmix.report.quantiles import student_95
 from megatron_fastmix.text_table import align
 
 UNIFORM = "uniform"
@@ -22,8 +23,6 @@ its proxies is as long as FastMix's one."""
 JUDGE_REACH = 0.2
 """Spread of target models under one mixture that a comparison allows, as a share of the gap from
 uniform to the best."""
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
-"""Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +146,7 @@ def beyond_error(line: MethodLine, ours: MethodLine) -> bool | None:
 
 def is_beyond(difference: float, error: float, freedom: int) -> bool:
     """Whether a difference is outside its 95 % interval by Student's t of so many degrees."""
-    return abs(difference) > STUDENT[min(freedom, len(STUDENT)) - 1] * error
+    return abs(difference) > student_95(freedom) * error
 
 
 def judge(lines: Sequence[MethodLine]) -> tuple[float, float | None] | None:
