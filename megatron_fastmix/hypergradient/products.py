@@ -147,7 +147,7 @@ class Products:
         variance = np.where(known, self.counts * self.standard_error**2, 0.0)  # of a sample
         if not freedom.sum() > 0:
             return self.standard_error
-        pooled = np.sqrt(freedom @ variance / freedom.sum())
+        pooled = np.sqrt((freedom * variance).sum() / freedom.sum())
         return np.where(self.seen & ~known, pooled, self.standard_error)
 
 

@@ -44,7 +44,7 @@ def advantages(
     if alpha.sum() == 0:
         return np.full(len(weights), np.nan), np.full(len(weights), np.nan)
     alpha = alpha / alpha.sum()
-    value = gains - alpha @ np.where(seen, gains, 0.0)
+    value = gains - (alpha * np.where(seen, gains, 0.0)).sum()
     squares = np.where(seen, errors, 0.0) ** 2
     # p_k itself has the factor 1 − α_k, every other one α_i.
     variance = (1 - 2 * alpha) * squares + (alpha**2 * squares).sum()

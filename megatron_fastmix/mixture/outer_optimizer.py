@@ -37,9 +37,11 @@ def centred(gradient: np.ndarray, weights: np.ndarray, seen: np.ndarray) -> np.n
 
     Counting the unseen as 0 would push them down or up for no reason.
     """
+    # No @ here nor in what is logged: BLAS rounds a dot product by where its arrays lie in memory,
+    # so that a resumed process would differ in the last bit.
     alpha, h = weights[seen], gradient[seen]
     result = np.zeros_like(gradient)
-    result[seen] = h - (alpha @ h) / alpha.sum()
+    result[seen] = h - (alpha * h).sum() / alpha.sum()
     return result
 
 
