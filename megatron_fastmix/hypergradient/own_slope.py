@@ -43,5 +43,5 @@ def own_slope_error(
     squared = probe.parameters.norm(v) ** 2  # an estimator may take the memory of v
     (found,) = estimator(replace(probe, batches=batches), [v])
     weights = torch.cat([weights for _, weights in objective]).double().cpu().numpy()
-    slope = float(group.sum(np.array([found.values @ weights]))[0])
+    slope = float(group.sum(np.array([(found.values * weights).sum()]))[0])
     return abs(slope / squared - 1) if squared and np.isfinite(squared) else float("nan")

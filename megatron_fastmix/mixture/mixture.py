@@ -19,6 +19,7 @@ from megatron_fastmix.mixture.optimality import Optimality, judge_optimality, se
 from megatron_fastmix.mixture.outer_optimizer import OUTER_OPTIMIZERS, logit_gradient
 from megatron_fastmix.mixture.schedule import scheduled_rate
 from megatron_fastmix.mixture.simplex import (
+    dot,
     project_onto_bounds,
     project_onto_nested_bounds,
     safe_log,
@@ -205,7 +206,7 @@ class Mixture:
         at_least, at_most = (least > 0) & (sums < least + near), (most < 1) & (sums > most - near)
         _, advantage, _ = self.averaged_groups()
         free = ~(at_least | at_most) & np.isfinite(advantage)
-        rest = sums[free] @ advantage[free] / sums[free].sum() if free.any() else 0.0
+        rest = dot(sums[free], advantage[free]) / sums[free].sum() if free.any() else 0.0
         held = (at_least & (advantage < rest)) | (at_most & (advantage > rest))
         return np.where(held[self.groups.members], self.groups.members, -1)
 

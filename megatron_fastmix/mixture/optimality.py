@@ -15,6 +15,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from megatron_fastmix.mixture.simplex import dot
+
 CLEAR = 3.0
 """Standard errors from 0 beyond which an advantage, or a trend of a weight, counts."""
 FEWEST_OUTER_STEPS = 40
@@ -44,7 +46,7 @@ def advantages(
     if alpha.sum() == 0:
         return np.full(len(weights), np.nan), np.full(len(weights), np.nan)
     alpha = alpha / alpha.sum()
-    value = gains - (alpha * np.where(seen, gains, 0.0)).sum()
+    value = gains - dot(alpha, np.where(seen, gains, 0.0))
     squares = np.where(seen, errors, 0.0) ** 2
     # p_k itself has the factor 1 − α_k, every other one α_i.
     variance = (1 - 2 * alpha) * squares + (alpha**2 * squares).sum()

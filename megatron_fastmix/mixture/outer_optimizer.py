@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from megatron_fastmix.config import MixtureConfig
+from megatron_fastmix.mixture.simplex import dot
 
 
 class OuterOptimizer(Protocol):
@@ -37,11 +38,9 @@ def centred(gradient: np.ndarray, weights: np.ndarray, seen: np.ndarray) -> np.n
 
     Counting the unseen as 0 would push them down or up for no reason.
     """
-    # No @ here nor in what is logged: BLAS rounds a dot product by where its arrays lie in memory,
-    # so that a resumed process would differ in the last bit.
     alpha, h = weights[seen], gradient[seen]
     result = np.zeros_like(gradient)
-    result[seen] = h - (alpha * h).sum() / alpha.sum()
+    result[seen] = h - dot(alpha, h) / alpha.sum()
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from megatron_fastmix.mixture.objective.aggregation import TargetAggregation
-from megatron_fastmix.mixture.simplex import safe_log, softmax
+from megatron_fastmix.mixture.simplex import dot, safe_log, softmax
 
 _STEP = 0.5
 """τ, how far ahead α is looked at: by about this much in log α, whatever the outer optimizer."""
@@ -37,7 +37,7 @@ def least_gain_weights(
         initial: α⁰, shape (K,).
     """
     # A constant added to a target's products changes no gain, and must not change τ.
-    slopes = products - (products @ weights)[:, None]
+    slopes = products - dot(products, weights)[:, None]
     scale = np.sqrt(np.mean(slopes**2))
     omega = np.full(len(products), 1 / len(products))
     if scale == 0:
@@ -47,16 +47,17 @@ def least_gain_weights(
 
     def allowed(omega: np.ndarray) -> tuple[float, np.ndarray]:
         """max over α of the above, convex in ω, and its gradient: the gains at the best α."""
-        logits = log_weights + _STEP * (omega @ slopes)
+        ahead = dot(omega, slopes.T)
+        logits = log_weights + _STEP * ahead
         highest = logits.max()
         total = highest + np.log(np.exp(logits - highest).sum())
-        return total / _STEP - omega @ slopes @ initial, slopes @ (softmax(logits) - initial)
+        return total / _STEP - dot(ahead, initial), dot(slopes, softmax(logits) - initial)
 
     # Exponentiated gradient (Kivinen and Warmuth, 1997) with a rate that follows the curvature.
     rate = 1.0
     value, gains = allowed(omega)
     for _ in range(_ROUNDS):
-        if omega @ gains - gains.min() < _TOLERANCE:
+        if dot(omega, gains) - gains.min() < _TOLERANCE:
             break
         trial = softmax(safe_log(omega) - rate * gains)
         trial_value, trial_gains = allowed(trial)
