@@ -15,6 +15,7 @@ from megatron_fastmix.corpus.manifest import read_manifest
 from megatron_fastmix.errors import CheckpointError, ConfigError, DataError, StorageError
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.storage import describe, is_storage_error
 
 _MAY_DIFFER = re.compile(
@@ -47,7 +48,8 @@ def check_folder(config: SearchConfig, *, accept_changes: bool = False) -> RunFo
 
     With `accept_changes`, everything may differ that leaves a checkpoint
     its meaning, such as a longer training. Raises `ConfigError` that names each key that differs
-    and may not, and for checkpoints without a configuration.
+    and may not, and for checkpoints without a configuration; `DataError` for metrics that a search
+    which resumes could not go on with.
     """
     run = RunFolder(Path(config.run_dir))
     folder, kept = run.path, run.config
@@ -88,6 +90,8 @@ def check_folder(config: SearchConfig, *, accept_changes: bool = False) -> RunFo
             f"{folder}: holds checkpoints but no {kept.name}, so nothing tells what they were "
             "searched with; put the file back, or choose another run_dir"
         )
+    if run.metrics.exists() and complete_steps(run):
+        read_metrics(run.metrics)  # else rank 0 would end over them alone, and the others wait
     return run
 
 

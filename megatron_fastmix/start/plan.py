@@ -184,16 +184,19 @@ def _parameters(config: SearchConfig, vocab_size: int) -> tuple[int, int]:
     return count, count
 
 
-def duration(hours: float) -> str:
-    """In hours, or in minutes below one."""
-    return f"{hours:.2g} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"
+def estimated_time(hours: float) -> str:
+    """To two digits, in hours, or in minutes or seconds below one of these."""
+    if hours >= 1:
+        return f"{hours:.2g} hours"
+    minutes = 60 * hours
+    return f"{minutes:.2g} minutes" if minutes >= 1 else f"{60 * minutes:.2g} seconds"
 
 
 def verdict(plan: Plan, config: SearchConfig, memory_gib: float) -> str:
     """Whether it fits, and how long it takes, in one line."""
     stage = config.engine.zero_stage
     need = plan.most_memory(stage) / 2**30
-    time = duration(plan.hours)
+    time = estimated_time(plan.hours)
     if need <= memory_gib:
         return f"Fits: about {need:.3g} of {memory_gib:g} GiB per rank; takes about {time}."
     fitting = [s for s in plan.memory if s > stage and plan.most_memory(s) / 2**30 <= memory_gib]

@@ -19,7 +19,7 @@ from megatron_fastmix.config.strict_yaml import apply_overrides
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.search.inputs import assumed_inputs
 from megatron_fastmix.start.first_config import HELD_OUT, SHIPPED, shipped_configurations
-from megatron_fastmix.start.plan import duration, make_plan, warnings
+from megatron_fastmix.start.plan import estimated_time, make_plan, warnings
 from tests.conftest import SOURCES, write_dataset
 
 ASSUMED_TOKENS = 10_000_000_000
@@ -80,7 +80,7 @@ def head_lines(name: str, folder: Path) -> list[str]:
         gib = plan.most_memory(config.engine.zero_stage) / 2**30
         fits = "" if gib <= 80 else " (does not fit)"
         name_of = f"{gpus:2} GPU{'s' if gpus > 1 else ' '}"
-        lines.append(f"{name_of}  {duration(plan.hours)}, {gib:.3g} GiB each{fits}")
+        lines.append(f"{name_of}  {estimated_time(plan.hours)}, {gib:.3g} GiB each{fits}")
     return lines
 
 
@@ -432,3 +432,10 @@ def test_every_shipped_file_is_packaged() -> None:
     assert '"configurations/*.yaml"' in setup
     for text in shipped_configurations().values():
         assert yaml.safe_load(text)["run_dir"].startswith("runs/")
+
+
+@pytest.mark.parametrize(
+    ("hours", "text"), [(12.3, "12 hours"), (0.5, "30 minutes"), (0.007 / 60, "0.42 seconds")]
+)
+def test_a_time_is_told_in_a_unit_of_which_it_has_one(hours: float, text: str) -> None:
+    assert estimated_time(hours) == text

@@ -7,7 +7,7 @@ import pytest
 
 from megatron_fastmix.checkpoint.store import STATE_FILE
 from megatron_fastmix.config import load_config
-from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.result.mixture_file import write_mixture
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.start.claim import claim
@@ -85,3 +85,18 @@ def test_checkpoints_without_their_configuration_are_refused(config_file: Path) 
     with pytest.raises(ConfigError, match=r"run: holds checkpoints but no config\.yaml"):
         claim(config)
     assert not folder.config.exists()
+
+
+def test_damaged_metrics_are_said_before_a_rank_resumes(config_file: Path) -> None:
+    config = load_config(config_file)
+    folder = claim(config)
+    line = '{"kind": "inner", "step": 1}\n'
+    folder.metrics.write_text(line + "{torn\n" + line)
+    claim(config)  # nothing resumes
+    step = folder.checkpoint(3)
+    step.mkdir(parents=True)
+    (step / STATE_FILE).touch()
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2: .*delete the line"):
+        claim(config)
+    folder.metrics.write_text(line + '{"kind": "inn')  # as a kill leaves it
+    claim(config)
