@@ -132,6 +132,10 @@ class _WrongInputError(DataError):
     """The inputs cannot become this dataset; unlike an interruption."""
 
 
+class _TooManyBadLinesError(DataError):
+    """As an interruption: with more of them allowed the same inputs become the dataset."""
+
+
 class _DatasetWork:
     """The writing of one configured dataset, all its splits in one pass over the inputs."""
 
@@ -185,6 +189,8 @@ class _DatasetWork:
             if manifest is None or manifest.recipe != self.recipe:
                 missing.add(Path(prefix).name)
                 continue
+            if manifest.bad_lines > self.dataset.skip_bad_lines:
+                return None
             if not DatasetOutput.is_whole(prefix, manifest):
                 return None
             manifests[prefix] = manifest
@@ -251,18 +257,27 @@ class _DatasetWork:
         saved = time.monotonic()
         for encoded in map_chunks(self.encoder, chunks, self.workers):
             before = sum(output.tokens for output in outputs)
-            journal = self._account(journal, encoded)
+            try:
+                journal = self._account(journal, encoded)
+            except _TooManyBadLinesError as error:
+                if not journal.chunks:
+                    raise _WrongInputError(str(error)) from None
+                self._save(journal, outputs)
+                raise
             for index, output in enumerate(outputs):
                 output.write(encoded.splits[index], encoded.duplicates[index])
             progress.advance(encoded.input_bytes, sum(output.tokens for output in outputs) - before)
             if time.monotonic() - saved >= JOURNAL_SECONDS:
-                states = tuple(output.save() for output in outputs)
-                write_journal(self.dataset.prefix, dataclasses.replace(journal, outputs=states))
+                self._save(journal, outputs)
                 saved = time.monotonic()
         return journal
 
+    def _save(self, journal: Journal, outputs: list[DatasetOutput]) -> None:
+        states = tuple(output.save() for output in outputs)
+        write_journal(self.dataset.prefix, dataclasses.replace(journal, outputs=states))
+
     def _account(self, journal: Journal, encoded: EncodedChunk) -> Journal:
-        """Counts a chunk; raises `DataError` at one bad record too many."""
+        """Counts a chunk; raises `_TooManyBadLinesError` at one bad record too many."""
         earlier = journal.records if encoded.path == journal.path else 0
         bad_lines = journal.bad_lines
         for bad in encoded.bad_records:
@@ -270,9 +285,10 @@ class _DatasetWork:
             if bad_lines > self.dataset.skip_bad_lines:
                 allowed = self.dataset.skip_bad_lines
                 more = f" ({allowed:,} bad lines were allowed)" if allowed else ""
-                raise _WrongInputError(
+                then = ", which goes on from here" if journal.chunks else ""
+                raise _TooManyBadLinesError(
                     f"{encoded.path}:{earlier + bad.number}: {bad.reason}{more}; correct or remove "
-                    "the line, or allow some with --skip-bad-lines"
+                    f"the line, or allow some with --skip-bad-lines{then}"
                 )
         return dataclasses.replace(
             journal,
@@ -343,7 +359,8 @@ class _DatasetWork:
         for digest in sorted(self.encoder.excluded):
             excluded.update(digest)
         template = self.encoder.parser.chat_template
-        dataset = dataclasses.asdict(self.dataset)
+        # How many lines may be bad moves no byte.
+        dataset = dataclasses.asdict(self.dataset) | {"skip_bad_lines": 0}
         if not dataset["json_keys"]:  # younger than many a manifest
             del dataset["json_keys"]
         if self.dataset.split_by is None:  # likewise

@@ -16,7 +16,7 @@ from megatron_fastmix.corpus.dataset_output import DatasetOutput
 from megatron_fastmix.corpus.output_lock import OutputLock
 from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
-from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.errors import ConfigError, DataError
 from tests.processes import wait_until_gone
 
 CHUNKS = 12
@@ -27,12 +27,12 @@ def write_pairs(path):
     path.write_text("\n".join(lines))
 
 
-def config(tmp_path, out, **options):
+def config(tmp_path, out, *, skip_bad_lines=1, **options):
     dataset = DatasetConfig(
         prefix=str(tmp_path / out),
         input=(str(tmp_path / "in.jsonl"),),
         record_type="question_answer",
-        skip_bad_lines=1,
+        skip_bad_lines=skip_bad_lines,
         **options,
     )
     return PreprocessConfig(
@@ -86,6 +86,30 @@ def test_interrupted_after_any_chunk(tmp_path, monkeypatch, stop, options):
         assert [getattr(one, fact) for fact in facts] == [getattr(other, fact) for fact in facts]
     assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
     assert not list(tmp_path.glob("*.journal.json"))
+
+
+def test_allowing_more_bad_lines_goes_on_where_the_one_too_many_was(tmp_path, monkeypatch):
+    write_pairs(tmp_path / "in.jsonl")
+    lines = (tmp_path / "in.jsonl").read_text().splitlines()
+    lines[5] = lines[200] = "{"
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    monkeypatch.setattr(
+        module, "iter_chunks", lambda *args: readers.iter_chunks(*args, chunk_bytes=1000)
+    )
+    preprocess(config(tmp_path, "straight", skip_bad_lines=2), lambda line: None)
+    with pytest.raises(DataError, match=r"in\.jsonl:201: .*--skip-bad-lines, which goes on"):
+        preprocess(config(tmp_path, "out"), lambda line: None)
+    assert contents(tmp_path, "out") == {}
+    said = []
+    (manifest,) = preprocess(config(tmp_path, "out", skip_bad_lines=3), said.append)
+    assert "continuing after chunk" in said[0]
+    assert manifest.bad_lines == 2
+    assert contents(tmp_path, "out") == contents(tmp_path, "straight")
+    said = []
+    preprocess(config(tmp_path, "out", skip_bad_lines=2), said.append)
+    assert "up to date" in said[0]
+    with pytest.raises(DataError, match=r"in\.jsonl:201: .*1 bad lines were allowed"):
+        preprocess(config(tmp_path, "out"), lambda line: None)
 
 
 def test_a_lost_partial_file_or_a_changed_input_starts_over(tmp_path, monkeypatch):
