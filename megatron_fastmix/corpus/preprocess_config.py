@@ -53,7 +53,8 @@ class DatasetConfig:
     held_out: bool = False
     """Whether the dataset is a target: its documents are left out of all training data."""
     skip_bad_lines: int = 0
-    """How many malformed records are skipped and counted; one more is an error."""
+    """How many malformed records are skipped and counted; one more is an error, from which a higher
+    number goes on."""
     licence: str | None = None
     """Licence of the text, for the manifest."""
     origin: str | None = None
