@@ -32,7 +32,7 @@ REFUSED = {
     "optimizer": "the search builds AdamW from training.lr, adam_beta1, … itself",
     "scheduler": "the learning rate is training.lr, min_lr, lr_warmup_iters, lr_decay_style",
     "fp16": "the outer step takes gradients that no loss scaling reaches, in fp16 the small ones "
-    "among them become 0, and on CPU ranks DeepSpeed has no fp16: use engine.dtype bf16",
+    "among them become 0, and on most CPUs DeepSpeed has no fp16: use engine.dtype bf16",
     "amp": "use engine.dtype bf16",
     "torch_autocast": "use engine.dtype bf16",
     "activation_checkpointing": "it sets up functions that no model here calls: use "

@@ -101,9 +101,6 @@ def test_why_hpz_is_refused(
 
 
 def test_why_fp16_is_refused() -> None:
-    from deepspeed.accelerator import get_accelerator
-
-    assert not get_accelerator().is_fp16_supported()  # on CPU ranks, where a search must run, too
     small = torch.tensor(1e-8, dtype=torch.float32)
     assert small.bfloat16() > 0
     assert small.half() == 0
