@@ -101,12 +101,19 @@ def test_the_larger_scenario_is_that_of_the_rows(tmp_path):
     lines = lines_of("pretrain_large", 3, tmp_path)
     text = (ROWS / "README.md").read_text()
     ours = lines["fastmix"]
-    assert f"| **FastMix** | 3 | {ours.loss:.3f} ± {ours.deviation:.3f} | |" in text
+    assert f"| **FastMix** | 3 | {ours.loss:.3f} ± {ours.deviation:.3f} | | 1 |" in text
     for name in ("proportional", "uniform"):
         line = lines[name]
         difference, error = behind(line, ours)
         row = f"| {name} | {len(line.losses)} | {line.loss:.3f} ± {line.deviation:.3f} "
-        assert f"{row}| {difference:+.3f} ± {error:.3f} |" in text
+        assert f"{row}| {difference:+.3f} ± {error:.3f} | 0 |" in text
+    regmix = lines["regmix"]
+    difference, _ = behind(regmix, ours)
+    row = f"| RegMix, 32 proxies, LightGBM | {len(regmix.losses)} | {regmix.loss:.3f} "
+    assert f"{row}| {difference:+.3f} | {regmix.flops / ours.flops:.1f} |" in text
+    assert f"torch's code {regmix.weights['torch_code']:.2f} and" in text
+    without = f"({regmix.weights['python_bare']:.2f}; {ours.weights['python_bare']:.2f})"
+    assert f"Python without docstrings {without}" in text
     helpers = ("docstrings", "sympy_code", "python_bare")
     assert ours.weights["noise"] < 0.001
     assert 0.7 < sum(ours.weights[name] for name in helpers) < 0.8
