@@ -57,10 +57,10 @@ def preprocess(
 
     Held-out datasets come first, since training data leaves their documents out. A dataset is
     there already if its manifest has the same recipe (inputs by path, size and time of change;
-    tokenizer; options; held-out documents) and its files have the recorded sizes. Interrupted
-    work is continued. `also_read` are files that must not be overwritten either, such as the one
-    that `config` is from. Raises `ConfigError`, `DataError` and `StorageError`; what was finished
-    before stays.
+    tokenizer; options; held-out documents) and no more bad lines than are allowed, and its files
+    have the recorded sizes. Interrupted work is continued. `also_read` are files that must not be
+    overwritten either, such as the one that `config` is from. Raises `ConfigError`, `DataError` and
+    `StorageError`; what was finished before stays.
     """
     # All inputs are looked at before any work.
     files = {d.prefix: expand_inputs(d.input, d.input_format) for d in config.datasets}
@@ -133,7 +133,8 @@ class _WrongInputError(DataError):
 
 
 class _TooManyBadLinesError(DataError):
-    """As an interruption: with more of them allowed the same inputs become the dataset."""
+    """After some chunks that are worth keeping: with more of them allowed the same inputs become
+    the dataset, so it is as an interruption."""
 
 
 class _DatasetWork:
@@ -189,9 +190,8 @@ class _DatasetWork:
             if manifest is None or manifest.recipe != self.recipe:
                 missing.add(Path(prefix).name)
                 continue
-            if manifest.bad_lines > self.dataset.skip_bad_lines:
-                return None
-            if not DatasetOutput.is_whole(prefix, manifest):
+            too_many = manifest.bad_lines > self.dataset.skip_bad_lines
+            if too_many or not DatasetOutput.is_whole(prefix, manifest):
                 return None
             manifests[prefix] = manifest
         if any(missing - set(manifest.empty_parts) for manifest in manifests.values()):
@@ -259,9 +259,7 @@ class _DatasetWork:
             before = sum(output.tokens for output in outputs)
             try:
                 journal = self._account(journal, encoded)
-            except _TooManyBadLinesError as error:
-                if not journal.chunks:
-                    raise _WrongInputError(str(error)) from None
+            except _TooManyBadLinesError:
                 self._save(journal, outputs)
                 raise
             for index, output in enumerate(outputs):
@@ -277,7 +275,7 @@ class _DatasetWork:
         write_journal(self.dataset.prefix, dataclasses.replace(journal, outputs=states))
 
     def _account(self, journal: Journal, encoded: EncodedChunk) -> Journal:
-        """Counts a chunk; raises `_TooManyBadLinesError` at one bad record too many."""
+        """Counts a chunk; raises `DataError` at one bad record too many."""
         earlier = journal.records if encoded.path == journal.path else 0
         bad_lines = journal.bad_lines
         for bad in encoded.bad_records:
@@ -286,7 +284,8 @@ class _DatasetWork:
                 allowed = self.dataset.skip_bad_lines
                 more = f" ({allowed:,} bad lines were allowed)" if allowed else ""
                 then = ", which goes on from here" if journal.chunks else ""
-                raise _TooManyBadLinesError(
+                error = _TooManyBadLinesError if journal.chunks else _WrongInputError
+                raise error(
                     f"{encoded.path}:{earlier + bad.number}: {bad.reason}{more}; correct or remove "
                     f"the line, or allow some with --skip-bad-lines{then}"
                 )
