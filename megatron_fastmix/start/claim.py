@@ -53,6 +53,8 @@ def check_folder(config: SearchConfig, *, accept_changes: bool = False) -> RunFo
     """
     run = RunFolder(Path(config.run_dir))
     folder, kept = run.path, run.config
+    steps = complete_steps(run)
+    left = config.training.train_iters - max(steps, default=0)
     if kept.exists():
         before = _flat(strict_yaml.to_dict(load_config(kept)))
         now = _flat(strict_yaml.to_dict(config))
@@ -65,7 +67,6 @@ def check_folder(config: SearchConfig, *, accept_changes: bool = False) -> RunFo
         if config.mixture.weighting == "sampling":  # they say at which draw each past α held
             held = ("mixture.inner_steps", "training.global_batch_size")
             fatal += [key for key in held if key in changed]
-        left = config.training.train_iters - max(complete_steps(run), default=0)
         if left < 0:
             fatal.append("training.train_iters")
         if fatal or (changed and not accept_changes):
@@ -85,12 +86,12 @@ def check_folder(config: SearchConfig, *, accept_changes: bool = False) -> RunFo
             f"{folder}: holds the average of seeds {', '.join(map(str, seeds))}; go on with it by "
             f"--seeds {len(seeds)}, or choose another run_dir"
         )
-    elif complete_steps(run):
+    elif steps:
         raise ConfigError(
             f"{folder}: holds checkpoints but no {kept.name}, so nothing tells what they were "
             "searched with; put the file back, or choose another run_dir"
         )
-    if run.metrics.exists() and complete_steps(run):
+    if steps and left and run.metrics.exists():
         read_metrics(run.metrics)  # else rank 0 would end over them alone, and the others wait
     return run
 

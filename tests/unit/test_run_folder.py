@@ -100,3 +100,13 @@ def test_damaged_metrics_are_said_before_a_rank_resumes(config_file: Path) -> No
         claim(config)
     folder.metrics.write_text(line + '{"kind": "inn')  # as a kill leaves it
     claim(config)
+
+
+def test_damaged_metrics_keep_no_finished_search_from_being_shown(config_file: Path) -> None:
+    config = load_config(config_file)
+    folder = claim(config)
+    folder.metrics.write_text("{torn\n")
+    step = folder.checkpoint(config.training.train_iters)
+    step.mkdir(parents=True)
+    (step / STATE_FILE).touch()
+    claim(config)
