@@ -11,6 +11,7 @@ import torch
 from megatron_fastmix.batch.batch import Batch, Role
 from megatron_fastmix.hypergradient.probe import Probe
 from megatron_fastmix.hypergradient.products import SampleProducts
+from megatron_fastmix.mixture.simplex import dot
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.parameters import Vector
 
@@ -43,5 +44,5 @@ def own_slope_error(
     squared = probe.parameters.norm(v) ** 2  # an estimator may take the memory of v
     (found,) = estimator(replace(probe, batches=batches), [v])
     weights = torch.cat([weights for _, weights in objective]).double().cpu().numpy()
-    slope = float(group.sum(np.array([(found.values * weights).sum()]))[0])
+    slope = float(group.sum(np.array([dot(found.values, weights)]))[0])
     return abs(slope / squared - 1) if squared and np.isfinite(squared) else float("nan")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_fastmix.batch.batch import Batch, Role
+from megatron_fastmix.mixture.simplex import dot
 from megatron_fastmix.parallel.groups import DataParallelGroup
 
 
@@ -147,7 +148,7 @@ class Products:
         variance = np.where(known, self.counts * self.standard_error**2, 0.0)  # of a sample
         if not freedom.sum() > 0:
             return self.standard_error
-        pooled = np.sqrt((freedom * variance).sum() / freedom.sum())
+        pooled = np.sqrt(dot(freedom, variance) / freedom.sum())
         return np.where(self.seen & ~known, pooled, self.standard_error)
 
 
