@@ -7,6 +7,8 @@ import os
 import torch
 import torch.distributed as dist
 
+from megatron_fastmix.parallel.environment import local_rank
+
 
 def local_device() -> torch.device:
     """The accelerator of this rank, by LOCAL_RANK among those that it sees (SLURM may show each
@@ -15,8 +17,7 @@ def local_device() -> torch.device:
         return torch.device("cpu")
     kind = torch.accelerator.current_accelerator()
     assert kind is not None
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
-    return torch.device(kind.type, rank % torch.accelerator.device_count())
+    return torch.device(kind.type, local_rank() % torch.accelerator.device_count())
 
 
 def collective_device() -> torch.device:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +24,7 @@ from megatron_fastmix.deepspeed_engine.engine import (
 from megatron_fastmix.errors import ConfigError, DataError, FastMixError
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.mixture.objective import AGGREGATIONS, TargetAggregation
+from megatron_fastmix.parallel.environment import local_rank
 from megatron_fastmix.parallel.groups import DataParallelGroup, limit_waiting
 from megatron_fastmix.proxy.megatron_gpt import initialize_parallel_state
 from megatron_fastmix.run.folder import RunFolder
@@ -132,7 +132,7 @@ def _check_inputs(config: SearchConfig, world: DataParallelGroup) -> Inputs:
 
     Raises on all ranks what one of them finds wrong.
     """
-    first_of_host = os.environ.get("LOCAL_RANK", "0") == "0"
+    first_of_host = local_rank() == 0
     inputs: Inputs | None = None
     for reads in (True, False):
         refused: FastMixError | None = None

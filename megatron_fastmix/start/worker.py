@@ -27,6 +27,7 @@ from megatron_fastmix.errors import (
     OutOfMemoryError,
     StorageError,
 )
+from megatron_fastmix.parallel.environment import local_rank
 from megatron_fastmix.processes import stop_with_parent
 from megatron_fastmix.program import give_up_output
 from megatron_fastmix.run.folder import RunFolder
@@ -68,7 +69,7 @@ def run_worker(config: SearchConfig, *, accept_changes: bool = False) -> int:
         return _search(config, accept_changes)
     except FastMixError as error:
         # Ranks meet most errors together; some only one, which then says it on whatever host.
-        if (_is_first_here() or not error.is_echo) and _is_first_to_say(str(error)):
+        if (local_rank() == 0 or not error.is_echo) and _is_first_to_say(str(error)):
             _say(str(error))
         return error.exit_code
     except OSError as error:
@@ -235,18 +236,14 @@ def _first_line(error: BaseException) -> str:
 def _is_first_to_say(text: str) -> bool:
     """Of this host's ranks; until they know each other that is local rank 0."""
     if "torch" not in sys.modules:  # whose import takes seconds
-        return _is_first_here()
+        return local_rank() == 0
     from megatron_fastmix.parallel.roll_call import is_first_to_say
 
-    return is_first_to_say(text, otherwise=_is_first_here())
-
-
-def _is_first_here() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    return is_first_to_say(text, otherwise=local_rank() == 0)
 
 
 def _stop_at_start(number: int, frame: FrameType | None) -> NoReturn:
-    if _is_first_here():
+    if local_rank() == 0:
         _say("stopped before the first step; the same command starts again")
     _exit(STOPPED_EXIT_CODE)
 
