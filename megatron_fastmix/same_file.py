@@ -30,8 +30,3 @@ def dataset_keys(prefix: str | Path) -> set[Hashable]:
     """What tells an indexed dataset: two that share `PREFIX.bin` or `PREFIX.idx` have a key in
     common."""
     return {(end, key) for end in (".bin", ".idx") for key in file_keys(f"{prefix}{end}")}
-
-
-def same_dataset(prefix: str | Path, other: str | Path) -> bool:
-    """Whether two indexed datasets share a file: `PREFIX.bin` or `PREFIX.idx`."""
-    return any(same_file(f"{prefix}{end}", f"{other}{end}") for end in (".bin", ".idx"))

@@ -131,17 +131,9 @@ def positions_in_samples(segment: torch.Tensor) -> torch.Tensor | None:
     return torch.where(padding, positions % longest, positions)
 
 
-def attention_mask(segment: torch.Tensor) -> torch.Tensor | None:
-    """What a token must not attend to, bool (R, 1, S, S) as in Megatron; None where causality does.
-
-    A token attends to itself and to the earlier tokens of its own sample. Where no row holds two
-    samples, causal attention does that, since padding comes last.
-    """
-    return None if _one_sample_a_row(segment) else packed_mask(segment)
-
-
 def packed_mask(segment: torch.Tensor) -> torch.Tensor:
-    """As `attention_mask`, whatever the rows hold; asks the device for nothing."""
+    """What a token must not attend to, bool (R, 1, S, S) as in Megatron: all but itself and the
+    earlier tokens of its own sample. Asks the device for nothing."""
     same = segment[:, :, None] == segment[:, None, :]
     causal = torch.ones(same.shape[1:], dtype=torch.bool, device=segment.device).tril()
     return ~(same & causal)[:, None]

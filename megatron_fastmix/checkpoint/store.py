@@ -111,7 +111,7 @@ class CheckpointWriter:
         """
         self.finish()
         bad = next((key for key, array in arrays.items() if not np.isfinite(array).all()), None)
-        if self.world.sum(np.array([float(bad is not None)]))[0]:
+        if self.world.any(bad is not None):
             what = "another rank's share" if bad is None else bad.rpartition(":")[2]
             raise NonFiniteError(
                 f"step {state.step}: NaN or Inf in the proxy's parameters or Adam's moments, in "
@@ -159,7 +159,7 @@ class CheckpointWriter:
     def _raise_where_failed(self, folder: Path, error: OSError | None) -> None:
         """Raises `CheckpointError` on all ranks where one has an error, which it tells. Every rank
         must call; also keeps a fast rank from going on to files that rank 0 still removes."""
-        if not self.world.sum(np.array([float(error is not None)]))[0]:
+        if not self.world.any(error is not None):
             return
         if error is not None:
             _say(f"rank {self.world.rank}: cannot write {describe(error, folder / self.file)}")

@@ -16,7 +16,7 @@ from megatron_fastmix.export.blend import BlendEntry, dataset_names
 from megatron_fastmix.export.megatron_phases import NOTE, check_length, phases
 from megatron_fastmix.export.nemotron import entries
 from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource
-from megatron_fastmix.result.rounding import default_decimals, places_for, round_weights
+from megatron_fastmix.result.rounding import default_decimals, places_for, written_weights
 from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.text_list import listed
 
@@ -53,8 +53,7 @@ def trajectory_means(
     Raises `ConfigError` for a fraction that leaves a phase no outer step, and what `trajectory`
     raises.
     """
-    if not 0 < fraction < 1:
-        raise ConfigError(f"--phases: found {fraction:g}; use a fraction between 0 and 1, as 0.8")
+    _check_fraction(fraction)
     starts = trajectory(metrics, mixture)
     moves = starts[1:]
     border = fraction * mixture.steps
@@ -90,8 +89,7 @@ def phase_schedule(
 ) -> WeightSchedule:
     """`main` for the first `fraction` of `train_samples`, to the nearest whole global batch, then
     `anneal`; weights by name, 0 where a phase lacks a source. Raises `ConfigError`."""
-    if not 0 < fraction < 1:
-        raise ConfigError(f"--phases: found {fraction:g}; use a fraction between 0 and 1, as 0.8")
+    _check_fraction(fraction)
     check_length(train_samples, global_batch_size)
     change = round(fraction * train_samples / global_batch_size) * global_batch_size
     if not 0 < change < train_samples:
@@ -106,6 +104,11 @@ def phase_schedule(
             for at, weights in ((0, main), (change, anneal))
         )
     )
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise ConfigError(f"--phases: found {fraction:g}; use a fraction between 0 and 1, as 0.8")
 
 
 def by_dataset(
@@ -175,15 +178,12 @@ def write_phases(
     folder = Path(folder)
     written = {folder / "megatron_phases.txt": f"# {NOTE}\n{text}"}
     for number, change in enumerate(datasets.changes, start=1):
-        total = math.fsum(change.weights.values())
-        shares = {name: weight / total for name, weight in change.weights.items()}
-        rounded = round_weights(shares, places)
+        rounded = written_weights(change.weights, places)
         chosen = [
             BlendEntry(name=name, path=paths[name], weight=weight, count=Fraction(0))
             for name, weight in rounded.items()
-            if float(weight) > 0
         ]
-        gone = [n for n, weight in rounded.items() if shares[n] > 0 and float(weight) == 0]
+        gone = [n for n, weight in change.weights.items() if weight > 0 and n not in rounded]
         if gone:
             left_out.append(
                 f"phase {number} leaves out what rounds to 0 at {places} decimals: {listed(gone)}"

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 from megatron_fastmix.blend.weight_schedule import WeightSchedule
-from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.result.rounding import round_weights
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.result.rounding import written_weights
 
 NOTE = (
     "Megatron begins each phase at the start of its sources, in an order that --seed decides, so a "
@@ -36,21 +36,19 @@ def phases(
     *,
     global_batch_size: int,
     train_samples: int,
-    decimals: int | None = None,
+    decimals: int,
 ) -> str:
     """One line of flags, quoted for a POSIX shell, for each start of the run, under a comment.
 
     Args:
-        paths: prefix of the indexed dataset by source name.
+        paths: prefix of the indexed dataset of each source of `schedule`.
         train_samples: samples of the whole run.
+        decimals: places of the weights.
 
     Sources of weight 0 are left out of their phase. Raises `ConfigError` where a change is not at
-    the end of a global batch or not within the run, and `DataError` for a source without a path.
+    the end of a global batch or not within the run.
     """
     check_length(train_samples, global_batch_size)
-    missing = [name for name in schedule.names if name not in paths]
-    if missing:
-        raise DataError(f"{', '.join(missing)}: no path; give one for each source of the schedule")
     starts = [change.at_sample for change in schedule.changes]
     for start in starts:
         if start % global_batch_size:
@@ -73,11 +71,9 @@ def phases(
     for number, (change, (first, end)) in enumerate(
         zip(schedule.changes, ends, strict=True), start=1
     ):
-        total = sum(change.weights.values())
-        shares = {name: change.weights[name] / total for name in schedule.names}
-        rounded = round_weights(shares, decimals)
-        chosen = [(name, weight) for name, weight in rounded.items() if float(weight) > 0]
-        blend = [part for name, weight in chosen for part in (weight, paths[name])]
+        weights = {name: change.weights[name] for name in schedule.names}
+        written = written_weights(weights, decimals)
+        blend = [part for name, weight in written.items() for part in (weight, paths[name])]
         text += f"# phase {number} of {len(starts)}: samples {first} to {end}\n"
         text += f"{common} --data-path {shlex.join(blend)}\n"
     return text

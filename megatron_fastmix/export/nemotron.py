@@ -17,8 +17,6 @@ from typing import Any
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.blend import Blend, BlendEntry
 
-SPLITS = ("train", "valid", "test")
-
 
 @dataclass(frozen=True, kw_only=True)
 class DataBlendEntry:

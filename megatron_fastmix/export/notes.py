@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 from megatron_fastmix.export.blend import Blend
-from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture, LearnedSource
+from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture
 from megatron_fastmix.text_table import align
 
 SLACK = 1e-3
@@ -30,7 +27,7 @@ MIXED_SHARES_OF = {
 def notes(mixture: LearnedMixture, blend: Blend) -> list[str]:
     """One text for each thing that the user must know about this export."""
     found = []
-    warning = indistinct_from_uniform(mixture.sources) if mixture.has_spread else None
+    warning = indistinct_from_uniform(mixture) if mixture.has_spread else None
     if warning:
         found.append(f"warning: {warning}")
     if blend.dropped:
@@ -94,16 +91,11 @@ def change_table(mixture: LearnedMixture, blend: Blend) -> str:
     )
 
 
-def indistinct_from_uniform(sources: Sequence[LearnedSource]) -> str | None:
-    """A warning where the weights' spread is as large as their distances from uniform.
-
-    Compares root mean squares over the sources; None where the distances are larger, and for a
-    single source, which has nothing to differ from.
-    """
-    uniform = 1 / len(sources)
-    distance = math.sqrt(math.fsum((s.weight - uniform) ** 2 for s in sources) / len(sources))
-    spread = math.sqrt(math.fsum(s.weight_std**2 for s in sources) / len(sources))
-    if distance > spread or len(sources) == 1:
+def indistinct_from_uniform(mixture: LearnedMixture) -> str | None:
+    """A warning where the weights' spread is as large as their distance from uniform; None where
+    the distance is larger, and for a single source, which has nothing to differ from."""
+    distance, spread = mixture.from_uniform()
+    if distance > spread or len(mixture.sources) == 1:
         return None
     return (
         f"the weights differ from uniform by {distance:.4f} (root mean square over the sources), "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_fastmix.blend.source_paths import match_sources
@@ -13,7 +13,7 @@ from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.megatron.options import RunOptions
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
-from megatron_fastmix.result.rounding import round_weights
+from megatron_fastmix.result.rounding import written_weights
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class RunMixture:
         )
 
     def _idle(self) -> set[str]:
-        written = [_written(change.weights) for change in self.schedule.changes]
+        written = [written_weights(change.weights) for change in self.schedule.changes]
         return {n for n in self.schedule.names if all(n not in each for each in written)}
 
     def _of(self, paths: dict[str, tuple[str, ...]]) -> RunMixture:
@@ -83,13 +83,6 @@ def other_weights(
         "mixture): what export has corrected is in its blend alone; run without fastmix to use it, "
         "or write it as --fastmix-schedule"
     )
-
-
-def _written(weights: Mapping[str, float]) -> set[str]:
-    """The sources that a blend file of these weights has."""
-    total = math.fsum(weights.values())
-    shares = round_weights({name: weight / total for name, weight in weights.items()})
-    return {name for name, text in shares.items() if float(text) > 0}
 
 
 def read_run_mixture(options: RunOptions, *, rows: bool = False) -> RunMixture:

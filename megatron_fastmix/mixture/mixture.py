@@ -16,7 +16,7 @@ from megatron_fastmix.errors import CheckpointError, NonFiniteError
 from megatron_fastmix.mixture.grouping import Bounds, Grouping
 from megatron_fastmix.mixture.history_text import packed_rows, unpacked_rows
 from megatron_fastmix.mixture.optimality import Optimality, judge_optimality, series_mean
-from megatron_fastmix.mixture.outer_optimizer import OUTER_OPTIMIZERS, logit_gradient
+from megatron_fastmix.mixture.outer_optimizer import OUTER_OPTIMIZERS
 from megatron_fastmix.mixture.schedule import scheduled_rate
 from megatron_fastmix.mixture.simplex import (
     dot,
@@ -126,12 +126,11 @@ class Mixture:
         gradient: np.ndarray,
         seen: np.ndarray | None = None,
         advantage: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """One outer step; returns ∂ℓ/∂y before it, shape (G,), with G = K unless groups are
-        learned.
+    ) -> None:
+        """One outer step.
 
         Args:
-            gradient: h = ∂ℓ/∂a, shape (G,).
+            gradient: h = ∂ℓ/∂a, shape (G,), with G = K unless groups are learned.
             seen: bool, shape (G,): groups with evidence. The others keep their logit and do not
                 shift the mean that centres the rest.
             advantage: A (`optimality.advantages`), shape (G,), kept for the verdict on the run.
@@ -140,15 +139,12 @@ class Mixture:
         """
         weights = self.logit_weights
         seen = np.ones(len(weights), dtype=bool) if seen is None else seen
-        slope = np.zeros_like(weights)
         if seen.any():
-            slope = logit_gradient(gradient, weights, seen)
             self._move(self._optimizer.step(gradient, weights, seen, self.lr))
             self._keep_bounds()
         self.history.append(softmax(self.logits))
         unknown = np.full(len(weights), np.nan)
         self.advantages.append(unknown if advantage is None else advantage)
-        return slope
 
     def agree(self, of_first: Callable[[np.ndarray], np.ndarray]) -> None:
         """Takes y and α of the first rank, which `of_first` gives for this rank's: NumPy's exp and

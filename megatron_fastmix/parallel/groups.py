@@ -44,6 +44,10 @@ class DataParallelGroup:
         """Sum over the ranks in float64, the same bits on each. Every rank must call."""
         return self._reduce(values, dist.ReduceOp.SUM)
 
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on one of the ranks. Every rank must call."""
+        return bool(self.sum(np.array([float(flag)]))[0])
+
     def sum_tensor_(self, tensor: torch.Tensor) -> torch.Tensor:
         """In-place sum over the ranks. Every rank must call."""
         if self.size > 1:

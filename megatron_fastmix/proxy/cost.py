@@ -26,14 +26,14 @@ def training_flops(
     return (tokens + of_outer_steps) * per_token
 
 
-def proxy_parameters(config: SearchConfig, vocab_size: int) -> int:
-    """Parameters of the proxy, those that are not trained included."""
+def proxy_parameters(config: SearchConfig, vocab_size: int) -> tuple[int, int]:
+    """All parameters of the proxy, and those that are trained."""
     if config.proxy.kind == "huggingface":
-        return count_parameters(config.proxy)[0]
+        return count_parameters(config.proxy)
     if config.proxy.kind == "provider":
-        return provided_parameters(config.proxy, vocab_size, config.data.seq_length)[0]
-    split = config.engine.tensor_model_parallel_size
-    return megatron_parameters(config.proxy, vocab_size, split)
+        return provided_parameters(config.proxy, vocab_size, config.data.seq_length)
+    count = megatron_parameters(config.proxy, vocab_size, config.engine.tensor_model_parallel_size)
+    return count, count
 
 
 def objective_samples(config: SearchConfig) -> list[int]:

@@ -8,7 +8,7 @@ import torch
 
 from megatron_fastmix.config import ProxyConfig
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.proxy.model_files import load_model_config, not_loadable
+from megatron_fastmix.proxy.model_files import import_extra, load_model_config, not_loadable
 from megatron_fastmix.proxy.packed_rows import find_way
 from megatron_fastmix.proxy.recompute import recompute_layers
 from megatron_fastmix.proxy.rope import settle_frequencies
@@ -129,19 +129,6 @@ def _with_adapters(model: Any, config: ProxyConfig) -> Any:
         task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, adapters)
-
-
-def import_extra(name: str) -> Any:
-    """Imports a package of the extra `huggingface`. Raises `ConfigError` without it."""
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise ConfigError(
-            f"proxy.kind huggingface needs the package {name}: "
-            "pip install 'megatron-fastmix[huggingface]'"
-        ) from None
 
 
 def count_parameters(config: ProxyConfig) -> tuple[int, int]:

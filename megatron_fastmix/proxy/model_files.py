@@ -5,6 +5,7 @@ Imports neither torch nor Megatron, and transformers alone for its configuration
 
 from __future__ import annotations
 
+import importlib
 import struct
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,22 @@ def check_model_files(folder: Path) -> None:
 
 def load_model_config(path: str) -> Any:
     """The model's configuration as transformers reads it. Raises `ConfigError`."""
-    try:
-        import transformers
-    except ImportError:
-        raise ConfigError(
-            "proxy.kind huggingface needs the package transformers: "
-            "pip install 'megatron-fastmix[huggingface]'"
-        ) from None
+    transformers = import_extra("transformers")
     try:
         return transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # each configuration class checks in a way of its own
         raise not_loadable(path, error) from None
+
+
+def import_extra(name: str) -> Any:
+    """Imports a package of the extra `huggingface`. Raises `ConfigError` without it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ConfigError(
+            f"proxy.kind huggingface needs the package {name}: "
+            "pip install 'megatron-fastmix[huggingface]'"
+        ) from None
 
 
 def not_loadable(path: str | None, error: BaseException) -> ConfigError:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from megatron_fastmix.batch.packing import positions_in_samples
+from megatron_fastmix.batch.packing import packed_mask, positions_in_samples
 from megatron_fastmix.errors import ConfigError
 
 Way = Literal["positions", "mask", "rows"]
@@ -132,9 +132,7 @@ def _keeps_apart(logits: Logits, vocab_size: int, dtype: torch.dtype) -> bool:
     segment = torch.repeat_interleave(torch.arange(2), torch.tensor(lengths))[None]
     positions = positions_in_samples(segment)
     assert positions is not None
-    mask = (~((segment[:, :, None] == segment[:, None]) & torch.ones(20, 20).tril().bool()))[
-        :, None
-    ]
+    mask = packed_mask(segment)
     try:
         together = logits(torch.cat((first, second), dim=1), positions, mask)
         replaced = logits(torch.cat((other, second), dim=1), positions, mask)

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from megatron_fastmix.mixture.optimality import CLEAR
@@ -23,7 +22,6 @@ from megatron_fastmix.report.scale import ticks
 from megatron_fastmix.report.summary import advantage_text
 from megatron_fastmix.report.verdict import Verdict
 from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture, LearnedSource
-from megatron_fastmix.run.folder import RunFolder
 
 LEVELS = {
     "good": "Sure, as far as one can tell from the run.",
@@ -286,11 +284,6 @@ def target_losses(runs: Sequence[RunRecord]) -> list[tuple[str, str, str]]:
                 name = f"{run.name}: {target}" if len(runs) > 1 else target
                 rows.append((name, f"{losses[0][1]:.3f}", f"{losses[-1][1]:.3f}"))
     return rows
-
-
-def folder_page(runs: Sequence[RunRecord]) -> Path:
-    """Where the page of the runs lies by default."""
-    return RunFolder(run_folder(runs) or runs[0].path.parent.parent).page
 
 
 def level_text(verdict: Verdict) -> str:

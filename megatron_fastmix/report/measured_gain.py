@@ -15,7 +15,7 @@ from typing import Any
 from megatron_fastmix.report.predicted_gain import Gain
 from megatron_fastmix.report.run_record import is_number
 from megatron_fastmix.result.learned_mixture import LearnedMixture
-from megatron_fastmix.result.rounding import round_weights
+from megatron_fastmix.result.rounding import written_weights
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.text_files import decode_text, parse_json, read_bytes
 
@@ -63,6 +63,5 @@ class Measurements:
 
 
 def _key(weights: Mapping[str, float]) -> tuple[tuple[str, str], ...]:
-    """As the rows have them: four decimals, zeros left out."""
-    texts = round_weights(weights)
-    return tuple(sorted((name, text) for name, text in texts.items() if float(text) > 0))
+    """As the rows have them."""
+    return tuple(sorted(written_weights(weights).items()))

@@ -128,13 +128,12 @@ def _label_ends(
         )
 
 
-def plot_chart(chart: Chart, folder: str | Path) -> Path:
+def plot_chart(chart: Chart, folder: str | Path) -> None:
     """Draws `chart` to FOLDER/KEY.png, where characters that file names lack become `_`."""
     path = Path(folder) / f"{re.sub(r'[^0-9A-Za-z_.-]', '_', chart.key)}.png"
     figure = new_figure(9, 4.6)
     draw_lines(figure.add_subplot(), chart)
     write_png(figure, path)
-    return path
 
 
 def draw_lines(axes: Axes, chart: Chart) -> None:

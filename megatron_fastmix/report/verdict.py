@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,12 +98,9 @@ def _is_settled(run: RunRecord) -> bool:
 
 
 def _against_uniform(mixture: LearnedMixture, *, settled: bool) -> Finding | None:
-    sources = mixture.sources
-    count = len(sources)
-    if count < 2:
+    if len(mixture.sources) < 2:
         return None
-    distance = math.sqrt(math.fsum((s.weight - 1 / count) ** 2 for s in sources) / count)
-    width = math.sqrt(math.fsum(s.weight_std**2 for s in sources) / count)
+    distance, width = mixture.from_uniform()
     repeats = len(mixture.seeds)
     of_what = f"over {repeats} seeds" if repeats else "over the averaged part of the run"
     figures = f"{distance:.3f} from uniform on average, and {width:.3f} of spread {of_what}"

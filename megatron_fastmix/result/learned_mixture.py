@@ -202,6 +202,14 @@ class LearnedMixture:
             return None
         return source.weight_std / math.sqrt(len(self.seeds))
 
+    def from_uniform(self) -> tuple[float, float]:
+        """The weights' distance from uniform, and their spread: root mean squares over the
+        sources."""
+        count = len(self.sources)
+        distances = math.fsum((s.weight - 1 / count) ** 2 for s in self.sources)
+        spreads = math.fsum(s.weight_std**2 for s in self.sources)
+        return math.sqrt(distances / count), math.sqrt(spreads / count)
+
     def shares(self, unit: Unit) -> dict[str, float]:
         """By source the share of `unit` that gives `weight` as the share of loss tokens."""
         return shares_in(unit, self.weights, self.sizes, self.seq_length)

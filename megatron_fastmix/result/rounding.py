@@ -33,7 +33,7 @@ def round_weights(
     decimals: int | None = None,
     ceilings: Mapping[Key, float] | None = None,
 ) -> dict[Key, str]:
-    """Rounds `weights`, which sum to 1, to `decimals` places so that the sum is exactly 1.
+    """Rounds `weights`, divided by their sum, to `decimals` places so that the sum is exactly 1.
 
     Largest remainder: each weight is rounded down, and the units left over go to the largest
     remainders (equal remainders: first come, first served). Without `decimals` they are
@@ -55,6 +55,12 @@ def round_weights(
     if counts is None:
         raise ConfigError(f"--decimals {decimals}: no room below the caps; use more decimals")
     return {name: _text(count, decimals) for name, count in counts.items()}
+
+
+def written_weights(weights: Mapping[Key, float], decimals: int | None = None) -> dict[Key, str]:
+    """`round_weights` without what rounds to 0, as a blend file has them."""
+    rounded = round_weights(weights, decimals)
+    return {name: text for name, text in rounded.items() if float(text) > 0}
 
 
 def split_weight(weight: str, parts: Mapping[Key, float], decimals: int) -> dict[Key, str]:

@@ -7,7 +7,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from megatron.core import parallel_state
 
@@ -145,7 +144,7 @@ def _check_inputs(config: SearchConfig, world: DataParallelGroup) -> Inputs:
                 hand_on(config, inputs)
         except FastMixError as error:
             refused = error
-        if world.sum(np.array([float(refused is not None)]))[0]:
+        if world.any(refused is not None):
             raise refused or DataError(
                 "the inputs: another rank was refused them, as it says", is_echo=True
             )

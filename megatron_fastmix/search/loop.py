@@ -41,7 +41,7 @@ def raise_where_failed(
 ) -> None:
     """Raises `StorageError` on all ranks where rank 0 could not write `path`. Every rank must
     call."""
-    if world.sum(np.array([float(failure is not None)]))[0]:
+    if world.any(failure is not None):
         told = (
             f"cannot write {describe(failure, path)}" if failure else f"{path}: cannot be written"
         )
@@ -185,7 +185,7 @@ class Search:
             warnings = [] if self.step else copied_targets(self.config)
             sinks = open_sinks(self.config, self.folder, self.step, draw=progress_picture)
             earlier = read_metrics(self.folder.metrics) if self.step else []
-            parameters = proxy_parameters(self.config, self.inputs.tokenizer.vocab_size)
+            parameters, _ = proxy_parameters(self.config, self.inputs.tokenizer.vocab_size)
         return Reporter(
             self.config,
             self.mixture,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def report(*runs: str | Path, output: str | Path | None = None, pictures: bool =
     folder = Path(output) if output is not None else None
     if folder is None:
         folder = RunFolder(first.parent if first.is_file() else first).report
-    return write_report(read_runs(_texts(runs)), folder, pictures=pictures)
+    return write_report(read_runs(runs), folder, pictures=pictures)
 
 
 def _load(
@@ -134,7 +134,3 @@ def _load(
     loaded = strict_yaml.from_dict(SearchConfig, values)
     assert isinstance(loaded, SearchConfig)
     return loaded
-
-
-def _texts(runs: Sequence[str | Path]) -> list[str]:
-    return [str(run) for run in runs]

@@ -10,6 +10,7 @@ from megatron_fastmix.proxy.cost import (
     flops_per_token,
     objective_samples,
     outer_step_forward_passes,
+    proxy_parameters,
     separate_probe_samples,
 )
 from megatron_fastmix.proxy.huggingface import count_parameters
@@ -96,7 +97,7 @@ def make_plan(
     split = config.engine.tensor_model_parallel_size
     vocab_size = inputs.tokenizer.vocab_size
     training, hypergradient = config.training, config.hypergradient
-    parameters, trained = _parameters(config, vocab_size)
+    parameters, trained = proxy_parameters(config, vocab_size)
     samples = training.train_iters * training.global_batch_size
     per_sample = inputs.tokens_per_sample(config.data.seq_length)
     per_token = flops_per_token(config.proxy, vocab_size, config.data.seq_length)
@@ -172,16 +173,6 @@ def make_plan(
         },
         start=dict(zip(config.source_names, start, strict=True)),
     )
-
-
-def _parameters(config: SearchConfig, vocab_size: int) -> tuple[int, int]:
-    """All parameters, and those that are trained."""
-    if config.proxy.kind == "huggingface":
-        return count_parameters(config.proxy)
-    if config.proxy.kind == "provider":
-        return provided_parameters(config.proxy, vocab_size, config.data.seq_length)
-    count = megatron_parameters(config.proxy, vocab_size, config.engine.tensor_model_parallel_size)
-    return count, count
 
 
 def estimated_time(hours: float) -> str:

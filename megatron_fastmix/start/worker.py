@@ -16,8 +16,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import numpy as np
-
 from megatron_fastmix.checkpoint.store import complete_steps
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import (
@@ -202,7 +200,7 @@ def _on_rank_0(world: Any, config: SearchConfig, act: Callable[[], object]) -> N
             refused = error
         except OSError as error:
             refused = StorageError(f"run_dir: {describe(error, config.run_dir)}")
-    if world.sum(np.array([float(refused is not None)]))[0]:
+    if world.any(refused is not None):
         raise refused or ConfigError(
             f"{config.run_dir}: rank 0 was refused it, as it says", is_echo=True
         )

@@ -159,5 +159,5 @@ def test_weights_that_are_no_surer_than_uniform_are_exported_with_a_warning(
     output = capsys.readouterr()
     assert output.out == "0.5050 /data/a\n0.4950 /data/b\n"
     assert "warning: the weights differ from uniform by 0.0050" in output.err
-    assert indistinct_from_uniform(make_mixture({"a": 0.53, "b": 0.47}).sources) is None
-    assert indistinct_from_uniform(make_mixture({"a": 1.0}).sources) is None
+    assert indistinct_from_uniform(make_mixture({"a": 0.53, "b": 0.47})) is None
+    assert indistinct_from_uniform(make_mixture({"a": 1.0})) is None

@@ -26,7 +26,7 @@ from megatron_fastmix.report.predicted_gain import Gain, predict
 from megatron_fastmix.report.run_record import read_run
 from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.result.mixture_file import read_mixture, write_mixture
-from megatron_fastmix.result.rounding import round_weights
+from megatron_fastmix.result.rounding import written_weights
 from megatron_fastmix.run.metrics import MetricsLog
 from tests.unit.report_runs import INNER, write_search
 
@@ -201,7 +201,7 @@ def test_a_measured_gain_is_paired_by_seed_and_of_this_mixture_alone(run):
     rows = folder / "comparison" / "rows.jsonl"
 
     def row(weights, seed, loss):
-        kept = {n: t for n, t in round_weights(weights).items() if float(t) > 0}
+        kept = written_weights(weights)
         return {"record": "training", "setting": "s", "seed": seed, "loss": loss, "weights": kept}
 
     lines = [

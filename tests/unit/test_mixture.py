@@ -119,7 +119,10 @@ def test_an_unseen_source_keeps_its_logit_and_does_not_shift_the_others(optimize
     seen = np.array([True, True, False])
     mixture = Mixture(["a", "b", "unseen"], MixtureConfig(optimizer=optimizer))
     before = mixture.logits.copy()
-    gradient = mixture.update(np.array([1.0, 3.0, 100.0]), seen)
+    gradient = np.array([1.0, 3.0, 100.0])
+    centred = logit_gradient(gradient, mixture.weights, seen)
+    assert centred.tolist() == pytest.approx([-1 / 3, 1 / 3, 0])
+    mixture.update(gradient, seen)
     assert mixture.logits[2] == before[2]
     # Centred over the seen alone: equal and opposite.
     moved = mixture.logits - before

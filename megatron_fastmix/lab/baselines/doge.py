@@ -29,10 +29,8 @@ def doge(config: SearchConfig, settings: DoGESettings, cache_path: str) -> Basel
     weights = np.full(count, 1 / count)
     history = [weights]
     while run.step < config.training.train_iters:
-        target, _ = run.gradient(_target(run, settings))
-        gradients = [
-            run.gradient(run.read("training", [source] * per_source))[0] for source in range(count)
-        ]
+        target = run.gradient(_target(run, settings))
+        gradients = [run.gradient(run.read([source] * per_source)) for source in range(count)]
         alignment = np.array([float(torch.dot(gradient, target)) for gradient in gradients])
         weights = update(weights, alignment, run.lr, settings)
         history.append(weights)

@@ -34,7 +34,7 @@ def doremi(config: SearchConfig, settings: DoReMiSettings, cache_path: str) -> B
     sizes = np.array([float(size.size.loss_tokens) for size in reference.inputs.sources])
     shares = sizes / sizes.sum() if settings.reference == "proportional" else np.ones(count) / count
     while reference.step < iters:
-        reference.train(reference.read("training", reference.draw(shares)))
+        reference.train(reference.read(reference.draw(shares)))
 
     run = ProxyRun(config, cache_path)
     frozen = reference.model.eval().requires_grad_(False)
@@ -43,7 +43,7 @@ def doremi(config: SearchConfig, settings: DoReMiSettings, cache_path: str) -> B
     latest = np.full(count, np.nan)
     even = np.full(count, 1 / count)
     while run.step < iters:
-        batches = run.read("training", run.draw(even))
+        batches = run.read(run.draw(even))
         excess, samples = np.zeros(count), np.zeros(count)
         tokens = []
         for batch, _ in batches:

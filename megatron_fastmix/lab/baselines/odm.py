@@ -32,7 +32,7 @@ def odm(config: SearchConfig, settings: ODMSettings, cache_path: str) -> Baselin
     while run.step < config.training.train_iters:
         arms = generator.choice(count, size=drawings, p=policy)
         sources = np.resize(np.repeat(arms, -(-size // drawings)), size)
-        losses = run.train(run.read("training", sources))
+        losses = run.train(run.read(sources))
         rewards = reward(rewards, losses, policy, settings)
         if run.step > settings.warmup * config.training.train_iters:
             policy = choose(rewards, run.step)

@@ -22,6 +22,8 @@ from megatron_fastmix.mixture.grouping import Grouping
 from megatron_fastmix.text_files import read_json_object
 
 PRELOAD = ("megatron_fastmix.lab.baselines.proxy_run",)
+_TARGET_SAMPLES = 256
+"""Of each target, evaluated after a training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +53,14 @@ class ProxyPool:
         folder: Path,
         *,
         workers: int,
-        target_samples: int = 256,
         groups: Grouping | None = None,
     ) -> None:
-        """`target_samples` of each target are evaluated after a training. What depends on another
-        recipe has another subfolder of `folder`. With `groups` mixtures are of groups, whose shares
-        inside stay. Raises `DataError` for data that cannot be read."""
+        """What depends on another recipe has another subfolder of `folder`. With `groups` mixtures
+        are of groups, whose shares inside stay. Raises `DataError` for data that cannot be read."""
         self.config = config
         self.workers = workers
-        self.target_samples = target_samples
         self.groups = groups
-        self.recipe = _recipe(config, target_samples)
+        self.recipe = _recipe(config)
         self.folder = folder / self.recipe
         self.flops = 0.0
         """Of every proxy that was asked for, whether trained now or before."""
@@ -95,7 +94,7 @@ class ProxyPool:
                 Job(
                     name=file.stem,
                     function=_train,
-                    arguments=(self.config, weights, self.recipe, self.target_samples, file, cache),
+                    arguments=(self.config, weights, self.recipe, file, cache),
                 )
                 for file, weights in missing.items()
             ]
@@ -117,7 +116,7 @@ class ProxyPool:
         return self.folder / f"proxy-{key}.json"
 
 
-def _recipe(config: SearchConfig, target_samples: int) -> str:
+def _recipe(config: SearchConfig) -> str:
     tokenizer = load_tokenizer(**vars(config.tokenizer))
     content = {
         "data": identity_of(config, tokenizer.sha256),
@@ -125,7 +124,7 @@ def _recipe(config: SearchConfig, target_samples: int) -> str:
         "reading": strict_yaml.to_dict(config.data) | {"data_cache_path": None},
         "proxy": strict_yaml.to_dict(config.proxy),
         "training": strict_yaml.to_dict(config.training),
-        "target_samples": target_samples,
+        "target_samples": _TARGET_SAMPLES,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -134,7 +133,6 @@ def _train(
     config: SearchConfig,
     weights: np.ndarray,
     recipe: str,
-    target_samples: int,
     file: Path,
     cache: str,
 ) -> None:
@@ -146,8 +144,8 @@ def _train(
     with tempfile.TemporaryDirectory(dir=cache) as own_cache:
         run = ProxyRun(config, own_cache)
         while run.step < config.training.train_iters:
-            run.train(run.read("training", run.draw(weights)))
-        losses = run.target_losses(target_samples)
+            run.train(run.read(run.draw(weights)))
+        losses = run.target_losses(_TARGET_SAMPLES)
     outcome = ProxyOutcome(
         recipe=recipe,
         weights=tuple(weights.tolist()),

@@ -6,8 +6,7 @@ DeepSpeed, so that methods differ in nothing but what they do with them.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -67,7 +66,7 @@ class ProxyRun:
         self._tokens_per_sample = self.inputs.tokens_per_sample(config.data.seq_length)
         per_token = flops_per_token(config.proxy, tokenizer.vocab_size, config.data.seq_length)
         self._forward_flops = self._tokens_per_sample * per_token / 3
-        self._read: dict[tuple[str, int], int] = defaultdict(int)
+        self._read = np.zeros(self.num_sources, dtype=np.int64)
         self._generator = np.random.default_rng([config.seed, 0xBA5E])
 
     @property
@@ -81,27 +80,23 @@ class ProxyRun:
         """η of the optimizer step to come."""
         return learning_rate(self.config.training, self.step)
 
-    def draw(self, weights: np.ndarray, count: int | None = None) -> np.ndarray:
-        """Sources, int (count,), by `weights` (K,): systematic sampling, so that the count of each
-        is within 1 of its share. `count` is by default the global batch size."""
-        count = count or self.config.training.global_batch_size
+    def draw(self, weights: np.ndarray) -> np.ndarray:
+        """The source of each sample of a global batch, int (B,), by `weights` (K,): systematic
+        sampling, so that the count of each is within 1 of its share."""
+        count = self.config.training.global_batch_size
         points = (self._generator.random() + np.arange(count)) / count
         edges = np.cumsum(weights / np.sum(weights))
         sources = np.minimum(np.searchsorted(edges, points, side="right"), self.num_sources - 1)
         return self._generator.permutation(sources)
 
-    def read(
-        self, stream: str, sources: Sequence[int] | np.ndarray, weights: np.ndarray | None = None
-    ) -> list[WeightedBatch]:
-        """The next sample of each of `sources` (N,), with `weights` (N,), by default 1/N, as
-        micro-batches. Each stream walks every source on its own, epoch after epoch."""
+    def read(self, sources: Sequence[int] | np.ndarray) -> list[WeightedBatch]:
+        """The next sample of each of `sources` (N,), weighing 1/N each, as micro-batches. Every
+        source is walked on its own, epoch after epoch."""
         samples = []
-        shares = np.full(len(sources), 1 / len(sources)) if weights is None else weights
-        for source, weight in zip(np.asarray(sources).tolist(), shares.tolist(), strict=True):
-            ordinal = self._read[stream, source]
-            self._read[stream, source] += 1
-            read = partial(self._batches.blend.sample, stream, source, ordinal)
-            samples.append(Sample(read=read, index=source, weight=weight))
+        for source in np.asarray(sources).tolist():
+            read = partial(self._batches.blend.sample, "training", source, int(self._read[source]))
+            self._read[source] += 1
+            samples.append(Sample(read=read, index=source, weight=1 / len(sources)))
         return self._batches.split(samples)
 
     def read_target(self, target: int, first: int, count: int) -> list[WeightedBatch]:
@@ -118,20 +113,13 @@ class ProxyRun:
         ]
         return self._batches.split(samples)
 
-    def train(
-        self,
-        batches: Sequence[WeightedBatch],
-        losses: Callable[[torch.nn.Module, Batch], torch.Tensor] = batch_losses,
-    ) -> np.ndarray:
+    def train(self, batches: Sequence[WeightedBatch]) -> np.ndarray:
         """One AdamW step on the sum of weight · loss; returns the mean loss of each source (K,),
-        NaN for one without a sample.
-
-        `losses` of model and batch are the losses per sample (B,). Raises `NonFiniteError`.
-        """
+        NaN for one without a sample. Raises `NonFiniteError`."""
         sums, counts = np.zeros(self.num_sources), np.zeros(self.num_sources)
         self.optimizer.zero_grad(set_to_none=True)
         for batch, weights in batches:
-            found = losses(self.model, batch)
+            found = batch_losses(self.model, batch)
             (found * weights).sum().float().backward()
             np.add.at(sums, batch.index, found.detach().cpu().numpy())
             np.add.at(counts, batch.index, batch.sample_weights())
@@ -152,18 +140,16 @@ class ProxyRun:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
 
-    def gradient(self, batches: Sequence[WeightedBatch]) -> tuple[torch.Tensor, float]:
-        """The gradient of Σ weight · loss (P,) and that loss; parameters and their own gradients
-        stay as they were."""
+    def gradient(self, batches: Sequence[WeightedBatch]) -> torch.Tensor:
+        """The gradient of Σ weight · loss (P,); parameters and their own gradients stay as they
+        were."""
         total = torch.zeros(sum(p.numel() for p in self.parameters))
-        loss = 0.0
         for batch, weights in batches:
             value = (batch_losses(self.model, batch) * weights).sum()
             found = torch.autograd.grad(value.float(), self.parameters)
             total += torch.cat([g.flatten() for g in found]).to(total.device)
-            loss += float(value)
             self.count_passes(batch.num_samples, backward=True)
-        return total, loss
+        return total
 
     @torch.no_grad()
     def target_losses(self, samples: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from megatron_fastmix.blend.weight_schedule import WeightSchedule
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.result.rounding import round_weights
+from megatron_fastmix.result.rounding import written_weights
 
 KINDS = ("learned", "blend", "uniform", "proportional", "single", "random")
 REPEATED = ("learned", "blend", "uniform", "proportional")
@@ -106,5 +106,5 @@ def select(candidates: Sequence[Candidate], only: Sequence[str]) -> list[Candida
 def _candidate(
     name: str, kind: str, weights: Mapping[str, float], search_flops: float = 0.0
 ) -> Candidate:
-    rounded = {source: text for source, text in round_weights(weights).items() if float(text) > 0}
-    return Candidate(name=name, kind=kind, weights=rounded, search_flops=search_flops)
+    written = written_weights(weights)
+    return Candidate(name=name, kind=kind, weights=written, search_flops=search_flops)

@@ -27,7 +27,7 @@ from megatron_fastmix.lab.comparison.same_search import (
 from megatron_fastmix.lab.comparison.scenario import Scenario
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
-from megatron_fastmix.result.rounding import round_weights
+from megatron_fastmix.result.rounding import written_weights
 
 
 class MethodComparison:
@@ -290,11 +290,10 @@ def _search_row(
 
 
 def _candidate(row: SearchRow, training: TrainingConfig) -> Candidate:
-    rounded = round_weights(row.weights)
     return Candidate(
         name=row.method,
         kind=row.method,
-        weights={source: share for source, share in rounded.items() if float(share) > 0},
+        weights=written_weights(row.weights),
         search_flops=row.flops,
         schedule=weight_schedule(row.schedule, training),
     )
