@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
+from megatron_fastmix.blend.order.spread_order import DRAW_ORDER
 from megatron_fastmix.blend.shares import normalized
 from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule, read_schedule
 from megatron_fastmix.errors import CheckpointError, ConfigError, RankDivergenceError
@@ -256,6 +257,7 @@ class LiveMixture:
             "names": self.names,
             "block_size": self.block_size,
             "history": [[at, row.tolist()] for at, row in self.history],
+            "draw_order": DRAW_ORDER,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], consumed_samples: int = 0) -> None:
@@ -271,6 +273,11 @@ class LiveMixture:
             raise CheckpointError(
                 f"the checkpoint's mixture has {len(state['history']) - 1} changes, this one place "
                 f"for {len(self._row_array) - 1}; make it with a larger max_updates"
+            )
+        if is_drawn_otherwise(state, consumed_samples):
+            logger.warning(
+                "the checkpoint's samples were drawn by an earlier release, which followed a "
+                "change of weights in another order: some may be read again"
             )
         self._replace([(at, np.array(row)) for at, row in state["history"]])
         if consumed_samples:
@@ -335,3 +342,10 @@ class LiveMixture:
         mine[group.rank] = self.drawn, self._state_array[2:].any()
         furthest, workers = group.sum(mine).max(axis=0)
         return int(furthest), bool(workers)
+
+
+def is_drawn_otherwise(state: Mapping[str, Any], consumed_samples: int) -> bool:
+    """Whether a release of another order of draws made those before sample `consumed_samples` of
+    `LiveMixture.state_dict()`; before a change of weights the orders are one."""
+    changes = [at for at, _ in state["history"] if 0 < at < consumed_samples]
+    return bool(changes) and state.get("draw_order") != DRAW_ORDER

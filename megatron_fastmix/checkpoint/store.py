@@ -63,6 +63,8 @@ class SearchState:
     """The data that it rests on: `identity.identity_of`."""
     nonfinite_gradients: int = 0
     """Optimizer steps so far whose gradient norm was NaN or Inf."""
+    draw_order: int = 1
+    """`spread_order.DRAW_ORDER` of the release that wrote it."""
 
 
 class CheckpointWriter:

@@ -11,7 +11,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron_fastmix.blend.live_mixture import LiveMixture
+from megatron_fastmix.blend.live_mixture import LiveMixture, is_drawn_otherwise
+from megatron_fastmix.blend.order.spread_order import DRAW_ORDER
 from megatron_fastmix.errors import CheckpointError
 from megatron_fastmix.megatron.options import RunOptions
 from megatron_fastmix.megatron.run_mixture import RunMixture
@@ -91,6 +92,12 @@ def resumed(
             state["block_size"],
         )
     differences = _differences(state, asked, options, seed)
+    may_have_ended = state["max_epochs"] and state.get("draw_order") != DRAW_ORDER
+    if consumed and (may_have_ended or is_drawn_otherwise(state, consumed)):
+        differences.append(
+            "order of draws after a change of weights or the end of a capped source (that of an "
+            "earlier release)"
+        )
     if differences:
         what = "; ".join(differences)
         if not options.accept_changes:
@@ -133,6 +140,7 @@ def resumed(
             "names": names,
             "block_size": state["block_size"],
             "history": [[at, [shares[name] for name in names]] for at, shares in history],
+            "draw_order": DRAW_ORDER,
         },
         consumed,
     )

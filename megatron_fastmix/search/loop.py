@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_fastmix.blend.order.spread_order import DRAW_ORDER
 from megatron_fastmix.checkpoint import store
 from megatron_fastmix.checkpoint.identity import check_identity
 from megatron_fastmix.checkpoint.store import SearchState
@@ -18,7 +19,7 @@ from megatron_fastmix.checkpoint.stored_parameters import StoredParameters
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.deepspeed_engine.engine import follow_schedule, gradient_norm, learning_rate
 from megatron_fastmix.deepspeed_engine.state import restore, snapshot
-from megatron_fastmix.errors import CheckpointError, NonFiniteError, StorageError
+from megatron_fastmix.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
 from megatron_fastmix.export.run_files import write_mixture_files
 from megatron_fastmix.parallel.device import local_device
 from megatron_fastmix.parallel.groups import DataParallelGroup
@@ -85,6 +86,13 @@ class Search:
         state = store.latest(self.folder, self.world)
         if state is not None:
             check_identity(state.identity, self.identity, accept_changes=accept_changes)
+            sampling = config.mixture.weighting == "sampling"
+            if sampling and state.draw_order != DRAW_ORDER and not accept_changes:
+                raise ConfigError(
+                    f"{self.folder.path}: its checkpoint is of a release that drew samples in "
+                    "another order: some would be read again; use that release, another run_dir, "
+                    "or --accept-changes"
+                )
             self._restore(state)
         self.outer_loop.agree()
 
@@ -228,6 +236,7 @@ class Search:
             data_parallel_size=self.group.size,
             identity=self.identity,
             nonfinite_gradients=self.nonfinite_gradients,
+            draw_order=DRAW_ORDER,
         )
 
     def result(self) -> LearnedMixture:

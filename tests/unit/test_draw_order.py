@@ -83,6 +83,45 @@ def test_ordinals_count_up_and_counts_are_counted_draws(weights, block_size, cha
         assert cap is None or len(ordinals) <= cap
 
 
+@given(weights=weights, block_size=st.integers(1, 40), every=st.integers(1, 20))
+@settings(max_examples=30)
+def test_a_change_to_the_same_weights_changes_no_draw(weights, block_size, every):
+    still, changed = (spread_order(4, block_size, weights) for _ in range(2))
+    for block in range(0, 60, every):
+        changed.change(weights, block * block_size)
+    end = 60 * block_size
+    assert draws_of(still, 0, end) == draws_of(changed, 0, end)
+    assert [changed.locate(i) for i in range(end)] == [still.locate(i) for i in range(end)]
+    assert changed.counts_before(end) == still.counts_before(end)
+
+
+@pytest.mark.parametrize("every", [1, 3, 20])
+@pytest.mark.parametrize("motion", [0.0, 0.02])
+def test_draws_follow_weights_that_change_often(every, motion):
+    # Many sources of less than one draw a block: roundings that came back with every change gave
+    # some nothing and others twice their share.
+    generator = np.random.default_rng(0)
+    logits, expected = np.log([0.9, *[0.1 / 23] * 23]), np.zeros(24)
+    order = None
+    for block in range(0, 2000, every):
+        weights = np.exp(logits) / np.exp(logits).sum()
+        if order is None:
+            order = spread_order(1, 16, weights)
+        order.change(weights, 16 * block)
+        expected += 16 * min(every, 2000 - block) * weights
+        logits = logits + motion * generator.normal(size=24)
+    error = np.array(order.counts_before(16 * 2000)) - expected
+    assert np.abs(error).max() < (20 if motion else 3)
+
+
+@pytest.mark.parametrize("size", [2**10, 2**20])
+def test_tiny_last_weights_do_not_lift_an_edge_past_the_block(size):
+    for seed in range(20):
+        drawn = np.random.default_rng(seed).random(10)
+        order = spread_order(seed, size, [*drawn, 1e-22, 1e-22, 1e-22])
+        assert order.locate(size - 1)[0] < 10
+
+
 @given(
     weights=weights,
     block_size=st.integers(1, 50),
@@ -138,7 +177,7 @@ def test_many_segments_are_located_with_and_without_the_extension(monkeypatch):
         {"turn": 1 << 32},
         {"edges": b""},
         {"edges": b"12345678"},
-        {"before": b"1"},
+        {"base": b"1"},
         {"sizes": np.array([0, 1]).tobytes()},
         {"edges": np.array([8 << 32, 4 << 32]).tobytes()},
     ],
@@ -151,7 +190,7 @@ def test_a_stretch_that_cannot_be_is_refused(wrong):
         "start": 0,
         "end": 9,
         "edges": np.array([4 << 32, 8 << 32]).tobytes(),
-        "before": np.array([0, 0]).tobytes(),
+        "base": np.array([0, 0]).tobytes(),
         "sizes": np.array([3, 3]).tobytes(),
         "epoch_key": lambda source, epoch: 1 / 0,
     }

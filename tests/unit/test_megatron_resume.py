@@ -165,6 +165,23 @@ def test_a_checkpoint_without_a_mixture_is_said(caplog):
     assert np.allclose(mixture.weights, [0.5, 0.25, 0.25])
 
 
+def test_draws_of_an_earlier_release_after_a_change_are_refused(caplog):
+    schedule = asked((0, (2, 1, 1)), (160, (0, 1, 1)))
+    state = state_of(schedule)
+    assert go_on(state, schedule, consumed=176)
+    del state["draw_order"]
+    with pytest.raises(CheckpointError, match="the end of a capped source"):
+        go_on(state, schedule)
+    state["max_epochs"] = None
+    free = dataclasses.replace(OPTIONS, max_epochs=None)
+    again = go_on(state, schedule, free, consumed=160)
+    assert history(again) == history(go_on(None, schedule))
+    with pytest.raises(CheckpointError, match="order of draws after a change of weights"):
+        go_on(state, schedule, free, consumed=176)
+    assert go_on(state, schedule, dataclasses.replace(free, accept_changes=True), consumed=176)
+    assert "earlier samples may be read again" in caplog.text
+
+
 def test_a_state_of_another_release_is_refused():
     state = state_of(asked((0, (2, 1, 1)))) | {"version": 99}
     with pytest.raises(CheckpointError, match="version 99, this program reads 1"):

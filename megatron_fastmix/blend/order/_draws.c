@@ -15,7 +15,7 @@
 
 /* A source; a·b ≥ size points are permuted, of which an epoch visits `size`. */
 typedef struct {
-    int64_t edge, before, size;
+    int64_t edge, base, size;
     int64_t epoch; /* of `key`; -1: none yet */
     uint64_t a, b, key;
 } Source;
@@ -113,8 +113,7 @@ static PyObject *stretch_locate(PyObject *self, PyObject *argument)
         Py_INCREF(Py_None);
         return Py_None;
     }
-    uint64_t blocks = (uint64_t)(block - stretch->start);
-    int64_t offset = reversed((uint32_t)blocks);
+    int64_t offset = reversed((uint32_t)block);
     int64_t position = i % stretch->block_size;
     uint64_t shift = ((uint64_t)block * MULTIPLIER + stretch->turn) >> 16;
     int64_t slot = (int64_t)(((uint64_t)(position * stretch->stride) + shift)
@@ -122,8 +121,9 @@ static PyObject *stretch_locate(PyObject *self, PyObject *argument)
     Py_ssize_t k = source_at(stretch, ((slot + 1) << 32) - offset);
     Source *source = &stretch->sources[k];
     int64_t lower = k ? stretch->sources[k - 1].edge : 0;
-    int64_t ordinal = source->before + slot - (k ? (lower + offset) >> 32 : 0)
-                      + samples_below(source->edge, blocks) - samples_below(lower, blocks);
+    int64_t ordinal = source->base + slot - (k ? (lower + offset) >> 32 : 0)
+                      + samples_below(source->edge, (uint64_t)block)
+                      - samples_below(lower, (uint64_t)block);
     int64_t epoch = ordinal / source->size;
     if (epoch != source->epoch && set_epoch(stretch, k, epoch) < 0)
         return NULL;
@@ -142,23 +142,23 @@ static PyObject *stretch_locate(PyObject *self, PyObject *argument)
 
 static int stretch_init(PyObject *self, PyObject *arguments, PyObject *names)
 {
-    static char *keywords[] = {"block_size", "stride", "turn", "start", "end", "edges", "before",
+    static char *keywords[] = {"block_size", "stride", "turn", "start", "end", "edges", "base",
                                "sizes", "epoch_key", NULL};
     Stretch *stretch = (Stretch *)self;
-    const char *edges, *before, *sizes;
-    Py_ssize_t length, before_length, sizes_length;
+    const char *edges, *base, *sizes;
+    Py_ssize_t length, base_length, sizes_length;
     long long block_size, stride, start, end;
     unsigned long long turn;
     PyObject *epoch_key;
     if (!PyArg_ParseTupleAndKeywords(arguments, names, "LLKLLy#y#y#O:Stretch", keywords,
                                      &block_size, &stride, &turn, &start, &end, &edges, &length,
-                                     &before, &before_length, &sizes, &sizes_length, &epoch_key))
+                                     &base, &base_length, &sizes, &sizes_length, &epoch_key))
         return -1;
     Py_ssize_t count = length / (Py_ssize_t)sizeof(int64_t);
-    if (count < 1 || length % (Py_ssize_t)sizeof(int64_t) || before_length != length
+    if (count < 1 || length % (Py_ssize_t)sizeof(int64_t) || base_length != length
         || sizes_length != length || stretch->sources != NULL) {
         PyErr_SetString(PyExc_ValueError,
-                        "edges, before and sizes are int64 of one length, given once");
+                        "edges, base and sizes are int64 of one length, given once");
         return -1;
     }
     /* Within these limits no product below leaves 64 bits. */
@@ -177,13 +177,13 @@ static int stretch_init(PyObject *self, PyObject *arguments, PyObject *names)
     for (Py_ssize_t k = 0; k < count; k++) {
         Source *source = &sources[k];
         memcpy(&source->edge, edges + k * (Py_ssize_t)sizeof(int64_t), sizeof(int64_t));
-        memcpy(&source->before, before + k * (Py_ssize_t)sizeof(int64_t), sizeof(int64_t));
+        memcpy(&source->base, base + k * (Py_ssize_t)sizeof(int64_t), sizeof(int64_t));
         memcpy(&source->size, sizes + k * (Py_ssize_t)sizeof(int64_t), sizeof(int64_t));
-        if (source->size < 1 || source->size >= MAX_SIZE || source->before < 0
+        if (source->size < 1 || source->size >= MAX_SIZE
             || source->edge < previous || source->edge > (int64_t)block_size << 32) {
             free(sources);
             PyErr_SetString(PyExc_ValueError, "edges rise to block_size * 2**32, sizes are from 1 "
-                                              "to 2**62, before is not negative");
+                                              "to 2**62");
             return -1;
         }
         previous = source->edge;

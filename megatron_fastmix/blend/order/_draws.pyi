@@ -13,11 +13,11 @@ class Stretch:
         start: int,
         end: int,
         edges: bytes,
-        before: bytes,
+        base: bytes,
         sizes: bytes,
         epoch_key: Callable[[int, int], int],
     ) -> None:
-        """Of the blocks from `start` to `end`; `edges`, `before` and `sizes` are (K,) int64, and
+        """Of the blocks from `start` to `end`; `edges`, `base` and `sizes` are (K,) int64, and
         `epoch_key` tells the key of a source's epoch. Raises `ValueError`."""
 
     def locate(self, i: int) -> tuple[int, int] | None:

@@ -1,14 +1,16 @@
 """The draw order of a live mixture: any draw at once, weights that change, caps on epochs.
 
-Draws come in blocks of W. Block r of a stretch (a stretch of draws with fixed weights) holds n_k
-samples of source k, W·α_k rounded down or up so that the block is full:
+Draws come in blocks of W. Block r of the run holds n_k samples of source k, W·α_k rounded down or
+up so that the block is full:
 
     n_k(r) = ⌊(E_k + u_r) / 2³²⌋ − ⌊(E_{k−1} + u_r) / 2³²⌋,   u_r = r with its 32 bits reversed
 
 with E_k = W·(α_1 + … + α_k) in fixed point of 32 binary places. u is van der Corput's sequence,
-so that a source with W·α_k < 1 is served in turn, and so that the samples that the blocks before r
-took from a source have a closed form (`_count`): nothing is stored per draw or per block, and draw
-10¹⁰ costs what draw 0 costs.
+so that a source with W·α_k < 1 is served in turn, and so that the samples that the first r blocks
+would take from a source under fixed weights have a closed form (`_count`): a stretch of blocks with
+the same weights takes the difference of two, nothing is stored per draw or per block, and draw 10¹⁰
+costs what draw 0 costs. r runs through all stretches: if each began at u_0 anew, the same roundings
+would come back with every change of the weights, and add up.
 
 Inside a block, position p takes slot (p·g + v) mod W of the n_1 + … + n_K slots in the sources'
 order, with g ≈ W/φ: neighbours are spread over the sources by the golden ratio, so that batches
@@ -47,9 +49,12 @@ _COMPILED_BLOCKS = 1 << 31
 _KEPT_COMPILED = 16
 _UNLIMITED = 1 << 62
 _DISCREPANCY = 64
-"""More than the samples by which n blocks may depart from n·W·α_k, for n < 2³²."""
+"""More than the samples by which n blocks of the first 2³² may depart from n·W·α_k."""
 
 MAX_BLOCK_SIZE = 1 << 24
+DRAW_ORDER = 2
+"""Kept in checkpoints. Draws of order 1 went on at other samples where weights had changed or a
+capacity had ended."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +67,9 @@ class _Stretch:
     """The block after the last; infinite where no capacity ends."""
     edges: list[int]
     """E_k, (K,)."""
-    before: list[int]
-    """Samples of each source (K,) in the blocks before `start`."""
+    base: list[int]
+    """Of each source (K,) the samples in the blocks before `start`, less those that `start` blocks
+    under the weights of this stretch would have taken."""
 
 
 class SpreadOrder:
@@ -132,13 +138,12 @@ class SpreadOrder:
         block, position = divmod(i, self.block_size)
         stretch = self._stretch_of(block)
         edges = stretch.edges
-        blocks = block - stretch.start
-        offset = _reversed(blocks & _FRACTION)
+        offset = _reversed(block & _FRACTION)
         shift = (block * _MULTIPLIER + self._key) >> 16
         slot = (position * self._stride + shift) % self.block_size
         source = bisect_left(edges, ((slot + 1) << _BITS) - offset)
         first = (edges[source - 1] + offset) >> _BITS if source else 0
-        ordinal = stretch.before[source] + _count(edges, source, blocks) + slot - first
+        ordinal = stretch.base[source] + _count(edges, source, block) + slot - first
         return Draw(source, ordinal)
 
     def locate(self, i: int) -> tuple[int, int]:
@@ -165,7 +170,8 @@ class SpreadOrder:
         found: dict[int, int] = {}
         for stretch in self._stretches:
             if stretch.start * self.block_size < until:
-                ended = np.flatnonzero(np.array(stretch.before) >= self._limits).tolist()
+                before = _counts_after(stretch, stretch.start)
+                ended = np.flatnonzero(np.array(before) >= self._limits).tolist()
                 found = dict.fromkeys(ended, stretch.start * self.block_size) | found
         return found
 
@@ -174,7 +180,7 @@ class SpreadOrder:
             self._plan(block - 1)
         # At the end of the last stretch it has all counts, and no further one need be possible.
         stretch = self._stretches[max(bisect_left(self._starts, block) - 1, 0)]
-        return _counts_after(stretch, block - stretch.start)
+        return _counts_after(stretch, block)
 
     def _stretch_of(self, block: int) -> _Stretch:
         self._plan(block)
@@ -202,7 +208,7 @@ class SpreadOrder:
                 self._key,
                 stretch.start,
                 int(min(stretch.end, _COMPILED_BLOCKS)),
-                *(np.array(v, np.int64).tobytes() for v in (stretch.edges, stretch.before)),
+                *(np.array(v, np.int64).tobytes() for v in (stretch.edges, stretch.base)),
                 np.array(self._sizes, np.int64).tobytes(),
                 functools.partial(_epoch_key, self.seed),
             )
@@ -216,7 +222,7 @@ class SpreadOrder:
         while block >= self._stretches[-1].end:
             last = self._stretches[-1]
             assert isinstance(last.end, int)
-            self._append(last.end, _counts_after(last, last.end - last.start))
+            self._append(last.end, _counts_after(last, last.end))
 
     def _append(self, start: int, before: list[int]) -> None:
         """Appends the stretch that begins with block `start`, under the newest weights."""
@@ -224,10 +230,11 @@ class SpreadOrder:
         left = self._limits - np.array(before, dtype=np.int64)
         fixed = dict.fromkeys(np.flatnonzero((left <= 0) & (shares > 0)).tolist(), 0)
         edges = _edges(shares, self.block_size, fixed)
-        blocks = _blocks_that_fit(edges, left) if edges else 0
+        blocks = _blocks_that_fit(edges, left, start) if edges else 0
+        offset = _reversed(start & _FRACTION)
         while edges and not blocks:
             # One block in which the sources that end give what is left of them.
-            counts = np.diff([0, *(edge >> _BITS for edge in edges)])
+            counts = np.diff([0, *(edge + offset >> _BITS for edge in edges)])
             over = {k: int(left[k]) for k in np.flatnonzero(counts > left).tolist()}
             if not over:
                 blocks = 1
@@ -241,7 +248,8 @@ class SpreadOrder:
                 "sources a weight"
             )
         self._starts.append(start)
-        self._stretches.append(_Stretch(start, start + blocks, edges, before))
+        base = np.array(before, dtype=np.int64) - _edge_counts(edges, start)
+        self._stretches.append(_Stretch(start, start + blocks, edges, base.tolist()))
 
 
 def visited_sample(seed: int, source: int, ordinal: int, size: int) -> int:
@@ -283,7 +291,8 @@ def _edges(shares: np.ndarray, block_size: int, fixed: Mapping[int, int]) -> lis
     pieces = np.zeros(len(shares), dtype=np.int64)
     if rest:
         cumulative = np.rint(np.cumsum(free) / free.sum() * rest * _ONE).astype(np.int64)
-        # Rounding must not hand the last places to a source whose weight is 0.
+        # Rounding must neither pass the end nor hand the last places to a source of weight 0.
+        cumulative = np.minimum(cumulative, rest * _ONE)
         cumulative[np.flatnonzero(free)[-1] :] = rest * _ONE
         pieces = np.diff(cumulative, prepend=0)
     for source, count in fixed.items():
@@ -291,8 +300,9 @@ def _edges(shares: np.ndarray, block_size: int, fixed: Mapping[int, int]) -> lis
     return np.cumsum(pieces).tolist()
 
 
-def _blocks_that_fit(edges: list[int], left: np.ndarray) -> float:
-    """How many blocks no source gives more than is `left` of it; infinite where none is capped."""
+def _blocks_that_fit(edges: list[int], left: np.ndarray, start: int) -> float:
+    """In how many blocks from `start` on no source gives more than is `left` of it; infinite where
+    none is capped."""
     rates = np.diff(edges, prepend=0)
     capped = np.flatnonzero((left < _UNLIMITED >> 1) & (rates > 0))
     if not len(capped):
@@ -302,10 +312,10 @@ def _blocks_that_fit(edges: list[int], left: np.ndarray) -> float:
     most = float(np.min(np.ceil((left[capped] + _DISCREPANCY) / per_block)))
     for source, low in zip(capped.tolist(), lowest.tolist(), strict=True):
         if low < most:
-            limit = int(left[source])
+            limit = _count(edges, source, start) + int(left[source])
 
             def fits(blocks: int, source: int = source, limit: int = limit) -> bool:
-                return _count(edges, source, blocks) <= limit
+                return _count(edges, source, start + blocks) <= limit
 
             if not fits(int(most)):
                 found = bisect_left(
@@ -316,7 +326,7 @@ def _blocks_that_fit(edges: list[int], left: np.ndarray) -> float:
 
 
 def _count(edges: list[int], source: int, blocks: int) -> int:
-    """Samples of `source` in the first `blocks` blocks of a stretch.
+    """Samples of `source` in the first `blocks` blocks, had they these edges.
 
     An edge E with fraction f is carried over by u_r = rev(r) where rev(~r) < f. In R = rev(f) a set
     bit j stands for the r whose lowest j bits are those of ~R and whose bit j is set, of which
@@ -337,9 +347,14 @@ def _bit_weights(edge: int, blocks: int) -> list[int]:
     return [edge << bit >> _BITS for bit in range(blocks.bit_length()) if blocks >> bit & 1]
 
 
-def _counts_after(stretch: _Stretch, blocks: int) -> list[int]:
-    """Samples of each source (K,) before the block that is `blocks` after the stretch's start."""
-    edges = np.array(stretch.edges, dtype=np.int64)
+def _counts_after(stretch: _Stretch, block: int) -> list[int]:
+    """Samples of each source (K,) before `block`, of this stretch or the one after it."""
+    return (np.array(stretch.base, dtype=np.int64) + _edge_counts(stretch.edges, block)).tolist()
+
+
+def _edge_counts(edges_of_all: list[int], blocks: int) -> np.ndarray:
+    """`_count` of every source, (K,)."""
+    edges = np.array(edges_of_all, dtype=np.int64)
     fractions = edges & _FRACTION
     totals = blocks * (edges >> _BITS)
     pattern = np.zeros_like(fractions)
@@ -347,7 +362,8 @@ def _counts_after(stretch: _Stretch, blocks: int) -> list[int]:
         chosen = fractions >> (_BITS - 1 - bit) & 1
         totals += chosen * ((blocks + pattern) >> (bit + 1))
         pattern |= chosen << bit
-    return (np.array(stretch.before, dtype=np.int64) + np.diff(totals, prepend=0)).tolist()
+    counts: np.ndarray = np.diff(totals, prepend=0)
+    return counts
 
 
 def _reversed(bits: int) -> int:
