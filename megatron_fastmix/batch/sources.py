@@ -30,11 +30,11 @@ def build_source_blend(
     mixture: Mixture,
     tokenizer: Any,
     cache_path: str,
-    share: float | None = None,
+    shares: Mapping[str, float] | None = None,
 ) -> FastMixBlendedDataset:
     """The blend of all sources, one epoch of each indexed. Every rank must call.
 
-    `share` is the part of every source's samples that it offers; default: all.
+    `shares` are the parts of the sources' samples that it offers; default: all.
     """
     batch_size, weighting = config.training.global_batch_size, config.mixture.weighting
     sampling = weighting == "sampling"
@@ -50,14 +50,14 @@ def build_source_blend(
         order="spread" if sampling else "shuffled",
         # Without shards the order of the datasets tells the sources.
         sources=prefixes if several else None,
-        share=share,
+        shares=shares,
     ):
         paths = [path for each in prefixes.values() for path in each]
         blended: FastMixBlendedDataset = _one_epoch(
             config, tokenizer, cache_path, paths, Split.train, lean, prefixes
         )
     for dataset in blended.datasets:
-        _share_mean(dataset if share is None else dataset.dataset)
+        _share_mean(dataset if shares is None else dataset.dataset)
     return blended
 
 

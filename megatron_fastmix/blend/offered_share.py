@@ -13,10 +13,10 @@ from megatron_fastmix.blend.order.draw_order import key_of, permute
 class OfferedShare(torch.utils.data.Dataset[dict[str, Any]]):
     """`share` of a dataset's samples, chosen by `seed` alone; one or more.
 
-    A search of T tokens that offers the share T/D of every source, and draws by α, reads each as
-    often as a run of D tokens does under α: α·D/U times for a source of U tokens ("simulated
-    epoching", arXiv 2606.07597). A larger share holds the samples of a smaller one. It has what a
-    blend asks of a dataset.
+    A search of N samples that offers the share N·l/D of a source whose samples have l loss tokens,
+    and draws by α, reads it as often as a run of D loss tokens does under α: α·D/U times for a
+    source of U ("simulated epoching", arXiv 2606.07597). A larger share holds the samples of a
+    smaller one. It has what a blend asks of a dataset.
     """
 
     def __init__(self, dataset: Any, share: float, seed: int, name: str) -> None:

@@ -68,7 +68,7 @@ def install(
     order: Order = "spread",
     sources: Mapping[str, Sequence[str]] | None = None,
     left_out: Mapping[str, Sequence[str]] | None = None,
-    share: float | None = None,
+    shares: Mapping[str, float] | None = None,
     on_build: Callable[[FastMixBlendedDataset], None] | None = None,
 ) -> contextlib.AbstractContextManager[None]:
     """Makes every `BlendedMegatronDatasetBuilder` build `FastMixBlendedDataset` for training.
@@ -115,7 +115,7 @@ def install(
             which one from a mixture file has.
         left_out: with `sources`, the paths of sources that the mixture does not have: their
             datasets may be in the blend, and are not drawn.
-        share: the part of every source's samples that the blend offers, with repetition beyond it;
+        shares: by source the part of its samples that the blend offers, with repetition beyond it;
             see `OfferedShare`. Default: all.
         on_build: called with every blend of ours when it is built, on the ranks that build it.
 
@@ -189,9 +189,9 @@ def install(
                 numbers = {name: numbers[name] for name in sources}
                 datasets = one_each({s: [datasets[n] for n in ns] for s, ns in numbers.items()})
                 weights = [1.0] * len(datasets)
-            if share is not None:
+            if shares is not None:
                 datasets = [
-                    OfferedShare(dataset, share, config.random_seed, name)
+                    OfferedShare(dataset, shares[name], config.random_seed, name)
                     for dataset, name in zip(datasets, mixture.names, strict=True)
                 ]
             blend = FastMixBlendedDataset(

@@ -12,7 +12,7 @@ from pathlib import Path
 from megatron_fastmix.config import load_config
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.run.folder import RunFolder
-from megatron_fastmix.search.budget import offered_share
+from megatron_fastmix.search.budget import offered_shares
 from megatron_fastmix.search.copies import copied_targets
 from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.start.check_hosts import (
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         ranks, ask = sum(hosts.values()), partial(ask_over_ssh, hosts=list(hosts))
     elif args.srun:
         ranks, ask = slurm_count("SLURM_NTASKS"), ask_with_srun
-    offered_share(config, check_inputs(config, ranks))
+    offered_shares(config, check_inputs(config, ranks))
     for line in copied_targets(config):
         print(f"megatron-fastmix: {line}", file=sys.stderr)
     # The hosts see the configuration that the ranks will be given.

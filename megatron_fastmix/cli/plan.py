@@ -7,7 +7,7 @@ import math
 
 from megatron_fastmix.config import SearchConfig, load_config
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.search.budget import offered_share
+from megatron_fastmix.search.budget import offered_shares
 from megatron_fastmix.search.inputs import assumed_inputs, check_inputs
 from megatron_fastmix.start.accelerators import visible_accelerators
 from megatron_fastmix.token_count import token_count
@@ -84,11 +84,13 @@ def run(args: argparse.Namespace) -> int:
         print(f"For {args.nodes} node(s) of {per_node} GPUs (--nodes, --gpus-per-node).")
     budget = config.token_budget
     print(plan.text(made, config, **on, memory_gib=args.memory_gib, budget=budget))
-    offered = offered_share(config, inputs)
+    offered = offered_shares(config, inputs)
     if offered is not None:
+        least, most = (f"{edge(offered.values()):.3g}" for edge in (min, max))
+        part = least if least == most else f"{least} to {most}"
         print(
-            f"\ndata.token_budget: the search reads {offered:.3g} of every source's samples, the "
-            "same in training and probe, and repeats them as the run will"
+            f"\ndata.token_budget: the search reads {part} of every source's samples, the same in "
+            "training and probe, and repeats them as the run will"
         )
     if budget is not None:
         print(f"\nA run of {budget:.4g} tokens at the start mixture would read")

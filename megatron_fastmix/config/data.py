@@ -140,10 +140,10 @@ class DataConfig:
     Hugging Face take it together with reset_position_ids or not at all."""
     token_budget: int | float | str | None = None
     """D, the tokens of the final run that count in its loss (answer tokens of answer-only sources),
-    as 300e9 or 300B. The search then reads only its own share T/D of every source, so that it
-    repeats each as often as the run will; needs mixture.weighting sampling. A search that is made
-    longer (--accept-changes) offers more of every source from then on. Epochs, plan and exports
-    count with it too."""
+    as 300e9 or 300B. The search then reads only a share of every source, so that it repeats each as
+    often as the run will: its own tokens over D where all are text; needs mixture.weighting
+    sampling. A search that is made longer (--accept-changes) offers more of every source from then
+    on. Epochs, plan and exports count with it too."""
     data_cache_path: str | None = None
     """Where Megatron caches dataset indices; default: `cache` in the run folder."""
 

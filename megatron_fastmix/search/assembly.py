@@ -27,7 +27,7 @@ from megatron_fastmix.parallel.environment import local_rank
 from megatron_fastmix.parallel.groups import DataParallelGroup, limit_waiting
 from megatron_fastmix.proxy.megatron_gpt import initialize_parallel_state
 from megatron_fastmix.run.folder import RunFolder
-from megatron_fastmix.search.budget import offered_share
+from megatron_fastmix.search.budget import offered_shares
 from megatron_fastmix.search.inputs import Inputs, check_inputs
 from megatron_fastmix.search.known_inputs import cache_folder, hand_on, take_over
 from megatron_fastmix.search.outer_step import OuterLoop
@@ -74,7 +74,7 @@ def assemble(config: SearchConfig, device: torch.device) -> SearchParts:
     limit_waiting(INDEXING_LIMIT)
     inputs = _check_inputs(config, world)
     tokenizer = inputs.tokenizer
-    share = offered_share(config, inputs)
+    shares = offered_shares(config, inputs)
     identity = identity_of(config, tokenizer.sha256)
     check_same_on_all_ranks(identity, world)
 
@@ -85,7 +85,7 @@ def assemble(config: SearchConfig, device: torch.device) -> SearchParts:
     cache = str(cache_folder(config))
     batches = Batches(
         config,
-        build_source_blend(config, mixture, tokenizer, cache, share),
+        build_source_blend(config, mixture, tokenizer, cache, shares),
         build_targets(config, tokenizer, cache),
         group,
         grouping=mixture.grouping,

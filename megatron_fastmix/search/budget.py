@@ -1,4 +1,4 @@
-"""What a token budget means for a search: the share of every source that it may read."""
+"""What a token budget means for a search: the share of each source that it may read."""
 
 from __future__ import annotations
 
@@ -12,50 +12,53 @@ TOKENS_PER_PARAMETER = 20
 """Of a proxy that is trained about as long as it is worth (Hoffmann et al., 2022)."""
 
 
-def offered_share(config: SearchConfig, inputs: Inputs) -> float | None:
-    """T/D: the share of its samples that every source offers a search of T loss tokens, for a run
-    of `data.token_budget` D; None without a budget.
+def offered_shares(config: SearchConfig, inputs: Inputs) -> dict[str, float] | None:
+    """By source the share of its samples that a search offers for a run of `data.token_budget` D
+    loss tokens; None without a budget.
 
-    Raises `ConfigError` where the search is longer than the run, and for sources of which less than
-    one sample would be left, with the least search for which that is not so.
+    A search of N samples draws N·α_k of source k, and the run reads D·α_k of its loss tokens: both
+    read it equally often where the search offers the share N·l_k/D, with l_k the loss tokens of one
+    of its samples. Raises `ConfigError` where the search would repeat a source more often than the
+    run, and for sources of which less than one sample would be left, with the least search for
+    which that is not so.
     """
     budget = config.data.budget
     if budget is None:
         return None
     training = config.training
     samples = training.train_iters * training.global_batch_size
-    searched = samples * loss_tokens_per_sample(config, inputs)
+    each = dict(zip(config.source_names, loss_tokens_per_sample(config, inputs), strict=True))
+    longest = max(each, key=lambda name: each[name])
+    searched = samples * each[longest]
     if searched > budget:
         raise ConfigError(
-            f"data.token_budget: found {budget:,}, fewer than the {searched:,.0f} tokens that the "
-            f"search trains on; use at most training.train_iters "
+            f"data.token_budget: found {budget:,}, fewer than the {searched:,.0f} tokens of as "
+            f"many samples of {longest} as the search trains on; use at most training.train_iters "
             f"{int(budget / searched * training.train_iters)}, or give the run's own budget"
         )
-    share = searched / budget
-    counts = {
-        source.name: float(size.size.count("samples", config.data.seq_length))
+    shares = {name: samples * tokens / budget for name, tokens in each.items()}
+    left = {
+        source.name: shares[source.name]
+        * math.floor(size.size.count("samples", config.data.seq_length))
         for source, size in zip(config.sources, inputs.sources, strict=True)
     }
-    small = [name for name, count in counts.items() if share * math.floor(count) < 1]
+    small = [name for name, count in left.items() if count < 1]
     if small:
-        least = min(math.floor(counts[name]) for name in small)
-        steps = math.ceil(training.train_iters / (share * least))
-        tokens = searched / training.train_iters * steps
+        steps = math.ceil(training.train_iters / min(left.values()))
+        tokens = steps * training.global_batch_size * sum(each.values()) / len(each)
         raise ConfigError(
             f"data.token_budget: of {', '.join(small)} less than one sample is left: a search of "
-            f"{searched:,.0f} tokens reads the share {share:.3g} of every source, for a run of "
-            f"{budget:,} tokens. The least that works is training.train_iters {steps:,} "
+            f"{samples:,} samples reads the share {shares[small[0]]:.3g} of {small[0]}, for a run "
+            f"of {budget:,} tokens. The least that works is training.train_iters {steps:,} "
             f"({tokens:,.0f} tokens, those of a proxy of {tokens / TOKENS_PER_PARAMETER:,.0f} "
             "parameters at 20 tokens each); or merge these sources with others"
         )
-    return share
+    return shares
 
 
-def loss_tokens_per_sample(config: SearchConfig, inputs: Inputs) -> float:
-    """Averaged over the sources evenly, since the mixture that they will be drawn by is not known
-    yet; a sample of text has seq_length."""
-    each = [
+def loss_tokens_per_sample(config: SearchConfig, inputs: Inputs) -> list[float]:
+    """Of each source, (K,); a sample of text has seq_length."""
+    return [
         size.loss_tokens / size.rows if size.answer_only else float(config.data.seq_length)
         for size in (source.size for source in inputs.sources)
     ]
-    return sum(each) / len(each)

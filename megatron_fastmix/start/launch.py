@@ -24,7 +24,7 @@ from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
-from megatron_fastmix.search.budget import offered_share
+from megatron_fastmix.search.budget import offered_shares
 from megatron_fastmix.search.copies import copied_targets
 from megatron_fastmix.search.inputs import Inputs, check_inputs
 from megatron_fastmix.search.known_inputs import hand_on, take_over
@@ -67,7 +67,7 @@ def launch(config: SearchConfig, ranks: int | None = None, *, accept_changes: bo
     inputs = check_inputs(config, ranks)
     for line in copied_targets(config):
         print(f"megatron-fastmix: {line}", file=sys.stderr)
-    if offered_share(config, inputs) is None and config.output.token_budget is not None:
+    if offered_shares(config, inputs) is None and config.output.token_budget is not None:
         print(
             "megatron-fastmix: output.token_budget only counts epochs; data.token_budget in its "
             "place has the search see how often the run repeats a source",

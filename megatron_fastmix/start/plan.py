@@ -13,10 +13,7 @@ from megatron_fastmix.proxy.cost import (
     proxy_parameters,
     separate_probe_samples,
 )
-from megatron_fastmix.proxy.huggingface import count_parameters
-from megatron_fastmix.proxy.megatron_cost import megatron_parameters
-from megatron_fastmix.proxy.provider import provided_parameters
-from megatron_fastmix.search.budget import loss_tokens_per_sample, offered_share
+from megatron_fastmix.search.budget import loss_tokens_per_sample, offered_shares
 from megatron_fastmix.search.inputs import Inputs
 from megatron_fastmix.search.start_mixture import start_mixture
 from megatron_fastmix.start.memory import (
@@ -132,11 +129,13 @@ def make_plan(
         gathers = 3.0
         outer_seconds *= RECOMPUTED
         seconds *= RECOMPUTED
-    offered = offered_share(config, inputs) or 1.0
+    offered = offered_shares(config, inputs) or dict.fromkeys(config.source_names, 1.0)
     loss_tokens = [source.size.loss_tokens for source in inputs.sources]
     start = start_mixture(config, loss_tokens).weights.tolist()
     even = [1 / len(start)] * len(start)
     drawn = start if config.mixture.weighting == "sampling" else even
+    # Averaged over the sources evenly: the mixture that they will be drawn by is not known yet.
+    per_source = loss_tokens_per_sample(config, inputs)
     masked = config.data.reset_attention_mask or (
         config.data.packing and any(source.size.answer_only for source in inputs.sources)
     )
@@ -144,7 +143,7 @@ def make_plan(
         parameters=parameters,
         trained_parameters=trained,
         tokens=samples * per_sample,
-        loss_tokens=samples * loss_tokens_per_sample(config, inputs),
+        loss_tokens=samples * sum(per_source) / len(per_source),
         training_flops=training_flops,
         outer_flops=outer_flops,
         probe_flops=probe_flops,
@@ -168,7 +167,7 @@ def make_plan(
             source.name: samples
             * share
             / float(inputs_of.size.count("samples", config.data.seq_length))
-            / offered
+            / offered[source.name]
             for source, inputs_of, share in zip(config.sources, inputs.sources, drawn, strict=True)
         },
         start=dict(zip(config.source_names, start, strict=True)),

@@ -19,7 +19,7 @@ from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.result.mixture_file import read_mixture
-from megatron_fastmix.search.budget import offered_share
+from megatron_fastmix.search.budget import offered_shares
 from megatron_fastmix.search.inputs import check_inputs
 from tests.conftest import SEQ_LENGTH, SOURCES
 from tests.distributed.searches import load, run_search
@@ -64,25 +64,42 @@ def test_one_key_holds_it(sampling: dict) -> None:
 def test_the_share_is_that_of_the_tokens_and_its_limits_are_named(sampling: dict) -> None:
     config = load(sampling, **{"data.token_budget": 4 * SEARCHED})
     inputs = check_inputs(config, 1)
-    assert offered_share(config, inputs) == pytest.approx(0.25)
+    assert offered_shares(config, inputs) == pytest.approx(dict.fromkeys(SOURCES, 0.25))
     with pytest.raises(ConfigError, match=r"use at most training.train_iters 3,"):
-        offered_share(load(sampling, **{"data.token_budget": SEARCHED // 2}), inputs)
+        offered_shares(load(sampling, **{"data.token_budget": SEARCHED // 2}), inputs)
     long = {"data.token_budget": "10M"}
     with pytest.raises(ConfigError, match=r"of forward, .* less than one sample is left") as found:
-        offered_share(load(sampling, **long), inputs)
+        offered_shares(load(sampling, **long), inputs)
     least = re.search(r"train_iters ([\d,]+)", str(found.value))
     assert least is not None
     steps = int(least[1].replace(",", ""))
-    assert offered_share(load(sampling, **long, **{"training.train_iters": steps}), inputs)
+    assert offered_shares(load(sampling, **long, **{"training.train_iters": steps}), inputs)
     with pytest.raises(ConfigError, match="less than one sample"):
-        offered_share(load(sampling, **long, **{"training.train_iters": steps - 1}), inputs)
+        offered_shares(load(sampling, **long, **{"training.train_iters": steps - 1}), inputs)
+
+
+def test_text_and_rows_are_each_repeated_as_in_the_run(
+    sampling: dict, answer_corpora: Path
+) -> None:
+    sampling["sources"][1]["path"] = str(answer_corpora / "backward")
+    config = load(sampling, **{"data.token_budget": 4 * SEARCHED})
+    inputs = check_inputs(config, 1)
+    shares = offered_shares(config, inputs)
+    assert shares is not None
+    samples = config.training.train_iters * config.training.global_batch_size
+    for source, found in zip(config.sources, inputs.sources, strict=True):
+        held = float(found.size.count("samples", config.data.seq_length))
+        in_search = samples / (shares[source.name] * held)  # times the weight
+        assert in_search == pytest.approx(4 * SEARCHED / found.size.loss_tokens, rel=0.05)
+    assert shares["backward"] < shares["forward"] == pytest.approx(0.25)
 
 
 def batches_of(config: SearchConfig, share: float | None) -> Batches:
     mixture = Mixture(config.source_names, config.mixture)
     cache = str(config.data.data_cache_path)
     tokenizer = load_tokenizer("ByteLevelTokenizer")
-    blend = build_source_blend(config, mixture, tokenizer, cache, share)
+    shares = None if share is None else dict.fromkeys(config.source_names, share)
+    blend = build_source_blend(config, mixture, tokenizer, cache, shares)
     return Batches(config, blend, [], DataParallelGroup())
 
 

@@ -24,7 +24,7 @@ from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.proxy.build import build_model
 from megatron_fastmix.proxy.cost import flops_per_token
 from megatron_fastmix.proxy.megatron_gpt import batch_losses, initialize_world_of_one
-from megatron_fastmix.search.budget import offered_share
+from megatron_fastmix.search.budget import offered_shares
 from megatron_fastmix.search.inputs import check_inputs
 
 WeightedBatch = tuple[Batch, torch.Tensor]
@@ -46,7 +46,7 @@ class ProxyRun:
         self._batches = Batches(
             config,
             build_source_blend(
-                config, mixture, tokenizer, cache_path, offered_share(config, self.inputs)
+                config, mixture, tokenizer, cache_path, offered_shares(config, self.inputs)
             ),
             build_targets(config, tokenizer, cache_path),
             group,
