@@ -19,7 +19,7 @@ import re
 import shutil
 import sys
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,7 +195,7 @@ class CheckpointWriter:
             files = {name: read_json_object(path, "the size") for name, path in records.items()}
         except DataError as error:
             raise OSError(errno.EIO, str(error), str(folder)) from None
-        content = {"state": asdict(state), "files": files}
+        content = {"state": vars(state), "files": files}
         # A resumed run does not write these lines again; but they are worth less than a checkpoint.
         with contextlib.suppress(OSError), open(self.folder.metrics, "rb") as file:
             os.fsync(file.fileno())

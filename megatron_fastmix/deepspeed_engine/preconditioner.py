@@ -56,6 +56,9 @@ class AdamPreconditioner:
         correction = 1 - self.beta2**self.engine.global_steps
         means = self._means(parameters)
         for parameter, part, mean in zip(parameters, vector, means, strict=True):
+            if not mean:  # no gradient so far: all of it is such an element
+                part.zero_()
+                continue
             moment = self._second_moment(parameter).view_as(part)
             moment = moment.clamp_min(FLOOR * mean)
             part.div_(moment.div_(correction).sqrt_().add_(self.eps))

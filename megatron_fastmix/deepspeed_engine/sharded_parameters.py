@@ -19,6 +19,8 @@ class ShardedParameters(Parameters):
     v has the same shards and is never whole.
     """
 
+    are_sharded = True
+
     def __init__(
         self,
         parameters: list[torch.nn.Parameter],

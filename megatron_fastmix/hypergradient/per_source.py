@@ -32,12 +32,16 @@ def inner_products(probe: Probe, parameters: Parameters, v: Vector) -> SamplePro
         ]
     )
     parameters.release()
+    samples = np.array([mask.sum(axis=1) for mask in masks], dtype=float)
     if parameters.tensor_group is not None:
         values = parameters.tensor_group.sum(values)
+    if parameters.are_sharded:
+        # An entry is then this rank's shard of the product over the samples of all ranks.
+        values, samples = parameters.group.sum(values), parameters.group.sum(samples)
+        if parameters.group.rank:
+            values, samples = np.zeros_like(values), np.zeros_like(samples)
     return SampleProducts(
-        values=values.ravel(),
-        source=np.tile(sources, len(masks)),
-        samples=np.concatenate([mask.sum(axis=1) for mask in masks]).astype(float),
+        values=values.ravel(), source=np.tile(sources, len(masks)), samples=samples.ravel()
     )
 
 

@@ -16,11 +16,12 @@ PACKED_ABOVE = 256
 
 
 def packed_rows(rows: Sequence[np.ndarray]) -> list[Any]:
-    """Rows of float64, each as a list, or where it is long as base64 of its little-endian bytes."""
+    """Rows of float64, each as a list with None for NaN, or where it is long as base64 of its
+    little-endian bytes."""
     return [
         base64.b64encode(row.astype("<f8").tobytes()).decode("ascii")
         if len(row) > PACKED_ABOVE
-        else row.tolist()
+        else [None if value != value else value for value in row.tolist()]
         for row in rows
     ]
 

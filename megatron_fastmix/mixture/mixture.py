@@ -149,7 +149,10 @@ class Mixture:
     def agree(self, of_first: Callable[[np.ndarray], np.ndarray]) -> None:
         """Takes y and α of the first rank, which `of_first` gives for this rank's: NumPy's exp and
         log differ in the last bit between processors, and equal draws rest on equal weights."""
-        self._y, self.history[-1] = of_first(self._y), of_first(self.weights)
+        agreed = of_first(self.weights)
+        if not self.outer_steps and not np.array_equal(agreed, self.weights):
+            self.generation += 1  # a blend may have begun to draw by them
+        self._y, self.history[-1] = of_first(self._y), agreed
 
     def averaged(self) -> tuple[np.ndarray, np.ndarray, int]:
         """The reported mixture: mean and standard deviation of α over the tail of the run.
@@ -216,10 +219,7 @@ class Mixture:
             "logits": self._y.tolist(),
             "optimizer": self._optimizer.state(),
             "history": packed_rows(self.history),
-            "advantages": [
-                [value if np.isfinite(value) else None for value in each.tolist()]
-                for each in self.advantages
-            ],
+            "advantages": packed_rows(self.advantages),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -250,7 +250,7 @@ class Mixture:
         self.generation += 1
         # Checkpoints of before they were kept have none.
         kept = state.get("advantages", [[None] * len(logits)] * self.outer_steps)
-        self.advantages = [np.array(each, dtype=np.float64) for each in kept]
+        self.advantages = unpacked_rows(kept, len(logits))
 
     def _move(self, change: np.ndarray) -> None:
         logits = self._y + change

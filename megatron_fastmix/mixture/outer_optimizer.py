@@ -39,6 +39,8 @@ def centred(gradient: np.ndarray, weights: np.ndarray, seen: np.ndarray) -> np.n
     Counting the unseen as 0 would push them down or up for no reason.
     """
     alpha, h = weights[seen], gradient[seen]
+    if not alpha.any():  # all have underflowed
+        alpha = np.ones_like(alpha)
     result = np.zeros_like(gradient)
     result[seen] = h - dot(alpha, h) / alpha.sum()
     return result

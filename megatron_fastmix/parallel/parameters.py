@@ -29,6 +29,10 @@ Vector = list[torch.Tensor]
 class Parameters:
     """Replicated parameters: every rank holds all of θ, and all of v."""
 
+    are_sharded = False
+    """Whether a data-parallel rank holds a part alone, which is then reduced over the others'
+    samples already."""
+
     def __init__(
         self,
         parameters: list[torch.nn.Parameter],

@@ -199,6 +199,7 @@ class OuterLoop:
                 np.stack([grouping.mean(parts, each) for each in target_products]),
                 mixture.logit_weights,
                 grouping.sums(mixture.history[0]),
+                grouping.seen(seen),
             )
             # The β term follows those of the targets and has its factor already.
             factors = [*omega, *[1.0] * (len(terms) - len(omega))]

@@ -116,3 +116,21 @@ def test_rows_of_tokens_not_yet_met_do_not_drown_the_others(
     """Their moment is 0: without a floor they are divided by eps, and are all that counts."""
     (found,) = run_ranks(1, derivatives, untied, floor)
     assert least <= error(found) < most
+
+
+def without_a_gradient_so_far(config: SearchConfig) -> tuple[float, float]:
+    """Of P⁻¹v, with v of ones, the largest element of a parameter whose moments are all 0, as those
+    of an expert that no token has reached, and of another."""
+    search = Search(config)
+    inner_step(search.engine, search.batches, 0, search.mixture.loss_weights)
+    parameters = [p for p in search.engine.module.parameters() if p.requires_grad]
+    search.engine.optimizer.state[parameters[0]]["exp_avg_sq"].zero_()
+    vector = [torch.ones_like(p) for p in parameters]
+    assert search.outer_loop.precondition is not None
+    search.outer_loop.precondition(parameters, vector)
+    return float(vector[0].abs().max()), float(vector[1].abs().max())
+
+
+def test_a_parameter_without_a_gradient_so_far_does_not_count(untied: SearchConfig) -> None:
+    ((none, other),) = run_ranks(1, without_a_gradient_so_far, untied)
+    assert none == 0 < other

@@ -100,6 +100,23 @@ def test_products_do_not_depend_on_sharding(
     np.testing.assert_allclose(found / scale, reference / scale, rtol=tolerance, atol=tolerance)
 
 
+def test_standard_errors_do_not_depend_on_sharding(search_values: dict, tmp_path: Path) -> None:
+    """Under ZeRO-3 samples are summed over the ranks first: fewer entries, the same expectation."""
+    errors = {}
+    for stage in (2, 3):
+        changes = {"mixture.lr": 0, "hypergradient.estimator": "per_source"}
+        probe = {"hypergradient.probe_samples_per_source": 24, "engine.zero_stage": stage}
+        config = load(search_values, run_dir=str(tmp_path / str(stage)), **changes, **probe)
+        run_ranks(2, run_search, config)
+        lines = read_metrics(tmp_path / str(stage) / "metrics.jsonl")
+        errors[stage] = [
+            list(line["products_standard_error"].values())
+            for line in lines
+            if line["kind"] == "outer"
+        ]
+    np.testing.assert_allclose(errors[3], errors[2], rtol=0.5)
+
+
 def preconditioned_products(config: SearchConfig) -> np.ndarray:
     """⟨P⁻¹v, ∇L_k⟩ after one optimizer step, by autograd and AdamW's own state, (K,)."""
     search = Search(config)

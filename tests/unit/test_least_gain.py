@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from megatron_fastmix.mixture.objective.least_gain import least_gain_weights
+from megatron_fastmix.config import ObjectiveConfig
+from megatron_fastmix.mixture.objective.least_gain import LeastGain, least_gain_weights
 from megatron_fastmix.mixture.simplex import softmax
 
 UNIFORM = np.full(3, 1 / 3)
@@ -54,6 +55,22 @@ def test_neither_scale_nor_a_common_part_counts():
 def test_targets_that_no_source_moves_share():
     flat = np.ones((4, 3))
     np.testing.assert_allclose(least_gain_weights(flat, UNIFORM, UNIFORM), np.full(4, 0.25))
+
+
+def test_what_was_not_measured_is_not_zero():
+    generator = np.random.default_rng(0)
+    # Two targets alike but for their level, which is no gain.
+    products = np.array([[1.0], [0.2]]) + 0.1 * generator.normal(size=(2, 40))
+    uniform = np.full(40, 1 / 40)
+    chooser = LeastGain([0.5, 0.5], [0.0, 0.0], ObjectiveConfig())
+    for _ in range(8):
+        seen = np.zeros(40, bool)
+        seen[generator.choice(40, 8, replace=False)] = True
+        found = chooser.choose(np.where(seen, products, 0.0), uniform, uniform, seen)
+        alone = least_gain_weights(products[:, seen], np.full(8, 1 / 8), np.full(8, 1 / 8))
+        np.testing.assert_allclose(found, alone)
+    nothing = chooser.choose(np.zeros((2, 40)), uniform, uniform, np.zeros(40, bool))
+    assert nothing.tolist() == [0.5, 0.5]
 
 
 def test_one_target_takes_all():

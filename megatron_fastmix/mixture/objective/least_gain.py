@@ -16,7 +16,15 @@ _TOLERANCE = 1e-9
 class LeastGain(TargetAggregation):
     """Chooses ω anew at every outer step, so that it has no state."""
 
-    def choose(self, products: np.ndarray, alpha: np.ndarray, initial: np.ndarray) -> np.ndarray:
+    def choose(
+        self, products: np.ndarray, alpha: np.ndarray, initial: np.ndarray, seen: np.ndarray
+    ) -> np.ndarray:
+        if not seen.all():
+            # Among the seen alone: what was not measured is not 0.
+            products, alpha, initial = products[:, seen], alpha[seen], initial[seen]
+            if not (alpha.any() and initial.any()):
+                return self.weights
+            alpha, initial = alpha / alpha.sum(), initial / initial.sum()
         return least_gain_weights(products, alpha, initial)
 
 
