@@ -25,6 +25,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -59,15 +60,15 @@ capacity had ended."""
 
 @dataclasses.dataclass(frozen=True)
 class _Stretch:
-    """Blocks with the same weights."""
+    """Blocks with the same weights. All are kept, and lists would take four times the memory."""
 
     start: int
     """The first block."""
     end: float
     """The block after the last; infinite where no capacity ends."""
-    edges: list[int]
+    edges: array[int]
     """E_k, (K,)."""
-    base: list[int]
+    base: array[int]
     """Of each source (K,) the samples in the blocks before `start`, less those that `start` blocks
     under the weights of this stretch would have taken."""
 
@@ -97,7 +98,7 @@ class SpreadOrder:
         self.seed = seed
         self.block_size = block_size
         self.capacity = list(capacity) if capacity is not None else [None] * len(weights)
-        self.history: list[tuple[int, list[float]]] = []
+        self.history: list[tuple[int, np.ndarray]] = []
         """Changes so far: (first draw, weights)."""
         self._limits = np.array([_UNLIMITED if c is None else c for c in self.capacity], np.int64)
         self._sizes = list(sizes)
@@ -128,7 +129,7 @@ class SpreadOrder:
         del self._stretches[keep:], self._starts[keep:]
         if self._stretches:
             self._stretches[-1] = dataclasses.replace(self._stretches[-1], end=block)
-        self.history.append((at_draw, shares.tolist()))
+        self.history.append((at_draw, shares))
         self._append(block, before)
         self._entered = None
         self._compiled.clear()
@@ -208,7 +209,8 @@ class SpreadOrder:
                 self._key,
                 stretch.start,
                 int(min(stretch.end, _COMPILED_BLOCKS)),
-                *(np.array(v, np.int64).tobytes() for v in (stretch.edges, stretch.base)),
+                stretch.edges.tobytes(),
+                stretch.base.tobytes(),
                 np.array(self._sizes, np.int64).tobytes(),
                 functools.partial(_epoch_key, self.seed),
             )
@@ -226,7 +228,7 @@ class SpreadOrder:
 
     def _append(self, start: int, before: list[int]) -> None:
         """Appends the stretch that begins with block `start`, under the newest weights."""
-        shares = np.array(self.history[-1][1])
+        shares = self.history[-1][1]
         left = self._limits - np.array(before, dtype=np.int64)
         fixed = dict.fromkeys(np.flatnonzero((left <= 0) & (shares > 0)).tolist(), 0)
         edges = _edges(shares, self.block_size, fixed)
@@ -249,7 +251,7 @@ class SpreadOrder:
             )
         self._starts.append(start)
         base = np.array(before, dtype=np.int64) - _edge_counts(edges, start)
-        self._stretches.append(_Stretch(start, start + blocks, edges, base.tolist()))
+        self._stretches.append(_Stretch(start, start + blocks, edges, _numbers(base)))
 
 
 def visited_sample(seed: int, source: int, ordinal: int, size: int) -> int:
@@ -278,7 +280,11 @@ def _epoch_key(seed: int, source: int, epoch: int) -> int:
     return key_of(seed, f"epoch/{source}", epoch) & _FRACTION
 
 
-def _edges(shares: np.ndarray, block_size: int, fixed: Mapping[int, int]) -> list[int] | None:
+def _numbers(values: np.ndarray) -> array[int]:
+    return array("q", values.astype(np.int64).tobytes())
+
+
+def _edges(shares: np.ndarray, block_size: int, fixed: Mapping[int, int]) -> array[int] | None:
     """E_k, (K,): sources in `fixed` get that many samples a block, the others share the rest.
 
     None where nobody is there to take the rest.
@@ -297,10 +303,10 @@ def _edges(shares: np.ndarray, block_size: int, fixed: Mapping[int, int]) -> lis
         pieces = np.diff(cumulative, prepend=0)
     for source, count in fixed.items():
         pieces[source] = count * _ONE
-    return np.cumsum(pieces).tolist()
+    return _numbers(np.cumsum(pieces))
 
 
-def _blocks_that_fit(edges: list[int], left: np.ndarray, start: int) -> float:
+def _blocks_that_fit(edges: array[int], left: np.ndarray, start: int) -> float:
     """In how many blocks from `start` on no source gives more than is `left` of it; infinite where
     none is capped."""
     rates = np.diff(edges, prepend=0)
@@ -325,7 +331,7 @@ def _blocks_that_fit(edges: list[int], left: np.ndarray, start: int) -> float:
     return int(most)
 
 
-def _count(edges: list[int], source: int, blocks: int) -> int:
+def _count(edges: array[int], source: int, blocks: int) -> int:
     """Samples of `source` in the first `blocks` blocks, had they these edges.
 
     An edge E with fraction f is carried over by u_r = rev(r) where rev(~r) < f. In R = rev(f) a set
@@ -352,7 +358,7 @@ def _counts_after(stretch: _Stretch, block: int) -> list[int]:
     return (np.array(stretch.base, dtype=np.int64) + _edge_counts(stretch.edges, block)).tolist()
 
 
-def _edge_counts(edges_of_all: list[int], blocks: int) -> np.ndarray:
+def _edge_counts(edges_of_all: array[int], blocks: int) -> np.ndarray:
     """`_count` of every source, (K,)."""
     edges = np.array(edges_of_all, dtype=np.int64)
     fractions = edges & _FRACTION
