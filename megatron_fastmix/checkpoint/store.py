@@ -106,7 +106,7 @@ class CheckpointWriter:
         return float(written and self._error is None), float(written and self._error is not None)
 
     def begin(self, state: SearchState, arrays: dict[str, np.ndarray]) -> None:
-        """Starts to write `arrays` (`engine_state.snapshot`). Every rank must call: `world`.
+        """Starts to write `arrays` (`deepspeed_engine.state.snapshot`). Every rank must call.
 
         Raises what `finish` raises of the checkpoint before, and `NonFiniteError` on every rank
         where a number of one is NaN or Inf: nothing is written then, and no checkpoint removed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_fastmix.config.require import require, require_name, require_path
+from megatron_fastmix.config.require import require, require_bounds, require_name, require_path
 from megatron_fastmix.config.tokens import tokens
 from megatron_fastmix.dataset_paths import find_datasets
 
@@ -31,12 +31,7 @@ class SourceConfig:
     def __post_init__(self) -> None:
         require_name(self.name, "sources: name")
         _check_path(f"source {self.name}", self.path)
-        require(
-            0 <= self.min_weight <= self.max_weight <= 1 and self.max_weight > 0,
-            f"source {self.name}: min_weight and max_weight",
-            [self.min_weight, self.max_weight],
-            "use shares with 0 ≤ min_weight ≤ max_weight ≤ 1 and max_weight > 0",
-        )
+        require_bounds(self.min_weight, self.max_weight, f"source {self.name}")
         if self.group is not None:
             require_name(self.group, f"source {self.name}: group")
 

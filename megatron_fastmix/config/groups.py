@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_fastmix.config.data import SourceConfig
-from megatron_fastmix.config.require import require, require_name
+from megatron_fastmix.config.require import require, require_bounds, require_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +27,7 @@ class GroupConfig:
 
     def __post_init__(self) -> None:
         require_name(self.name, "groups: name")
-        require(
-            0 <= self.min_weight <= self.max_weight <= 1 and self.max_weight > 0,
-            f"group {self.name}: min_weight and max_weight",
-            [self.min_weight, self.max_weight],
-            "use shares with 0 ≤ min_weight ≤ max_weight ≤ 1 and max_weight > 0",
-        )
+        require_bounds(self.min_weight, self.max_weight, f"group {self.name}")
         require(
             self.prior_weight is None or self.prior_weight > 0,
             f"group {self.name}: prior_weight",

@@ -65,3 +65,13 @@ def require_decay(config: Any, section: str, names: Iterable[str]) -> None:
     for name in names:
         found = getattr(config, name)
         require(0 <= found < 1, f"{section}.{name}", found, "use a factor from 0 to below 1")
+
+
+def require_bounds(least: float, most: float, owner: str) -> None:
+    """Raises `ConfigError` unless a share can lie from `least` to `most`; `owner` names whose."""
+    require(
+        0 <= least <= most <= 1 and most > 0,
+        f"{owner}: min_weight and max_weight",
+        [least, most],
+        "use shares with 0 ≤ min_weight ≤ max_weight ≤ 1 and max_weight > 0",
+    )

@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_fastmix.errors import ConfigError, FastMixError
 from megatron_fastmix.processes import available_cores, stop_with_parent
-from megatron_fastmix.start.launch import visible_accelerators
+from megatron_fastmix.start.accelerators import visible_accelerators
 from megatron_fastmix.start.limits import raise_open_files
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.report.capped import capped_mixture, read_often
 from megatron_fastmix.report.commands import next_commands
-from megatron_fastmix.report.first_screen import cost_facts, level_text, setting_facts
+from megatron_fastmix.report.first_screen import LEVELS, cost_facts, setting_facts
 from megatron_fastmix.report.gains import compare_gains
 from megatron_fastmix.report.run_record import RunRecord
 from megatron_fastmix.report.verdict import are_repeats, judge
@@ -67,7 +67,7 @@ def _verdict_text(runs: Sequence[RunRecord], mixture: LearnedMixture) -> str:
     told = mixture.optimality and mixture.optimality.text  # under the table
     listed = [f for f in verdict.findings if f.text != told or f.level == verdict.level != "good"]
     findings = [_wrapped(f"  {MARKS[found.level]} {found.text}", "    ") for found in listed]
-    return "\n".join([level_text(verdict), *findings])
+    return "\n".join([LEVELS[verdict.level], *findings])
 
 
 def _facts_text(runs: Sequence[RunRecord]) -> str:

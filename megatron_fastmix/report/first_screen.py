@@ -20,7 +20,6 @@ from megatron_fastmix.report.number_texts import amount, decimals, share
 from megatron_fastmix.report.run_record import RunRecord, run_folder
 from megatron_fastmix.report.scale import ticks
 from megatron_fastmix.report.summary import advantage_text
-from megatron_fastmix.report.verdict import Verdict
 from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture, LearnedSource
 
 LEVELS = {
@@ -284,8 +283,3 @@ def target_losses(runs: Sequence[RunRecord]) -> list[tuple[str, str, str]]:
                 name = f"{run.name}: {target}" if len(runs) > 1 else target
                 rows.append((name, f"{losses[0][1]:.3f}", f"{losses[-1][1]:.3f}"))
     return rows
-
-
-def level_text(verdict: Verdict) -> str:
-    """The verdict's level in a sentence."""
-    return LEVELS[verdict.level]

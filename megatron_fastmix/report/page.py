@@ -16,9 +16,9 @@ from megatron_fastmix.report.chart import Chart
 from megatron_fastmix.report.charts import MANY
 from megatron_fastmix.report.configuration import differences
 from megatron_fastmix.report.first_screen import (
+    LEVELS,
     cost_facts,
     first_screen,
-    level_text,
     setting_facts,
     target_losses,
 )
@@ -93,7 +93,7 @@ def render_page(
         "page.html",
         **values,
         screen=screen,
-        level_text=level_text(verdict),
+        level_text=LEVELS[verdict.level],
         cost=cost_facts(runs),
         setting=setting_facts(runs),
     )

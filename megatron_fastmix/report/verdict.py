@@ -1,4 +1,4 @@
-"""Which mixture to use, how sure it is and what it cost: the report's first screen."""
+"""How sure a result is: whether its mixture is told from uniform, and what speaks against it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ import math
 import os
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from megatron_fastmix.atomic_file import write_atomically
@@ -93,12 +92,7 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

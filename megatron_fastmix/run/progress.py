@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from types import TracebackType
 from typing import TextIO
 
 from tqdm import tqdm
@@ -113,12 +112,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _plain_line(

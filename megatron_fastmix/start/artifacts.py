@@ -9,6 +9,8 @@ from pathlib import Path
 
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.run_files import MixtureFiles, write_mixture_files
+from megatron_fastmix.report.closing import closing_lines
+from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.report.write import read_runs, write_report
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.run.folder import RunFolder
@@ -38,6 +40,13 @@ def write_run_artifacts(run_dir: str | Path, mixture: LearnedMixture) -> RunArti
         picture=_draw(run.picture, run.metrics, mixture),
         report=_report(run, mixture),
     )
+
+
+def result_text(run_dir: Path, mixture: LearnedMixture, files: RunArtifacts) -> str:
+    """What a search ends with: the table and the flags, then how sure the result is, what it cost
+    and where the page is."""
+    table = final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json)
+    return f"{table}\n\n{closing_lines(run_dir, mixture, files.report)}"
 
 
 def _draw(path: Path, metrics: Path, mixture: LearnedMixture) -> Path | None:

@@ -18,8 +18,6 @@ from megatron_fastmix.checkpoint.store import complete_steps
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import CommunicationError, ConfigError, FastMixError
 from megatron_fastmix.processes import available_cores, stop_with_parent
-from megatron_fastmix.report.closing import closing_lines
-from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
@@ -29,7 +27,7 @@ from megatron_fastmix.search.copies import copied_targets
 from megatron_fastmix.search.inputs import Inputs, check_inputs
 from megatron_fastmix.search.known_inputs import hand_on, take_over
 from megatron_fastmix.start.accelerators import visible_accelerators
-from megatron_fastmix.start.artifacts import write_run_artifacts
+from megatron_fastmix.start.artifacts import result_text, write_run_artifacts
 from megatron_fastmix.start.check_estimator import check_estimator
 from megatron_fastmix.start.claim import check_content, check_folder, mark
 from megatron_fastmix.start.first_line import first_line
@@ -189,8 +187,7 @@ def _finished(config: SearchConfig) -> LearnedMixture | None:
 def _show(folder: RunFolder, mixture: LearnedMixture) -> None:
     files = write_run_artifacts(folder.path, mixture)
     print(f"{folder.path}: this search is complete; choose another run_dir for a new one.\n")
-    print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
-    print(f"\n{closing_lines(folder.path, mixture, files.report)}")
+    print(result_text(folder.path, mixture, files))
 
 
 def _world_info(devices: list[str]) -> str:

@@ -8,12 +8,10 @@ from pathlib import Path
 
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.report.closing import closing_lines
-from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.result.learned_mixture import average
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
-from megatron_fastmix.start.artifacts import write_run_artifacts
+from megatron_fastmix.start.artifacts import result_text, write_run_artifacts
 from megatron_fastmix.start.launch import launch
 
 
@@ -52,6 +50,5 @@ def launch_seeds(
     mixture = average(mixtures)
     files = write_run_artifacts(folder, mixture)
     print(f"\nAverage over seeds {', '.join(map(str, mixture.seeds))}:\n")
-    print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
-    print(f"\n{closing_lines(folder, mixture, files.report)}")
+    print(result_text(folder, mixture, files))
     return 0

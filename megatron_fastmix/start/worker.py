@@ -136,10 +136,8 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
     from megatron_fastmix.parallel.device import local_device
     from megatron_fastmix.parallel.groups import DataParallelGroup, limit_waiting
     from megatron_fastmix.parallel.roll_call import register
-    from megatron_fastmix.report.closing import closing_lines
-    from megatron_fastmix.report.summary import final_table
     from megatron_fastmix.search.loop import Search, raise_where_failed
-    from megatron_fastmix.start.artifacts import write_run_artifacts
+    from megatron_fastmix.start.artifacts import result_text, write_run_artifacts
 
     device = local_device()
     unused = device_files()
@@ -173,13 +171,12 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
             mixture = search.result()
             files = write_run_artifacts(config.run_dir, mixture)
             search.folder.clear_stop()
-            table = final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json)
-            closing = closing_lines(search.folder.path, mixture, files.report)
+            text = result_text(search.folder.path, mixture, files)
         except OSError as error:
             failure = error
         else:
             try:
-                print(f"\n{table}\n\n{closing}", flush=True)
+                print(f"\n{text}", flush=True)
             except OSError:  # nobody reads it, or the log's disk is full
                 give_up_output()
     raise_where_failed(world, failure, f"{config.run_dir}: the result", _last_checkpoint(config))

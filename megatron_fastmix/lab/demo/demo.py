@@ -6,7 +6,7 @@ which is no source. The fine-tuning demo has five sources of rows (code, functio
 conversations in three groups of languages), and function calls by other authors as its target.
 Everything is split by document; a target into one part that a search may look at (`_valid`) and
 one that only a final evaluation reads (`_test`). Wheels are pinned by version and sha256
-(`demo_wheels`); `SOURCES.json`, written last, says where each text is from.
+(`wheels`); `SOURCES.json`, written last, says where each text is from.
 """
 
 from __future__ import annotations
