@@ -31,6 +31,15 @@ _GLOB = re.compile(r"[*?[]")
 _SHOWN = 8
 
 
+def loss_mask_prefix(prefix: str | os.PathLike[str]) -> str:
+    """Prefix of the dataset that holds the loss mask of the answer-only dataset at `prefix`.
+
+    It has the same sequences and documents, of uint8: entry i is 1 where token i counts in the
+    loss as a label. A trainer that shifts tokens to get labels shifts the mask alike.
+    """
+    return f"{prefix}{MASK_SUFFIX}"
+
+
 def find_datasets(path: DatasetPath, where: str) -> tuple[str, ...]:
     """The prefixes of the datasets at `path`, one or more; `where` names the place in errors.
 

@@ -13,8 +13,8 @@ import yaml
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from megatron_fastmix.corpus.dataset_output import loss_mask_prefix
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
+from megatron_fastmix.dataset_paths import loss_mask_prefix
 
 # A machine that is busy elsewhere for a moment is no failure.
 hypothesis.settings.register_profile("patient", deadline=None)

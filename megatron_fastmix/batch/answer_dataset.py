@@ -13,7 +13,7 @@ from megatron.core.datasets.megatron_dataset import MegatronDataset
 from megatron.core.datasets.utils import Split
 
 from megatron_fastmix.corpus.answer_rows import count_answer_rows, kept_rows
-from megatron_fastmix.corpus.dataset_output import loss_mask_prefix
+from megatron_fastmix.dataset_paths import loss_mask_prefix
 
 
 class AnswerOnlyDataset(MegatronDataset):

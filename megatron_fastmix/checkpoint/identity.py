@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.dataset_paths import loss_mask_prefix
 from megatron_fastmix.errors import CheckpointError, ConfigError
 from megatron_fastmix.file_memo import MEMO, State, state_of
 
@@ -58,7 +59,7 @@ def fingerprint(prefix: str, sample_bytes: int = 64 << 20) -> str:
     loss mask where there is one: whole up to `sample_bytes` a file, else evenly spaced blocks, the
     first and the last among them. Raises `OSError`."""
     digest = hashlib.sha256()
-    mask = f"{prefix}_loss_mask"  # `corpus.dataset_output.loss_mask_prefix`
+    mask = loss_mask_prefix(prefix)
     prefixes = [prefix, mask] if os.path.exists(f"{mask}.idx") else [prefix]
     for path in (f"{each}{end}" for each in prefixes for end in (".idx", ".bin")):
         state = state_of(os.stat(path))

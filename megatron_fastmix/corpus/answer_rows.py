@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from megatron_fastmix.atomic_file import write_atomically
-from megatron_fastmix.corpus.dataset_output import loss_mask_prefix
 from megatron_fastmix.corpus.indexed_files import (
     index_question,
     inspect_indexed_dataset,
     sequence_lengths,
 )
 from megatron_fastmix.corpus.manifest import read_manifest
+from megatron_fastmix.dataset_paths import loss_mask_prefix
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.file_memo import MEMO, digest_of
 
@@ -38,16 +38,6 @@ class AnswerRows:
     def kept(self) -> np.ndarray:
         """Indices of the rows with anything to learn, int64."""
         return np.flatnonzero(self.answer_tokens)
-
-    @property
-    def mean_answer_tokens(self) -> float:
-        """Answer tokens per kept row."""
-        return float(self.answer_tokens[self.kept].mean())
-
-    @property
-    def cut_share(self) -> float:
-        """Share of the rows whose answer the sequence length cuts."""
-        return float((self.answer_tokens < self.whole).mean())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,11 +182,10 @@ def _question(prefix: str | Path, seq_length: int) -> tuple[Any, ...]:
     return "rows", *index_question(prefix), *mask, seq_length
 
 
-def _sums(
-    mask: np.ndarray, starts: np.ndarray, ends: np.ndarray, block: int = 1 << 16
-) -> np.ndarray:
+def _sums(mask: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Σ mask[start:end] of each pair, reading a block of rows at a time."""
     totals = np.zeros(len(starts), dtype=np.int64)
+    block = 1 << 16
     for first in range(0, len(starts), block):
         low, high = starts[first : first + block], ends[first : first + block]
         base, top = int(low.min()), int(high.max())

@@ -61,9 +61,9 @@ class ChatTemplate:
             start = len(prompt)
         return text, [place for place in marked if place[0] >= start]
 
-    def render_text(self, messages: Messages, variables: Mapping[str, Any]) -> tuple[str, Spans]:
-        """The whole text, and the bodies of `{% generation %}` in it; see `render`."""
-        return self._render(messages, variables)
+    def render_text(self, messages: Messages, variables: Mapping[str, Any]) -> str:
+        """The whole text; see `render`."""
+        return self._render(messages, variables)[0]
 
     def names(self, variables: Mapping[str, Any]) -> frozenset[str]:
         """Variables, attributes and texts that the template for these variables mentions."""

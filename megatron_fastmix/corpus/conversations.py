@@ -15,10 +15,15 @@ ROLES = {"system", "user", "assistant", "tool"}
 """Known without a chat template; a template may know others."""
 RECORD_VARIABLES = ("tools", "documents", "functions")
 """What a record may hold beside its messages that belongs to the conversation."""
+_TOOLS = ("tools", "functions")
+"""What a message may hold of these."""
 _CALLS = ("tool_calls", "function_call")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _LEARNED = ("weight", "train", "loss", "loss_mask")
 """Keys of OpenAI, Axolotl and ms-swift by which an answer is learned or, at 0 or false, is not."""
+_NEEDS_TEMPLATE = (
+    "which needs a chat template (--chat-template); give one, or remove the key to leave them out"
+)
 _SHAPES = 4096
 """Shapes of conversations remembered; then all are forgotten."""
 _OPEN, _CLOSE = "\ufdd2", "\ufdd3"
@@ -49,8 +54,7 @@ def conversation_document(
     learned = _learned(turns, first_answer)
     if template is None:
         return _plain(turns, record, learned)
-    extra = parsed("chat_template_kwargs", record.get("chat_template_kwargs"))
-    values = {**record, **(extra if isinstance(extra, dict) else {})}
+    values = {**record, **_extra(record)}
     given = {name: _variable(name, values.pop(name, None)) for name in RECORD_VARIABLES}
     variables = template.variables({**values, **{k: v for k, v in given.items() if v}})
     for name, value in given.items():
@@ -59,9 +63,7 @@ def conversation_document(
                 f"the record has {name!r}, for which the chat template has no place; use a "
                 "template that renders them, or remove the key to leave them out"
             )
-    turns = for_template(turns, lambda marked: template.render_text(marked, variables)[0])
-    if "arguments" in template.names(variables):  # else they are only a part of what it writes
-        turns = with_arguments(turns, lambda asked: template.render_text(asked, variables)[0])
+    turns = _as_taken(turns, template, variables)
     text, answers = template.render(turns, variables, first_answer=first_answer)
     lost = _lost(template, turns, variables, text)
     if lost:
@@ -78,6 +80,26 @@ def conversation_document(
         raise ValueError("the chat template marks no answer, so nothing would be learned")
     controls = _controls(template, turns, variables, text, control_tokens)
     return Document.of_spans(text, answers, controls)
+
+
+def _as_taken(
+    turns: list[dict[str, Any]], template: ChatTemplate, variables: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The turns in the forms that the template takes, where a data set may have another."""
+
+    def render(asked: list[dict[str, Any]]) -> str:
+        return template.render_text(asked, variables)
+
+    taken = for_template(turns, render)
+    if "arguments" in template.names(variables):  # else they are only a part of what it writes
+        taken = with_arguments(taken, render)
+    if all("content" in turn for turn in turns):
+        return taken
+    try:
+        render(taken)
+    except ValueError:  # it may join the content of a call to other text
+        return _as_taken([{"content": "", **turn} for turn in turns], template, variables)
+    return taken
 
 
 def _learned(turns: list[dict[str, Any]], first_answer: int) -> dict[int, bool]:
@@ -115,14 +137,18 @@ def check_text(value: Any, key: str) -> str:
 
 
 def check_nothing_else(record: Mapping[str, Any]) -> None:
-    """Raises `ValueError` for tools and documents in a record that becomes text without a chat
-    template: that has no place for them."""
-    for name in RECORD_VARIABLES:
-        if _variable(name, record.get(name)):
-            raise ValueError(
-                f"the record has {name!r}, which needs a chat template (--chat-template); give "
-                "one, or remove the key to leave them out"
-            )
+    """Raises `ValueError` for tools and documents in a record, or in its `chat_template_kwargs`,
+    that becomes text without a chat template: that has no place for them."""
+    for values in (record, _extra(record)):
+        for name in RECORD_VARIABLES:
+            if _variable(name, values.get(name)):
+                raise ValueError(f"the record has {name!r}, {_NEEDS_TEMPLATE}")
+
+
+def _extra(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the record's `chat_template_kwargs` holds."""
+    extra = parsed("chat_template_kwargs", record.get("chat_template_kwargs"))
+    return extra if isinstance(extra, dict) else {}
 
 
 def _turn(message: Any, number: int, template: ChatTemplate | None) -> dict[str, Any]:
@@ -153,12 +179,11 @@ def _turn(message: Any, number: int, template: ChatTemplate | None) -> dict[str,
             turn["content"] = joined(content)
     else:
         check_text(content, "content")
-    told = [key for key in (*_CALLS, *_REASONING) if turn.get(key)]
-    if template is None and told:
-        raise ValueError(
-            f"message {number} has {told[0]!r}, which needs a chat template; give one, or remove "
-            "the key to leave it out"
-        )
+    if template is None:
+        told = [key for key in (*_CALLS, *_REASONING) if turn.get(key)]
+        told += [key for key in _TOOLS if tool_list(key, turn.get(key))]
+        if told:
+            raise ValueError(f"message {number} has {told[0]!r}, {_NEEDS_TEMPLATE}")
     reasoning = next((turn[key] for key in _REASONING if turn.get(key)), None)
     if reasoning is not None:  # under each name that a template may know
         turn = {"thinking": reasoning, **turn, "reasoning_content": reasoning}
@@ -195,7 +220,7 @@ def _lost(
             told = [key for key in keys if turn.get(key)]
             if told and not names & {*told, *(_REASONING if keys is _REASONING else ())}:
                 return f"{told[0]!r} of message {number} ({turn['role']})"
-    own = [turn.get(key) for turn in turns for key in ("tools", "functions")]
+    own = [turn.get(key) for turn in turns for key in _TOOLS]
     for tool in (
         t for tools in (variables.get("tools"), *own) for t in tool_list("tools", tools) or ()
     ):
@@ -243,7 +268,7 @@ def _lost_of_shape(
             calls.append({**call, "function": named} if "function" in call else named)
         probes.append({**turn, "tool_calls": calls} if calls else turn)
     try:
-        rendered, _ = template.render_text(probes, variables)
+        rendered = template.render_text(probes, variables)
     except ValueError:
         return None
     if any(word not in rendered for word in call_words):
@@ -300,7 +325,7 @@ def _controls(
     if (marked_turns, marked_variables) == (list(turns), dict(variables)):
         return found
     # The record's own text has some: it is rendered with them marked, to tell them apart.
-    marked, _ = template.render_text(marked_turns, marked_variables)
+    marked = template.render_text(marked_turns, marked_variables)
     if marked.replace(_OPEN, "").replace(_CLOSE, "") != text:
         raise ValueError(
             "the text holds control tokens of the tokenizer, and the chat template takes it apart "

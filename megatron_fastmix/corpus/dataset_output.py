@@ -15,15 +15,7 @@ from megatron_fastmix.corpus.journal import OutputProgress
 from megatron_fastmix.corpus.manifest import Manifest, manifest_path, write_manifest
 from megatron_fastmix.corpus.splits import DIGEST_BYTES
 from megatron_fastmix.corpus.writer import IndexedDatasetWriter, WriterState, token_dtype
-
-
-def loss_mask_prefix(prefix: str | Path) -> str:
-    """Prefix of the dataset that holds the loss mask of the answer-only dataset at `prefix`.
-
-    It has the same sequences and documents, of uint8: entry i is 1 where token i counts in the
-    loss as a label. A trainer that shifts tokens to get labels shifts the mask alike.
-    """
-    return f"{prefix}_loss_mask"
+from megatron_fastmix.dataset_paths import loss_mask_prefix
 
 
 def read_digests(prefix: str | Path) -> set[bytes]:

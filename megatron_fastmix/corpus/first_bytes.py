@@ -13,7 +13,18 @@ import os
 import shlex
 
 from megatron_fastmix.corpus.file_kinds import file_kind
-from megatron_fastmix.corpus.not_records import Form, form_of_lines, form_of_object
+from megatron_fastmix.corpus.inputs import InputFormat
+from megatron_fastmix.corpus.not_records import (
+    CARRIAGE_RETURNS,
+    LINE_FEEDS,
+    LINE_PER_ITEM,
+    WHOLE_JSON,
+    Form,
+    form_of_lines,
+    form_of_object,
+    form_of_only_line,
+    is_json,
+)
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.text_files import wide_encoding
 
@@ -21,10 +32,7 @@ HEAD_BYTES = 1 << 20
 """How much of a file is looked at."""
 
 _UNPACK = {".gz": "gzip -dc", ".zst": "zstd -dc"}
-_LINE_PER_ITEM = (
-    "python3 -c 'import json, sys; [print(json.dumps(r)) for r in json.load(sys.stdin)]'"
-)
-_ONE_LINE = "python3 -m json.tool --compact -"
+_ONE_LINE = f"python3 -c 'import json; print(json.dumps({WHOLE_JSON}))'"
 _LINE_PER_VALUE = "jq -c ."
 
 
@@ -33,10 +41,11 @@ def without_mark(data: bytes) -> bytes:
     return data.removeprefix(codecs.BOM_UTF8)
 
 
-def check_head(path: str, head: bytes, *, json_lines: bool) -> None:
+def check_head(path: str, head: bytes, record_format: InputFormat) -> None:
     """Raises `DataError` with what converts the file, for one that is packed or no text, for text
-    in UTF-16 or UTF-32 and, where `json_lines` are expected, for JSON that is one array or goes
-    over several lines, and for other forms of which no line is a record.
+    in UTF-16 or UTF-32 and, as `jsonl`, for JSON that is one array or goes over several lines, and
+    for other forms of which no line is a record; as `lines`, for text that ends them with carriage
+    returns alone.
 
     `head` is the beginning of the unpacked file.
     """
@@ -54,16 +63,20 @@ def check_head(path: str, head: bytes, *, json_lines: bool) -> None:
             f"{path}: the text is in {wide[0]}, {wide[1]}; convert it to UTF-8: "
             + _command(path, f"iconv -f {wide[0]} -t UTF-8", "utf8")
         )
-    if not json_lines:
+    if record_format == "lines" and b"\n" not in head and b"\r" in head.strip():
+        raise DataError(
+            f"{path}: {CARRIAGE_RETURNS}; convert it: " + _command(path, LINE_FEEDS, "newlines")
+        )
+    if record_format != "jsonl":
         return
     text = without_mark(head).decode("utf-8", errors="replace").strip(" \t\r\n")
     first, _, more = text.partition("\n")
-    if text.startswith("[") and not (more and _is_json(first)):
+    if text.startswith("[") and not (more and is_json(first)):
         raise DataError(
             f"{path}: holds one JSON array, not a JSON object a line; convert it: "
-            + _command(path, _LINE_PER_ITEM, "lines")
+            + _command(path, LINE_PER_ITEM.format(WHOLE_JSON), "lines")
         )
-    if text.startswith("{") and more and not _is_json(first):
+    if text.startswith("{") and more and not is_json(first):
         values = _values_over_lines(text, len(head) == HEAD_BYTES)
         form = form_of_object(_loaded(text)) if values == 1 else None
         if values and not form:
@@ -71,6 +84,10 @@ def check_head(path: str, head: bytes, *, json_lines: bool) -> None:
                 ("one JSON object", _ONE_LINE) if values == 1 else ("objects", _LINE_PER_VALUE)
             )
             form = Form(what=f"holds {what} over several lines", command=command)
+        if form:
+            raise _wrong_form(path, form)
+    if not more and len(head) < HEAD_BYTES:
+        form = form_of_only_line(_loaded(text))
         if form:
             raise _wrong_form(path, form)
     if len(head) < HEAD_BYTES or more:  # a line of which the end is known
@@ -88,19 +105,9 @@ def _wrong_form(path: str, form: Form) -> DataError:
     )
 
 
-def _is_json(text: str) -> bool:
-    return _loaded(text, missing=_NO_JSON) is not _NO_JSON
-
-
-_NO_JSON = object()
-
-
-def _loaded(text: str, missing: object = None) -> object:
-    """The JSON value of the text; `missing` where it is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return missing
+def _loaded(text: str) -> object:
+    """The JSON value of the text; None where it is none."""
+    return json.loads(text) if is_json(text) else None
 
 
 def _values_over_lines(text: str, is_cut: bool) -> int:
@@ -110,7 +117,7 @@ def _values_over_lines(text: str, is_cut: bool) -> int:
     except (ValueError, RecursionError):
         # The end may lie further on, and nobody writes a record as a lone brace.
         first, second, *_ = text.split("\n", 2)
-        return int(is_cut and first.strip() == "{" and not _is_json(second))
+        return int(is_cut and first.strip() == "{" and not is_json(second))
     if "\n" not in text[:end]:
         return 0
     return 2 if text[end:].strip() else 1

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from megatron_fastmix.corpus.answer_rows import is_answer_only
-from megatron_fastmix.corpus.dataset_output import loss_mask_prefix
 from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset, sequence_lengths
 from megatron_fastmix.corpus.tokenizer_interface import Tokenizer
+from megatron_fastmix.dataset_paths import loss_mask_prefix
 from megatron_fastmix.errors import ConfigError, DataError
 
 BLOCK_TOKENS = 1 << 22

@@ -13,14 +13,21 @@ _LINES = 20
 _SHOWN = 40
 _LISTS = ("data", "rows", "records", "examples", "items", "train")
 """Keys under which one object over the whole file keeps its records."""
-_PRINT = "python3 -c 'import json, sys; [print(json.dumps(r)) for r in {}]'"
+_SPEAKERS = {"role", "from"}
+"""Of these keys a message has one."""
+CARRIAGE_RETURNS = "ends its lines with carriage returns alone"
+LINE_FEEDS = "tr '\\r' '\\n'"
+# These read a file that begins with a byte-order mark too; of bytes, `json` tells it by itself.
+WHOLE_JSON = 'json.load(open(0, "rb"))'
+LINE_PER_ITEM = "python3 -c 'import json; [print(json.dumps(r)) for r in {}]'"
+_TEXT = 'open(0, encoding="utf-8-sig")'
 _PYTHON_LINES = (
-    "python3 -c 'import ast, json, sys; [print(json.dumps(ast.literal_eval(s))) for s in sys.stdin "
-    "if s.strip()]'"
+    "python3 -c 'import ast, json; [print(json.dumps(ast.literal_eval(s))) "
+    f"for s in {_TEXT} if s.strip()]'"
 )
 _TABLE_ROWS = (
-    "python3 -c 'import csv, json, sys; csv.field_size_limit(2**31 - 1); "
-    '[print(json.dumps(r)) for r in csv.DictReader(sys.stdin, delimiter="{}")]\''
+    "python3 -c 'import csv, json; csv.field_size_limit(2**31 - 1); "
+    f'[print(json.dumps(r)) for r in csv.DictReader({_TEXT}, delimiter="{{}}")]\''
 )
 
 
@@ -60,7 +67,7 @@ def form_of_lines(text: str) -> Form | None:
         )
     if first.startswith("{"):
         return _of_objects(first)
-    if _is_json(first):
+    if is_json(first):
         return None
     return _of_table(lines) or (
         None
@@ -79,18 +86,38 @@ def form_of_object(value: object) -> Form | None:
     if not isinstance(value, dict):
         return None
     for key in _LISTS:
-        rows = value.get(key)
-        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
-            return Form(
-                what=f"holds one JSON object over several lines, with its records under {key!r}",
-                command=_PRINT.format(f'json.load(sys.stdin)["{key}"]'),
-            )
+        if _is_list_of_objects(value.get(key)):
+            return _with_list(key)
     if len(value) > 1 and all(isinstance(row, dict) for row in value.values()):
         return Form(
             what="holds one JSON object over several lines, with a record under each key",
-            command=_PRINT.format("json.load(sys.stdin).values()"),
+            command=LINE_PER_ITEM.format(f"{WHOLE_JSON}.values()"),
         )
     return None
+
+
+def form_of_only_line(value: object) -> Form | None:
+    """The form of a file that is one JSON object on one line, where its parts are the records and
+    it can be none itself, whatever keys are looked for: it has no text but in the objects of a
+    list, and these are no messages."""
+    if not isinstance(value, dict):
+        return None
+    keys = [key for key, part in value.items() if isinstance(part, str | dict | list)]
+    if len(keys) != 1 or keys[0] not in _LISTS or not _is_list_of_objects(value[keys[0]]):
+        return None
+    has_messages = any(row.keys() & _SPEAKERS for row in value[keys[0]])
+    return None if has_messages else _with_list(keys[0])
+
+
+def _is_list_of_objects(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
+
+
+def _with_list(key: str) -> Form:
+    return Form(
+        what=f"holds one JSON object with its records under {key!r}",
+        command=LINE_PER_ITEM.format(f'{WHOLE_JSON}["{key}"]'),
+    )
 
 
 def _has_comma(line: str) -> bool:
@@ -102,7 +129,7 @@ def _of_objects(first: str) -> Form | None:
     """Objects, but with something more or less than a line end between them."""
     parts = first.split("\r")
     if len(parts) > 1 and _loaded(parts[0]) is not None:
-        return Form(what="ends its lines with carriage returns alone", command="tr '\\r' '\\n'")
+        return Form(what=CARRIAGE_RETURNS, command=LINE_FEEDS)
     try:
         _, end = json.JSONDecoder().raw_decode(first)
     except (ValueError, RecursionError):
@@ -151,7 +178,8 @@ def _loaded(line: str) -> dict[str, object] | None:
     return value if isinstance(value, dict) else None
 
 
-def _is_json(text: str) -> bool:
+def is_json(text: str) -> bool:
+    """Whether the whole text is one JSON value."""
     try:
         json.loads(text)
     except (ValueError, RecursionError):

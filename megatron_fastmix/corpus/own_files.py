@@ -11,12 +11,12 @@ from pathlib import Path
 
 from megatron_fastmix.corpus.output_lock import LOCK_END
 from megatron_fastmix.corpus.writer import INDEX_MAGIC, INDEX_VERSION
+from megatron_fastmix.dataset_paths import MASK_SUFFIX, loss_mask_prefix
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.same_file import file_keys
 
 PARTIALS = (".bin.partial", ".lengths.partial", ".documents.partial", ".idx.partial")
 _DIGESTS = (".digests", ".digests.partial")
-_LOSS_MASK = "_loss_mask"
 _TAIL_BYTES = 200
 _MANIFEST_HEAD = b'{\n  "name": '
 _MANIFEST_TAIL = b'"format": "megatron_fastmix.manifest"'
@@ -41,7 +41,7 @@ def dataset_files(prefix: str, *, masked: bool, held_out: bool) -> list[str]:
     """Every file that the writing of one dataset makes, those under way among them."""
     names = [f"{prefix}{end}" for end in (".bin", ".idx", ".json", ".journal.json", *PARTIALS)]
     if masked:
-        names += [f"{prefix}{_LOSS_MASK}{end}" for end in (".bin", ".idx", *PARTIALS)]
+        names += [f"{loss_mask_prefix(prefix)}{end}" for end in (".bin", ".idx", *PARTIALS)]
     if held_out:
         names += [f"{prefix}{end}" for end in _DIGESTS]
     return names
@@ -49,7 +49,8 @@ def dataset_files(prefix: str, *, masked: bool, held_out: bool) -> list[str]:
 
 def check_outputs(outputs: Iterable[Output], inputs: dict[str, Sequence[str]]) -> None:
     """Raises `ConfigError` for an output that is an input or another's output, by whatever path, a
-    folder, or a JSON file that is none of this package's.
+    folder, or a file that is none of this package's or Megatron's: JSON, or a dataset's .bin or
+    .idx.
 
     `inputs` are files by what reads them. Nothing may have been written yet.
     """
@@ -120,12 +121,27 @@ def is_loss_mask(prefix: str) -> bool:
 
 
 def _is_a_users(path: str) -> bool:
-    """Whether a file that a JSON file of ours is to replace is someone's text: Megatron writes none
-    beside a dataset, so nobody expects to lose it."""
-    if not path.endswith(".json") or not os.path.isfile(path) or not os.path.getsize(path):
+    """Whether a file that is to be replaced is someone's own, which nobody expects to lose: JSON,
+    of which Megatron writes none beside a dataset, or a .bin or .idx of no dataset."""
+    stem, end = os.path.splitext(path)
+    known = end in {".json", ".bin", ".idx"}
+    if not known or not os.path.isfile(path) or not os.path.getsize(path):
         return False
+    if end != ".json":
+        return not is_ours(path) and not _has_traces(stem)
     # A manifest that was cut, or is of another version, is written anew.
     return not is_ours(path) and not _begins(path, _MANIFEST_HEAD)
+
+
+def _has_traces(prefix: str) -> bool:
+    """Whether a run of ours was at `prefix`, which may have stopped where the .bin has no index."""
+    own = prefix.removesuffix(MASK_SUFFIX)
+    return (
+        any(os.path.exists(f"{prefix}{end}") for end in PARTIALS)
+        or any(is_manifest(f"{each}.json") for each in (prefix, own))
+        or any(_begins(f"{each}.journal.json", _JOURNAL_HEAD) for each in (prefix, own))
+        or _begins(f"{prefix}.bin.json", _TOKENIZER_HEAD)
+    )
 
 
 def is_manifest(path: str) -> bool:

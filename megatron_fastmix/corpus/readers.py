@@ -139,7 +139,7 @@ def _plain_chunks(path: str, record_format: InputFormat, chunk_bytes: int) -> It
         size = file.seek(0, 2)
         start = 0
         file.seek(0)
-        check_head(path, file.read(HEAD_BYTES), json_lines=record_format == "jsonl")
+        check_head(path, file.read(HEAD_BYTES), record_format)
         while start < size:
             stop = size
             if record_format != "text":
@@ -186,7 +186,7 @@ def _unpacked_chunks(path: str, record_format: InputFormat, chunk_bytes: int) ->
                 if record_format != "text" and not data.endswith(b"\n"):
                     data += _rest_of_line(stream)
                 if not done:
-                    check_head(path, data[:HEAD_BYTES], json_lines=record_format == "jsonl")
+                    check_head(path, data[:HEAD_BYTES], record_format)
                     data = without_mark(data)
                 at = packed.tell()
                 yield Unpacked(

@@ -60,21 +60,28 @@ def pair(record_type: str, keys: tuple[str, ...], find: Find) -> tuple[str, str]
 
 
 def pair_turns(
-    record_type: str, keys: tuple[str, ...], record: Mapping[str, Any], find: Find
+    record_type: str,
+    keys: tuple[str, ...],
+    record: Mapping[str, Any],
+    find: Find,
+    system: str | None = None,
 ) -> tuple[Turns, int]:
-    """The messages of a record with prompt and answer, and the first that may be an answer."""
+    """The messages of a record with prompt and answer, and the first that may be an answer.
+
+    `system` is the text of the system turn, if any. Raises `ValueError` as `with_system` does, and
+    for a history that is no list of pairs.
+    """
     texts = pair(record_type, keys, find)
     if texts is None:
         prompt, answer = (
             _as_messages(find(key), key, role)
             for key, role in ((keys[0], "user"), (keys[-1], "assistant"))
         )
-        return [*prompt, *answer], len(prompt)
+        whole = with_system([*prompt, *answer], system)
+        return whole, len(whole) - len(answer)
     turns: Turns = []
     if record_type == "alpaca":
-        system, history = record.get("system"), record.get("history") or []
-        if system:
-            turns.append({"role": "system", "content": check_text(system, "system")})
+        history = record.get("history") or []
         for exchange in history if isinstance(history, list) else [history]:
             if not isinstance(exchange, list) or len(exchange) != 2:
                 raise ValueError("history must be a list of [instruction, output]")
@@ -82,12 +89,28 @@ def pair_turns(
                 turns.append({"role": role, "content": check_text(text, "history")})
     turns.append({"role": "user", "content": texts[0]})
     turns.append({"role": "assistant", "content": texts[1]})
-    return turns, 0
+    return with_system(turns, system), 0
 
 
-def needs_turns(record_type: str, record: Mapping[str, Any]) -> bool:
-    """Whether an Alpaca record has turns that a plain prompt and answer have no place for."""
-    return record_type == "alpaca" and bool(record.get("system") or record.get("history"))
+def with_system(turns: Any, system: str | None) -> Any:
+    """`turns` with a first one of the text `system`, if any and it is not there yet; as they are
+    where they are no messages. Raises `ValueError` where they begin with another system turn."""
+    first = turns[0] if isinstance(turns, list) and turns else None
+    if system is None or not isinstance(first, dict):
+        return turns
+    if first.get("role") != "system":
+        return [{"role": "system", "content": system}, *turns]
+    if first.get("content") not in (system, [{"type": "text", "text": system}]):
+        raise ValueError(
+            "the record has 'system', and message 1 is a system turn of another text; remove "
+            "one of them, or put both texts into message 1 and remove 'system'"
+        )
+    return turns
+
+
+def needs_turns(record_type: str, record: Mapping[str, Any], system: str | None) -> bool:
+    """Whether a record has turns that a plain prompt and answer have no place for."""
+    return system is not None or (record_type == "alpaca" and bool(record.get("history")))
 
 
 def sharegpt_turns(conversations: Any, record: Mapping[str, Any]) -> Turns:

@@ -26,6 +26,7 @@ from megatron_fastmix.corpus.record_types import (
     pair,
     pair_turns,
     sharegpt_turns,
+    with_system,
 )
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.text_files import RepeatedKeyError, unique_keys
@@ -96,16 +97,17 @@ class RecordParser:
             return _find(record, key)
 
         first_answer = 0
+        system = self._system(record)
         if kind == "messages":
-            turns = find(keys[0])
+            turns = with_system(find(keys[0]), system)
         elif kind == "sharegpt":
             turns = sharegpt_turns(find(keys[0]), record)
         else:
             texts = None if self.chat_template else pair(kind, keys, find)
-            if texts is not None and not needs_turns(kind, record):
+            if texts is not None and not needs_turns(kind, record, system):
                 check_nothing_else(record)
                 return Document((texts[0] + "\n", texts[1]), (False, True))
-            turns, first_answer = pair_turns(kind, keys, record, find)
+            turns, first_answer = pair_turns(kind, keys, record, find, system)
         return conversation_document(
             turns,
             record,
@@ -113,6 +115,17 @@ class RecordParser:
             self.control_tokens,
             first_answer=first_answer,
         )
+
+    def _system(self, record: dict[str, Any]) -> str | None:
+        """The record's `system` that becomes the first turn; None where a key of the record type
+        names it, or the chat template asks for it as a variable."""
+        system, kind = record.get("system"), self.record_type
+        if not system or any(key.partition(".")[0] == "system" for key in self.keys):
+            return None
+        asked = self.chat_template.variables(record) if self.chat_template else {}
+        if kind != "alpaca" and "system" in asked:
+            return None
+        return check_text(system, "system")
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -166,9 +179,9 @@ def _plain_document(record: bytes, record_format: InputFormat) -> Document:
         raise ValueError(f"invalid UTF-8 at byte {error.start + 1}") from None
     if record_format == "lines":
         text = text.removesuffix("\r")  # part of the line's end, as in a file from Windows
-        text = text.removeprefix("\ufeff")  # the mark of a file that was put behind another
     elif "\n\ufeff" in text:
-        text = text.replace("\n\ufeff", "\n")  # likewise
+        text = text.replace("\n\ufeff", "\n")  # the mark of a file that was put behind another
+    text = text.removeprefix("\ufeff")  # likewise, and a second one before a text
     return Document((text,), (True,))
 
 

@@ -62,7 +62,7 @@ def test_the_useful_answers_are_found(answer_values: dict, answer_corpora: Path)
         rows = read_answer_rows(answer_corpora / source["name"], 32)
         assert source["rows"] == len(rows.kept)
         assert source["answer_tokens"] == rows.answer_tokens.sum()
-        per_row.append(rows.mean_answer_tokens)
+        per_row.append(rows.answer_tokens[rows.kept].mean())
     # Sampling rows by `row_weight` yields answer tokens by `weight`.
     tokens = np.array([s["row_weight"] for s in mixture["sources"]]) * per_row
     weights = [source["weight"] for source in mixture["sources"]]
@@ -135,7 +135,7 @@ def test_weights_of_text_and_answers_are_shares_of_loss_tokens(
     for source in answers:
         rows = read_answer_rows(answer_corpora / source["name"], length)
         assert source["loss_tokens"] == source["answer_tokens"] == rows.answer_tokens.sum()
-        per_sample.append(rows.mean_answer_tokens)
+        per_sample.append(rows.answer_tokens[rows.kept].mean())
     # Drawn by the blend's shares, samples of text and rows yield loss tokens by `weight`.
     learned = read_mixture(folder / "mixture.json")
     weights = np.array([source["weight"] for source in values["sources"]])

@@ -197,7 +197,7 @@ def test_rows_to_draw_are_mapped_from_one_file(search_values: dict, answer_corpo
         rows = answer_rows.read_answer_rows(dataset.dataset_path, config.data.seq_length)
         assert np.array_equal(dataset.indices, rows.kept)
         assert Path(dataset.indices.filename) in files
-        assert dataset.tokens_per_sample == rows.mean_answer_tokens
+        assert dataset.tokens_per_sample == rows.answer_tokens[rows.kept].mean()
 
 
 def waits_of_a_start(config: SearchConfig) -> list[str]:

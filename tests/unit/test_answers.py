@@ -13,7 +13,12 @@ from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.batch.packing import collate_rows, place
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.config import ProxyConfig
-from megatron_fastmix.corpus.answer_rows import check_mask, is_answer_only, read_answer_rows
+from megatron_fastmix.corpus.answer_rows import (
+    check_mask,
+    count_answer_rows,
+    is_answer_only,
+    read_answer_rows,
+)
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from tests.conftest import write_dataset, write_rows
@@ -29,8 +34,9 @@ def test_rows_count_the_labels_of_answers_within_the_sequence_length(tmp_path):
     assert rows.answer_tokens.tolist() == [2, 4, 0, 1]
     assert rows.whole.tolist() == [2, 5, 1, 1]
     assert rows.kept.tolist() == [0, 1, 3]
-    assert rows.mean_answer_tokens == pytest.approx(7 / 3)
-    assert rows.cut_share == 0.5
+    counts = count_answer_rows(tmp_path / "rows", seq_length=4)
+    assert counts.mean_answer_tokens == pytest.approx(7 / 3)
+    assert counts.cut_share == 0.5
 
 
 def test_rows_without_an_answer_in_reach_are_refused(tmp_path):

@@ -60,6 +60,8 @@ def test_what_the_template_asks_for_comes_from_the_record():
     [
         ({"tools": [TOOL]}, None, "'tools', which needs a chat template"),
         ({"documents": [{"a": 1}]}, None, "'documents', which needs a chat template"),
+        ({"chat_template_kwargs": {"tools": [TOOL]}}, None, "the record has 'tools', which needs"),
+        ({"messages": [USER | {"tools": [TOOL]}, ANSWER]}, None, "message 1 has 'tools', which ne"),
         ({"functions": [TOOL]}, TEMPLATE, "'functions', for which the chat template has no place"),
         ({"tools": [TOOL]}, "{{ messages[1].content }}", "'tools', for which the chat template"),
         (
@@ -129,6 +131,30 @@ def test_a_call_needs_no_content(content):
     assert learned(document) == [json.dumps(CALL) + "</s>", "Hello</s>"]
     with pytest.raises(ValueError, match="'tool_calls', which needs a chat template"):
         parse({"messages": [USER, turn, result, ANSWER]}, None)
+
+
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}])
+@pytest.mark.parametrize("arguments", [{"zone": "Oslo"}, '{"zone": "Oslo"}'])
+def test_the_template_may_join_the_content_of_a_call(content, arguments):
+    source = TEMPLATE.replace("{{ m.content }}", "{{ m.content + '!' }}").replace(
+        "{{ c | tojson }}",
+        "{{ c.function.name }}{{ c.function.arguments | items | map('join') | join }}",
+    )
+    call = {"type": "function", "function": {"name": "clock", "arguments": arguments}}
+    turn = {"role": "assistant", "tool_calls": [call], **content}
+    assert learned(parse({"messages": [USER, turn]}, source)) == ["!clockzoneOslo</s>"]
+
+
+@pytest.mark.parametrize("test", ["m.content is defined", "'content' in m"])
+def test_a_template_may_ask_whether_a_call_has_content(test):
+    source = TEMPLATE.replace(
+        "{{ m.content }}", "{% if " + test + " %}{{ m.content + '!' }}{% else %}none{% endif %}"
+    )
+    turn = {"role": "assistant", "tool_calls": [CALL]}
+    for given in (turn, turn | {"content": None}):
+        assert learned(parse({"messages": [USER, given]}, source)) == [
+            f"none{json.dumps(CALL)}</s>"
+        ]
 
 
 @pytest.mark.parametrize(

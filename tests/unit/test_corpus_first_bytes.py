@@ -47,6 +47,7 @@ def follow(error: str, folder: Path) -> Path:
             json.dumps(RECORDS * 40_000, indent=1), "one JSON array", 80_000, id="a long array"
         ),
         (json.dumps(RECORDS[0], indent=2), "one JSON object over several lines", 1),
+        ("\ufeff" + json.dumps(RECORDS[0], indent=2), "one JSON object over several lines", 1),
         ("\n".join(json.dumps(r, indent=4) for r in RECORDS), "objects over several lines", 2),
         # Without an id pytest names the test by its text, in a variable that programs then inherit.
         pytest.param(
@@ -65,8 +66,7 @@ def test_json_that_is_no_record_a_line(
     path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     with pytest.raises(DataError, match=f"holds {kind}") as refused:
         texts(path)
-    if "\ufeff" not in text:
-        assert len(texts(follow(str(refused.value), tmp_path))) == count
+    assert len(texts(follow(str(refused.value), tmp_path))) == count
 
 
 def test_a_line_that_is_wrong_is_a_bad_line(tmp_path: Path) -> None:
@@ -158,6 +158,24 @@ def test_marks_inside_files_that_were_put_together_are_no_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfabc\n\xef\xbb\xbfdef\n")
     assert texts(tmp_path / "a.txt", "lines") == ["abc", "def"]
     assert texts(tmp_path / "a.txt", "text") == ["abc\ndef\n"]
+
+
+@pytest.mark.parametrize("input_format", ["lines", "text"])
+def test_of_two_marks_none_is_text(tmp_path, input_format):
+    (tmp_path / "a.txt").write_text("\ufeff\ufeffabc")
+    assert texts(tmp_path / "a.txt", input_format) == ["abc"]
+
+
+def test_lines_that_end_with_carriage_returns_alone(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"abc\rdef\r")
+    with pytest.raises(DataError, match="ends its lines with carriage returns alone") as error:
+        texts(path, "lines")
+    subprocess.run(["bash", "-c", str(error.value).partition("convert it: ")[2]], check=True)
+    assert texts(tmp_path / "a.newlines.txt", "lines") == ["abc", "def"]
+    for head in (b"abc\r", b"abc\r\ndef\r\n", b"10%\r20%\nabc\n"):
+        path.write_bytes(head)
+        assert texts(path, "lines")
 
 
 def test_a_mark_in_a_key_is_shown(tmp_path):

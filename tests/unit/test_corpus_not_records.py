@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
@@ -16,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from megatron_fastmix.corpus.inputs import expand_inputs
-from megatron_fastmix.corpus.records import read_documents
+from megatron_fastmix.corpus.readers import iter_chunks
+from megatron_fastmix.corpus.records import RecordParser, read_documents
 from megatron_fastmix.errors import ConfigError, DataError
 
 RECORDS = [{"text": "abc"}, {"text": "d, e\u00e9f"}, {"text": "ghi"}]
@@ -34,7 +36,7 @@ def refused(path: Path, data: bytes | str, input_format: str = "auto") -> str:
 def table(delimiter: str) -> str:
     text = io.StringIO()
     rows = csv.writer(text, delimiter=delimiter)
-    rows.writerows([["id", "text"], *([i, r["text"]] for i, r in enumerate(RECORDS))])
+    rows.writerows([["text", "id"], *([r["text"], i] for i, r in enumerate(RECORDS))])
     return text.getvalue()
 
 
@@ -47,6 +49,7 @@ def tar() -> bytes:
     return packed.getvalue()
 
 
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
 @pytest.mark.parametrize(
     ("data", "what"),
     [
@@ -54,9 +57,10 @@ def tar() -> bytes:
         (LINES.replace("\n", "\r"), "carriage returns alone"),
         ("".join(f"\x1e{line}\n" for line in LINES.splitlines()), "a record separator"),
         ("".join(f"{record!r}\n" for record in RECORDS), "Python's dicts"),
-        (table(","), "a CSV table with the columns id, text"),
+        (table(","), "a CSV table with the columns text, id"),
         (table("\t"), "a TSV table"),
         (json.dumps({"version": 1, "data": RECORDS}, indent=1), "its records under 'data'"),
+        (json.dumps({"version": 1, "data": RECORDS}), "its records under 'data'"),
         (json.dumps(dict(enumerate(RECORDS)), indent=1), "a record under each key"),
         (tar(), "is a tar archive"),
         (bz2.compress(LINES.encode()), "is bzip2"),
@@ -64,13 +68,45 @@ def tar() -> bytes:
         (gzip.compress(LINES.encode()), "is gzip"),
     ],
 )
-def test_the_command_makes_records_of_it(tmp_path: Path, data: str | bytes, what: str) -> None:
+def test_the_command_makes_records_of_it(
+    tmp_path: Path, data: str | bytes, what: str, mark: bytes
+) -> None:
+    if isinstance(data, str):
+        data = mark + data.encode()
     message = refused(tmp_path / "a b.jsonl", data)
     assert what in message
     _, _, command = message.partition(" it: ")
     subprocess.run(["bash", "-c", command], check=True)
     (made,) = tmp_path.glob("a b.*.jsonl")
     assert list(read_documents(made)) == [record["text"] for record in RECORDS]
+
+
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+
+
+@pytest.mark.parametrize(
+    ("record", "options", "text"),
+    [
+        ({"text": "abc", "data": RECORDS}, {}, "abc"),
+        ({"text": "", "data": RECORDS}, {}, ""),
+        ({"body": {"text": "abc"}, "data": RECORDS}, {"json_key": "body.text"}, "abc"),
+        ({"data": ["abc"]}, {"json_key": "data"}, "abc"),
+        ({"data": TURNS}, {"json_key": "data", "record_type": "messages"}, "user: Hi"),
+        ({"messages": TURNS}, {"record_type": "messages"}, "user: Hi"),
+        (
+            {"items": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]},
+            {"json_key": "items", "record_type": "sharegpt"},
+            "user: Hi",
+        ),
+    ],
+)
+def test_the_only_line_may_be_a_record_with_a_list(
+    tmp_path: Path, record: dict, options: dict, text: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
+    (chunk,) = iter_chunks(tmp_path / "a.jsonl")
+    document = RecordParser(**options)(chunk.records()[0], "jsonl")
+    assert document is not None and "".join(document.parts).startswith(text)
 
 
 @pytest.mark.parametrize(

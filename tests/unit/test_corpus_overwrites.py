@@ -247,6 +247,52 @@ def test_nor_over_a_json_file_that_no_run_wrote(folder: Path) -> None:
         assert Path("mine.json").read_text() == whole
 
 
+@pytest.mark.parametrize("name", ["mine.bin", "mine.idx", "mine_loss_mask.bin"])
+def test_nor_over_a_file_of_no_dataset(folder: Path, name: str) -> None:
+    Path("pairs.jsonl").write_text(PAIR)
+    own = config({"prefix": "mine", "input": ("pairs.jsonl",), "record_type": "question_answer"})
+    Path(name).write_bytes(b"what the user has")
+    before = snapshot(folder)
+    with pytest.raises(ConfigError, match=f"{name}: is there, and no file of an earlier run"):
+        preprocess(own, silent)
+    assert snapshot(folder) == before
+    Path(name).unlink()
+    preprocess(own, silent)
+    whole = snapshot(folder)
+    for damage in (Path.unlink, lambda path: path.write_bytes(b"damaged")):
+        damage(Path("mine.idx"))  # the manifest tells whose the others are
+        preprocess(own, silent)
+        assert snapshot(folder) == whole
+    # Nor does Megatron's own keep a dataset from being made.
+    Path("mine.json").unlink()
+    preprocess(own, silent)
+    assert snapshot(folder) == whole
+
+
+@pytest.mark.parametrize("options", [{}, {"split": "8,1,1"}])
+@pytest.mark.parametrize("stopped_at", range(1, 5))
+def test_a_run_that_stopped_between_two_names_is_made_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int, options: dict
+) -> None:
+    pairs = [{"question": f"q{n}", "answer": "a"} for n in range(40)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    dataset = {"prefix": "web", "input": ("pairs.jsonl",), "record_type": "question_answer"}
+    own = config(dataset | options)
+    replace, names = os.replace, []
+
+    def stop(source: str, target: str) -> None:
+        names.append(target)
+        if sum(str(name).endswith((".bin", ".idx")) for name in names) == stopped_at:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("megatron_fastmix.corpus.writer.os.replace", stop)
+        preprocess(own, silent)
+    manifests = preprocess(own, silent)
+    assert sum(manifest.documents for manifest in manifests) == 40
+
+
 def test_nor_where_a_folder_is(folder: Path) -> None:
     Path("out.idx").mkdir()
     with pytest.raises(ConfigError, match=r"out.idx: is a folder"):

@@ -124,6 +124,45 @@ def test_what_a_record_becomes(record, record_type, template, text, answers):
     assert parts(record, record_type, template) == (text, answers)
 
 
+MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("record", "record_type"),
+    [
+        ({"messages": MESSAGES}, "messages"),
+        ({"question": "q", "answer": "a"}, "question_answer"),
+        ({"prompt": "q", "completion": "a"}, "prompt_completion"),
+        ({"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}, "prompt_completion"),
+        ({"prompt": MESSAGES[:1], "completion": "a"}, "prompt_completion"),
+    ],
+)
+def test_the_system_text_of_a_record_is_its_first_turn(record, record_type):
+    record = record | {"system": "S"}
+    assert parts(record, record_type) == ("system: S\nuser: q\nassistant: a", ["a"])
+    turns = ("<system>S;<user>q;<assistant>a;", ["a;"])
+    assert parts(record, record_type, TEMPLATE) == turns
+    own = ChatTemplate(source="{{ system }}|" + TEMPLATE.source)
+    assert parts(record, record_type, own) == ("S|<user>q;<assistant>a;", ["a;"])
+    assert parts(record | {"system": ""}, record_type, TEMPLATE)[0] == "<user>q;<assistant>a;"
+    with pytest.raises(ValueError, match="'system' is int, not text"):
+        parts(record | {"system": 3}, record_type)
+
+
+@pytest.mark.parametrize("content", ["S", [{"type": "text", "text": "S"}]])
+def test_a_system_turn_is_not_doubled(content):
+    messages = [{"role": "system", "content": content}, *MESSAGES]
+    record = {"messages": messages, "system": "S"}
+    assert parts(record, "messages") == ("system: S\nuser: q\nassistant: a", ["a"])
+    with pytest.raises(ValueError, match="message 1 is a system turn of another text; remove"):
+        parts(record | {"system": "T"}, "messages")
+
+
+def test_a_key_that_the_record_type_names_is_no_system_turn():
+    record = {"system": {"q": "q"}, "a": "a"}
+    assert parts(record, "question_answer", json_keys=("system.q", "a")) == ("q\na", ["a"])
+
+
 @pytest.mark.parametrize(
     ("record", "record_type", "reason"),
     [
