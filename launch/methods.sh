@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes what the scenarios in configs/methods read, then every search and target training that
-# tools/method_rows lacks.
+# tools/method_rows lacks: days of one core where all is missing, pretrain_large alone 33 hours.
 #   bash launch/methods.sh [--seeds 6 ...]    arguments of tools/compare_methods.py
 # The tables of the rows that are there need none of this:
 #   .venv/bin/python tools/compare_methods.py --table-only --scenario configs/methods/*.yaml

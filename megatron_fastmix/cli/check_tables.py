@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         nargs="+",
+        action="extend",
         default=[],
         metavar="regmix.KEY=VALUE",
         help="of the search over simulated mixtures, such as regmix.max_reads=100",

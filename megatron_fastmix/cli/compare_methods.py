@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scenario",
         nargs="+",
+        action="extend",
         required=True,
         metavar="FILE",
         help="such as configs/methods/*.yaml",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 
+from megatron_fastmix.config.megatron_flags import meaning_here
 from megatron_fastmix.config.reference import Key, find_keys, keys
 
 HELP = "say what the keys of a configuration mean"
@@ -27,6 +28,11 @@ def run(args: argparse.Namespace) -> int:
     asked = args.key or next((flag.partition("=")[0] for flag in args.overrides), None)
     found = keys() if asked is None else find_keys(asked)
     print("\n".join(map(_text, found)))
+    # A key that has the name of Megatron's flag may be another thing, as `optimizer` is.
+    flag = (asked or "").removeprefix("--")
+    meaning = meaning_here(flag)
+    if meaning and meaning not in {key.name for key in found}:
+        print(f"Megatron's --{flag} is here: {meaning}")
     return 0
 
 

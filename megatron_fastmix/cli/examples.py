@@ -54,6 +54,6 @@ EXAMPLES = {
         "regmix --config search.yaml --output runs/regmix --set regmix.runs=512",
     ),
     "check-tables": ("--regmix regmix --json tables.json",),
-    "compare-methods": ("--scenario scenario.yaml --output rows.jsonl",),
+    "compare-methods": ("--scenario scenario.yaml --output runs/methods_rows",),
 }
 """By verb what follows its name."""

@@ -23,7 +23,8 @@ SECTIONS = {
     "initial_weights": ("mixture", "initial_weights"),
     "prior": ("objective", "prior_weights"),
 }
-SUM_DECIMALS = 10
+DIGITS = 10
+"""Of each weight; decimals would make a small one 0, and a search's are above 0."""
 _UNCUT = 1 << 40
 """A sequence length that cuts no row."""
 
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _refuse_join(args, "the sources of --config say what belongs together")
         weights = _in_order(shares, args, by_name=named is not None)
-    values[section] = {key: [round(weight, SUM_DECIMALS) for weight in weights]}
+    values[section] = {key: [float(f"{weight:.{DIGITS}g}") for weight in weights]}
     sys.stdout.write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     return 0
 

@@ -35,18 +35,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--data-path",
         nargs="+",
+        action="extend",
         metavar="WORD",
         help="Megatron's blend (weights and prefixes, or prefixes), or a file with one",
     )
     what.add_argument(
         "--data",
         nargs="+",
+        action="extend",
         metavar="PLACE",
         help="prefixes of datasets, folders of them, or patterns; each dataset is a source",
     )
     parser.add_argument(
         "--target",
         nargs="+",
+        action="extend",
         default=[],
         metavar="PLACE",
         help="held-out datasets (default: valid of a --per-split-data-args-path, or else those "

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         nargs="+",
+        action="extend",
         default=[],
         metavar="PREFIX",
         help="held-out datasets; says how much of each is in each of the others",

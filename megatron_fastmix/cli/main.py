@@ -30,6 +30,7 @@ from megatron_fastmix.cli import (
     train_tokenizer,
 )
 from megatron_fastmix.cli.examples import EXAMPLES
+from megatron_fastmix.config.reference import keys
 from megatron_fastmix.program import run_program
 
 VERBS = {
@@ -83,6 +84,8 @@ def add_verb(verbs: Any, name: str, verb: ModuleType) -> None:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if name != "compare-methods":  # whose tool puts its own --output before the user's
+        parser.register("action", None, _StoreOnce)
     verb.add_arguments(parser)
     examples = "\n".join(
         f"  megatron-fastmix {name} {example}".rstrip() for example in EXAMPLES[name]
@@ -91,12 +94,45 @@ def add_verb(verbs: Any, name: str, verb: ModuleType) -> None:
     parser.epilog = f"{before}examples:\n{examples}"
 
 
+class _StoreOnce(argparse.Action):
+    """Stores a flag's value; a second one, which would replace it in silence, is refused."""
+
+    given_in: argparse.Namespace | None = None
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if option_string and self.given_in is namespace:
+            raise argparse.ArgumentError(self, "given twice, and it takes one value; leave one out")
+        self.given_in = namespace
+        setattr(namespace, self.dest, values)
+
+
 def join_flags(arguments: Sequence[str]) -> list[str]:
-    """Turns `--key value` into `--key=value`; an argument that belongs to no flag stays."""
+    """Turns `--key value` into `--key=value`, and Megatron's on/off flags, which it has without a
+    value, into `--key=true`; any other argument that belongs to no flag stays."""
     joined: list[str] = []
     for argument in arguments:
         if not argument.startswith("--") and joined and "=" not in joined[-1]:
             joined[-1] += f"={argument}"
         else:
             joined.append(argument)
-    return joined
+    bare = [argument for argument in joined if "=" not in argument]
+    switches = _switches() if bare else set()
+    return [
+        f"{argument}=true" if argument in bare and _last_part(argument) in switches else argument
+        for argument in joined
+    ]
+
+
+def _switches() -> set[str]:
+    return {key.name.rpartition(".")[2] for key in keys() if key.type == "bool"}
+
+
+def _last_part(flag: str) -> str:
+    name = flag.removeprefix("--").removeprefix("fastmix-").replace("-", "_")
+    return name.rpartition(".")[2]

@@ -19,13 +19,16 @@ HELP = "turn text into Megatron's indexed datasets"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="YAML file that names many datasets")
-    parser.add_argument("--input", nargs="+", help="files, folders and globs of one dataset")
+    parser.add_argument(
+        "--input", nargs="+", action="extend", help="files, folders and globs of one dataset"
+    )
     parser.add_argument(
         "--output-prefix", help="writes OUTPUT_PREFIX_KEY_document.bin, .idx and .json"
     )
     parser.add_argument(
         "--json-keys",
         nargs="+",
+        action="extend",
         help="keys of the text (default text), a dataset for each; or the keys of a record with "
         "answers: QUESTION ANSWER, PROMPT COMPLETION, INSTRUCTION INPUT OUTPUT, MESSAGES",
     )

@@ -24,7 +24,9 @@ _OPEN_MPI = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `search`; other --key=value arguments override the configuration."""
-    parser.add_argument("--config", required=True, help="YAML file (configs/quickstart.yaml)")
+    parser.add_argument(
+        "--config", required=True, help="YAML file, such as configs/quickstart.yaml"
+    )
     parser.add_argument(
         "--num-ranks", type=int, help="processes on this machine (default: one per GPU, or 2)"
     )
@@ -39,8 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="from_run",
         metavar="RUN",
-        help="start from a finished run whose sources were added to, dropped or rebuilt since: "
-        "those it knew keep their relative weights, the others are learned",
+        help="start from a finished run to which at least one source was added, or of which one "
+        "was rebuilt; others may be dropped. Those it knew keep their relative weights, the others "
+        "are learned. Needs a run_dir of its own",
     )
     parser.add_argument(
         "--accept-changes",

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from megatron_fastmix.config import TokenizerConfig
-from megatron_fastmix.corpus.tiktoken_tokenizer import PATTERNS
+from megatron_fastmix.corpus.tiktoken_tokenizer import PATTERNS, SPECIAL_TOKENS
 from megatron_fastmix.corpus.tokenizers import TOKENIZER_TYPES
 
 
@@ -25,9 +25,27 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser, purpose: str = "") 
     group.add_argument(
         "--eod", type=int, help="id that ends documents, where it is not the tokenizer's own"
     )
-    group.add_argument("--tiktoken-pattern", choices=sorted(PATTERNS), default="v2")
-    group.add_argument("--tiktoken-num-special-tokens", type=int, default=1000)
-    group.add_argument("--tiktoken-special-tokens", nargs="+")
+    group.add_argument(
+        "--tiktoken-pattern",
+        choices=sorted(PATTERNS),
+        default="v2",
+        help="for TikTokenizer: how text is cut before its pieces are looked up (default v2)",
+    )
+    group.add_argument(
+        "--tiktoken-num-special-tokens",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="for TikTokenizer: ids before those of the file, special tokens and then fillers "
+        "(default 1000)",
+    )
+    group.add_argument(
+        "--tiktoken-special-tokens",
+        nargs="+",
+        action="extend",
+        metavar="TOKEN",
+        help=f"for TikTokenizer: the first ids (default {' '.join(SPECIAL_TOKENS)})",
+    )
 
 
 def tokenizer_config(args: argparse.Namespace) -> TokenizerConfig:

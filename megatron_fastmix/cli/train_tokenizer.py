@@ -12,21 +12,42 @@ HELP = "train a SentencePiece tokenizer on text"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--input", nargs="+", required=True, help="files, folders and globs to train on"
+        "--input",
+        nargs="+",
+        action="extend",
+        required=True,
+        help="files, folders and globs to train on",
     )
     parser.add_argument(
         "--weights",
         nargs="+",
+        action="extend",
         type=float,
         help="share of each input in the sample (default: equal)",
     )
     parser.add_argument("--json-key", default="text", help="key of the text (default text)")
     parser.add_argument("--tokenizer-model", required=True, help="file to write, *.model")
     parser.add_argument("--vocab-size", type=int, required=True, help="number of pieces")
-    parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe")
-    parser.add_argument("--character-coverage", type=float, default=0.9995)
     parser.add_argument(
-        "--sample-bytes", type=int, default=10_000_000, help="bytes of text to train on"
+        "--model-type",
+        choices=("bpe", "unigram"),
+        default="bpe",
+        help="bpe (default), which preprocess encodes faster than unigram",
+    )
+    parser.add_argument(
+        "--character-coverage",
+        type=float,
+        default=0.9995,
+        metavar="SHARE",
+        help="of the characters that become pieces; the rest is encoded as bytes (default 0.9995)",
+    )
+    parser.add_argument(
+        "--sample-bytes",
+        type=int,
+        default=10_000_000,
+        metavar="BYTES",
+        help="of text to train on, taken from the beginning of each input by --weights (default "
+        "10,000,000)",
     )
 
 

@@ -9,6 +9,12 @@ MEANINGS = {
     "train-data-path": "sources: [{name, path}, …]",
     "valid-data-path": "targets: [{name, path}, …]",
     "data-args-path": "sources; `megatron-fastmix init --data-path FILE` writes them",
+    "per-split-data-args-path": "sources (its train) and targets (its valid); `megatron-fastmix "
+    "init --data-path FILE` writes them",
+    "test-data-path": "not there: a search reads no test data; `megatron-fastmix compare-mixtures "
+    "--test NAME=PREFIX` measures target models on them",
+    "sft": "`megatron-fastmix preprocess --record-type TYPE` writes rows with answers, and of such "
+    "a source the answers alone are learned",
     "save": "run_dir",
     "load": "proxy.checkpoint for what the proxy starts from; a search resumes from its run_dir",
     "finetune": "proxy.checkpoint takes the weights alone",
@@ -44,6 +50,12 @@ MEANINGS = {
     "context-parallel-size": "not there; lower data.seq_length",
     "deepspeed_config": "engine.deepspeed_config",
     "exit-interval": "touch RUN_DIR/stop, or Ctrl-C",
+    "rampup-batch-size": "not there: training.global_batch_size is one for the whole search",
+    "optimizer": "AdamW always, for the proxy; mixture.optimizer moves the mixture",
+    "overlap-grad-reduce": "DeepSpeed's overlap_comm, of zero_optimization in the file of "
+    "engine.deepspeed_config",
+    "deepspeed": "always on; see engine.zero_stage and engine.deepspeed_config",
+    "norm-epsilon": "1e-5 always; models of Hugging Face and of a provider have their own",
     "lr-warmup-fraction": "training.lr_warmup_iters",
     "lr-warmup-samples": "training.lr_warmup_iters",
     "lr-decay-iters": "the decay ends at training.train_iters",

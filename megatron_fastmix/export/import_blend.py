@@ -29,6 +29,8 @@ Megatron's flags as YAML writes them. The first that a file has counts."""
 _PAIRED_KEYS = (("train_data_paths", "train_data_weights"), ("dataset_folder", "dataset_weights"))
 """Keys that hold prefixes and those that hold their weights: of GPT-NeoX and nanotron, which also
 has prefixes alone, or with their weights as a mapping."""
+_SUMMABLE = 1e300
+"""Of weights above it the sum may be beyond a float."""
 _ASSIGNED = re.compile(
     r"\s*(?:[\w+.]*\.)?(?:paths|data_prefix)\s*=\s*([\[{].*[\]}]),?\s*", re.DOTALL
 )
@@ -105,6 +107,9 @@ def parse_blend(words: Sequence[object], where: str) -> dict[str, float]:
         if not {"$", ","} & set(only):
             return {only: 1.0}  # all of it, whatever its size
     weights = [number(word) for word in words[::2]]
+    # One word alone is a path, whatever it looks like.
+    if len(words) % 2 and words[1:] and _is_by_turns(words):
+        raise DataError(f"{where}: the last weight, {words[-1]}, has no prefix; add it")
     if len(words) % 2 or all(weight is None for weight in weights):
         return _by_size(words, where)
     shares: dict[str, float] = {}
@@ -117,6 +122,8 @@ def parse_blend(words: Sequence[object], where: str) -> dict[str, float]:
         if os.path.normpath(prefix) in map(os.path.normpath, shares):
             raise DataError(f"{where}: {prefix} occurs twice; add its weights up in one entry")
         shares[prefix] = weight
+    if (largest := max(shares.values())) > _SUMMABLE:
+        shares = {prefix: weight / largest for prefix, weight in shares.items()}
     total = math.fsum(shares.values())
     if not total:
         raise DataError(f"{where}: all weights are 0; expected one above 0")
@@ -218,6 +225,12 @@ def _structured(value: Any, where: str) -> list[Any]:
             )
         what, value = "train", value["train"]
     value = _listed(value, where)
+    if _is_pairs(value):
+        words = (word for pair in value[:2] for word in sorted(pair, key=_is_no_number))
+        raise DataError(
+            f"{where}: {what} is a list of pairs, {value[0]} and so on; write weights and prefixes "
+            f"in turn, in one list: [{', '.join(map(str, words))}, ...]"
+        )
     if _is_prefixes_and_weights(value):
         prefixes, weights = value
         if weights is None:
@@ -312,6 +325,26 @@ def _is_prefixes_and_weights(value: Any) -> bool:
         return False
     prefixes, weights = value
     return isinstance(prefixes, list) and (weights is None or isinstance(weights, list))
+
+
+def _is_pairs(value: Any) -> bool:
+    """Whether each item is a list of a weight and a prefix, which no reader takes."""
+    return (
+        isinstance(value, list)
+        and value != []
+        and all(
+            isinstance(each, list) and len(each) == 2 and sum(map(_is_no_number, each)) == 1
+            for each in value
+        )
+    )
+
+
+def _is_by_turns(words: Sequence[object]) -> bool:
+    return all(_is_no_number(word) == bool(place % 2) for place, word in enumerate(words))
+
+
+def _is_no_number(word: object) -> bool:
+    return number(word) is None
 
 
 def _values_of(wanted: str, values: Any) -> Iterator[Any]:

@@ -1,5 +1,6 @@
 """What a user sees of wrong input: one message, exit code 2, before any rank starts."""
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_fastmix.cli.main import join_flags, main
+from megatron_fastmix.cli.main import VERBS, add_verb, join_flags, main
+from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from tests.conftest import write_dataset
 
@@ -185,3 +187,50 @@ def test_an_unknown_verb_lists_the_verbs(capsys):
 
 def test_flags_and_their_values_are_joined():
     assert join_flags(["--a", "1", "--b=2", "--c"]) == ["--a=1", "--b=2", "--c"]
+
+
+def test_an_on_off_flag_needs_no_value_as_with_megatron(search, search_values):
+    flags = ["--eod-mask-loss", "--data.packing", "--fastmix-per-target", "--train-iters"]
+    assert join_flags(flags) == [*(f"{flag}=true" for flag in flags[:3]), "--train-iters"]
+    with pytest.raises(AssertionError, match="a process was started"):
+        search("--eod-mask-loss", "--seed", "2")
+    written = yaml.safe_load((Path(search_values["run_dir"]) / "config.yaml").read_text())
+    assert written["data"]["eod_mask_loss"] is True
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_flag_that_is_given_twice_loses_no_value(name, capsys):
+    parser = argparse.ArgumentParser()
+    add_verb(parser.add_subparsers(), name, VERBS[name])
+    verb = parser._subparsers._group_actions[0].choices[name]
+    for needed in (*verb._actions, *verb._mutually_exclusive_groups):
+        needed.required = False
+    words = [name, *(a_value(action) for action in verb._actions if not action.option_strings)]
+    for action in verb._actions:
+        if not action.option_strings or action.nargs == 0:
+            continue
+        twice = [action.option_strings[0], a_value(action)] * 2
+        try:
+            found = parser.parse_args([*words, *twice])
+        except SystemExit as error:
+            assert error.code == 2
+            flag = "/".join(action.option_strings)
+            assert f"argument {flag}: given twice" in capsys.readouterr().err
+        else:
+            value = getattr(found, action.dest)
+            # Its tool has an --output of its own, which the user's replaces.
+            assert len(value) == 2 if isinstance(value, list) else name == "compare-methods"
+
+
+def a_value(action: argparse.Action) -> str:
+    return str(next(iter(action.choices))) if action.choices else "1"
+
+
+def test_datasets_of_two_input_flags_are_one(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
+    inputs = [word for name in ("a", "b") for word in ("--input", str(tmp_path / f"{name}.jsonl"))]
+    prefix = tmp_path / "out"
+    tokenizer = ["--tokenizer-type", "ByteLevelTokenizer"]
+    assert main(["preprocess", *inputs, "--output-prefix", str(prefix), *tokenizer]) == 0
+    assert inspect_indexed_dataset(f"{prefix}_text_document").documents == 2

@@ -138,6 +138,11 @@ def test_weights_of_any_scale_and_the_flags_around_are_read(tmp_path):
         ("A='--data-path 1 /d/a'; B='--data-path 1 /d/b'", "has several blends in quotes"),
         ("--data-path=x", "after `=` comes one value alone"),
         ("--data-path 'x", "not a command line"),
+        ('[0.3, "d/a", 0.7]', "the last weight, 0.7, has no prefix"),
+        ("0.3 d/a 0.7", "the last weight, 0.7, has no prefix"),
+        ('[[0.3, "d/a"], [0.7, "d/b"]]', r"pairs.* in one list: \[0.3, d/a, 0.7, d/b, ...\]"),
+        ('[["d/a", 1], ["d/b", 2], ["d/c", 3]]', r"in one list: \[1, d/a, 2, d/b, ...\]"),
+        ("[]", "holds no blend"),
     ],
 )
 def test_what_is_no_blend_is_refused(tmp_path, text, message):
@@ -213,6 +218,15 @@ def test_a_blend_of_other_sources_is_refused_or_filled_up(tmp_path, corpora, con
 def test_a_list_written_as_one_text_is_the_list(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     assert read_blend(tmp_path / name) == {"/d/a": 0.25, "/d/b": 0.75}
+
+
+def test_weights_of_any_size_are_read(tmp_path, capsys):
+    (tmp_path / "blend").write_text('{"train": [1e308, "d/a", 1e308, "d/b"]}')
+    assert read_blend(tmp_path / "blend") == {"d/a": 0.5, "d/b": 0.5}
+    (tmp_path / "blend").write_text('{"train": [1e-12, "d/a", 1, "d/b"]}')
+    assert main(["import", str(tmp_path / "blend")]) == 0
+    weights = yaml.safe_load(capsys.readouterr().out)["mixture"]["initial_weights"]
+    assert weights == pytest.approx([1e-12, 1], rel=1e-9)
 
 
 def test_what_weighs_nothing_is_left_out(tmp_path):

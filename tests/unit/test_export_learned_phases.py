@@ -156,6 +156,20 @@ def test_three_forms_of_the_phases_say_the_same(run_folder, capsys):
         assert found[0].share == pytest.approx(float(blend[0]))
 
 
+def test_phases_replace_no_schedule_but_their_own(run_folder, capsys):
+    folder, _ = run_folder
+    out = folder / "out"
+    out.mkdir()
+    (out / "schedule.yaml").write_text("by hand")
+    call = ["export", str(folder), "--phases", "0.75", "--output", str(out)]
+    call += ["--global-batch-size", "64", "--train-samples", "6400"]
+    assert main(call) == 2
+    assert f"--output: {out}/schedule.yaml is there" in capsys.readouterr().err
+    assert (out / "schedule.yaml").read_text() == "by hand"
+    (out / "schedule.yaml").unlink()
+    assert main(call) == main(call) == 0
+
+
 def test_the_anneal_may_be_a_search_of_its_own(run_folder, make_mixture, capsys):
     folder, _ = run_folder
     later = folder / "anneal.json"

@@ -165,6 +165,44 @@ def test_the_command_refuses_wrong_arguments(run_dir, capsys):
     assert "--output: cannot write" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("mixture.json", None),
+        ("metrics.jsonl", "{}\n"),
+        ("config.yaml", "sources: []\n"),
+        ("report/report.html", "<html>"),
+        ("checkpoints/step-00000001/logits.json", "{}"),
+        ("stop", None),
+        ("../search.yaml", "sources: []\ntraining: {}\n"),
+        ("../good.bin", "tokens"),
+        ("../good.idx", "index"),
+        ("../text.jsonl", "{}\n"),
+    ],
+)
+def test_an_export_replaces_no_file_that_is_none(run_dir, name, content, capsys):
+    run = run_dir / "run"
+    run.mkdir()
+    (run_dir / "mixture.json").rename(run / "mixture.json")
+    output = run / name
+    if content is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(content)
+    before = output.read_bytes() if output.exists() else None
+    for mixture in (run, run / "mixture.json"):
+        assert main(["export", str(mixture), "--output", str(output)]) == 2
+        assert f"--output: {output} is " in capsys.readouterr().err
+    assert (output.read_bytes() if output.exists() else None) == before
+
+
+@pytest.mark.parametrize("format", ["megatron-data-args", "nemo-1", "nemotron", "hf-datasets"])
+@pytest.mark.parametrize("name", ["blend.txt", "blend.yaml", "phases/blend.json"])
+def test_an_export_replaces_an_earlier_one(run_dir, name, format):
+    for _ in range(2):
+        call = ["export", str(run_dir), "--format", format, "--output", str(run_dir / name)]
+        assert main(call) == 0
+
+
 def test_an_unfinished_run_is_exported_only_on_request(tmp_path, make_mixture, capsys):
     write_mixture(tmp_path / "mixture.json", make_mixture({"a": 0.6, "b": 0.4}, complete=False))
     assert main(["export", str(tmp_path)]) == 2
