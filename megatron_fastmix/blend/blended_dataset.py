@@ -34,8 +34,7 @@ class WeightHistory(Protocol):
     @property
     def counter(self) -> Sequence[int]: ...
 
-    @property
-    def history(self) -> list[tuple[int, numpy.ndarray]]: ...
+    def changes(self, since: int = 0) -> list[tuple[int, numpy.ndarray]]: ...
 
     def loss_weights_at(self, sample: int) -> numpy.ndarray: ...
 
@@ -227,7 +226,7 @@ class FastMixBlendedDataset(BlendedDataset):
             weights = self.weights if self.mixture is None else even
             return SpreadOrder(seed, block_size, weights, self._sizes, capacity)
         version = self._history.counter[0]
-        (_, first), *changes = self._history.history
+        (_, first), *changes = self._history.changes()
         order = SpreadOrder(seed, block_size, first, self._sizes, capacity)
         for at, weights in changes:
             order.change(weights, at)
@@ -241,13 +240,11 @@ class FastMixBlendedDataset(BlendedDataset):
         if version == self._version:
             return
         assert isinstance(self.order, SpreadOrder)
-        known = len(self.order.history)
         if version >> 32 != self._version >> 32:  # another history, not a longer one
             self.order = self._make_order()
             return
-        for at, weights in self._history.history[known:]:
+        for at, weights in self._history.changes(since=self.order.changes):
             self.order.change(weights, at)
-            known += 1
         # The history may have grown meanwhile; what it has now is looked at in the next draw.
         self._version = version
 

@@ -34,11 +34,10 @@ class FollowedMixture:
         """Its element is another number after every change of the history."""
         return (self._mixture.generation << 32 | len(self._mixture.history),)
 
-    @property
-    def history(self) -> list[tuple[int, np.ndarray]]:
-        """(first sample, weights (K,)) of every outer step."""
+    def changes(self, since: int = 0) -> list[tuple[int, np.ndarray]]:
+        """(first sample, weights (K,)) of every outer step from that of number `since` on."""
         each = self._samples_per_update or 0
-        return [(j * each, weights) for j, weights in enumerate(self._mixture.history)]
+        return [(j * each, w) for j, w in enumerate(self._mixture.history[since:], start=since)]
 
     def loss_weights_at(self, sample: int) -> np.ndarray:
         """K times the weights in force at a training sample, (K,)."""

@@ -136,8 +136,12 @@ class LiveMixture:
     @property
     def history(self) -> list[tuple[int, np.ndarray]]:
         """Every change: (first sample, weights (K,)), the first from sample 0 on."""
-        count = self._count
-        return list(zip(self._sample_array[:count].tolist(), self._row_array[:count], strict=True))
+        return self.changes()
+
+    def changes(self, since: int = 0) -> list[tuple[int, np.ndarray]]:
+        """`history` from the change of number `since` on."""
+        new = slice(since, self._count)
+        return list(zip(self._sample_array[new].tolist(), self._row_array[new], strict=True))
 
     @property
     def drawn(self) -> int:

@@ -111,7 +111,7 @@ def test_the_command_reads_a_schedule_and_the_paths_of_a_run(make_mixture, tmp_p
     ]
     assert "unless --seed changes with the phase" in good.err
     for size in ("0", "-4"):
-        assert cli.main([*command, f"--global-batch-size={size}"]) == 2
+        assert cli.main([size if word == "4" else word for word in command]) == 2
         assert f"--global-batch-size: found {size}" in capsys.readouterr().err
     command[-1] = "8"
     assert cli.main(command) == 2

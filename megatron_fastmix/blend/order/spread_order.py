@@ -98,8 +98,10 @@ class SpreadOrder:
         self.seed = seed
         self.block_size = block_size
         self.capacity = list(capacity) if capacity is not None else [None] * len(weights)
-        self.history: list[tuple[int, np.ndarray]] = []
-        """Changes so far: (first draw, weights)."""
+        self.changes = 0
+        """How often weights were given, those of draw 0 among them."""
+        self._changed_at = 0
+        self._shares = np.zeros(0)
         self._limits = np.array([_UNLIMITED if c is None else c for c in self.capacity], np.int64)
         self._sizes = list(sizes)
         self._key = key_of(seed, "spread", 0) & _FRACTION
@@ -114,22 +116,22 @@ class SpreadOrder:
         """Uses `weights` (K,) from draw `at_draw` on: the start of a block, not before the last
         change. Raises `ValueError` otherwise."""
         block, inside = divmod(at_draw, self.block_size)
-        earliest = self.history[-1][0] if self.history else 0
-        if inside or at_draw < earliest:
+        if inside or at_draw < self._changed_at:
             raise ValueError(
                 f"at_draw: found {at_draw}; the weights can change at a multiple of the block size "
-                f"{self.block_size}, from {earliest} on"
+                f"{self.block_size}, from {self._changed_at} on"
             )
         if len(weights) != len(self.capacity):
             raise ValueError(f"weights: found {len(weights)}; expected {len(self.capacity)}")
         shares = normalized(weights)
-        before = self._counts(block) if self.history else [0] * len(shares)
+        before = self._counts(block) if self.changes else [0] * len(shares)
         # Stretches planned past this point rest on weights that no longer hold there.
         keep = bisect_left(self._starts, block)
         del self._stretches[keep:], self._starts[keep:]
         if self._stretches:
             self._stretches[-1] = dataclasses.replace(self._stretches[-1], end=block)
-        self.history.append((at_draw, shares))
+        self.changes += 1
+        self._changed_at, self._shares = at_draw, shares
         self._append(block, before)
         self._entered = None
         self._compiled.clear()
@@ -228,7 +230,7 @@ class SpreadOrder:
 
     def _append(self, start: int, before: list[int]) -> None:
         """Appends the stretch that begins with block `start`, under the newest weights."""
-        shares = self.history[-1][1]
+        shares = self._shares
         left = self._limits - np.array(before, dtype=np.int64)
         fixed = dict.fromkeys(np.flatnonzero((left <= 0) & (shares > 0)).tolist(), 0)
         edges = _edges(shares, self.block_size, fixed)
