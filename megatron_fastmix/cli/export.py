@@ -8,18 +8,17 @@ import sys
 from pathlib import Path
 
 from megatron_fastmix.atomic_file import write_atomically
-from megatron_fastmix.config.strict_yaml import parse_yaml
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.export import learned_phases
 from megatron_fastmix.export.adjustment import Adjustment
 from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.notes import change_table, notes
+from megatron_fastmix.export.output_file import check_output
 from megatron_fastmix.export.paths import mapped, not_here, read_path_map
 from megatron_fastmix.export.registry import FORMATS, find_format
 from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
-from megatron_fastmix.same_file import same_file
 from megatron_fastmix.text_list import listed
 from megatron_fastmix.token_count import token_count
 
@@ -134,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("MIXTURE_OR_RUN_DIR: missing; give a mixture.json or a run folder")
     mixture = _read(args.mixture, allow_partial=args.allow_partial)
     if args.output and args.phases is None:
-        _check_output(Path(args.output), args.mixture)
+        check_output(args.output, args.mixture)
     if args.phases is not None:
         return _write_phases(args, mixture)
     for flag in ("anneal", "global_batch_size", "train_samples"):
@@ -174,42 +173,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         sys.stdout.write(text)
     return 0
-
-
-def _check_output(output: Path, mixture: str) -> None:
-    """Raises `ConfigError` for a file that is no earlier export. No format can be told by its first
-    bytes, but what an export must not replace can."""
-    what = None
-    if same_file(output, mixture):
-        what = "the mixture that is exported"
-    elif _is_of_a_run(output):
-        what = "of a search's own files"
-    elif output.suffix in {".bin", ".idx", ".jsonl"} and output.exists():
-        what = f"there, and no export is a {output.suffix}"
-    elif output.suffix in {".yaml", ".yml"} and _is_configuration(output):
-        what = "a search's configuration"
-    if what:
-        raise ConfigError(f"--output: {output} is {what}; choose another file")
-
-
-def _is_of_a_run(path: Path) -> bool:
-    """Whether a search writes this file into its run folder, or into a folder of it; the blend
-    files, which are exports, do not count."""
-    path = Path(os.path.realpath(path))
-    for run in map(RunFolder, path.parents):
-        own = (run.config, run.sources, run.lock, run.metrics, run.mixture, run.picture, run.stop)
-        folders = (run.checkpoints, run.index_cache, run.report)
-        if run.mixture.exists() or run.metrics.exists():
-            return path in own or any(folder in path.parents for folder in folders)
-    return False
-
-
-def _is_configuration(path: Path) -> bool:
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeError, ConfigError):
-        return False
-    return isinstance(values, dict) and {"sources", "training"} <= values.keys()
 
 
 def _read(path: str, *, allow_partial: bool) -> LearnedMixture:

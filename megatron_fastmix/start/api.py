@@ -11,6 +11,7 @@ from megatron_fastmix.config import SearchConfig, load_config, strict_yaml
 from megatron_fastmix.errors import ConfigError, FastMixError
 from megatron_fastmix.export.adjustment import Adjustment
 from megatron_fastmix.export.blend import make_blend
+from megatron_fastmix.export.output_file import check_output
 from megatron_fastmix.export.registry import find_format
 from megatron_fastmix.report.write import read_runs, write_report
 from megatron_fastmix.result.learned_mixture import LearnedMixture
@@ -76,7 +77,8 @@ def export(
         min_weight: drop sources below this share.
         fixed: shares of sources that are set; the others keep their ratios.
 
-    Raises `ConfigError` for an unknown format and `DataError` for what the format cannot hold.
+    Raises `ConfigError` for an unknown format or an output that would replace what is no export,
+    and `DataError` for what the format cannot hold.
     """
     chosen = find_format(format)
     learned = mixture if isinstance(mixture, LearnedMixture) else read_mixture(mixture)
@@ -89,6 +91,7 @@ def export(
     )
     text = chosen.render(make_blend(learned, chosen.unit(None), adjustment=adjustment))
     if output is not None:
+        check_output(output, None if isinstance(mixture, LearnedMixture) else mixture)
         write_atomically(output, text)
     return text
 

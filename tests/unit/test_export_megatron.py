@@ -16,11 +16,12 @@ from megatron.core.datasets.utils import get_blend_from_list
 
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
-from megatron_fastmix.errors import DataError
+from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.megatron import command_line, data_args, per_split
 from megatron_fastmix.result.mixture_file import write_mixture
 from megatron_fastmix.result.rounding import round_weights
+from megatron_fastmix.start.api import export as export_from_python
 from megatron_fastmix.start.artifacts import write_run_artifacts
 
 
@@ -192,6 +193,8 @@ def test_an_export_replaces_no_file_that_is_none(run_dir, name, content, capsys)
     for mixture in (run, run / "mixture.json"):
         assert main(["export", str(mixture), "--output", str(output)]) == 2
         assert f"--output: {output} is " in capsys.readouterr().err
+        with pytest.raises(ConfigError, match="choose another file"):
+            export_from_python(mixture, output=output)
     assert (output.read_bytes() if output.exists() else None) == before
 
 

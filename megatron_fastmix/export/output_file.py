@@ -1,0 +1,47 @@
+"""What an export must not replace."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from megatron_fastmix.config.strict_yaml import parse_yaml
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.same_file import same_file
+
+
+def check_output(output: str | Path, mixture: str | Path | None = None) -> None:
+    """Raises `ConfigError` for a file that is no earlier export; `mixture` is the file that is
+    exported. No format can be told by its first bytes, but what an export must not replace can."""
+    what, output = None, Path(output)
+    if mixture is not None and same_file(output, mixture):
+        what = "the mixture that is exported"
+    elif _is_of_a_run(output):
+        what = "of a search's own files"
+    elif output.suffix in {".bin", ".idx", ".jsonl"} and output.exists():
+        what = f"there, and no export is a {output.suffix}"
+    elif output.suffix in {".yaml", ".yml"} and _is_configuration(output):
+        what = "a search's configuration"
+    if what:
+        raise ConfigError(f"--output: {output} is {what}; choose another file")
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a search writes this file into its run folder, or into a folder of it; the blend
+    files, which are exports, do not count."""
+    path = Path(os.path.realpath(path))
+    for run in map(RunFolder, path.parents):
+        own = (run.config, run.sources, run.lock, run.metrics, run.mixture, run.picture, run.stop)
+        folders = (run.checkpoints, run.index_cache, run.report)
+        if run.mixture.exists() or run.metrics.exists():
+            return path in own or any(folder in path.parents for folder in folders)
+    return False
+
+
+def _is_configuration(path: Path) -> bool:
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeError, ConfigError):
+        return False
+    return isinstance(values, dict) and {"sources", "training"} <= values.keys()
