@@ -11,6 +11,7 @@
 
 #define MULTIPLIER 0x9E3779B1u
 #define FRACTION 0xFFFFFFFFu
+#define DRAW_ORDER 2 /* of spread_order.py, which leaves another alone */
 #define MAX_SIZE ((int64_t)1 << 62)
 
 /* A source; a·b ≥ size points are permuted, of which an epoch visits `size`. */
@@ -248,7 +249,8 @@ PyMODINIT_FUNC PyInit__draws(void)
     if (made == NULL)
         return NULL;
     PyObject *type = PyType_FromSpec(&stretch_spec);
-    if (type == NULL || PyModule_AddObjectRef(made, "Stretch", type) < 0) {
+    if (type == NULL || PyModule_AddObjectRef(made, "Stretch", type) < 0
+        || PyModule_AddIntConstant(made, "DRAW_ORDER", DRAW_ORDER) < 0) {
         Py_XDECREF(type);
         Py_DECREF(made);
         return NULL;

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 
+DRAW_ORDER: int
+"""`spread_order.DRAW_ORDER` of the release that it was compiled from."""
+
 class Stretch:
     """Draws of blocks that have the same weights."""
 

@@ -36,11 +36,6 @@ from megatron_fastmix.blend.order.draw_order import Draw, key_of
 from megatron_fastmix.blend.shares import normalized
 from megatron_fastmix.errors import DataError
 
-try:
-    from megatron_fastmix.blend.order import _draws
-except ImportError:  # installed without a compiler
-    _draws = None  # type: ignore[assignment]
-
 _BITS = 32
 _ONE = 1 << _BITS
 _FRACTION = _ONE - 1
@@ -56,6 +51,13 @@ MAX_BLOCK_SIZE = 1 << 24
 DRAW_ORDER = 2
 """Kept in checkpoints. Draws of order 1 went on at other samples where weights had changed or a
 capacity had ended."""
+
+try:
+    from megatron_fastmix.blend.order import _draws
+except ImportError:  # installed without a compiler
+    _draws = None  # type: ignore[assignment]
+if getattr(_draws, "DRAW_ORDER", 1) != DRAW_ORDER:  # of a checkout that has been updated since
+    _draws = None  # type: ignore[assignment]
 
 
 @dataclasses.dataclass(frozen=True)
