@@ -6,7 +6,8 @@ from pathlib import Path
 
 from megatron_fastmix.corpus.huggingface_tokenizer import HuggingFaceTokenizer
 from megatron_fastmix.corpus.tokenizer_files import NamedToken
-from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.errors import DataError
+from megatron_fastmix.extras import needs_package
 from megatron_fastmix.text_files import read_json_object, read_text
 
 END = "<|endoftext|>"
@@ -25,13 +26,8 @@ class GPT2BPETokenizer(HuggingFaceTokenizer):
 
 
 def _tokenizer_json(vocab_file: Path, merge_file: Path) -> str:
-    try:
+    with needs_package("tokenizers", "GPT2BPETokenizer"):
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    except ImportError:
-        raise ConfigError(
-            "GPT2BPETokenizer needs the package `tokenizers`; "
-            "install it with `pip install megatron-fastmix[corpus]`"
-        ) from None
     vocabulary = read_json_object(vocab_file, "the vocabulary")
     lines = read_text(merge_file, "the merges").split("\n")
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]

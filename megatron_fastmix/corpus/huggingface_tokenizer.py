@@ -10,7 +10,8 @@ from typing import Any
 
 from megatron_fastmix.corpus.tokenizer_files import NamedToken, special_tokens
 from megatron_fastmix.corpus.tokenizer_interface import NO_TOKEN, LocatedTokens, Span, Tokenizer
-from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.errors import DataError
+from megatron_fastmix.extras import needs_package
 
 _SETTINGS = ("bos_token", "eos_token", "pad_token")
 
@@ -42,13 +43,8 @@ class HuggingFaceTokenizer(Tokenizer):
         self.sha256 = hashlib.sha256(identity.encode()).hexdigest()
 
     def _load(self) -> None:
-        try:
+        with needs_package("tokenizers", self.tokenizer_type):
             from tokenizers import Tokenizer as Backend
-        except ImportError:
-            raise ConfigError(
-                f"{self.tokenizer_type} needs the package `tokenizers`; "
-                "install it with `pip install megatron-fastmix[corpus]`"
-            ) from None
         try:
             self._backend = Backend.from_str(self._content)
             # It adds no token here, but would move where tokens are said to begin and end.

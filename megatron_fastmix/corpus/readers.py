@@ -20,7 +20,8 @@ from typing import IO, Any
 from megatron_fastmix.corpus.file_kinds import check_packed
 from megatron_fastmix.corpus.first_bytes import HEAD_BYTES, check_head, without_mark
 from megatron_fastmix.corpus.inputs import COMPRESSIONS, InputFormat, file_format
-from megatron_fastmix.errors import ConfigError, DataError, StorageError
+from megatron_fastmix.errors import DataError, StorageError
+from megatron_fastmix.extras import needs_package
 from megatron_fastmix.storage import is_storage_error
 from megatron_fastmix.text_files import check_no_pointer
 
@@ -207,13 +208,8 @@ def _rest_of_line(stream: IO[bytes]) -> bytes:
 def _unpack(path: str, packed: IO[bytes]) -> IO[bytes]:
     if path.lower().endswith(".gz"):
         return gzip.open(packed, "rb")  # type: ignore[return-value]
-    try:
+    with needs_package("zstandard", f"{path}: reading .zst"):
         import zstandard
-    except ImportError:
-        raise ConfigError(
-            f"{path}: reading .zst needs the package `zstandard`; "
-            "install it with `pip install megatron-fastmix[corpus]`"
-        ) from None
     return io.BufferedReader(_ZstdFrames(zstandard, packed), CHUNK_BYTES)
 
 
@@ -252,14 +248,9 @@ class _ZstdFrames(io.RawIOBase):
 
 
 def _parquet_chunks(path: str, columns: Sequence[str] | None) -> Iterator[Chunk]:
-    try:
+    with needs_package("pyarrow", f"{path}: reading Parquet"):
         import pyarrow
         from pyarrow import parquet
-    except ImportError:
-        raise ConfigError(
-            f"{path}: reading Parquet needs the package `pyarrow`; "
-            "install it with `pip install megatron-fastmix[corpus]`"
-        ) from None
     try:
         with parquet.ParquetFile(path, pre_buffer=False) as file:
             names = file.schema_arrow.names

@@ -14,6 +14,7 @@ import numpy as np
 from megatron_fastmix.corpus.byte_tokenizer import character_of_byte
 from megatron_fastmix.corpus.tokenizer_interface import LocatedTokens, Span, Tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
+from megatron_fastmix.extras import needs_package
 from megatron_fastmix.text_files import read_json
 
 PATTERNS = {
@@ -72,13 +73,8 @@ class TikTokenizer(Tokenizer):
 
     @cached_property
     def _encoding(self) -> Any:
-        try:
+        with needs_package("tiktoken", "TikTokenizer"):
             import tiktoken
-        except ImportError:
-            raise ConfigError(
-                "TikTokenizer needs the package `tiktoken`; "
-                "install it with `pip install megatron-fastmix[corpus]`"
-            ) from None
         first = len(self._special)
         return tiktoken.Encoding(
             name="megatron",

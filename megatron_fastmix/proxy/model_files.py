@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.extras import needs_package
 from megatron_fastmix.text_files import parse_json, read_json_object
 
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -40,13 +41,8 @@ def load_model_config(path: str) -> Any:
 
 def import_extra(name: str) -> Any:
     """Imports a package of the extra `huggingface`. Raises `ConfigError` without it."""
-    try:
+    with needs_package(name, "proxy.kind huggingface", "huggingface"):
         return importlib.import_module(name)
-    except ImportError:
-        raise ConfigError(
-            f"proxy.kind huggingface needs the package {name}: "
-            "pip install 'megatron-fastmix[huggingface]'"
-        ) from None
 
 
 def not_loadable(path: str | None, error: BaseException) -> ConfigError:
