@@ -11,4 +11,7 @@ from megatron_fastmix.cli.main import main
 ROWS = Path(__file__).with_name("method_rows")
 
 if __name__ == "__main__":
-    sys.exit(main(["compare-methods", "--output", str(ROWS), *sys.argv[1:]]))
+    words = sys.argv[1:]
+    if not any(word.partition("=")[0] == "--output" for word in words):
+        words += ["--output", str(ROWS)]
+    sys.exit(main(["compare-methods", *words]))

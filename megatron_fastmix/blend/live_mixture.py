@@ -278,10 +278,10 @@ class LiveMixture:
                 f"the checkpoint's mixture has {len(state['history']) - 1} changes, this one place "
                 f"for {len(self._row_array) - 1}; make it with a larger max_updates"
             )
-        if is_drawn_otherwise(state, consumed_samples):
+        if consumed_samples and state.get("draw_order") != DRAW_ORDER:
             logger.warning(
-                "the checkpoint's samples were drawn by an earlier release, which followed a "
-                "change of weights in another order: some may be read again"
+                "the checkpoint is of an earlier release, which drew in another order after a "
+                "change of weights and after a source's cap: some samples may be read again"
             )
         self._replace([(at, np.array(row)) for at, row in state["history"]])
         if consumed_samples:
@@ -350,6 +350,6 @@ class LiveMixture:
 
 def is_drawn_otherwise(state: Mapping[str, Any], consumed_samples: int) -> bool:
     """Whether a release of another order of draws made those before sample `consumed_samples` of
-    `LiveMixture.state_dict()`; before a change of weights the orders are one."""
+    `LiveMixture.state_dict()`; before a change of weights, without caps, the orders are one."""
     changes = [at for at, _ in state["history"] if 0 < at < consumed_samples]
     return bool(changes) and state.get("draw_order") != DRAW_ORDER

@@ -246,10 +246,17 @@ def latest(run: RunFolder, world: DataParallelGroup | None = None) -> SearchStat
     return None
 
 
+def last_state(run: RunFolder) -> SearchState | None:
+    """That of the newest checkpoint, whose other files are not looked at; None without one.
+    Raises `CheckpointError`."""
+    steps = complete_steps(run)
+    return _read_state(run.checkpoint(steps[-1]))[0] if steps else None
+
+
 def last_identity(run: RunFolder) -> dict[str, Any] | None:
     """The data that the newest checkpoint rests on (`identity.identity_of`); None without one."""
-    steps = complete_steps(run)
-    return _read_state(run.checkpoint(steps[-1]))[0].identity if steps else None
+    state = last_state(run)
+    return None if state is None else state.identity
 
 
 def rank_files(run: RunFolder, step: int, tensor_rank: int = 0) -> list[Path]:

@@ -84,8 +84,7 @@ def add_verb(verbs: Any, name: str, verb: ModuleType) -> None:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    if name != "compare-methods":  # whose tool puts its own --output before the user's
-        parser.register("action", None, _StoreOnce)
+    parser.register("action", None, _StoreOnce)
     verb.add_arguments(parser)
     examples = "\n".join(
         f"  megatron-fastmix {name} {example}".rstrip() for example in EXAMPLES[name]

@@ -48,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accept-changes",
         action="store_true",
-        help="resume although settings or the content of datasets changed since the checkpoint",
+        help="resume although settings, the content of datasets or, by a release, the order of "
+        "draws changed since the checkpoint",
     )
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     parser.set_defaults(overrides=[])

@@ -63,7 +63,7 @@ def check_head(path: str, head: bytes, record_format: InputFormat) -> None:
             f"{path}: the text is in {wide[0]}, {wide[1]}; convert it to UTF-8: "
             + _command(path, f"iconv -f {wide[0]} -t UTF-8", "utf8")
         )
-    if record_format == "lines" and b"\n" not in head and b"\r" in head.strip():
+    if record_format == "lines" and b"\n" not in head and head.count(b"\r") > 1:
         raise DataError(
             f"{path}: {CARRIAGE_RETURNS}; convert it: " + _command(path, LINE_FEEDS, "newlines")
         )

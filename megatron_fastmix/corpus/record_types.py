@@ -113,13 +113,11 @@ def needs_turns(record_type: str, record: Mapping[str, Any], system: str | None)
     return system is not None or (record_type == "alpaca" and bool(record.get("history")))
 
 
-def sharegpt_turns(conversations: Any, record: Mapping[str, Any]) -> Turns:
-    """Messages of ShareGPT's `[{from, value}, ...]`, the record's `system` first."""
+def sharegpt_turns(conversations: Any) -> Turns:
+    """Messages of ShareGPT's `[{from, value}, ...]`. Raises `ValueError`."""
     if not isinstance(conversations, list) or not conversations:
         raise ValueError("conversations must be a list of {from, value}, and not empty")
     turns: Turns = []
-    if record.get("system"):
-        turns.append({"role": "system", "content": check_text(record["system"], "system")})
     for number, said in enumerate(conversations, start=1):
         if not isinstance(said, dict):
             raise ValueError(f"message {number} is {type(said).__name__}, not an object")

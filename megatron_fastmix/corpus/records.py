@@ -101,7 +101,7 @@ class RecordParser:
         if kind == "messages":
             turns = with_system(find(keys[0]), system)
         elif kind == "sharegpt":
-            turns = sharegpt_turns(find(keys[0]), record)
+            turns = with_system(sharegpt_turns(find(keys[0])), system)
         else:
             texts = None if self.chat_template else pair(kind, keys, find)
             if texts is not None and not needs_turns(kind, record, system):
@@ -119,13 +119,18 @@ class RecordParser:
     def _system(self, record: dict[str, Any]) -> str | None:
         """The record's `system` that becomes the first turn; None where a key of the record type
         names it, or the chat template asks for it as a variable."""
-        system, kind = record.get("system"), self.record_type
+        system = record.get("system")
         if not system or any(key.partition(".")[0] == "system" for key in self.keys):
             return None
         asked = self.chat_template.variables(record) if self.chat_template else {}
-        if kind != "alpaca" and "system" in asked:
+        if "system" in asked:
             return None
-        return check_text(system, "system")
+        if not isinstance(system, str):
+            raise ValueError(
+                f"the value of 'system' is {type(system).__name__}, not the text of a system turn; "
+                "remove the key to leave it out"
+            )
+        return system
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.same_file import same_file
 
+_DATA = {".bin", ".idx", ".jsonl", ".gz", ".zst", ".parquet", ".model"}
+
 
 def check_output(output: str | Path, mixture: str | Path | None = None) -> None:
     """Raises `ConfigError` for a file that is no earlier export; `mixture` is the file that is
@@ -19,7 +21,7 @@ def check_output(output: str | Path, mixture: str | Path | None = None) -> None:
         what = "the mixture that is exported"
     elif _is_of_a_run(output):
         what = "of a search's own files"
-    elif output.suffix in {".bin", ".idx", ".jsonl"} and output.exists():
+    elif output.suffix in _DATA and output.exists():
         what = f"there, and no export is a {output.suffix}"
     elif output.suffix in {".yaml", ".yml"} and _is_configuration(output):
         what = "a search's configuration"
@@ -44,4 +46,4 @@ def _is_configuration(path: Path) -> bool:
         values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeError, ConfigError):
         return False
-    return isinstance(values, dict) and {"sources", "training"} <= values.keys()
+    return isinstance(values, dict) and {"sources", "targets"} <= values.keys()

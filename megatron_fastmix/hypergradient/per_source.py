@@ -19,7 +19,11 @@ def per_source(probe: Probe, vectors: Iterable[Vector]) -> list[SampleProducts]:
 
 
 def inner_products(probe: Probe, parameters: Parameters, v: Vector) -> SampleProducts:
-    """⟨v, ∇L_k⟩ over `parameters`: K backward passes per probe batch. Every rank must call."""
+    """⟨v, ∇L_k⟩ over `parameters`: K backward passes per probe batch. Every rank must call.
+
+    Under ZeRO-3 an entry is of all ranks' samples in one batch each: with one batch a rank there is
+    one a source, and no standard error.
+    """
     sources = np.arange(probe.num_sources)
     masks = [
         batch.of(Role.SOURCE) & (batch.index == sources[:, None]) for batch in probe.batches

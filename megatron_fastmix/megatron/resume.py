@@ -93,7 +93,8 @@ def resumed(
         )
     differences = _differences(state, asked, options, seed)
     may_have_ended = state["max_epochs"] and state.get("draw_order") != DRAW_ORDER
-    if consumed and (may_have_ended or is_drawn_otherwise(state, consumed)):
+    moved = state["weighting"] == "sampling" and is_drawn_otherwise(state, consumed)
+    if consumed and (may_have_ended or moved):
         differences.append(
             "order of draws after a change of weights or the end of a capped source (that of an "
             "earlier release)"

@@ -4,6 +4,7 @@ over hundreds of outer steps written as digits it would be most of what a checkp
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,12 +17,12 @@ PACKED_ABOVE = 256
 
 
 def packed_rows(rows: Sequence[np.ndarray]) -> list[Any]:
-    """Rows of float64, each as a list with None for NaN, or where it is long as base64 of its
-    little-endian bytes."""
+    """Rows of float64, each as a list with None for what is not finite, or where it is long as
+    base64 of its little-endian bytes."""
     return [
         base64.b64encode(row.astype("<f8").tobytes()).decode("ascii")
         if len(row) > PACKED_ABOVE
-        else [None if value != value else value for value in row.tolist()]
+        else [value if math.isfinite(value) else None for value in row.tolist()]
         for row in rows
     ]
 
@@ -36,7 +37,7 @@ def unpacked_rows(rows: Sequence[Any], count: int) -> list[np.ndarray]:
             else np.array(row, dtype=np.float64)
             for row in rows
         ]
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"the checkpoint's history cannot be read: {error}") from None
     if any(row.shape != (count,) for row in found):
         raise CheckpointError(

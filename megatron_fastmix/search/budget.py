@@ -44,14 +44,21 @@ def offered_shares(config: SearchConfig, inputs: Inputs) -> dict[str, float] | N
     }
     small = [name for name, count in left.items() if count < 1]
     if small:
-        steps = math.ceil(training.train_iters / min(left.values()))
-        tokens = steps * training.global_batch_size * sum(each.values()) / len(each)
+        fix = "merge these sources with others"
+        least = min(left.values())
+        steps = math.ceil(training.train_iters / least) if least else 0
+        read = steps * training.global_batch_size
+        if 0 < read * each[longest] <= budget:  # a longer search would be refused above
+            tokens = read * sum(each.values()) / len(each)
+            fix = (
+                f"the least that works is training.train_iters {steps:,} ({tokens:,.0f} tokens, "
+                f"those of a proxy of {tokens / TOKENS_PER_PARAMETER:,.0f} parameters at "
+                f"{TOKENS_PER_PARAMETER} tokens each); or {fix}"
+            )
         raise ConfigError(
             f"data.token_budget: of {', '.join(small)} less than one sample is left: a search of "
             f"{samples:,} samples reads the share {shares[small[0]]:.3g} of {small[0]}, for a run "
-            f"of {budget:,} tokens. The least that works is training.train_iters {steps:,} "
-            f"({tokens:,.0f} tokens, those of a proxy of {tokens / TOKENS_PER_PARAMETER:,.0f} "
-            "parameters at 20 tokens each); or merge these sources with others"
+            f"of {budget:,} tokens; {fix}"
         )
     return shares
 

@@ -19,7 +19,7 @@ from megatron_fastmix.checkpoint.stored_parameters import StoredParameters
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.deepspeed_engine.engine import follow_schedule, gradient_norm, learning_rate
 from megatron_fastmix.deepspeed_engine.state import restore, snapshot
-from megatron_fastmix.errors import CheckpointError, ConfigError, NonFiniteError, StorageError
+from megatron_fastmix.errors import CheckpointError, NonFiniteError, StorageError
 from megatron_fastmix.export.run_files import write_mixture_files
 from megatron_fastmix.parallel.device import local_device
 from megatron_fastmix.parallel.groups import DataParallelGroup
@@ -31,6 +31,7 @@ from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.run.sinks import open_sinks
 from megatron_fastmix.search.assembly import assemble
 from megatron_fastmix.search.copies import copied_targets
+from megatron_fastmix.search.earlier_draws import check_draws
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.outcome import search_outcome
 from megatron_fastmix.search.reporter import Reporter
@@ -62,9 +63,9 @@ class Search:
         """Builds the search, or resumes it from the newest checkpoint in its run folder.
 
         `device` is by default this rank's. With `accept_changes`, datasets may have other content
-        than the checkpoint was trained on.
-        Every rank must call, with torch.distributed initialised. Raises what `assemble` raises,
-        and `CheckpointError`.
+        than the checkpoint was trained on, and a release of another order of draws may have written
+        it. Every rank must call, with torch.distributed initialised. Raises what `assemble`,
+        `check_identity` and `check_draws` raise, and `CheckpointError`.
         """
         self.config = config
         parts = assemble(config, device or local_device())
@@ -86,13 +87,7 @@ class Search:
         state = store.latest(self.folder, self.world)
         if state is not None:
             check_identity(state.identity, self.identity, accept_changes=accept_changes)
-            sampling = config.mixture.weighting == "sampling"
-            if sampling and state.draw_order != DRAW_ORDER and not accept_changes:
-                raise ConfigError(
-                    f"{self.folder.path}: its checkpoint is of a release that drew samples in "
-                    "another order: some would be read again; use that release, another run_dir, "
-                    "or --accept-changes"
-                )
+            check_draws(state, config, accept_changes=accept_changes)
             self._restore(state)
         self.outer_loop.agree()
 

@@ -35,7 +35,8 @@ def search(
         config: a YAML file, its values, or the dataclass.
         overrides: dotted keys with their values, such as `{"training.lr": 1e-3}`.
         num_ranks: processes (default: one per accelerator, or 2 on the CPU).
-        accept_changes: resume although settings or datasets changed since the checkpoint.
+        accept_changes: resume although settings, datasets or the order of draws changed since the
+            checkpoint.
 
     Must be called in the main thread: Ctrl-C asks the ranks for a checkpoint and an orderly end,
     after which the mixture so far comes back, with `complete` False.

@@ -9,13 +9,14 @@ from typing import Any
 
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.checkpoint.identity import check_identity, identity_of
-from megatron_fastmix.checkpoint.store import complete_steps, last_identity
+from megatron_fastmix.checkpoint.store import complete_steps, last_state
 from megatron_fastmix.config import SearchConfig, dump_config, load_config, strict_yaml
 from megatron_fastmix.corpus.manifest import read_manifest
 from megatron_fastmix.errors import CheckpointError, ConfigError, DataError, StorageError
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.metrics import read_metrics
+from megatron_fastmix.search.earlier_draws import check_draws
 from megatron_fastmix.storage import describe, is_storage_error
 
 _MAY_DIFFER = re.compile(
@@ -99,19 +100,20 @@ def check_folder(config: SearchConfig, *, accept_changes: bool = False) -> RunFo
 def check_content(
     run: RunFolder, config: SearchConfig, tokenizer_sha256: str, *, accept_changes: bool = False
 ) -> None:
-    """Refuses data that are not those of the newest checkpoint, as the ranks would, before `mark`
-    has written where they lie.
+    """Refuses data that are not those of the newest checkpoint, and draws of another order, as the
+    ranks would, before `mark` has written where they lie.
 
-    Raises what `check_identity` raises. A checkpoint or dataset that cannot be read is for those to
-    name who need it.
+    Raises what `check_identity` and `check_draws` raise. A checkpoint or dataset that cannot be
+    read is for those to name who need it.
     """
     try:
-        before = last_identity(run)
-        now = None if before is None else identity_of(config, tokenizer_sha256)
+        state = last_state(run)
+        now = None if state is None else identity_of(config, tokenizer_sha256)
     except (CheckpointError, DataError, OSError):
         return
-    if before is not None and now is not None:
-        check_identity(before, now, accept_changes=accept_changes)
+    if state is not None and now is not None:
+        check_identity(state.identity, now, accept_changes=accept_changes)
+        check_draws(state, config, accept_changes=accept_changes)
 
 
 def mark(run: RunFolder, config: SearchConfig) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import resource
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,14 @@ import pytest
 
 from megatron_fastmix.checkpoint import store as checkpoint
 from megatron_fastmix.checkpoint.stored_parameters import MASTER, MOMENTS, StoredParameters
-from megatron_fastmix.errors import CheckpointError, FastMixError
+from megatron_fastmix.errors import CheckpointError, ConfigError, FastMixError
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.search.loop import Search
-from megatron_fastmix.start.claim import claim
+from megatron_fastmix.start.claim import check_content, claim
 from tests.conftest import synthetic_documents, write_dataset
-from tests.distributed.searches import load, run_search, slow, without_times
+from tests.distributed.searches import SAMPLING, load, run_search, slow, without_times
 
 
 def search_to(config: Any, stop_at: int | None = None) -> None:
@@ -240,13 +242,44 @@ def test_what_was_set_aside_beside_the_checkpoints_stays(
     assert not (checkpoints / "step-00000001").exists()
 
 
-def test_another_tokenizer_is_refused(stopped: Any) -> None:
-    folder = RunFolder(Path(stopped.run_dir)).checkpoint(5)
-    content = json.loads((folder / "search.json").read_text())
+@contextlib.contextmanager
+def edited_state(config: Any) -> Iterator[dict[str, Any]]:
+    """The state in the newest checkpoint, of step 5, which is written again at the end."""
+    file = RunFolder(Path(config.run_dir)).checkpoint(5) / "search.json"
+    content = json.loads(file.read_text())
     content.pop("sha256")
-    content["state"]["identity"]["tokenizer"] = "0" * 64
+    yield content["state"]
     content["sha256"] = checkpoint._seal(content)
-    (folder / "search.json").write_text(json.dumps(content))
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.slow
+def test_draws_of_another_order_are_refused_before_a_rank_starts(search_values: dict) -> None:
+    even = load(search_values)
+    run_ranks(2, run_search, even, 5)
+    with edited_state(even) as state:
+        del state["draw_order"]
+    check_content(RunFolder(Path(even.run_dir)), even, state["identity"]["tokenizer"])
+
+    config = load(search_values, run_dir=f"{even.run_dir}_sampling", **SAMPLING)
+    run_ranks(2, run_search, config, 5)
+    with edited_state(config) as state:
+        del state["draw_order"]
+    folder, tokenizer = RunFolder(Path(config.run_dir)), state["identity"]["tokenizer"]
+    with pytest.raises(ConfigError, match="drew samples in another order"):
+        check_content(folder, config, tokenizer)
+    (message,) = run_ranks(1, refused, config)
+    assert "drew samples in another order" in message
+    check_content(folder, config, tokenizer, accept_changes=True)
+    assert run_ranks(1, accepted, config) == [5]
+    with edited_state(config) as state:
+        del state["mixture"]["history"][1:]
+    check_content(folder, config, tokenizer)
+
+
+def test_another_tokenizer_is_refused(stopped: Any) -> None:
+    with edited_state(stopped) as state:
+        state["identity"]["tokenizer"] = "0" * 64
     (message,) = run_ranks(1, refused, stopped, True)
     assert "another tokenizer (sha256 000000000000..." in message
 

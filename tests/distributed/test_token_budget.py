@@ -21,7 +21,7 @@ from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.search.budget import offered_shares
 from megatron_fastmix.search.inputs import check_inputs
-from tests.conftest import SEQ_LENGTH, SOURCES
+from tests.conftest import SEQ_LENGTH, SOURCES, write_rows
 from tests.distributed.searches import load, run_search
 
 pytestmark = pytest.mark.slow
@@ -92,6 +92,18 @@ def test_text_and_rows_are_each_repeated_as_in_the_run(
         in_search = samples / (shares[source.name] * held)  # times the weight
         assert in_search == pytest.approx(4 * SEARCHED / found.size.loss_tokens, rel=0.05)
     assert shares["backward"] < shares["forward"] == pytest.approx(0.25)
+
+
+def test_no_length_is_advised_that_is_refused(sampling: dict, answer_corpora: Path) -> None:
+    # A few rows beside much text: what would leave one of them is longer than the run.
+    rows = answer_corpora.parent / "few"
+    write_rows(rows, [([1] * 5, [2])] * 3, 256)
+    sampling["sources"][1]["path"] = str(rows)
+    config = load(sampling, **{"data.token_budget": 2 * SEARCHED})
+    with pytest.raises(ConfigError, match="less than one sample is left") as found:
+        offered_shares(config, check_inputs(config, 1))
+    assert "train_iters" not in str(found.value)
+    assert "merge these sources with others" in str(found.value)
 
 
 def batches_of(config: SearchConfig, share: float | None) -> Batches:

@@ -125,6 +125,7 @@ def test_what_a_record_becomes(record, record_type, template, text, answers):
 
 
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+SAID = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,8 @@ MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "
         ({"prompt": "q", "completion": "a"}, "prompt_completion"),
         ({"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}, "prompt_completion"),
         ({"prompt": MESSAGES[:1], "completion": "a"}, "prompt_completion"),
+        ({"instruction": "q", "output": "a"}, "alpaca"),
+        ({"conversations": SAID}, "sharegpt"),
     ],
 )
 def test_the_system_text_of_a_record_is_its_first_turn(record, record_type):
@@ -145,7 +148,7 @@ def test_the_system_text_of_a_record_is_its_first_turn(record, record_type):
     own = ChatTemplate(source="{{ system }}|" + TEMPLATE.source)
     assert parts(record, record_type, own) == ("S|<user>q;<assistant>a;", ["a;"])
     assert parts(record | {"system": ""}, record_type, TEMPLATE)[0] == "<user>q;<assistant>a;"
-    with pytest.raises(ValueError, match="'system' is int, not text"):
+    with pytest.raises(ValueError, match="'system' is int, not the text of a system turn"):
         parts(record | {"system": 3}, record_type)
 
 

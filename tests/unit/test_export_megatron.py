@@ -175,7 +175,7 @@ def test_the_command_refuses_wrong_arguments(run_dir, capsys):
         ("report/report.html", "<html>"),
         ("checkpoints/step-00000001/logits.json", "{}"),
         ("stop", None),
-        ("../search.yaml", "sources: []\ntraining: {}\n"),
+        ("../search.yaml", "sources: []\ntargets: []\n"),
         ("../good.bin", "tokens"),
         ("../good.idx", "index"),
         ("../text.jsonl", "{}\n"),

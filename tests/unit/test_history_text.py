@@ -24,7 +24,9 @@ def test_lists_of_older_checkpoints_are_read():
     assert unpacked_rows([[0.5] * 300], 300)[0].tolist() == [0.5] * 300
 
 
-@pytest.mark.parametrize("rows", [[[0.5, 0.5]], ["AAAA"], ["no base64!"], [None], ["AAAAAAAAAAA="]])
+@pytest.mark.parametrize(
+    "rows", [[[0.5, 0.5]], ["AAAA"], ["no base64!"], [None], [[{}, 1, 1]], ["AAAAAAAAAAA="]]
+)
 def test_rows_of_others_are_refused(rows):
     with pytest.raises(CheckpointError, match="history"):
         unpacked_rows(rows, 3)

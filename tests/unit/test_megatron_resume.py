@@ -182,6 +182,14 @@ def test_draws_of_an_earlier_release_after_a_change_are_refused(caplog):
     assert "earlier samples may be read again" in caplog.text
 
 
+def test_even_draws_of_an_earlier_release_go_on():
+    schedule = asked((0, (2, 1, 1)), (160, (0, 1, 1)))
+    weighed = dataclasses.replace(OPTIONS, weighting="loss", max_epochs=None)
+    state = state_of(schedule) | {"weighting": "loss", "max_epochs": None}
+    del state["draw_order"]
+    assert go_on(state, schedule, weighed, consumed=320)
+
+
 def test_a_state_of_another_release_is_refused():
     state = state_of(asked((0, (2, 1, 1)))) | {"version": 99}
     with pytest.raises(CheckpointError, match="version 99, this program reads 1"):
