@@ -86,7 +86,7 @@ def test_a_source_that_is_harmful_early_and_useful_late_comes_back(
 ) -> None:
     learned_weights = learned(late_values, 100, seed, DEFAULT)
     weights = weights_in_time(late_values["run_dir"])
-    assert weights[:30].min() < 0.2
+    assert weights[:30].min() < 0.25  # of 1/3 at the start
     assert 0.08 < learned_weights["late"] < 0.45
     assert learned_weights["noise"] < 0.05
 
