@@ -346,10 +346,3 @@ class LiveMixture:
         mine[group.rank] = self.drawn, self._state_array[2:].any()
         furthest, workers = group.sum(mine).max(axis=0)
         return int(furthest), bool(workers)
-
-
-def is_drawn_otherwise(state: Mapping[str, Any], consumed_samples: int) -> bool:
-    """Whether a release of another order of draws made those before sample `consumed_samples` of
-    `LiveMixture.state_dict()`; before a change of weights, without caps, the orders are one."""
-    changes = [at for at, _ in state["history"] if 0 < at < consumed_samples]
-    return bool(changes) and state.get("draw_order") != DRAW_ORDER

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron_fastmix.blend.live_mixture import LiveMixture, is_drawn_otherwise
+from megatron_fastmix.blend.live_mixture import LiveMixture
 from megatron_fastmix.blend.order.spread_order import DRAW_ORDER
 from megatron_fastmix.errors import CheckpointError
 from megatron_fastmix.megatron.options import RunOptions
@@ -92,9 +92,10 @@ def resumed(
             state["block_size"],
         )
     differences = _differences(state, asked, options, seed)
-    may_have_ended = state["max_epochs"] and state.get("draw_order") != DRAW_ORDER
-    moved = state["weighting"] == "sampling" and is_drawn_otherwise(state, consumed)
-    if consumed and (may_have_ended or moved):
+    changed = any(0 < at < consumed for at, _ in state["history"])
+    moved = changed and state["weighting"] == "sampling"
+    may_differ = consumed and (moved or state["max_epochs"])  # a cap may have ended a source
+    if may_differ and state.get("draw_order") != DRAW_ORDER:
         differences.append(
             "order of draws after a change of weights or the end of a capped source (that of an "
             "earlier release)"
