@@ -57,7 +57,7 @@ setup(
             "py.typed",
             "blend/order/_draws.pyi",
             "configurations/*.yaml",
-            "corpus/_parts.pyi",
+            "corpus/tokenizers/_parts.pyi",
             "report/page.css",
             "report/page.js",
             "report/templates/*.html",
@@ -71,7 +71,7 @@ setup(
             py_limited_api=True,
             optional=True,
         )
-        for name in ("blend.order._draws", "corpus._parts")
+        for name in ("blend.order._draws", "corpus.tokenizers._parts")
     ],
     install_requires=[
         "torch>=2.6",

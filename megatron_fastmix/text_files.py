@@ -1,7 +1,8 @@
 """The one reader of text files and the one reader of JSON: what is damaged or of another kind ends
 in a message that names the file, the place and what to do, never in another exception.
 
-Only lines of a corpus are read elsewhere (`corpus.records`), as errors in them may be skipped.
+Only lines of a corpus are read elsewhere (`corpus.documents.records`), as errors in them may be
+skipped.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.megatron_dataset import MegatronDataset
 from megatron.core.datasets.utils import Split
 
-from megatron_fastmix.corpus.answer_rows import count_answer_rows, kept_rows
+from megatron_fastmix.corpus.indexed.answer_rows import count_answer_rows, kept_rows
 from megatron_fastmix.dataset_paths import loss_mask_prefix
 
 

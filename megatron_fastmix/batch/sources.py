@@ -20,7 +20,7 @@ from megatron_fastmix.batch.targets import ValidationTarget
 from megatron_fastmix.blend.blended_dataset import FastMixBlendedDataset
 from megatron_fastmix.blend.shards import Shards, one_each
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.corpus.answer_rows import is_answer_only
+from megatron_fastmix.corpus.indexed.answer_rows import is_answer_only
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.mixture.mixture import Mixture
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from megatron_fastmix.corpus.answer_rows import is_answer_only
+from megatron_fastmix.corpus.indexed.answer_rows import is_answer_only
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.import_blend import read_blend, read_named_blend, shares_of_loss_tokens
 from megatron_fastmix.export.join_shards import join_shards

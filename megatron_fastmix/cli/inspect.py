@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from megatron_fastmix.cli.tokenizer_flags import add_tokenizer_arguments, tokenizer_config
-from megatron_fastmix.corpus.answer_rows import check_mask, is_answer_only
-from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.corpus.indexed.answer_rows import check_mask, is_answer_only
+from megatron_fastmix.corpus.indexed.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.corpus.indexed.manifest import check_same_tokenizer, read_manifest
 from megatron_fastmix.corpus.inspection import LEARNED, length_statistics, overlap, sample_texts
-from megatron_fastmix.corpus.manifest import check_same_tokenizer, read_manifest
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.dataset_paths import find_datasets
 from megatron_fastmix.errors import ConfigError

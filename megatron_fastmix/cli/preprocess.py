@@ -8,10 +8,10 @@ from typing import get_args
 
 from megatron_fastmix.cli.tokenizer_flags import add_tokenizer_arguments, tokenizer_config
 from megatron_fastmix.config import strict_yaml
-from megatron_fastmix.corpus.inputs import InputFormat
+from megatron_fastmix.corpus.documents.record_types import KEYS, RecordType
 from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
-from megatron_fastmix.corpus.record_types import KEYS, RecordType
+from megatron_fastmix.corpus.reading.inputs import InputFormat
 from megatron_fastmix.errors import ConfigError
 
 HELP = "turn text into Megatron's indexed datasets"

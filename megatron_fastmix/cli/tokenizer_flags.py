@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from megatron_fastmix.config import TokenizerConfig
-from megatron_fastmix.corpus.tiktoken_tokenizer import PATTERNS, SPECIAL_TOKENS
-from megatron_fastmix.corpus.tokenizers import TOKENIZER_TYPES
+from megatron_fastmix.corpus.tokenizers.registry import TOKENIZER_TYPES
+from megatron_fastmix.corpus.tokenizers.tiktoken_tokenizer import PATTERNS, SPECIAL_TOKENS
 
 
 def add_tokenizer_arguments(parser: argparse.ArgumentParser, purpose: str = "") -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from megatron_fastmix.corpus.earlier_files import remove_companions
 from megatron_fastmix.corpus.encoding import EncodedDocuments
-from megatron_fastmix.corpus.journal import OutputProgress
-from megatron_fastmix.corpus.manifest import Manifest, manifest_path, write_manifest
+from megatron_fastmix.corpus.indexed.earlier_files import remove_companions
+from megatron_fastmix.corpus.indexed.journal import OutputProgress
+from megatron_fastmix.corpus.indexed.manifest import Manifest, manifest_path, write_manifest
+from megatron_fastmix.corpus.indexed.writer import IndexedDatasetWriter, WriterState, token_dtype
 from megatron_fastmix.corpus.splits import DIGEST_BYTES
-from megatron_fastmix.corpus.writer import IndexedDatasetWriter, WriterState, token_dtype
 from megatron_fastmix.dataset_paths import loss_mask_prefix
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_fastmix.corpus.document import Document, FieldValue
-from megatron_fastmix.corpus.readers import Chunk
-from megatron_fastmix.corpus.records import RecordParser
+from megatron_fastmix.corpus.documents.document import Document, FieldValue
+from megatron_fastmix.corpus.documents.records import RecordParser
+from megatron_fastmix.corpus.indexed.writer import token_dtype
+from megatron_fastmix.corpus.reading.readers import Chunk
 from megatron_fastmix.corpus.splits import Splitter, content_digest
-from megatron_fastmix.corpus.tokenizer_interface import LocatedTokens, Tokenizer
-from megatron_fastmix.corpus.writer import token_dtype
+from megatron_fastmix.corpus.tokenizers.tokenizer_interface import LocatedTokens, Tokenizer
 from megatron_fastmix.errors import ConfigError
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_fastmix.corpus.answer_rows import is_answer_only
-from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset, sequence_lengths
-from megatron_fastmix.corpus.tokenizer_interface import Tokenizer
+from megatron_fastmix.corpus.indexed.answer_rows import is_answer_only
+from megatron_fastmix.corpus.indexed.indexed_files import inspect_indexed_dataset, sequence_lengths
+from megatron_fastmix.corpus.tokenizers.tokenizer_interface import Tokenizer
 from megatron_fastmix.dataset_paths import loss_mask_prefix
 from megatron_fastmix.errors import ConfigError, DataError
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.config import strict_yaml
-from megatron_fastmix.corpus.manifest import InputRecord
+from megatron_fastmix.corpus.indexed.manifest import InputRecord
 from megatron_fastmix.corpus.partition import Partition
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig
 from megatron_fastmix.errors import ConfigError, DataError

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_fastmix.corpus.document import FieldValue
+from megatron_fastmix.corpus.documents.document import FieldValue
 
 
 @dataclass(frozen=True, kw_only=True)

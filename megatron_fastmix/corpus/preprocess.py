@@ -11,29 +11,34 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from megatron_fastmix.corpus.chat_template import read_chat_template
 from megatron_fastmix.corpus.dataset_output import DatasetOutput, read_digests
-from megatron_fastmix.corpus.earlier_files import remove_dataset, remove_earlier_parts
+from megatron_fastmix.corpus.documents.chat_template import read_chat_template
+from megatron_fastmix.corpus.documents.records import RecordParser
 from megatron_fastmix.corpus.encoding import EncodedChunk, Encoder
-from megatron_fastmix.corpus.inputs import expand_inputs
-from megatron_fastmix.corpus.journal import Journal, journal_path, read_journal, write_journal
-from megatron_fastmix.corpus.known_partition import keep_partition
-from megatron_fastmix.corpus.manifest import (
+from megatron_fastmix.corpus.indexed.earlier_files import remove_dataset, remove_earlier_parts
+from megatron_fastmix.corpus.indexed.journal import (
+    Journal,
+    journal_path,
+    read_journal,
+    write_journal,
+)
+from megatron_fastmix.corpus.indexed.manifest import (
     InputRecord,
     Manifest,
     TokenizerRecord,
     input_records,
     read_manifest,
 )
-from megatron_fastmix.corpus.output_lock import locked_outputs
-from megatron_fastmix.corpus.own_files import check_outputs
+from megatron_fastmix.corpus.indexed.output_lock import locked_outputs
+from megatron_fastmix.corpus.indexed.own_files import check_outputs
+from megatron_fastmix.corpus.known_partition import keep_partition
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
 from megatron_fastmix.corpus.progress import Progress
-from megatron_fastmix.corpus.readers import Chunk, iter_chunks
-from megatron_fastmix.corpus.records import RecordParser
+from megatron_fastmix.corpus.reading.inputs import expand_inputs
+from megatron_fastmix.corpus.reading.readers import Chunk, iter_chunks
 from megatron_fastmix.corpus.split_by import PartitionedDataset, partitioned
 from megatron_fastmix.corpus.splits import Splitter
-from megatron_fastmix.corpus.tokenizers import (
+from megatron_fastmix.corpus.tokenizers.registry import (
     Tokenizer,
     load_tokenizer,
     tokenizer_file,

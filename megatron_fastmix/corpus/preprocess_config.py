@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_fastmix.config import TokenizerConfig
-from megatron_fastmix.corpus.inputs import InputFormat
-from megatron_fastmix.corpus.own_files import Output, dataset_files
-from megatron_fastmix.corpus.record_types import KEYS, RecordType
+from megatron_fastmix.corpus.documents.record_types import KEYS, RecordType
+from megatron_fastmix.corpus.indexed.own_files import Output, dataset_files
+from megatron_fastmix.corpus.reading.inputs import InputFormat
 from megatron_fastmix.corpus.splits import Splitter
 from megatron_fastmix.errors import ConfigError
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_fastmix.atomic_file import write_atomically
-from megatron_fastmix.corpus.inputs import expand_inputs
-from megatron_fastmix.corpus.manifest import input_records
-from megatron_fastmix.corpus.own_files import Output, check_outputs, is_ours
-from megatron_fastmix.corpus.records import read_documents
+from megatron_fastmix.corpus.documents.records import read_documents
+from megatron_fastmix.corpus.indexed.manifest import input_records
+from megatron_fastmix.corpus.indexed.own_files import Output, check_outputs, is_ours
+from megatron_fastmix.corpus.reading.inputs import expand_inputs
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.text_files import read_bytes, read_json
 

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_fastmix.corpus.documents.records import RecordParser
+from megatron_fastmix.corpus.indexed.manifest import InputRecord
 from megatron_fastmix.corpus.known_partition import known_partition
-from megatron_fastmix.corpus.manifest import InputRecord
 from megatron_fastmix.corpus.partition import Partition, score, value_text
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig
-from megatron_fastmix.corpus.readers import Chunk, iter_chunks
-from megatron_fastmix.corpus.records import RecordParser
+from megatron_fastmix.corpus.reading.readers import Chunk, iter_chunks
 from megatron_fastmix.corpus.workers import map_chunks
 from megatron_fastmix.errors import ConfigError
 

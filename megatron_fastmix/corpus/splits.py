@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from megatron_fastmix.corpus.document import Document
+from megatron_fastmix.corpus.documents.document import Document
 from megatron_fastmix.errors import ConfigError
 
 SPLIT_NAMES = ("train", "valid", "test")

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from megatron_fastmix.corpus.readers import Chunk
+from megatron_fastmix.corpus.reading.readers import Chunk
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.processes import stop_with_parent
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_fastmix.config.strict_yaml import parse_yaml
-from megatron_fastmix.corpus.answer_rows import count_answer_rows, is_answer_only
-from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.corpus.indexed.answer_rows import count_answer_rows, is_answer_only
+from megatron_fastmix.corpus.indexed.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.command_line import TRAIN_FLAGS, number, words_after_flag
 from megatron_fastmix.export.nemotron import DataBlendEntry, is_data_blend, read_data_blend

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 
-from megatron_fastmix.corpus.hub_names import is_cached
+from megatron_fastmix.corpus.tokenizers.hub_names import is_cached
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.sizes import Shard

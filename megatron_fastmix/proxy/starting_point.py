@@ -9,8 +9,8 @@ from pathlib import Path
 
 from megatron_fastmix.checkpoint.store import last_identity
 from megatron_fastmix.config import ProxyConfig, TokenizerConfig, load_config
-from megatron_fastmix.corpus.tokenizer_interface import Tokenizer
-from megatron_fastmix.corpus.tokenizers import tokenizer_file
+from megatron_fastmix.corpus.tokenizers.registry import tokenizer_file
+from megatron_fastmix.corpus.tokenizers.tokenizer_interface import Tokenizer
 from megatron_fastmix.errors import CheckpointError, ConfigError
 from megatron_fastmix.proxy.model_files import check_model_files
 from megatron_fastmix.run.folder import RunFolder

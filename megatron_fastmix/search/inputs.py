@@ -10,20 +10,20 @@ from typing import cast
 import numpy as np
 
 from megatron_fastmix.config import DataConfig, SearchConfig, SourceConfig, TargetConfig
-from megatron_fastmix.corpus.answer_rows import (
+from megatron_fastmix.corpus.indexed.answer_rows import (
     AnswerCounts,
     check_mask,
     check_one_kind,
     count_answer_rows,
     is_answer_only,
 )
-from megatron_fastmix.corpus.indexed_files import (
+from megatron_fastmix.corpus.indexed.indexed_files import (
     check_vocabulary,
     index_counts,
     inspect_indexed_dataset,
 )
-from megatron_fastmix.corpus.manifest import check_same_tokenizer
-from megatron_fastmix.corpus.tokenizers import Tokenizer, load_tokenizer
+from megatron_fastmix.corpus.indexed.manifest import check_same_tokenizer
+from megatron_fastmix.corpus.tokenizers.registry import Tokenizer, load_tokenizer
 from megatron_fastmix.deepspeed_engine.settings import zero_config
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.proxy.starting_point import check_starting_point

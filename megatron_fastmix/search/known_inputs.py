@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.corpus.answer_rows import share_kept_rows
+from megatron_fastmix.corpus.indexed.answer_rows import share_kept_rows
 from megatron_fastmix.file_memo import MEMO, digest_of, state_of
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.search.inputs import Inputs

@@ -11,7 +11,7 @@ from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.checkpoint.identity import check_identity, identity_of
 from megatron_fastmix.checkpoint.store import complete_steps, last_state
 from megatron_fastmix.config import SearchConfig, dump_config, load_config, strict_yaml
-from megatron_fastmix.corpus.manifest import read_manifest
+from megatron_fastmix.corpus.indexed.manifest import read_manifest
 from megatron_fastmix.errors import CheckpointError, ConfigError, DataError, StorageError
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder

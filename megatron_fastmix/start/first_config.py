@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from megatron_fastmix.config import TokenizerConfig
-from megatron_fastmix.corpus.answer_rows import is_answer_only
-from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
-from megatron_fastmix.corpus.manifest import read_manifest
+from megatron_fastmix.corpus.indexed.answer_rows import is_answer_only
+from megatron_fastmix.corpus.indexed.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.corpus.indexed.manifest import read_manifest
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.dataset_paths import find_datasets, nearest_dataset, what_stands_there
 from megatron_fastmix.errors import ConfigError, DataError

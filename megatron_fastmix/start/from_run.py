@@ -18,7 +18,7 @@ from megatron_fastmix.checkpoint.identity import Identity, fingerprint_of, sampl
 from megatron_fastmix.checkpoint.store import last_identity
 from megatron_fastmix.config import SearchConfig, strict_yaml
 from megatron_fastmix.config.data import TokenizerConfig
-from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.corpus.indexed.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.result.learned_mixture import LearnedMixture

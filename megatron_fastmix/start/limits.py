@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_fastmix.batch.open_files import open_files
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.corpus.answer_rows import is_answer_only
+from megatron_fastmix.corpus.indexed.answer_rows import is_answer_only
 from megatron_fastmix.errors import ConfigError
 
 MAX_MAP_COUNT = Path("/proc/sys/vm/max_map_count")

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.corpus.answer_rows import read_answer_rows
+from megatron_fastmix.corpus.indexed.answer_rows import read_answer_rows
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.metrics import read_metrics

@@ -25,8 +25,8 @@ import yaml
 from megatron_fastmix.blend.live_mixture import LiveMixture
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.corpus.answer_rows import read_answer_rows
-from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.corpus.indexed.answer_rows import read_answer_rows
+from megatron_fastmix.corpus.indexed.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.export.registry import FORMATS
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.result.mixture_file import read_mixture

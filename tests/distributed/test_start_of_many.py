@@ -19,7 +19,7 @@ from megatron_fastmix.batch.batches import Batches
 from megatron_fastmix.batch.sources import build_source_blend, build_targets
 from megatron_fastmix.checkpoint import identity
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.corpus import answer_rows, indexed_files
+from megatron_fastmix.corpus.indexed import answer_rows, indexed_files
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.file_memo import MEMO

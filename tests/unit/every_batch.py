@@ -11,7 +11,7 @@ from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.batch.batches import Batches
 from megatron_fastmix.batch.sources import build_source_blend, build_targets
 from megatron_fastmix.config import SearchConfig, strict_yaml
-from megatron_fastmix.corpus.tokenizers import Tokenizer
+from megatron_fastmix.corpus.tokenizers.registry import Tokenizer
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from tests.conftest import write_dataset

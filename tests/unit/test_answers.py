@@ -13,7 +13,7 @@ from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.batch.packing import collate_rows, place
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.config import ProxyConfig
-from megatron_fastmix.corpus.answer_rows import (
+from megatron_fastmix.corpus.indexed.answer_rows import (
     check_mask,
     count_answer_rows,
     is_answer_only,

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from megatron_fastmix.cli.main import VERBS, add_verb, join_flags, main
-from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.corpus.indexed.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from tests.conftest import write_dataset
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_fastmix.config import TokenizerConfig
-from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.corpus.indexed.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
 from megatron_fastmix.dataset_paths import loss_mask_prefix

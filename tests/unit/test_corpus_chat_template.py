@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from megatron_fastmix.corpus.chat_template import ChatTemplate, read_chat_template
+from megatron_fastmix.corpus.documents.chat_template import ChatTemplate, read_chat_template
 from megatron_fastmix.errors import ConfigError, DataError
 from tests.unit.templates_of_transformers import marked, rendered
 from tests.unit.test_corpus_answer_only import learned, run

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from megatron_fastmix.corpus.chat_template import ChatTemplate
-from megatron_fastmix.corpus.records import RecordParser
+from megatron_fastmix.corpus.documents.chat_template import ChatTemplate
+from megatron_fastmix.corpus.documents.records import RecordParser
 from tests.unit.templates_of_transformers import rendered
 
 TEMPLATE = (

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_fastmix.corpus import readers
-from megatron_fastmix.corpus.first_bytes import HEAD_BYTES
-from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
-from megatron_fastmix.corpus.records import read_documents
+from megatron_fastmix.corpus.documents.records import read_documents
+from megatron_fastmix.corpus.indexed.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.corpus.reading import readers
+from megatron_fastmix.corpus.reading.first_bytes import HEAD_BYTES
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import DataError
 from tests.conftest import write_dataset

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from megatron_fastmix.corpus.chat_template import read_chat_template
+from megatron_fastmix.corpus.documents.chat_template import read_chat_template
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
 

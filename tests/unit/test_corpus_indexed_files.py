@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from megatron_fastmix.cli.main import main
-from megatron_fastmix.corpus.indexed_files import (
+from megatron_fastmix.corpus.indexed.indexed_files import (
     check_vocabulary,
     index_counts,
     inspect_indexed_dataset,
 )
-from megatron_fastmix.corpus.manifest import check_same_tokenizer
-from megatron_fastmix.corpus.writer import IndexedDatasetWriter
+from megatron_fastmix.corpus.indexed.manifest import check_same_tokenizer
+from megatron_fastmix.corpus.indexed.writer import IndexedDatasetWriter
 from megatron_fastmix.errors import DataError
 
 

@@ -11,11 +11,11 @@ import pytest
 import zstandard
 
 from megatron_fastmix.config import TokenizerConfig
-from megatron_fastmix.corpus import readers
-from megatron_fastmix.corpus.inputs import expand_inputs
+from megatron_fastmix.corpus.documents.records import read_documents
 from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
-from megatron_fastmix.corpus.records import read_documents
+from megatron_fastmix.corpus.reading import readers
+from megatron_fastmix.corpus.reading.inputs import expand_inputs
 from megatron_fastmix.errors import ConfigError, DataError
 
 TEXTS = ["first\nwith a line break", "", "naïve 東京 🙂", "\0\r\n\t", "last"]

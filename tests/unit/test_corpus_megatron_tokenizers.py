@@ -9,7 +9,7 @@ import pytest
 
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.config import TokenizerConfig
-from megatron_fastmix.corpus.indexed_files import check_vocabulary
+from megatron_fastmix.corpus.indexed.indexed_files import check_vocabulary
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
 from tests.conftest import write_dataset

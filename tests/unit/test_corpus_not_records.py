@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_fastmix.corpus.inputs import expand_inputs
-from megatron_fastmix.corpus.readers import iter_chunks
-from megatron_fastmix.corpus.records import RecordParser, read_documents
+from megatron_fastmix.corpus.documents.records import RecordParser, read_documents
+from megatron_fastmix.corpus.reading.inputs import expand_inputs
+from megatron_fastmix.corpus.reading.readers import iter_chunks
 from megatron_fastmix.errors import ConfigError, DataError
 
 RECORDS = [{"text": "abc"}, {"text": "d, e\u00e9f"}, {"text": "ghi"}]

@@ -13,9 +13,9 @@ from megatron_fastmix.cli.main import main
 from megatron_fastmix.config import TokenizerConfig
 from megatron_fastmix.corpus import preprocess as module
 from megatron_fastmix.corpus.dataset_output import DatasetOutput
-from megatron_fastmix.corpus.inputs import expand_inputs
 from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
+from megatron_fastmix.corpus.reading.inputs import expand_inputs
 from megatron_fastmix.corpus.sentencepiece_training import SentencePieceConfig, train_sentencepiece
 from megatron_fastmix.errors import ConfigError, DataError
 

@@ -11,9 +11,9 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from megatron_fastmix.corpus import part_cache
-from megatron_fastmix.corpus.part_cache import CompiledPartCache
-from megatron_fastmix.corpus.tokenizers import SentencePieceTokenizer
+from megatron_fastmix.corpus.tokenizers import part_cache
+from megatron_fastmix.corpus.tokenizers.part_cache import CompiledPartCache
+from megatron_fastmix.corpus.tokenizers.registry import SentencePieceTokenizer
 
 LINES = [
     f"{'    ' * (n % 3)}if value_{n % 9} == {n * n}: return naïve({n % 5})  # the quick brown fox"

@@ -10,10 +10,10 @@ import pytest
 
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.config import TokenizerConfig
-from megatron_fastmix.corpus.manifest import read_manifest
+from megatron_fastmix.corpus.indexed.manifest import read_manifest
 from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
-from megatron_fastmix.corpus.tokenizers import ByteLevelTokenizer
+from megatron_fastmix.corpus.tokenizers.registry import ByteLevelTokenizer
 from megatron_fastmix.errors import ConfigError, DataError
 
 TEXTS = ["def f(x):\n    return x\n", "", "naïve café", "a" * 5000, "\0\r\n", "last"]

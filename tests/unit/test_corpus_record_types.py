@@ -5,9 +5,9 @@ import json
 import pytest
 
 from megatron_fastmix.cli.main import main
-from megatron_fastmix.corpus.chat_template import ChatTemplate
+from megatron_fastmix.corpus.documents.chat_template import ChatTemplate
+from megatron_fastmix.corpus.documents.records import RecordParser
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig
-from megatron_fastmix.corpus.records import RecordParser
 from megatron_fastmix.errors import ConfigError
 from tests.unit.test_corpus_answer_only import learned
 

@@ -11,11 +11,11 @@ import pytest
 
 from megatron_fastmix.config import TokenizerConfig
 from megatron_fastmix.corpus import preprocess as module
-from megatron_fastmix.corpus import readers
 from megatron_fastmix.corpus.dataset_output import DatasetOutput
-from megatron_fastmix.corpus.output_lock import OutputLock
+from megatron_fastmix.corpus.indexed.output_lock import OutputLock
 from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
+from megatron_fastmix.corpus.reading import readers
 from megatron_fastmix.errors import ConfigError, DataError
 from tests.processes import wait_until_gone
 
@@ -139,7 +139,8 @@ def test_a_lost_partial_file_or_a_changed_input_starts_over(tmp_path, monkeypatc
 SCRIPT = """
 import resource, sys, time
 from megatron_fastmix.config import TokenizerConfig
-from megatron_fastmix.corpus import preprocess as module, readers
+from megatron_fastmix.corpus import preprocess as module
+from megatron_fastmix.corpus.reading import readers
 from megatron_fastmix.corpus.dataset_output import DatasetOutput
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
 from megatron_fastmix.errors import FastMixError

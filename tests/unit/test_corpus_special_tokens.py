@@ -7,10 +7,10 @@ import re
 import pytest
 
 from megatron_fastmix.config import TokenizerConfig
-from megatron_fastmix.corpus.chat_template import read_chat_template
+from megatron_fastmix.corpus.documents.chat_template import read_chat_template
+from megatron_fastmix.corpus.documents.records import RecordParser
 from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
-from megatron_fastmix.corpus.records import RecordParser
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import ConfigError, DataError, FastMixError
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_fastmix.corpus.sentencepiece_training import SentencePieceConfig, train_sentencepiece
-from megatron_fastmix.corpus.tokenizers import ByteLevelTokenizer, load_tokenizer
+from megatron_fastmix.corpus.tokenizers.registry import ByteLevelTokenizer, load_tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
 
 SENTENCE = (

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from megatron_fastmix.corpus.chat_template import ChatTemplate
-from megatron_fastmix.corpus.conversations import conversation_document
+from megatron_fastmix.corpus.documents.chat_template import ChatTemplate
+from megatron_fastmix.corpus.documents.conversations import conversation_document
 
 FUNCTION = {"name": "sky", "parameters": {"type": "object", "properties": {}}}
 TOOL = {"type": "function", "function": FUNCTION}

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_fastmix.corpus.chat_template import ChatTemplate
-from megatron_fastmix.corpus.document import Document
+from megatron_fastmix.corpus.documents.chat_template import ChatTemplate
+from megatron_fastmix.corpus.documents.document import Document
+from megatron_fastmix.corpus.documents.records import RecordParser
 from megatron_fastmix.corpus.encoding import Encoder, answer_mask
-from megatron_fastmix.corpus.readers import Unpacked
-from megatron_fastmix.corpus.records import RecordParser
+from megatron_fastmix.corpus.reading.readers import Unpacked
 from megatron_fastmix.corpus.splits import Splitter
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 

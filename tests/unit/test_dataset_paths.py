@@ -11,7 +11,7 @@ import yaml
 from megatron_fastmix.checkpoint.identity import fingerprint, fingerprint_of, sample_bytes_for
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.config import dump_config, load_config
-from megatron_fastmix.corpus.indexed_files import check_vocabulary
+from megatron_fastmix.corpus.indexed.indexed_files import check_vocabulary
 from megatron_fastmix.dataset_paths import find_datasets
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.search.inputs import check_inputs

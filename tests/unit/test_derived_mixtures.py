@@ -8,7 +8,7 @@ import yaml
 
 from megatron_fastmix.cli import main as cli
 from megatron_fastmix.config import TrainingConfig
-from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.corpus.indexed.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.comparison.config import key_of
 from megatron_fastmix.lab.comparison.derived import (

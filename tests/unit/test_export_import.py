@@ -8,7 +8,7 @@ from megatron.core.datasets.utils import get_blend_from_list
 
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.config import load_config
-from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.corpus.indexed.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.import_blend import read_blend

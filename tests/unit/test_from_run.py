@@ -9,7 +9,7 @@ import pytest
 from megatron_fastmix.cli import main as cli
 from megatron_fastmix.config import load_config, strict_yaml
 from megatron_fastmix.config.search import SearchConfig
-from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.corpus.indexed.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.result.mixture_file import write_mixture
 from megatron_fastmix.result.sizes import Shard

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from megatron_fastmix.config import TokenizerConfig
-from megatron_fastmix.corpus.answer_rows import read_answer_rows
-from megatron_fastmix.corpus.indexed_files import check_vocabulary, inspect_indexed_dataset
+from megatron_fastmix.corpus.documents.records import RecordParser, read_documents
+from megatron_fastmix.corpus.indexed.answer_rows import read_answer_rows
+from megatron_fastmix.corpus.indexed.indexed_files import check_vocabulary, inspect_indexed_dataset
+from megatron_fastmix.corpus.indexed.journal import Journal, read_journal, write_journal
+from megatron_fastmix.corpus.indexed.manifest import read_manifest
 from megatron_fastmix.corpus.inspection import length_statistics, overlap, sample_texts
-from megatron_fastmix.corpus.journal import Journal, read_journal, write_journal
-from megatron_fastmix.corpus.manifest import read_manifest
 from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
-from megatron_fastmix.corpus.readers import iter_chunks
-from megatron_fastmix.corpus.records import RecordParser, read_documents
+from megatron_fastmix.corpus.reading.readers import iter_chunks
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import DataError
 from tests.conftest import write_dataset, write_rows

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_fastmix.corpus.chat_template import read_chat_template
-from megatron_fastmix.corpus.conversations import conversation_document
+from megatron_fastmix.corpus.documents.chat_template import read_chat_template
+from megatron_fastmix.corpus.documents.conversations import conversation_document
 from megatron_fastmix.corpus.sentencepiece_training import SentencePieceConfig, train_sentencepiece
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import DataError

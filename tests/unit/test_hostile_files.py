@@ -12,10 +12,10 @@ import pytest
 
 from megatron_fastmix.blend.weight_schedule import read_schedule
 from megatron_fastmix.config import load_config
-from megatron_fastmix.corpus.answer_rows import read_answer_rows
-from megatron_fastmix.corpus.chat_template import read_chat_template
-from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
-from megatron_fastmix.corpus.manifest import read_manifest
+from megatron_fastmix.corpus.documents.chat_template import read_chat_template
+from megatron_fastmix.corpus.indexed.answer_rows import read_answer_rows
+from megatron_fastmix.corpus.indexed.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.corpus.indexed.manifest import read_manifest
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import FastMixError
 from megatron_fastmix.export.import_blend import read_blend

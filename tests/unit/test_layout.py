@@ -35,6 +35,9 @@ ROOMS = (
 )
 """From the top down: a room imports those below it, and the plain modules beside the rooms."""
 
+CORPUS_ROOMS = ("documents", "reading", "tokenizers", "indexed")
+"""The rooms inside corpus/, from the top down, below the modules beside them."""
+
 LONGEST = 400
 """Lines of a file that has one subject."""
 
@@ -73,6 +76,23 @@ def test_imports_go_downwards(room: str):
         if room_of(path) == room
         for name in imported(ast.parse(path.read_text()))
         if name.split(".")[0] in above
+    ]
+    assert upwards == []
+
+
+def test_every_folder_of_the_corpus_is_a_room():
+    folders = {path.parent.name for path in (PACKAGE / "corpus").glob("*/*.py")}
+    assert folders == set(CORPUS_ROOMS)
+
+
+@pytest.mark.parametrize("room", CORPUS_ROOMS)
+def test_imports_inside_the_corpus_go_downwards(room: str):
+    below = CORPUS_ROOMS[CORPUS_ROOMS.index(room) :]
+    upwards = [
+        f"{path.relative_to(PACKAGE)} imports {name}"
+        for path in (PACKAGE / "corpus" / room).glob("*.py")
+        for name in imported(ast.parse(path.read_text()))
+        if name.startswith("corpus.") and name.split(".")[1] not in below
     ]
     assert upwards == []
 

@@ -11,7 +11,7 @@ import pytest
 from megatron_fastmix.cli.examples import EXAMPLES
 from megatron_fastmix.cli.main import VERBS, add_verb, main
 from megatron_fastmix.config import OutputConfig, load_config
-from megatron_fastmix.corpus.indexed_files import inspect_indexed_dataset
+from megatron_fastmix.corpus.indexed.indexed_files import inspect_indexed_dataset
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.lab.comparison.candidates import make_candidates, select
 from megatron_fastmix.report.tracker_picture import progress_picture

@@ -27,7 +27,7 @@ from megatron_fastmix.config import TokenizerConfig
 from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
 from megatron_fastmix.corpus.sentencepiece_training import SentencePieceConfig, train_sentencepiece
-from megatron_fastmix.corpus.tokenizers import Tokenizer, load_tokenizer
+from megatron_fastmix.corpus.tokenizers.registry import Tokenizer, load_tokenizer
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.lab.measurements import Measurement
 from megatron_fastmix.processes import available_cores

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_fastmix.config import TokenizerConfig, strict_yaml
-from megatron_fastmix.corpus.answer_rows import check_mask, check_one_kind, read_answer_rows
-from megatron_fastmix.corpus.indexed_files import check_vocabulary, inspect_indexed_dataset
-from megatron_fastmix.corpus.manifest import check_same_tokenizer, read_manifest
+from megatron_fastmix.corpus.indexed.answer_rows import check_mask, check_one_kind, read_answer_rows
+from megatron_fastmix.corpus.indexed.indexed_files import check_vocabulary, inspect_indexed_dataset
+from megatron_fastmix.corpus.indexed.manifest import check_same_tokenizer, read_manifest
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.dataset_paths import find_datasets
 from megatron_fastmix.errors import ConfigError, DataError

@@ -18,8 +18,8 @@ import torch
 
 from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.batch.packing import collate
-from megatron_fastmix.corpus.answer_rows import is_answer_only
-from megatron_fastmix.corpus.tokenizers import Tokenizer
+from megatron_fastmix.corpus.indexed.answer_rows import is_answer_only
+from megatron_fastmix.corpus.tokenizers.registry import Tokenizer
 from megatron_fastmix.lab.comparison.config import DATA_FLAGS, Dataset, Setting
 from megatron_fastmix.lab.comparison.rows import Task
 

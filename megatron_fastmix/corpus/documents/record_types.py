@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from megatron_fastmix.corpus.conversations import check_text
+from megatron_fastmix.corpus.documents.conversations import check_text
 
 RecordType = Literal[
     "text", "question_answer", "prompt_completion", "messages", "alpaca", "sharegpt"

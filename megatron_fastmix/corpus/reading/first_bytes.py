@@ -12,9 +12,9 @@ import json
 import os
 import shlex
 
-from megatron_fastmix.corpus.file_kinds import file_kind
-from megatron_fastmix.corpus.inputs import InputFormat
-from megatron_fastmix.corpus.not_records import (
+from megatron_fastmix.corpus.reading.file_kinds import file_kind
+from megatron_fastmix.corpus.reading.inputs import InputFormat
+from megatron_fastmix.corpus.reading.not_records import (
     CARRIAGE_RETURNS,
     LINE_FEEDS,
     LINE_PER_ITEM,

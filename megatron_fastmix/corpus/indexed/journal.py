@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.config import strict_yaml
-from megatron_fastmix.corpus.writer import WriterState
+from megatron_fastmix.corpus.indexed.writer import WriterState
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.text_files import read_json
 

@@ -9,17 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from megatron_fastmix.corpus.part_cache import (
+from megatron_fastmix.corpus.tokenizers.part_cache import (
     PartCache,
     make_part_cache,
     part_kinds,
 )
-from megatron_fastmix.corpus.sentencepiece_model import (
+from megatron_fastmix.corpus.tokenizers.sentencepiece_model import (
     parse_model,
     with_symbols,
     without_dummy_prefix,
 )
-from megatron_fastmix.corpus.tokenizer_interface import NO_TOKEN, LocatedTokens, Span, Tokenizer
+from megatron_fastmix.corpus.tokenizers.tokenizer_interface import (
+    NO_TOKEN,
+    LocatedTokens,
+    Span,
+    Tokenizer,
+)
 from megatron_fastmix.errors import DataError
 
 SYMBOL_START, SYMBOL_END = "\ufdd0", "\ufdd1"

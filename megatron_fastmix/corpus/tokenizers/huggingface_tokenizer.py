@@ -8,8 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_fastmix.corpus.tokenizer_files import NamedToken, special_tokens
-from megatron_fastmix.corpus.tokenizer_interface import NO_TOKEN, LocatedTokens, Span, Tokenizer
+from megatron_fastmix.corpus.tokenizers.tokenizer_files import NamedToken, special_tokens
+from megatron_fastmix.corpus.tokenizers.tokenizer_interface import (
+    NO_TOKEN,
+    LocatedTokens,
+    Span,
+    Tokenizer,
+)
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.extras import needs_package
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_fastmix.corpus.huggingface_tokenizer import HuggingFaceTokenizer
-from megatron_fastmix.corpus.tokenizer_files import NamedToken
+from megatron_fastmix.corpus.tokenizers.huggingface_tokenizer import HuggingFaceTokenizer
+from megatron_fastmix.corpus.tokenizers.tokenizer_files import NamedToken
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.extras import needs_package
 from megatron_fastmix.text_files import read_json_object, read_text

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_fastmix.corpus.output_lock import LOCK_END
-from megatron_fastmix.corpus.writer import INDEX_MAGIC, INDEX_VERSION
+from megatron_fastmix.corpus.indexed.output_lock import LOCK_END
+from megatron_fastmix.corpus.indexed.writer import INDEX_MAGIC, INDEX_VERSION
 from megatron_fastmix.dataset_paths import MASK_SUFFIX, loss_mask_prefix
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.same_file import file_keys

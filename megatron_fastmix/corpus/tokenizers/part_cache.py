@@ -18,11 +18,11 @@ from typing import Protocol
 
 import numpy as np
 
-from megatron_fastmix.corpus.sentencepiece_model import BPE, SentencePieceModel
-from megatron_fastmix.corpus.writer import token_dtype
+from megatron_fastmix.corpus.indexed.writer import token_dtype
+from megatron_fastmix.corpus.tokenizers.sentencepiece_model import BPE, SentencePieceModel
 
 try:
-    from megatron_fastmix.corpus import _parts
+    from megatron_fastmix.corpus.tokenizers import _parts
 except ImportError:  # installed without a compiler
     _parts = None  # type: ignore[assignment]
 

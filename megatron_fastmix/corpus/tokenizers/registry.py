@@ -11,19 +11,19 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_fastmix.corpus.byte_tokenizer import ByteLevelTokenizer
-from megatron_fastmix.corpus.gpt2_tokenizer import GPT2BPETokenizer
-from megatron_fastmix.corpus.hub_names import local_file
-from megatron_fastmix.corpus.huggingface_tokenizer import HuggingFaceTokenizer
-from megatron_fastmix.corpus.null_tokenizer import NullTokenizer
-from megatron_fastmix.corpus.sentencepiece_tokenizer import (
+from megatron_fastmix.corpus.tokenizers.byte_tokenizer import ByteLevelTokenizer
+from megatron_fastmix.corpus.tokenizers.gpt2_tokenizer import GPT2BPETokenizer
+from megatron_fastmix.corpus.tokenizers.hub_names import local_file
+from megatron_fastmix.corpus.tokenizers.huggingface_tokenizer import HuggingFaceTokenizer
+from megatron_fastmix.corpus.tokenizers.null_tokenizer import NullTokenizer
+from megatron_fastmix.corpus.tokenizers.sentencepiece_tokenizer import (
     GPTSentencePieceTokenizer,
     Llama2Tokenizer,
     SentencePieceTokenizer,
 )
-from megatron_fastmix.corpus.tiktoken_tokenizer import TikTokenizer
-from megatron_fastmix.corpus.tokenizer_files import ID_FILES, NAMING_FILES, read_content
-from megatron_fastmix.corpus.tokenizer_interface import NO_TOKEN, Tokenizer
+from megatron_fastmix.corpus.tokenizers.tiktoken_tokenizer import TikTokenizer
+from megatron_fastmix.corpus.tokenizers.tokenizer_files import ID_FILES, NAMING_FILES, read_content
+from megatron_fastmix.corpus.tokenizers.tokenizer_interface import NO_TOKEN, Tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.text_files import decode_text
 from megatron_fastmix.text_list import listed

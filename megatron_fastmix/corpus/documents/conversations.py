@@ -6,10 +6,20 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from megatron_fastmix.corpus.chat_template import ChatTemplate
-from megatron_fastmix.corpus.content_parts import check_parts, for_template, joined, texts_of
-from megatron_fastmix.corpus.document import Document
-from megatron_fastmix.corpus.tool_forms import parsed, tool_list, with_arguments, with_calls
+from megatron_fastmix.corpus.documents.chat_template import ChatTemplate
+from megatron_fastmix.corpus.documents.content_parts import (
+    check_parts,
+    for_template,
+    joined,
+    texts_of,
+)
+from megatron_fastmix.corpus.documents.document import Document
+from megatron_fastmix.corpus.documents.tool_forms import (
+    parsed,
+    tool_list,
+    with_arguments,
+    with_calls,
+)
 
 ROLES = {"system", "user", "assistant", "tool"}
 """Known without a chat template; a template may know others."""

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from megatron_fastmix.atomic_file import write_atomically
-from megatron_fastmix.corpus.indexed_files import (
+from megatron_fastmix.corpus.indexed.indexed_files import (
     index_question,
     inspect_indexed_dataset,
     sequence_lengths,
 )
-from megatron_fastmix.corpus.manifest import read_manifest
+from megatron_fastmix.corpus.indexed.manifest import read_manifest
 from megatron_fastmix.dataset_paths import loss_mask_prefix
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.file_memo import MEMO, digest_of

@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_fastmix.corpus.chat_template import ChatTemplate
-from megatron_fastmix.corpus.conversations import (
+from megatron_fastmix.corpus.documents.chat_template import ChatTemplate
+from megatron_fastmix.corpus.documents.conversations import (
     RECORD_VARIABLES,
     check_nothing_else,
     check_text,
     conversation_document,
 )
-from megatron_fastmix.corpus.document import Document, FieldValue
-from megatron_fastmix.corpus.inputs import InputFormat, expand_inputs
-from megatron_fastmix.corpus.readers import Record, iter_chunks
-from megatron_fastmix.corpus.record_types import (
+from megatron_fastmix.corpus.documents.document import Document, FieldValue
+from megatron_fastmix.corpus.documents.record_types import (
     KEYS,
     RecordType,
     needs_turns,
@@ -28,6 +26,8 @@ from megatron_fastmix.corpus.record_types import (
     sharegpt_turns,
     with_system,
 )
+from megatron_fastmix.corpus.reading.inputs import InputFormat, expand_inputs
+from megatron_fastmix.corpus.reading.readers import Record, iter_chunks
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.text_files import RepeatedKeyError, unique_keys
 

@@ -10,9 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from megatron_fastmix.corpus.answer_places import answer_places
-from megatron_fastmix.corpus.hub_names import local_file
-from megatron_fastmix.corpus.tokenizer_files import read_settings, special_tokens
+from megatron_fastmix.corpus.documents.answer_places import answer_places
+from megatron_fastmix.corpus.tokenizers.hub_names import local_file
+from megatron_fastmix.corpus.tokenizers.tokenizer_files import read_settings, special_tokens
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.text_files import read_text
 
@@ -198,7 +198,7 @@ def _compiled(source: str) -> _Compiled:
     from jinja2.exceptions import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    from megatron_fastmix.corpus.generation_tag import GenerationTag
+    from megatron_fastmix.corpus.documents.generation_tag import GenerationTag
 
     def raise_exception(message: str) -> NoReturn:
         raise TemplateError(message)

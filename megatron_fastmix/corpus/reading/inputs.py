@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from megatron_fastmix.corpus.own_files import is_ours
+from megatron_fastmix.corpus.indexed.own_files import is_ours
 from megatron_fastmix.dataset_paths import check_folders_readable
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.same_file import file_keys

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_fastmix.corpus.writer import DTYPE_CODES, INDEX_MAGIC, INDEX_VERSION
+from megatron_fastmix.corpus.indexed.writer import DTYPE_CODES, INDEX_MAGIC, INDEX_VERSION
 from megatron_fastmix.dataset_paths import nearest_dataset, what_stands_there
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.file_memo import MEMO, State, state_of

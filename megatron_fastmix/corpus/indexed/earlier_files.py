@@ -8,14 +8,14 @@ import sys
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from megatron_fastmix.corpus.manifest import (
+from megatron_fastmix.corpus.indexed.manifest import (
     InputRecord,
     Manifest,
     manifest_path,
     read_manifest,
 )
-from megatron_fastmix.corpus.output_lock import locked_outputs
-from megatron_fastmix.corpus.own_files import PARTIALS, is_loss_mask, is_manifest
+from megatron_fastmix.corpus.indexed.output_lock import locked_outputs
+from megatron_fastmix.corpus.indexed.own_files import PARTIALS, is_loss_mask, is_manifest
 from megatron_fastmix.dataset_paths import MASK_SUFFIX
 from megatron_fastmix.errors import DataError
 

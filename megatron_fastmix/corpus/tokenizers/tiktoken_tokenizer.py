@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_fastmix.corpus.byte_tokenizer import character_of_byte
-from megatron_fastmix.corpus.tokenizer_interface import LocatedTokens, Span, Tokenizer
+from megatron_fastmix.corpus.tokenizers.byte_tokenizer import character_of_byte
+from megatron_fastmix.corpus.tokenizers.tokenizer_interface import LocatedTokens, Span, Tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.extras import needs_package
 from megatron_fastmix.text_files import read_json

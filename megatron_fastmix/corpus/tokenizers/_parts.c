@@ -465,7 +465,7 @@ static PyType_Slot table_slots[] = {
 };
 
 static PyType_Spec table_spec = {
-    .name = "megatron_fastmix.corpus._parts.Table",
+    .name = "megatron_fastmix.corpus.tokenizers._parts.Table",
     .basicsize = sizeof(Table),
     .flags = Py_TPFLAGS_DEFAULT,
     .slots = table_slots,

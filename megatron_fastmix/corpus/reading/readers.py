@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from megatron_fastmix.corpus.file_kinds import check_packed
-from megatron_fastmix.corpus.first_bytes import HEAD_BYTES, check_head, without_mark
-from megatron_fastmix.corpus.inputs import COMPRESSIONS, InputFormat, file_format
+from megatron_fastmix.corpus.reading.file_kinds import check_packed
+from megatron_fastmix.corpus.reading.first_bytes import HEAD_BYTES, check_head, without_mark
+from megatron_fastmix.corpus.reading.inputs import COMPRESSIONS, InputFormat, file_format
 from megatron_fastmix.errors import DataError, StorageError
 from megatron_fastmix.extras import needs_package
 from megatron_fastmix.storage import is_storage_error

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_fastmix.corpus.tokenizer_interface import LocatedTokens, Span, Tokenizer
+from megatron_fastmix.corpus.tokenizers.tokenizer_interface import LocatedTokens, Span, Tokenizer
 from megatron_fastmix.errors import DataError
 
 

@@ -1,0 +1,1 @@
+"""Megatron's indexed datasets: written, checked, and the files that lie beside them."""

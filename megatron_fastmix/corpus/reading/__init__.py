@@ -1,0 +1,1 @@
+"""Which files an input means, what they are, and the records in them."""
