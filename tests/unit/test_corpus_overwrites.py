@@ -11,7 +11,7 @@ import yaml
 
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.config import TokenizerConfig
-from megatron_fastmix.corpus import preprocess as module
+from megatron_fastmix.corpus import dataset_work
 from megatron_fastmix.corpus.dataset_output import DatasetOutput
 from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
@@ -174,7 +174,7 @@ def test_what_an_interrupted_run_left_in_the_folder_is_not_read(
         "record_type": "question_answer",
         "held_out": True,
     }
-    monkeypatch.setattr(module, "JOURNAL_SECONDS", 0.0)
+    monkeypatch.setattr(dataset_work, "JOURNAL_SECONDS", 0.0)
 
     def finish(self: DatasetOutput, **facts: object) -> None:
         raise KeyboardInterrupt
@@ -287,7 +287,7 @@ def test_a_run_that_stopped_between_two_names_is_made_again(
         replace(source, target)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("megatron_fastmix.corpus.writer.os.replace", stop)
+        patch.setattr("megatron_fastmix.corpus.indexed.writer.os.replace", stop)
         preprocess(own, silent)
     manifests = preprocess(own, silent)
     assert sum(manifest.documents for manifest in manifests) == 40

@@ -1,6 +1,8 @@
 """Interrupted anywhere, preprocessing leaves nothing that looks complete, and then goes on."""
 
+import functools
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import psutil
 import pytest
 
 from megatron_fastmix.config import TokenizerConfig
-from megatron_fastmix.corpus import preprocess as module
+from megatron_fastmix.corpus import dataset_work
 from megatron_fastmix.corpus.dataset_output import DatasetOutput
 from megatron_fastmix.corpus.indexed.output_lock import OutputLock
 from megatron_fastmix.corpus.preprocess import preprocess
@@ -58,11 +60,10 @@ def test_interrupted_after_any_chunk(tmp_path, monkeypatch, stop, options):
     chunk_bytes = size // CHUNKS
     whole = list(readers.iter_chunks(tmp_path / "in.jsonl", chunk_bytes=chunk_bytes))
     assert len(whole) >= CHUNKS
-    monkeypatch.setattr(
-        module, "iter_chunks", lambda *args: readers.iter_chunks(*args, chunk_bytes=chunk_bytes)
-    )
+    chunks = functools.partial(readers.iter_chunks, chunk_bytes=chunk_bytes)
+    monkeypatch.setattr(dataset_work, "iter_chunks", chunks)
     straight = preprocess(config(tmp_path, "straight", **options), lambda line: None)
-    monkeypatch.setattr(module, "JOURNAL_SECONDS", 0.0)
+    monkeypatch.setattr(dataset_work, "JOURNAL_SECONDS", 0.0)
     calls, real_write = [], DatasetOutput.write
 
     def interrupted(self, *args):
@@ -93,9 +94,8 @@ def test_allowing_more_bad_lines_goes_on_where_the_one_too_many_was(tmp_path, mo
     lines = (tmp_path / "in.jsonl").read_text().splitlines()
     lines[5] = lines[200] = "{"
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
-    monkeypatch.setattr(
-        module, "iter_chunks", lambda *args: readers.iter_chunks(*args, chunk_bytes=1000)
-    )
+    chunks = functools.partial(readers.iter_chunks, chunk_bytes=1000)
+    monkeypatch.setattr(dataset_work, "iter_chunks", chunks)
     preprocess(config(tmp_path, "straight", skip_bad_lines=2), lambda line: None)
     with pytest.raises(DataError, match=r"in\.jsonl:201: .*--skip-bad-lines, which goes on"):
         preprocess(config(tmp_path, "out"), lambda line: None)
@@ -114,7 +114,7 @@ def test_allowing_more_bad_lines_goes_on_where_the_one_too_many_was(tmp_path, mo
 
 def test_a_lost_partial_file_or_a_changed_input_starts_over(tmp_path, monkeypatch):
     write_pairs(tmp_path / "in.jsonl")
-    monkeypatch.setattr(module, "JOURNAL_SECONDS", 0.0)
+    monkeypatch.setattr(dataset_work, "JOURNAL_SECONDS", 0.0)
 
     def finish(self, **facts):
         raise KeyboardInterrupt
@@ -139,15 +139,16 @@ def test_a_lost_partial_file_or_a_changed_input_starts_over(tmp_path, monkeypatc
 SCRIPT = """
 import resource, sys, time
 from megatron_fastmix.config import TokenizerConfig
-from megatron_fastmix.corpus import preprocess as module
+from megatron_fastmix.corpus import dataset_work
 from megatron_fastmix.corpus.reading import readers
 from megatron_fastmix.corpus.dataset_output import DatasetOutput
+from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
 from megatron_fastmix.errors import FastMixError
 
 source, out, pause, limit = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
-module.JOURNAL_SECONDS = 0.0
-module.iter_chunks = lambda *args: readers.iter_chunks(*args, chunk_bytes=20_000)
+dataset_work.JOURNAL_SECONDS = 0.0
+dataset_work.iter_chunks = lambda *args: readers.iter_chunks(*args, chunk_bytes=20_000)
 write = DatasetOutput.write
 DatasetOutput.write = lambda *args: (time.sleep(pause), write(*args))[1]
 if limit:
@@ -155,7 +156,7 @@ if limit:
 dataset = DatasetConfig(prefix=out, input=(source,))
 tokenizer = TokenizerConfig(tokenizer_type="ByteLevelTokenizer")
 try:
-    module.preprocess(PreprocessConfig(tokenizer=tokenizer, datasets=(dataset,), workers=2))
+    preprocess(PreprocessConfig(tokenizer=tokenizer, datasets=(dataset,), workers=2))
 except FastMixError as error:
     sys.exit(str(error))
 """
@@ -225,12 +226,13 @@ def test_a_second_run_at_the_same_time_is_refused_and_harms_nothing(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert (tmp_path / "out.preprocess.lock").exists()
+    first.send_signal(signal.SIGSTOP)  # however long the second takes to start, it meets the first
     second = start(tmp_path, "out")
     _, error = second.communicate()
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 1
     assert f"out: another preprocess is writing this dataset, process {first.pid} on " in error
     assert socket.gethostname() in error
-    assert first.poll() is None
     first.communicate()
     assert first.returncode == 0
     assert contents(tmp_path, "out") == contents(tmp_path, "straight")

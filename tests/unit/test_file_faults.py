@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from megatron_fastmix.cli.main import main
-from megatron_fastmix.corpus import preprocess as module
+from megatron_fastmix.corpus import dataset_work
 from megatron_fastmix.errors import StorageError
 from megatron_fastmix.run.metrics import MetricsLog, read_metrics
 from tests.file_faults import file_faults
@@ -62,7 +62,7 @@ def test_preprocessing(
     points: int,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "JOURNAL_SECONDS", 0.0)
+    monkeypatch.setattr(dataset_work, "JOURNAL_SECONDS", 0.0)
     command = ["preprocess", "--config", str(configuration(tmp_path))]
     # Paths are relative to the folder, in which only the outputs fail.
     with file_faults(Path("out"), number) as clean:
