@@ -52,7 +52,7 @@ def build_model(
         if proxy.checkpoint is not None:
             start = Path(proxy.checkpoint)
             if is_megatron_checkpoint(start):
-                load_megatron_checkpoint(model, start)
+                load_megatron_checkpoint(model, proxy, start)
             else:
                 load_trained(model, start)
         output_layer = model.output_layer.weight

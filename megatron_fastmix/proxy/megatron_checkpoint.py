@@ -7,16 +7,22 @@ from typing import Any
 
 import torch
 
+from megatron_fastmix.config import ProxyConfig
 from megatron_fastmix.errors import CheckpointError
 from megatron_fastmix.proxy.starting_point import iteration_folder
 
+MODEL_PARTS = ("embedding.", "decoder.", "output_layer.")
+"""What the names of a model's own tensors begin with. Beside them are the optimizer's, and heads
+for tokens further on (`mtp.`), without which the model is the same."""
 
-def load_megatron_checkpoint(model: Any, path: Path) -> None:
+
+def load_megatron_checkpoint(model: Any, config: ProxyConfig, path: Path) -> None:
     """Puts the model's weights of the newest iteration in `path`, or of the `iter_…` folder that it
-    is, into `model`; the optimizer's state in it is left alone.
+    is, into `model`, made from `config`; the optimizer's state in it is left alone.
 
     Every rank must call: Megatron-core reads each part once and hands it on. Raises
-    `CheckpointError` with the names that are missing or of another shape.
+    `CheckpointError` with the names that only one of the two has, or that are of another shape, and
+    with the settings that shapes do not tell.
     """
     from megatron.core import dist_checkpointing
 
@@ -24,7 +30,8 @@ def load_megatron_checkpoint(model: Any, path: Path) -> None:
     there = dist_checkpointing.load_tensors_metadata(str(folder))
     by_layer = any(key.startswith("decoder.layers.0.") for key in there)
     wanted = model.sharded_state_dict(metadata={"non_homogeneous_layers": by_layer})
-    problems = _problems(wanted, there)
+    arguments = dist_checkpointing.load_common_state_dict(str(folder)).get("args")
+    problems = _problems(wanted, there) + _other_settings(arguments, config)
     if problems:
         raise CheckpointError(
             f"proxy.checkpoint: {folder} is of another model ({'; '.join(problems[:5])}); set "
@@ -38,15 +45,41 @@ def load_megatron_checkpoint(model: Any, path: Path) -> None:
 
 
 def _problems(wanted: dict[str, Any], there: dict[str, Any]) -> list[str]:
-    found = []
-    for tensor in _tensors(wanted):
-        if tensor.key not in there:
-            found.append(f"{tensor.key}: only here")
+    tensors = {tensor.key: tensor for tensor in _tensors(wanted)}
+    found = [
+        f"{key}: only there"
+        for key in sorted(there.keys() - tensors.keys())
+        if key.startswith(MODEL_PARTS)
+    ]
+    for key, tensor in tensors.items():
+        if key not in there:
+            found.append(f"{key}: only here")
             continue
-        shapes = tuple(there[tensor.key].global_shape), tuple(tensor.global_shape)
+        shapes = tuple(there[key].global_shape), tuple(tensor.global_shape)
         if shapes[0] != shapes[1] and not tensor.allow_shape_mismatch:
-            found.append(f"{tensor.key}: {shapes[0]} there, {shapes[1]} here")
+            found.append(f"{key}: {shapes[0]} there, {shapes[1]} here")
     return found
+
+
+def _other_settings(arguments: Any, config: ProxyConfig) -> list[str]:
+    """Where Megatron's arguments, if the checkpoint holds them, are of another model than one of
+    `config`, though the weights have the same names and shapes."""
+    here = {
+        "position_embedding_type": "rope",
+        "rotary_base": config.rotary_base,
+        "rotary_percent": config.rotary_percent,
+        "rotary_interleaved": False,
+        "use_rope_scaling": False,
+        "num_attention_heads": config.num_attention_heads,
+    }
+    if config.num_experts is not None:
+        here["moe_router_topk"] = config.moe_router_topk
+    found = {name: getattr(arguments, name, value) for name, value in here.items()}
+    return [
+        f"{name}: {found[name]} there, {value} here"
+        for name, value in here.items()
+        if found[name] != value
+    ]
 
 
 def _tensors(wanted: dict[str, Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ def flat(model: Any) -> np.ndarray:
     return np.concatenate([p.detach().double().flatten().numpy() for p in model.parameters()])
 
 
-def write_with_megatron(config: Any, folder: Path) -> None:
-    """As Megatron's trainer writes `--ckpt-format torch_dist`."""
+def write_with_megatron(config: Any, folder: Path, arguments: dict[str, Any] | None = None) -> None:
+    """As Megatron's trainer writes `--ckpt-format torch_dist`, its arguments beside the model."""
     import torch
     from megatron.core import dist_checkpointing
 
@@ -47,8 +48,9 @@ def write_with_megatron(config: Any, folder: Path) -> None:
     torch.cuda.synchronize = lambda *_: None
     torch.cuda.current_device = lambda: "cpu"
     (folder / "iter_0000007").mkdir(parents=True, exist_ok=True)
-    model = proxy_of(config, seed=77)
-    dist_checkpointing.save(model.sharded_state_dict(), str(folder / "iter_0000007"))
+    state = proxy_of(config, seed=77).sharded_state_dict()
+    state["args"] = argparse.Namespace(**(arguments or {}))
+    dist_checkpointing.save(state, str(folder / "iter_0000007"))
     (folder / "latest_checkpointed_iteration.txt").write_text("7")
 
 
@@ -113,6 +115,52 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(
     other = load(search_values, **changes, **{"proxy.qk_layernorm": True})
     (message,) = run_ranks(1, refused_start, other)
     assert "q_layernorm.weight: only here" in message
+
+
+def write_with_biases(config: Any, folder: Path) -> None:
+    """A model of Megatron's defaults: linear layers with biases, a table of positions."""
+    import dataclasses
+
+    import torch
+    from megatron.core import dist_checkpointing
+    from megatron.core.models.gpt.gpt_model import GPTModel
+
+    from megatron_fastmix.proxy.megatron_gpt import initialize_parallel_state
+    from megatron_fastmix.proxy.megatron_layers import gpt_block, transformer_config
+
+    torch.cuda.synchronize = lambda *_: None
+    torch.cuda.current_device = lambda: "cpu"
+    initialize_parallel_state()
+    model = GPTModel(
+        config=dataclasses.replace(
+            transformer_config(config.proxy, torch.float32, 1), add_bias_linear=True
+        ),
+        transformer_layer_spec=gpt_block(config.proxy),
+        vocab_size=config.proxy.make_vocab_size_divisible_by * 2,
+        max_sequence_length=config.data.seq_length,
+        position_embedding_type="learned_absolute",
+    )
+    folder.mkdir()
+    dist_checkpointing.save(model.sharded_state_dict(), str(folder))
+
+
+def test_weights_that_only_the_checkpoint_has_are_not_lost(
+    search_values: dict, tmp_path: Path
+) -> None:
+    config = load(search_values)
+    run_ranks(1, write_with_biases, config, tmp_path / "iter_0000001")
+    other = load(search_values, **{"proxy.checkpoint": tmp_path / "iter_0000001"})
+    (message,) = run_ranks(1, refused_start, other)
+    assert "embedding.position_embeddings.weight: only there" in message
+    assert "linear_fc1.bias: only there" in message
+
+
+def test_settings_that_shapes_do_not_tell_are_compared(search_values: dict, tmp_path: Path) -> None:
+    arguments = {"rotary_base": 500_000, "position_embedding_type": "rope", "rotary_percent": 1.0}
+    run_ranks(1, write_with_megatron, load(search_values), tmp_path / "megatron", arguments)
+    other = load(search_values, **{"proxy.checkpoint": tmp_path / "megatron"})
+    (message,) = run_ranks(1, refused_start, other)
+    assert "(rotary_base: 500000 there, 10000 here)" in message
 
 
 def test_other_formats_are_refused_before_a_rank_starts(
