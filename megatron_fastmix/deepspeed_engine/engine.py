@@ -120,6 +120,15 @@ def engine_parameters(
     return Parameters(parameters, group, sharers)
 
 
+def whole_parameters(engine: Any, tensor: DataParallelGroup) -> int:
+    """Parameters of the whole model, of which a rank may hold a shard or a tensor-parallel part."""
+    return sum(
+        getattr(parameter, "ds_numel", parameter.numel())
+        * (tensor.size if getattr(parameter, "tensor_model_parallel", False) else 1)
+        for parameter in engine.module.parameters()
+    )
+
+
 def engine_preconditioner(
     engine: Any, config: SearchConfig, group: DataParallelGroup, tensor_group: DataParallelGroup
 ) -> AdamPreconditioner | None:

@@ -5,25 +5,12 @@ A backward pass counts as two forward passes.
 
 from __future__ import annotations
 
+from typing import Any
+
 from megatron_fastmix.config import ProxyConfig, SearchConfig
 from megatron_fastmix.proxy.huggingface import count_parameters, on_paper
 from megatron_fastmix.proxy.megatron_cost import megatron_flops_per_token, megatron_parameters
 from megatron_fastmix.proxy.provider import provided_parameters
-
-
-def training_flops(
-    config: SearchConfig,
-    *,
-    tokens: int,
-    outer_steps: int,
-    tokens_per_sample: float,
-    vocab_size: int,
-) -> float:
-    """Floating-point operations of optimizer steps on `tokens` and of `outer_steps` steps of the
-    mixture, whose samples have `tokens_per_sample`."""
-    of_outer_steps = outer_steps * outer_step_forward_passes(config) / 3.0 * tokens_per_sample
-    per_token = flops_per_token(config.proxy, vocab_size, config.data.seq_length)
-    return (tokens + of_outer_steps) * per_token
 
 
 def proxy_parameters(config: SearchConfig, vocab_size: int) -> tuple[int, int]:
@@ -40,11 +27,16 @@ def objective_samples(config: SearchConfig) -> list[int]:
     """Samples of each gradient v of an outer step, every one of which has a probe of its own."""
     samples = [config.hypergradient.target_samples] * len(config.targets)
     if config.objective.train_loss_weight:
-        samples.append(
-            config.hypergradient.probe_samples
-            or config.hypergradient.probe_samples_per_source * len(config.sources)
-        )
+        samples.append(_objective_train_samples(config))
     return samples if config.estimates_per_target else [sum(samples)]
+
+
+def _objective_train_samples(config: SearchConfig) -> int:
+    """Samples of the sources in an outer step's objective."""
+    if not config.objective.train_loss_weight:
+        return 0
+    per_source = config.hypergradient.probe_samples_per_source
+    return config.hypergradient.probe_samples or per_source * len(config.sources)
 
 
 def separate_probe_samples(config: SearchConfig) -> int:
@@ -58,42 +50,64 @@ def separate_probe_samples(config: SearchConfig) -> int:
     return config.hypergradient.probe_samples_per_source * sources
 
 
-def outer_step_forward_passes(config: SearchConfig) -> float:
-    """Cost of one outer step in forward passes of one sample; a backward pass counts as two."""
-    hypergradient, count = config.hypergradient, len(config.sources)
-    objective = objective_samples(config)
-    probe = separate_probe_samples(config) * len(objective)
+def outer_step_tokens(config: SearchConfig, *, source_tokens: float, target_tokens: float) -> float:
+    """Tokens of an outer step's forward passes, where a sample of the sources has `source_tokens`
+    and one of the targets `target_tokens`; a backward pass counts as two forward passes."""
+    hypergradient, vectors = config.hypergradient, len(objective_samples(config))
+    objective = hypergradient.target_samples * len(config.targets) * target_tokens
+    objective += _objective_train_samples(config) * source_tokens
+    probe = separate_probe_samples(config) * source_tokens
     if hypergradient.estimator == "one_pass":
         # Forward, backward through the activations alone, and each v's local products: one each.
-        passes = 3.0 * sum(objective) + (2.0 / len(objective) + 1.0) * probe
+        tokens = 3.0 * objective + (2.0 + vectors) * probe
         if hypergradient.probe == "training":
             # Of these samples the training itself makes the passes.
-            passes += len(objective) * config.training.global_batch_size
-        return passes
+            tokens += vectors * config.training.global_batch_size * source_tokens
+        return tokens
     if hypergradient.estimator == "finite_difference":
-        return 3.0 * sum(objective) + 2.0 * probe
-    return 3.0 * sum(objective) + 3.0 * probe * count
+        return 3.0 * objective + 2.0 * probe * vectors
+    return 3.0 * objective + 3.0 * probe * vectors * len(config.sources)
 
 
-def flops_per_token(config: ProxyConfig, vocab_size: int, seq_length: int) -> float:
-    """Floating-point operations of one token's forward and backward pass."""
+def flops_per_token(
+    config: ProxyConfig, vocab_size: int, seq_length: int, *, parameters: int | None = None
+) -> float:
+    """Floating-point operations of one token's forward and backward pass.
+
+    `parameters` are those of the model where it is built already; a provider's is built once more
+    to count them where they are not given.
+    """
     if config.kind == "huggingface":
         return _huggingface_flops_per_token(config, seq_length)
     if config.kind == "provider":
         # What its attention costs is not known, nor which weights are an embedding alone.
-        return 6.0 * provided_parameters(config, vocab_size, seq_length)[0]
+        return 6.0 * (parameters or provided_parameters(config, vocab_size, seq_length)[0])
     return megatron_flops_per_token(config, vocab_size, seq_length)
 
 
 def _huggingface_flops_per_token(config: ProxyConfig, seq_length: int) -> float:
     """Floating-point operations of one token's forward and backward pass, about.
 
-    3 × forward; forward = 2 × parameters but the input embedding, + 2·S·hidden per layer for causal
-    attention's two products. With LoRA this is an upper bound: frozen weights take no gradient.
+    3 × forward; forward = 2 × parameters that a token meets, without the input embedding, + 2·S·
+    (heads' width) per layer for causal attention's two products. With LoRA this is an upper bound:
+    frozen weights take no gradient.
     """
-    model, empty = on_paper(config)
-    weights = sum(parameter.numel() for parameter in empty.parameters())
-    if not model.tie_word_embeddings:
+    whole, empty = on_paper(config)
+    model = whole.get_text_config()
+    weights = sum(
+        parameter.numel() * (_expert_share(model) if ".experts." in name else 1)
+        for name, parameter in empty.named_parameters()
+    )
+    if not getattr(whole, "tie_word_embeddings", True):
         weights -= empty.get_input_embeddings().weight.numel()
-    attention = model.num_hidden_layers * 2 * seq_length * model.hidden_size
+    head = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
+    attention = model.num_hidden_layers * 2 * seq_length * model.num_attention_heads * head
     return 3.0 * (2 * weights + attention)
+
+
+def _expert_share(model: Any) -> float:
+    """Of a layer's experts, the share that a token is sent to."""
+    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
+        if getattr(model, name, None):
+            return float(model.num_experts_per_tok) / getattr(model, name)
+    return 1.0

@@ -81,9 +81,10 @@ class SourceSize:
         """Whether its rows are answer-only."""
         return self.datasets[0].answer_rows is not None
 
-    @property
-    def tokens_per_row(self) -> float:
-        """Of answer-only rows, as a forward pass reads them."""
+    def tokens_per_sample(self, seq_length: int) -> float:
+        """As a forward pass reads them: `seq_length`, or the mean of answer-only rows."""
+        if not self.answer_only:
+            return seq_length
         rows = [d.answer_rows for d in self.datasets if d.answer_rows is not None]
         return float(sum(each.tokens for each in rows)) / sum(each.rows for each in rows)
 
@@ -108,11 +109,15 @@ class Inputs:
 
     def tokens_of_samples(self, seq_length: int) -> np.ndarray:
         """Tokens of a sample of each source, (K,); of answer-only rows their mean."""
-        return np.array([s.tokens_per_row if s.answer_only else seq_length for s in self.sources])
+        return np.array([source.tokens_per_sample(seq_length) for source in self.sources])
 
     def tokens_per_sample(self, seq_length: int) -> float:
         """Tokens of a sample, averaged over the sources as they are drawn evenly."""
         return float(self.tokens_of_samples(seq_length).mean())
+
+    def tokens_per_target_sample(self, seq_length: int) -> float:
+        """Tokens of a sample, averaged over the targets, of which as many are taken."""
+        return float(np.mean([target.tokens_per_sample(seq_length) for target in self.targets]))
 
 
 def check_inputs(config: SearchConfig, ranks: int, *, vocabulary: bool = True) -> Inputs:

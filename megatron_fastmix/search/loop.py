@@ -17,13 +17,18 @@ from megatron_fastmix.checkpoint.identity import check_identity
 from megatron_fastmix.checkpoint.store import SearchState
 from megatron_fastmix.checkpoint.stored_parameters import StoredParameters
 from megatron_fastmix.config import SearchConfig
-from megatron_fastmix.deepspeed_engine.engine import follow_schedule, gradient_norm, learning_rate
+from megatron_fastmix.deepspeed_engine.engine import (
+    follow_schedule,
+    gradient_norm,
+    learning_rate,
+    whole_parameters,
+)
 from megatron_fastmix.deepspeed_engine.state import restore, snapshot
 from megatron_fastmix.errors import CheckpointError, NonFiniteError, StorageError
 from megatron_fastmix.export.run_files import write_mixture_files
 from megatron_fastmix.parallel.device import local_device
 from megatron_fastmix.parallel.groups import DataParallelGroup
-from megatron_fastmix.proxy.cost import proxy_parameters, training_flops
+from megatron_fastmix.proxy.cost import flops_per_token, outer_step_tokens
 from megatron_fastmix.report.tracker_picture import progress_picture
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.run.events import Sink
@@ -77,7 +82,17 @@ class Search:
 
         self.step = 0
         self.tokens = 0
-        self._sample_tokens = self.inputs.tokens_of_samples(config.data.seq_length)
+        length = config.data.seq_length
+        self._sample_tokens = self.inputs.tokens_of_samples(length)
+        self._outer_step_tokens = outer_step_tokens(
+            config,
+            source_tokens=self.inputs.tokens_per_sample(length),
+            target_tokens=self.inputs.tokens_per_target_sample(length),
+        )
+        self._parameters = whole_parameters(self.engine, self.tensor)
+        self._flops_per_token = flops_per_token(
+            config.proxy, self.inputs.tokenizer.vocab_size, length, parameters=self._parameters
+        )
         self.first_target_losses: list[float] | None = None
         self.last_target_losses: list[float] | None = None
         self.nonfinite_gradients = 0
@@ -183,19 +198,18 @@ class Search:
         """Where this rank tells its steps; nowhere but on rank 0."""
         sinks: list[Sink] = []
         earlier: list[dict[str, Any]] = []
-        parameters, warnings = None, []
+        warnings = []
         if self.world.rank == 0:
             warnings = [] if self.step else copied_targets(self.config)
             sinks = open_sinks(self.config, self.folder, self.step, draw=progress_picture)
             earlier = read_metrics(self.folder.metrics) if self.step else []
-            parameters, _ = proxy_parameters(self.config, self.inputs.tokenizer.vocab_size)
         return Reporter(
             self.config,
             self.mixture,
             sinks,
             self.step,
             tokens=self.tokens,
-            parameters=parameters,
+            parameters=self._parameters,
             warnings=warnings,
             earlier=earlier,
         )
@@ -210,13 +224,8 @@ class Search:
     @property
     def training_flops(self) -> float:
         """Floating-point operations of the inner and outer steps so far."""
-        return training_flops(
-            self.config,
-            tokens=self.tokens,
-            outer_steps=self.mixture.outer_steps,
-            tokens_per_sample=float(self._sample_tokens.mean()),
-            vocab_size=self.inputs.tokenizer.vocab_size,
-        )
+        outer = self.mixture.outer_steps * self._outer_step_tokens / 3.0
+        return (self.tokens + outer) * self._flops_per_token
 
     def state(self) -> SearchState:
         """Everything of this search that DeepSpeed does not keep."""

@@ -9,7 +9,7 @@ from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.proxy.cost import (
     flops_per_token,
     objective_samples,
-    outer_step_forward_passes,
+    outer_step_tokens,
     proxy_parameters,
     separate_probe_samples,
 )
@@ -99,8 +99,12 @@ def make_plan(
     per_sample = inputs.tokens_per_sample(config.data.seq_length)
     per_token = flops_per_token(config.proxy, vocab_size, config.data.seq_length)
     training_flops = samples * per_sample * per_token
-    passes = config.outer_steps * outer_step_forward_passes(config)
-    outer_flops = passes * per_sample * per_token / 3
+    outer_tokens = config.outer_steps * outer_step_tokens(
+        config,
+        source_tokens=per_sample,
+        target_tokens=inputs.tokens_per_target_sample(config.data.seq_length),
+    )
+    outer_flops = outer_tokens * per_token / 3
     held, moved = parameters // split, trained // split
     size = element_size(config)
     probe = separate_probe_samples(config)

@@ -112,6 +112,17 @@ def test_flops_hours_and_epochs_by_hand(search_values, tmp_path):
     np.testing.assert_allclose(list(plan.epochs.values()), expected)
 
 
+def test_a_target_of_short_rows_costs_what_its_rows_do(search_values, answer_corpora, tmp_path):
+    search_values["targets"] = [{"name": "target", "path": str(answer_corpora / "target")}]
+    plan = changed_plan(search_values, tmp_path)
+    inputs = check_inputs(load_config(tmp_path / "plan.yaml"), 1)
+    rows = inputs.targets[0].datasets[0].answer_rows
+    length = rows.tokens / rows.rows
+    assert length < 20 < 32  # the sources' samples
+    per_token = plan.training_flops / plan.tokens
+    assert plan.outer_flops == pytest.approx(3 * (10 * length + 15 * 32) * per_token)
+
+
 def test_training_batches_as_the_probe_by_hand(search_values, tmp_path):
     file = tmp_path / "plan.yaml"
     file.write_text(yaml.safe_dump(search_values))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -11,9 +12,12 @@ import pytest
 
 from megatron_fastmix.config import ProxyConfig, SearchConfig
 from megatron_fastmix.config.strict_yaml import from_dict
+from megatron_fastmix.deepspeed_engine.engine import whole_parameters
 from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.proxy.provider import provided_parameters
-from tests.distributed.searches import slow
+from megatron_fastmix.search.loop import Search
+from tests.distributed.searches import load, slow
 from tests.distributed.test_one_pass import assert_same_products
 
 README = Path(__file__).parents[2] / "megatron_fastmix" / "README.md"
@@ -53,6 +57,28 @@ def test_its_parameters_are_counted_before_it_is_built(our_models: dict[str, Any
     layer = 32 * 2 + 32 * 96 + 96 + 32 * 32 + 32
     expected = 100 * 32 + 16 * 32 + 2 * layer + 32 * 100
     assert provided_parameters(ProxyConfig(**our_models), 100, 16) == (expected, expected)
+
+
+def parallel_model(config: ProxyConfig, **sizes: Any) -> Any:
+    """A provider whose layers Megatron-core splits over tensor-parallel ranks."""
+    from megatron_fastmix.proxy.megatron_gpt import build_proxy
+
+    return build_proxy(dataclasses.replace(config, kind="megatron", provider=None), seed=1, **sizes)
+
+
+def counted(config: SearchConfig) -> tuple[float, float]:
+    """Of a search, its parameters and its FLOPs a token."""
+    search = Search(config)
+    search.tokens = 1
+    return whole_parameters(search.engine, search.tensor), search.training_flops
+
+
+def test_split_layers_are_counted_whole(search_values: dict) -> None:
+    search_values["proxy"] |= {"kind": "provider", "provider": f"{__name__}:parallel_model"}
+    (alone,) = run_ranks(1, counted, load(search_values))
+    split = {"engine.tensor_model_parallel_size": 2, "engine.zero_stage": 1}
+    assert run_ranks(2, counted, load(search_values, **split)) == [alone, alone]
+    assert alone[1] == 6 * alone[0]
 
 
 def test_what_is_run_again_is_the_functions_to_say(

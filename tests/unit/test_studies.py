@@ -23,7 +23,7 @@ from megatron_fastmix.lab.comparison.variant_plot import (
     plot_variants,
     points,
 )
-from megatron_fastmix.proxy.cost import training_flops
+from megatron_fastmix.proxy.cost import flops_per_token, outer_step_tokens
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "tools" / "method_rows"
@@ -63,12 +63,9 @@ def test_sixty_four_proxies_cost_64_short_searches_in_training_alone():
     steps, length = config.training.train_iters, config.data.seq_length
     outer_steps = steps // config.mixture.inner_steps
     tokens = steps * config.training.global_batch_size * length
-    training, search = (
-        training_flops(
-            config, tokens=tokens, outer_steps=outer, tokens_per_sample=length, vocab_size=2048
-        )
-        for outer in (0, outer_steps)
-    )
+    per_token = flops_per_token(config.proxy, 2048, length)
+    outer = outer_steps * outer_step_tokens(config, source_tokens=length, target_tokens=length)
+    training, search = tokens * per_token, (tokens + outer / 3) * per_token
     short = SearchRow(
         configuration="",
         method="fastmix_short",
