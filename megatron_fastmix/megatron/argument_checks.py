@@ -36,15 +36,23 @@ def check_arguments(args: Any, options: RunOptions) -> None:
         raise ConfigError(
             "--dataloader-type external reads data that Megatron's blend does not make; use single"
         )
-    if loader == "cyclic" and options.schedule is not None:
-        raise ConfigError(
-            "--dataloader-type cyclic shuffles the samples of the whole run, so weights by "
-            "consumed samples do not follow each other; use single with --fastmix-schedule"
-        )
+    if options.schedule is not None:
+        check_loader_follows(args)
     if options.weighting == "loss" and not _has(args, "calculate_per_token_loss"):
         raise ConfigError(
             "--fastmix-weighting loss: Megatron divides the loss of each micro-batch by its "
             "loss_mask, which cancels the weights; add --calculate-per-token-loss, or use sampling"
+        )
+
+
+def check_loader_follows(args: Any) -> None:
+    """Raises `ConfigError` where samples do not come in the order of their numbers, so that weights
+    cannot change on the way."""
+    if getattr(args, "dataloader_type", None) == "cyclic":
+        raise ConfigError(
+            "--dataloader-type cyclic shuffles the samples of the whole run, so weights by "
+            "consumed samples do not follow each other; use single where the mixture changes, with "
+            "--fastmix-schedule or from a checkpoint of another one on"
         )
 
 

@@ -95,9 +95,10 @@ def _train_step(original: Callable[..., Any], session: Session) -> Callable[...,
         from megatron.training.global_vars import get_args
 
         first = get_args().consumed_train_samples
-        session.step_begins()
         if session.losses is None:
-            return original(*args, **kwargs)
+            result = original(*args, **kwargs)
+            session.step_ends()
+            return result
         bound = signature.bind(*args, **kwargs)
         values = bound.arguments
         values["forward_step_func"] = _watched(values["forward_step_func"], session)

@@ -18,6 +18,7 @@ from megatron_fastmix.megatron.argument_checks import (
     cache_note,
     check_arguments,
     check_blend,
+    check_loader_follows,
     hides_sources,
     name_validation_sets,
 )
@@ -91,19 +92,17 @@ class Session:
 
     def checkpoint_known(self, state: Any, consumed: int) -> None:
         """Goes on from a checkpoint: `state` is what `args.fastmix_state` was (None without),
-        `consumed` its training samples. Raises `CheckpointError` where it does not fit."""
+        `consumed` its training samples. Raises `CheckpointError` where it does not fit, and
+        `ConfigError` where another mixture than the checkpoint's could not hold from there on."""
         if state is None and self._resumed:
             return  # another model's checkpoint, such as a teacher's, after the run's own
         self._resumed = state is not None
         self._sizes = dict((state or {}).get("epoch_sizes", {}))
         blend.uninstall()
-        self._install(self._mixture(state, consumed))
-
-    def step_begins(self) -> None:
-        """Before every training step: keeps what the next checkpoint saves up to date."""
-        assert self.mixture is not None
-        if self.mixture.counter[0] != self._noted:
-            self._note_state()
+        mixture = self._mixture(state, consumed)
+        if len(mixture.history) > 1:
+            check_loader_follows(self._args)
+        self._install(mixture)
 
     def pass_begins(self, first: int) -> None:
         """Before every forward pass of a training step whose global batch begins at `first`."""
@@ -111,9 +110,12 @@ class Session:
             self.losses.begin(first)
 
     def step_ends(self) -> None:
-        """After every training step."""
+        """After every training step: keeps what the next checkpoint saves up to date, too."""
         if self.losses is not None:
             self.losses.end()
+        assert self.mixture is not None
+        if self.mixture.counter[0] != self._noted:
+            self._note_state()
 
     def rows(self, consumed: int) -> list[SourceRow] | None:
         """The sources after `consumed` samples, on the ranks of the last pipeline stage; None

@@ -4,15 +4,18 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from megatron_fastmix import blend
 from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule
-from megatron_fastmix.errors import CheckpointError
+from megatron_fastmix.errors import CheckpointError, ConfigError
 from megatron_fastmix.megatron.options import RunOptions
-from megatron_fastmix.megatron.resume import check_sizes, resumed, run_state
+from megatron_fastmix.megatron.resume import ATTRIBUTE, check_sizes, resumed, run_state
 from megatron_fastmix.megatron.run_mixture import RunMixture, other_weights
+from megatron_fastmix.megatron.session import Session
 
 OPTIONS = RunOptions(mixture=Path("r"), max_epochs={"a": 4.0})
 ACCEPTING = RunOptions(mixture=Path("r"), max_epochs={"a": 4.0}, accept_changes=True)
@@ -221,3 +224,40 @@ def test_what_no_blend_file_writes_is_left_out_before_the_blend_is_known():
     assert drawn.schedule.names == ("a", "b")
     assert list(drawn.paths) == ["a", "b"]
     assert left_out == {"c": SHARDS["c"]}
+
+
+@pytest.fixture
+def session(tmp_path):
+    """A run on a mixture of three sources, its arguments parsed, and those arguments."""
+    schedule = asked((0, (0.5, 0.3, 0.2)))
+    schedule.write(tmp_path / "schedule.yaml")
+    begun = Session(
+        RunOptions(
+            schedule=tmp_path / "schedule.yaml",
+            sources={name: (f"/data/{name}",) for name in "abc"},
+            accept_changes=True,
+        )
+    )
+    args = SimpleNamespace(seed=1, seq_length=64, global_batch_size=8, micro_batch_size=2)
+    begun.arguments_known(args, [(["/data/a", "/data/b", "/data/c"], [1.0, 1.0, 1.0]), None])
+    yield begun, args
+    blend.uninstall()
+
+
+def test_a_change_during_a_step_is_in_that_steps_checkpoint(session):
+    begun, args = session
+    begun.mixture.update({"a": 0.1, "b": 0.6, "c": 0.3})
+    begun.step_ends()
+    assert getattr(args, ATTRIBUTE)["history"][-1][1] == [0.1, 0.6, 0.3]
+
+
+def test_another_mixture_does_not_go_on_under_a_cyclic_loader(session):
+    begun, args = session
+    before = {"a": 0.2, "b": 0.2, "c": 0.6}
+    state = getattr(args, ATTRIBUTE) | {"asked": [[0, before]]}
+    state["history"] = [[0, list(before.values())]]
+    begun.checkpoint_known(state, 64)
+    assert [at for at, _ in begun.mixture.history] == [0, 64]
+    args.dataloader_type = "cyclic"
+    with pytest.raises(ConfigError, match="from a checkpoint of another one on"):
+        begun.checkpoint_known(state, 64)
