@@ -285,7 +285,7 @@ class DatasetWork:
         else:
             del dataset["max_values"]  # moves no byte
         if self.dataset.record_type != "text":
-            dataset["encoding"] = "whole text"
+            dataset["encoding"] = "whole text, with system and tools"
         content = {
             "dataset": dataset,
             "append_eod": self.append_eod,

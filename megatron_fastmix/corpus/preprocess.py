@@ -53,7 +53,7 @@ def preprocess(
         sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
     )
-    for note in tokenizer.notes if config.append_eod else ():
+    for note in (*(tokenizer.notes if config.append_eod else ()), *tokenizer.encoding_notes):
         report(note)
     inputs = {prefix: input_records(paths) for prefix, paths in files.items()} | inputs
     excluded: set[bytes] = set()

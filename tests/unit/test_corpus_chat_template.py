@@ -6,6 +6,7 @@ import re
 import pytest
 
 from megatron_fastmix.corpus.documents.chat_template import ChatTemplate, read_chat_template
+from megatron_fastmix.corpus.tokenizers.registry import tokenizer_files
 from megatron_fastmix.errors import ConfigError, DataError
 from tests.unit.templates_of_transformers import marked, rendered
 from tests.unit.test_corpus_answer_only import learned, run
@@ -69,6 +70,38 @@ def test_the_generation_tag_inside_a_macro():
     assert answers == ["Hi</s>", "Hello</s>"]  # as the template says, whoever speaks
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% macro say(m) %}ASSISTANT: {% generation %}{{ m.content }}{% endgeneration %}"
+        "{% endmacro %}{% for m in messages %}{% if m.role == 'assistant' %}{{ say(m) }}!"
+        "{% else %}{{ m.content }}\n\n{% endif %}{% endfor %}",
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% set a %}{% generation %}"
+        "{{ m.content }}{% endgeneration %}{% endset %}ASSISTANT: {{ a }}!{% else %}"
+        "{{ m.content }}\n\n{% endif %}{% endfor %}",
+        "{% for m in messages %}{% if m.role == 'assistant' %}ASSISTANT: {% filter trim %}"
+        " {% generation %}{{ m.content }}{% endgeneration %} {% endfilter %}!{% else %}"
+        "{{ m.content }}\n\n{% endif %}{% endfor %}",
+    ],
+)
+def test_a_short_answer_is_marked_where_it_is_written(source):
+    turns = [
+        {"role": "user", "content": "Is it A or S?"},
+        {"role": "assistant", "content": "A"},
+        {"role": "user", "content": "\ufdd8"},
+        {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": "S"},
+    ]
+    text, answers = ChatTemplate(source=source).render(turns[:2] + turns[3:])
+    assert text == "Is it A or S?\n\nASSISTANT: A!ASSISTANT: !ASSISTANT: S!"
+    assert [(start, text[start:stop]) for start, stop in answers] == [
+        (text.index(" A!") + 1, "A"),
+        (text.index(" S!") + 1, "S"),
+    ]
+    # A text that has the marks itself is searched, as where the template looks into the body.
+    assert answers_of(ChatTemplate(source=source), turns)[1][-1] in "AS"
+
+
 REASONING = (
     "{% for m in messages %}<|{{ m.role }}|>"
     "{% if m.role == 'assistant' and not loop.last %}{{ m.content.split('</think>')[-1] }}"
@@ -122,6 +155,22 @@ def test_tools_take_the_template_for_them(tmp_path):
     tools = [{"name": "clock"}]
     assert answers_of(template, MESSAGES)[0].startswith("<s>")
     assert answers_of(template, MESSAGES, {"tools": tools})[0].startswith("clock<s>")
+
+
+def test_templates_beside_the_usual_one_are_read(tmp_path):
+    more = tmp_path / "additional_chat_templates"
+    more.mkdir()
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    (more / "tool_use.jinja").write_text("{{ tools[0].name }}" + CHATML)
+    (more / "rag.jinja").write_text("{% damaged %}")  # never asked for
+    (tmp_path / "tokenizer_config.json").write_text(tokenizer_config(chat_template=None))
+    for path in (tmp_path, tmp_path / "chat_template.jinja"):
+        template = read_chat_template(path)
+        assert template.source == CHATML
+        tools = [{"name": "clock"}]
+        assert answers_of(template, MESSAGES)[0].startswith("<s><|system|>")
+        assert answers_of(template, MESSAGES, {"tools": tools})[0].startswith("clock<s>")
+    assert str(more / "tool_use.jinja") in tokenizer_files(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])

@@ -57,6 +57,10 @@ def tar() -> bytes:
         (LINES.replace("\n", "\r"), "carriage returns alone"),
         ("".join(f"\x1e{line}\n" for line in LINES.splitlines()), "a record separator"),
         ("".join(f"{record!r}\n" for record in RECORDS), "Python's dicts"),
+        (
+            "".join(f'{{"note":"a\tb\rc","text":{json.dumps(r["text"])}}}\n' for r in RECORDS),
+            r"control characters inside its strings, such as '\t'",
+        ),
         (table(","), "a CSV table with the columns text, id"),
         (table("\t"), "a TSV table"),
         (json.dumps({"version": 1, "data": RECORDS}, indent=1), "its records under 'data'"),

@@ -101,6 +101,7 @@ def test_a_second_run_writes_nothing_and_a_changed_input_is_written_anew(tmp_pat
     [
         (b'{"text": "cut', "malformed JSON"),
         (b'{"text": "\xff"}', "invalid UTF-8"),
+        (bytes(4096) + b'{"text": "b"}', "holds NUL bytes"),
         (b'{"body": "x"}', "no key 'text'; the record has: body"),
         (b'{"text": 3}', "is int, not text"),
         (b'["text"]', "expected a JSON object, found list"),

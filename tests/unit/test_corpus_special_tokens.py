@@ -47,7 +47,6 @@ def load(folder, tokenizer_json, **files):
         {"config": {"text_config": {"eos_token_id": 2}}},
         {
             "tokenizer_config": {"eos_token": "<|end|>", "add_eos_token": True},
-            "special_tokens_map": {"eos_token": "<s>"},
             "generation_config": {"eos_token_id": 0},
         },
     ],
@@ -57,6 +56,26 @@ def test_the_end_token_is_the_one_that_a_file_names(tmp_path, tokenizer_json, fi
     assert tokenizer.eod == 2
     assert tokenizer.notes == ()
     assert tokenizer.template_tokens["eos_token"] == "<|end|>"
+
+
+@pytest.mark.parametrize(("listed", "eod"), [(None, 1), ({}, 2)])
+def test_of_two_files_that_disagree_the_one_of_transformers_is_taken(
+    tmp_path, tokenizer_json, listed, eod
+):
+    transformers = pytest.importorskip("transformers")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>"}
+    config |= {} if listed is None else {"added_tokens_decoder": listed}
+    tokenizer = load(
+        tmp_path,
+        tokenizer_json,
+        tokenizer_config=config,
+        special_tokens_map={"eos_token": "<s>"},
+        generation_config={"eos_token_id": 0},
+    )
+    assert tokenizer.eod == eod
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).eos_token_id == eod
+    (note,) = tokenizer.encoding_notes
+    assert "eos_token is '<" in note and "make them agree" in note
 
 
 @pytest.mark.parametrize(
@@ -97,8 +116,11 @@ def test_a_guess_is_said(tmp_path, tokenizer_json):
 
 
 def test_a_template_that_names_unknown_tokens_is_said(tmp_path, tokenizer_json):
-    load(tmp_path, tokenizer_json, tokenizer_config={"eos_token": "<|end|>", "sep_token": "~~"})
-    (tmp_path / "chat_template.jinja").write_text(
+    load(tmp_path, tokenizer_json, tokenizer_config={"eos_token": "<|end|>"})
+    other = tmp_path / "other"  # model, whose tokens this tokenizer does not have
+    other.mkdir()
+    (other / "tokenizer_config.json").write_text('{"sep_token": "~~"}')
+    (other / "chat_template.jinja").write_text(
         "{% for m in messages %}{{ cls_token }}{{ m.content }}{{ eos_token }}{{ sep_token }}"
         "{% endfor %}"
     )
@@ -113,7 +135,7 @@ def test_a_template_that_names_unknown_tokens_is_said(tmp_path, tokenizer_json):
                 prefix=str(tmp_path / "out"),
                 input=(str(tmp_path / "in.jsonl"),),
                 record_type="messages",
-                chat_template=str(tmp_path),
+                chat_template=str(other),
             ),
         ),
         append_eod=False,
@@ -143,6 +165,7 @@ FILES = {
             "{% if tools is defined %}{{ tools | tojson(indent=2) }}{% endif %}",
         }
     ),
+    "added_tokens.json": '{"<|more|>": 12, "<|most|>": 13}',
     "special_tokens_map.json": '{"eos_token": "<|end|>", "pad_token": "<pad>"}',
     "generation_config.json": '{"eos_token_id": [2, 0], "bos_token_id": 1}',
     "chat_template.jinja": "{% for m in messages %}{% generation %}{{ m.content | trim }}"

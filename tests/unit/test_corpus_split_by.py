@@ -114,7 +114,7 @@ def test_a_second_run_reads_no_input_and_a_changed_one_is_read(tmp_path, monkeyp
         return original(path, *arguments)
 
     monkeypatch.setattr(split_by, "iter_chunks", counted)
-    monkeypatch.setattr("megatron_fastmix.corpus.preprocess.iter_chunks", counted)
+    monkeypatch.setattr("megatron_fastmix.corpus.dataset_work.iter_chunks", counted)
     assert all("up to date" in text for text in run(dataset))
     assert reads == []
     kept = tmp_path / "in/out.split_by.json"

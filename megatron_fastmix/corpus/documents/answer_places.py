@@ -11,6 +11,10 @@ _WORD = "\ufdd4answer\ufdd5"
 _PROMPT_ENDS = (16, 8, 4)
 """Characters by which the end of a prompt is known again, the more the surer."""
 
+_LIKE = 4
+"""Characters by which the prompt and the answered prompt must end alike before it is asked whether
+each text ends with a prompt."""
+
 
 class Render(Protocol):
     """The text of some messages. Raises `ValueError` where the template fails."""
@@ -55,9 +59,30 @@ def _added(
         answered = text if last else render(messages[: number + 1])
     except ValueError:  # such as a conversation that the assistant begins
         return None
-    if answered.startswith(asked) and text.startswith(answered):
-        return len(asked), len(answered)
-    return None
+    if not answered.startswith(asked):
+        return None
+    if asked[-_LIKE:] == answered[-_LIKE:] and _always_asks(render, messages[:number]):
+        raise ValueError(
+            "the chat template ends each conversation with the prompt for another answer, whether "
+            "asked for it or not, so that the ends of answers cannot be told apart; put "
+            "{% if add_generation_prompt %} and {% endif %} around that prompt in the template"
+        )
+    return (len(asked), len(answered)) if text.startswith(answered) else None
+
+
+def _always_asks(render: Render, messages: Sequence[dict[str, Any]]) -> bool:
+    """Whether the template ends an answered conversation with what is not there once it goes on,
+    and takes no notice of `add_generation_prompt`."""
+    answered = [*messages, {"role": "assistant", "content": _WORD}]
+    try:
+        text = render(answered)
+        if text != render(answered, ask=True):
+            return False
+        longer = render([*answered, {"role": "user", "content": "x"}])
+    except ValueError:
+        return False
+    end = text.rpartition(_WORD)[2].rstrip()
+    return not longer.rpartition(_WORD)[2].startswith(end)
 
 
 def _exchanged(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -12,7 +12,11 @@ from typing import Any, NoReturn
 
 from megatron_fastmix.corpus.documents.answer_places import answer_places
 from megatron_fastmix.corpus.tokenizers.hub_names import local_file
-from megatron_fastmix.corpus.tokenizers.tokenizer_files import read_settings, special_tokens
+from megatron_fastmix.corpus.tokenizers.tokenizer_files import (
+    more_templates,
+    read_settings,
+    special_tokens,
+)
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.text_files import read_text
 
@@ -51,7 +55,7 @@ class ChatTemplate:
             return self._render(messages, variables, ask=ask)[0]
 
         text, marked = self._render(messages, variables)
-        if not _compiled(self._source(variables)).has_generation_tag:
+        if not self.marks_answers(variables):
             return text, answer_places(plain, messages, text, first_answer)
         start = 0
         if first_answer:
@@ -64,6 +68,10 @@ class ChatTemplate:
     def render_text(self, messages: Messages, variables: Mapping[str, Any]) -> str:
         """The whole text; see `render`."""
         return self._render(messages, variables)[0]
+
+    def marks_answers(self, variables: Mapping[str, Any]) -> bool:
+        """Whether the template for these variables has the tag `{% generation %}`."""
+        return _compiled(self._source(variables)).has_generation_tag
 
     def names(self, variables: Mapping[str, Any]) -> frozenset[str]:
         """Variables, attributes and texts that the template for these variables mentions."""
@@ -106,11 +114,16 @@ class ChatTemplate:
     ) -> tuple[str, Spans]:
         compiled = _compiled(self._source(variables))
         values = {"tools": None, "documents": None, **self.special_tokens, **variables}
-        try:
-            blocks = compiled.template.generate(
+
+        def blocks() -> Iterator[str]:
+            found: Iterator[str] = compiled.template.generate(
                 messages=list(messages), add_generation_prompt=ask, **values
             )
-            text, spans = compiled.template.environment.generation_tag.render(blocks)
+            return found
+
+        try:
+            tag = compiled.template.environment.generation_tag
+            text, spans = tag.render(blocks, captured=compiled.captures_tag)
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise ValueError("the rendered text holds half a surrogate pair") from None
@@ -163,7 +176,9 @@ def _sources(path: Path) -> dict[str, str]:
                 return found
         return {}
     if path.suffix != ".json":
-        return {"default": read_text(path, "the chat template")}
+        more = more_templates(path.parent) if path.name == "chat_template.jinja" else []
+        files = {"default": path} | {f.stem: f for f in more if f.stem in {"default", "tool_use"}}
+        return {name: read_text(file, "the chat template") for name, file in files.items()}
     value = read_settings(path).get("chat_template")
     entries = [{"name": "default", "template": value}] if isinstance(value, str) else value or []
     found = {}
@@ -189,6 +204,8 @@ class _Compiled:
     """What the template takes from outside."""
     names: frozenset[str]
     has_generation_tag: bool
+    captures_tag: bool
+    """Whether the tag stands where its text is kept before it is written."""
 
 
 @lru_cache
@@ -198,7 +215,7 @@ def _compiled(source: str) -> _Compiled:
     from jinja2.exceptions import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    from megatron_fastmix.corpus.documents.generation_tag import GenerationTag
+    from megatron_fastmix.corpus.documents.generation_tag import GenerationTag, captures_tag
 
     def raise_exception(message: str) -> NoReturn:
         raise TemplateError(message)
@@ -238,6 +255,7 @@ def _compiled(source: str) -> _Compiled:
             variables=variables,
             names=frozenset(names) | variables,
             has_generation_tag=any(True for _ in calls),
+            captures_tag=captures_tag(tree),
         )
     except Exception as error:  # a damaged file may fail in any part of jinja2 or of Python
         reason = str(error) or type(error).__name__

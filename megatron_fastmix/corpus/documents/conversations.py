@@ -11,9 +11,14 @@ from megatron_fastmix.corpus.documents.content_parts import (
     check_parts,
     for_template,
     joined,
-    texts_of,
 )
 from megatron_fastmix.corpus.documents.document import Document
+from megatron_fastmix.corpus.documents.nothing_lost import (
+    CALLS,
+    REASONING,
+    TOOLS,
+    check_nothing_lost,
+)
 from megatron_fastmix.corpus.documents.tool_forms import (
     parsed,
     tool_list,
@@ -25,21 +30,13 @@ ROLES = {"system", "user", "assistant", "tool"}
 """Known without a chat template; a template may know others."""
 RECORD_VARIABLES = ("tools", "documents", "functions")
 """What a record may hold beside its messages that belongs to the conversation."""
-_TOOLS = ("tools", "functions")
-"""What a message may hold of these."""
-_CALLS = ("tool_calls", "function_call")
-_REASONING = ("reasoning_content", "thinking", "reasoning")
 _LEARNED = ("weight", "train", "loss", "loss_mask")
 """Keys of OpenAI, Axolotl and ms-swift by which an answer is learned or, at 0 or false, is not."""
 _NEEDS_TEMPLATE = (
     "which needs a chat template (--chat-template); give one, or remove the key to leave them out"
 )
-_SHAPES = 4096
-"""Shapes of conversations remembered; then all are forgotten."""
 _OPEN, _CLOSE = "\ufdd2", "\ufdd3"
 """Never assigned by Unicode, so that no text has them."""
-
-_known_losses: dict[Any, str | None] = {}
 
 
 def conversation_document(
@@ -55,8 +52,8 @@ def conversation_document(
     `record` holds what the template may ask for beside the messages, such as `tools`.
     `control_tokens` become tokens where the template writes them. Messages before `first_answer`
     are no answers, nor are those whose `weight`, `train`, `loss` or `loss_mask` is 0 or false.
-    Raises `ValueError` where there is nothing to learn, or something of the
-    conversation would be lost.
+    Raises `ValueError` where there is nothing to learn, or something of the conversation would be
+    lost, or what others say would be learned.
     """
     if not isinstance(messages, list) or not messages:
         raise ValueError("messages must be a list of {role, content}, and not empty")
@@ -75,9 +72,7 @@ def conversation_document(
             )
     turns = _as_taken(turns, template, variables)
     text, answers = template.render(turns, variables, first_answer=first_answer)
-    lost = _lost(template, turns, variables, text)
-    if lost:
-        raise ValueError(f"the chat template leaves out {lost}; use one that renders it")
+    check_nothing_lost(template, turns, variables, text, first_answer)
     if not all(learned.values()):
         if len(answers) != len(learned):
             raise ValueError(
@@ -175,7 +170,7 @@ def _turn(message: Any, number: int, template: ChatTemplate | None) -> dict[str,
             "others with a chat template that renders them"
         )
     turn = with_calls(turn, number)
-    calls = role == "assistant" and any(turn.get(key) for key in _CALLS)
+    calls = role == "assistant" and any(turn.get(key) for key in CALLS)
     content = turn.get("content")
     if content is None:
         if "content" in message and not calls:
@@ -190,11 +185,11 @@ def _turn(message: Any, number: int, template: ChatTemplate | None) -> dict[str,
     else:
         check_text(content, "content")
     if template is None:
-        told = [key for key in (*_CALLS, *_REASONING) if turn.get(key)]
-        told += [key for key in _TOOLS if tool_list(key, turn.get(key))]
+        told = [key for key in (*CALLS, *REASONING) if turn.get(key)]
+        told += [key for key in TOOLS if tool_list(key, turn.get(key))]
         if told:
             raise ValueError(f"message {number} has {told[0]!r}, {_NEEDS_TEMPLATE}")
-    reasoning = next((turn[key] for key in _REASONING if turn.get(key)), None)
+    reasoning = next((turn[key] for key in REASONING if turn.get(key)), None)
     if reasoning is not None:  # under each name that a template may know
         turn = {"thinking": reasoning, **turn, "reasoning_content": reasoning}
     return turn
@@ -214,108 +209,6 @@ def _plain(
 
 def _variable(name: str, value: Any) -> Any:
     return parsed(name, value) if name == "documents" else tool_list(name, value)
-
-
-def _lost(
-    template: ChatTemplate, turns: list[dict[str, Any]], variables: Mapping[str, Any], text: str
-) -> str:
-    """What of the conversation is not in its text, in words; "" where all of it is.
-
-    The template is asked what it does with a conversation of this shape: each turn's text gives way
-    to a word of its own, which must come out.
-    """
-    names = template.names(variables)
-    for number, turn in enumerate(turns, start=1):
-        for keys in (_CALLS, _REASONING):
-            told = [key for key in keys if turn.get(key)]
-            if told and not names & {*told, *(_REASONING if keys is _REASONING else ())}:
-                return f"{told[0]!r} of message {number} ({turn['role']})"
-    own = [turn.get(key) for turn in turns for key in _TOOLS]
-    for tool in (
-        t for tools in (variables.get("tools"), *own) for t in tool_list("tools", tools) or ()
-    ):
-        name = _function(tool).get("name")
-        if isinstance(name, str) and name not in text:
-            return f"the tool {name!r}"
-    shape = tuple(
-        (turn["role"], _kind(turn.get("content")), len(_calls(turn)), *sorted(turn))
-        for turn in turns
-    )
-    key = (template, shape, tuple(sorted(variables)))
-    if key not in _known_losses:
-        if len(_known_losses) >= _SHAPES:
-            _known_losses.clear()
-        _known_losses[key] = _lost_of_shape(template, turns, variables)
-    lost = _known_losses[key]
-    if lost is None:  # the template looks into the texts; then these must be found as they are
-        words = [_first_words(turn.get("content")) for turn in turns]
-        lost = _missing(words, turns, text)
-    return lost
-
-
-def _lost_of_shape(
-    template: ChatTemplate, turns: list[dict[str, Any]], variables: Mapping[str, Any]
-) -> str | None:
-    """As `_lost`, "" where nothing is; None where the template refuses such texts."""
-    words: list[list[str]] = []
-    call_words: list[str] = []
-    probes = []
-    for number, turn in enumerate(turns):
-        content = turn.get("content")
-        own = [
-            f"turnno{number}p{i}x" if part.strip() else part
-            for i, part in enumerate(texts_of(content))
-        ]
-        words.append([word for word in own if word.strip()])
-        if isinstance(content, list):
-            turn = {**turn, "content": [{"type": "text", "text": word} for word in own]}
-        elif words[-1]:
-            turn = {**turn, "content": own[0]}
-        calls = []
-        for call in _calls(turn):
-            call_words.append(f"callno{len(call_words)}x")
-            named = {**_function(call), "name": call_words[-1]}
-            calls.append({**call, "function": named} if "function" in call else named)
-        probes.append({**turn, "tool_calls": calls} if calls else turn)
-    try:
-        rendered = template.render_text(probes, variables)
-    except ValueError:
-        return None
-    if any(word not in rendered for word in call_words):
-        return "a call of 'tool_calls'"
-    return _missing(words, turns, rendered)
-
-
-def _missing(words: list[list[str]], turns: list[dict[str, Any]], text: str) -> str:
-    text = text.casefold()
-    for number, (turn, each) in enumerate(zip(turns, words, strict=True), start=1):
-        if any(word.casefold() not in text for word in each):
-            return f"the content of message {number} ({turn['role']})"
-    return ""
-
-
-def _calls(turn: dict[str, Any]) -> list[dict[str, Any]]:
-    """The turn's calls of functions by name."""
-    calls = turn.get("tool_calls")
-    calls = calls if isinstance(calls, list) else []
-    return [call for call in calls if "name" in _function(call)]
-
-
-def _function(tool: Any) -> dict[str, Any]:
-    """A tool or a call of one: an object that holds the function, or is it."""
-    inner = tool.get("function", tool) if isinstance(tool, dict) else {}
-    return inner if isinstance(inner, dict) else {}
-
-
-def _first_words(content: Any) -> list[str]:
-    """Of each part. Quotes and line breaks, which end a word, may come out escaped."""
-    found = (re.search(r"\w+", text) for text in texts_of(content))
-    return [word[0] for word in found if word]
-
-
-def _kind(content: Any) -> tuple[bool, ...]:
-    """What a template may tell a content by: whether it is a list, and which texts are blank."""
-    return (isinstance(content, list), *(not text.strip() for text in texts_of(content)))
 
 
 def _controls(

@@ -193,13 +193,13 @@ def _plain_document(record: bytes, record_format: InputFormat) -> Document:
 def _parse_json(line: bytes) -> dict[str, Any]:
     try:
         value = json.loads(line, object_pairs_hook=unique_keys)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"invalid UTF-8 at byte {error.start + 1} of the line") from None
-    except json.JSONDecodeError as error:
-        if b"\0" in line:
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        if b"\0" in line:  # by which `json` may have taken the line for UTF-32
             raise ValueError(
                 "holds NUL bytes, as a copy that was cut off leaves; copy or make the file again"
             ) from None
+        if isinstance(error, UnicodeDecodeError):
+            raise ValueError(f"invalid UTF-8 at byte {error.start + 1} of the line") from None
         raise ValueError(f"malformed JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
         raise ValueError("malformed JSON: nested too deeply") from None

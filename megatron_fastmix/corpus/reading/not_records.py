@@ -25,6 +25,10 @@ _PYTHON_LINES = (
     "python3 -c 'import ast, json; [print(json.dumps(ast.literal_eval(s))) "
     f"for s in {_TEXT} if s.strip()]'"
 )
+_ESCAPED_LINES = (
+    "python3 -c 'import json; [print(json.dumps(json.loads(s, strict=False))) "
+    'for s in open(0, encoding="utf-8-sig", newline="\\n") if s.strip()]\''
+)
 _TABLE_ROWS = (
     "python3 -c 'import csv, json; csv.field_size_limit(2**31 - 1); "
     f'[print(json.dumps(r)) for r in csv.DictReader({_TEXT}, delimiter="{{}}")]\''
@@ -133,11 +137,24 @@ def _of_objects(first: str) -> Form | None:
     try:
         _, end = json.JSONDecoder().raw_decode(first)
     except (ValueError, RecursionError):
-        return _of_python(first)
+        return _of_raw_characters(first) or _of_python(first)
     rest = first[end:].strip()
     if rest.startswith("{"):
         return Form(what="holds several objects on a line", command="jq -c .")
     return None
+
+
+def _of_raw_characters(first: str) -> Form | None:
+    """JSON but for tabs and the like in its strings as they are."""
+    try:
+        json.loads(first, strict=False)
+    except (ValueError, RecursionError):
+        return None
+    found = next(character for character in first if character < " ")
+    return Form(
+        what=f"has control characters inside its strings, such as {found!r}, that are not escaped",
+        command=_ESCAPED_LINES,
+    )
 
 
 def _of_python(first: str) -> Form | None:

@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_fastmix.corpus.tokenizers.tokenizer_files import NamedToken, special_tokens
+from megatron_fastmix.corpus.tokenizers.added_tokens import (
+    AddedToken,
+    ignored_settings,
+    stated_tokens,
+)
+from megatron_fastmix.corpus.tokenizers.tokenizer_files import (
+    NamedToken,
+    disagreements,
+    special_tokens,
+)
 from megatron_fastmix.corpus.tokenizers.tokenizer_interface import (
     NO_TOKEN,
     LocatedTokens,
@@ -25,7 +34,8 @@ class HuggingFaceTokenizer(Tokenizer):
     """Ids equal those of `tokenizers.Tokenizer.encode` without added special tokens.
 
     Special tokens are those that the files beside it name (`tokenizer_files`), or else well-known
-    names. As in `transformers`, the text of a special token becomes that token wherever it is.
+    names. As in `transformers`, the text of a special token becomes that token wherever it is, and
+    tokens that only those files have are added.
     """
 
     tokenizer_type = "HuggingFaceTokenizer"
@@ -38,13 +48,23 @@ class HuggingFaceTokenizer(Tokenizer):
     ) -> None:
         """`named` are the special tokens where the files beside `path` are not to be asked."""
         self._content, self._path = content, path
+        self._more: tuple[AddedToken, ...] = ()
         self._load()
         if named is None:
+            self._more = self._unknown(stated_tokens(path.parent))
+            self._add_more()
             named = special_tokens(path.parent, self._backend.id_to_token)
+            self.encoding_notes = (
+                *disagreements(path.parent, named),
+                *ignored_settings(path.parent, content),
+            )
         self._named: dict[str, NamedToken] = named
         self._find_special_tokens()
         settings = {key: self._named[key].text for key in _SETTINGS if key in self._named}
         identity = content + json.dumps(settings, sort_keys=True)
+        if self._more:
+            more = [[token.text, dict(token.flags)] for token in self._more]
+            identity += json.dumps(more, sort_keys=True)
         self.sha256 = hashlib.sha256(identity.encode()).hexdigest()
 
     def _load(self) -> None:
@@ -60,12 +80,38 @@ class HuggingFaceTokenizer(Tokenizer):
                 self._backend = Backend.from_str(json.dumps(bare))
             self._backend.no_truncation()
             self._backend.no_padding()
-            self._added = dict(self._backend.get_added_tokens_decoder())
             vocabulary = self._backend.get_vocab()
         except Exception as error:  # the package raises plain Exception
             raise DataError(f"{self._path}: not a tokenizer.json: {error}") from None
         if not vocabulary:
             raise DataError(f"{self._path}: the vocabulary is empty; copy the file again")
+        self._add_more()
+
+    def _unknown(self, stated: Sequence[AddedToken]) -> tuple[AddedToken, ...]:
+        """Those of the tokens that tokenizer.json does not add by itself."""
+        known, unknown = {token.content for token in self._added.values()}, []
+        for token in stated:
+            # An end token that was never trained is refused; see `_find_special_tokens`.
+            is_end = token.name == "eos_token" and not self.has_token(token.text)
+            if token.text not in known and not is_end:
+                known.add(token.text)
+                unknown.append(token)
+        return tuple(unknown)
+
+    def _add_more(self) -> None:
+        """Adds the tokens of the files beside it, and takes stock."""
+        from tokenizers import AddedToken as Added
+
+        for token in self._more:
+            self._backend.add_tokens([Added(token.text, **token.flags)])
+            number = self._backend.token_to_id(token.text)
+            if token.id not in (None, number):
+                raise DataError(
+                    f"{token.file}: states {token.text!r} with id {token.id}, but after the tokens "
+                    f"of {self._path} its id is {number}; copy both files again from one model"
+                )
+        self._added = dict(self._backend.get_added_tokens_decoder())
+        vocabulary = self._backend.get_vocab()
         # Ids may have gaps: the size must exceed the largest.
         self.vocab_size = max(len(vocabulary), 1 + max(vocabulary.values()))
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_fastmix.corpus.tokenizers.added_tokens import ADDED_FILE, foreign_to_model
 from megatron_fastmix.corpus.tokenizers.byte_tokenizer import ByteLevelTokenizer
 from megatron_fastmix.corpus.tokenizers.gpt2_tokenizer import GPT2BPETokenizer
 from megatron_fastmix.corpus.tokenizers.hub_names import local_file
@@ -22,7 +23,12 @@ from megatron_fastmix.corpus.tokenizers.sentencepiece_tokenizer import (
     SentencePieceTokenizer,
 )
 from megatron_fastmix.corpus.tokenizers.tiktoken_tokenizer import TikTokenizer
-from megatron_fastmix.corpus.tokenizers.tokenizer_files import ID_FILES, NAMING_FILES, read_content
+from megatron_fastmix.corpus.tokenizers.tokenizer_files import (
+    ID_FILES,
+    NAMING_FILES,
+    more_templates,
+    read_content,
+)
 from megatron_fastmix.corpus.tokenizers.tokenizer_interface import NO_TOKEN, Tokenizer
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.text_files import decode_text
@@ -104,9 +110,10 @@ def _hint(folder: Path) -> str:
 def tokenizer_files(path: str) -> list[str]:
     """Every file that may be read of a tokenizer or a chat template at `path`."""
     folder = Path(path) if os.path.isdir(path) else Path(path).parent
-    beside = (*NAMING_FILES, *ID_FILES, "chat_template.jinja", "chat_template.json")
+    beside = (*NAMING_FILES, ADDED_FILE, *ID_FILES, "chat_template.jinja", "chat_template.json")
     names = [*(name for names in _FILES_OF_FOLDER.values() for name in names), *beside]
     found = [str(folder / name) for name in names if (folder / name).is_file()]
+    found += map(str, more_templates(folder))
     return found if os.path.isdir(path) else [path, *found]
 
 
@@ -149,6 +156,7 @@ def load_tokenizer(
         path = tokenizer_file(tokenizer_type, tokenizer_model)
         if tokenizer_type in _SENTENCEPIECE:
             tokenizer = _SENTENCEPIECE[tokenizer_type](read_content(path), str(path))
+            tokenizer.encoding_notes = tuple(foreign_to_model(path, tokenizer))
         elif tokenizer_type == GPT2BPETokenizer.tokenizer_type:
             merges = path.with_name(path.name.replace("vocab.json", "merges.txt"))
             tokenizer = GPT2BPETokenizer(path, merges)

@@ -135,7 +135,9 @@ class SentencePieceTokenizer(Tokenizer):
         return {n: self._processor.id_to_piece(i) for n, i in tokens if i < self._pieces}
 
     def has_token(self, text: str) -> bool:
-        return bool(self._processor.piece_to_id(text) != self._processor.unk_id())
+        unknown = self._processor.unk_id()
+        found = self._processor.piece_to_id(text)
+        return bool(found != unknown or self._processor.id_to_piece(unknown) == text)
 
     def show(self, token: int) -> str | None:
         if not 0 <= token < self._pieces:

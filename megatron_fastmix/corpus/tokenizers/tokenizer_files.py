@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.text_files import read_bytes, read_json_object
 
-NAMING_FILES = ("tokenizer_config.json", "special_tokens_map.json")
-"""Files that name special tokens by their text, the first that names one first."""
+CONFIG_FILE = "tokenizer_config.json"
+NAMING_FILES = (CONFIG_FILE, "special_tokens_map.json")
+"""Files that name special tokens by their text."""
 ID_FILES = ("generation_config.json", "config.json")
 """Files that name the end token by its id."""
 _TEXT_MODELS = ("text_config", "llm_config", "language_config")
 """Keys of `config.json` under which a model of text and images keeps its language model."""
 _NAMES = {"bos_token", "eos_token", "pad_token", "unk_token"}
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_MORE_NAMES = ("extra_special_tokens", "model_specific_special_tokens")
+"""Keys under which `tokenizer_config.json` may have further names, each with its token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,13 @@ class NamedToken:
 
     text: str
     file: Path
+    flags: Mapping[str, bool] = field(default_factory=dict)
+    """How it is found in text, by the names of `tokenizers.AddedToken`, where the file says so."""
+
+
+def more_templates(folder: Path) -> list[Path]:
+    """The chat templates that a model has beside chat_template.jinja, each by its file's name."""
+    return sorted((folder / "additional_chat_templates").glob("*.jinja"))
 
 
 def read_content(path: Path) -> bytes:
@@ -65,16 +76,8 @@ def special_tokens(
     not asked. Raises `DataError` for a damaged file, and for an id that is none of the tokenizer's.
     """
     found: dict[str, NamedToken] = {}
-    for name in NAMING_FILES:
-        path = folder / name
-        if not path.exists():
-            continue
-        for key, value in read_settings(path).items():
-            if not key.endswith("_token") or isinstance(value, bool):  # such as add_bos_token
-                continue
-            text = token_text(value, key, path)
-            if text is not None and key not in found:
-                found[key] = NamedToken(text=text, file=path)
+    for path in naming_files(folder):
+        found = _named_in(path) | found
     if "eos_token" not in found and text_of is not None:
         for name in ID_FILES:
             path = folder / name
@@ -90,6 +93,53 @@ def special_tokens(
             found["eos_token"] = NamedToken(text=text, file=path)
             break
     return found
+
+
+def naming_files(folder: Path) -> list[Path]:
+    """The files in `folder` that name special tokens, the one that counts first.
+
+    As in `transformers`, special_tokens_map.json counts before a tokenizer_config.json that does
+    not list its tokens under `added_tokens_decoder`, as old ones do not.
+    """
+    there = [folder / name for name in NAMING_FILES if (folder / name).exists()]
+    if len(there) == 2 and read_settings(there[0]).get("added_tokens_decoder") is None:
+        there.reverse()
+    return there
+
+
+def disagreements(folder: Path, named: Mapping[str, NamedToken]) -> list[str]:
+    """What users should be told where another file in `folder` names another token than `named`."""
+    return [
+        f"{path}: {key} is {other.text!r}, but {token.file.name} beside it has {token.text!r}, "
+        "which is taken, as transformers takes it; make them agree"
+        for path in naming_files(folder)
+        for key, other in _named_in(path).items()
+        if (token := named.get(key)) is not None and token.text != other.text
+    ]
+
+
+def token_flags(value: Any) -> dict[str, bool]:
+    """The flags of a serialized AddedToken; none of a string."""
+    fields = value if isinstance(value, dict) else {}
+    return {flag: bool(fields[flag]) for flag in _FLAGS if flag in fields}
+
+
+def _named_in(path: Path) -> dict[str, NamedToken]:
+    """The special tokens that one file names, by their names."""
+    settings = read_settings(path)
+    values = {
+        key: value
+        for key, value in settings.items()
+        if key.endswith("_token") and not isinstance(value, bool)  # such as add_bos_token
+    }
+    for more in (settings.get(key) for key in _MORE_NAMES):
+        values |= more if isinstance(more, dict) else {}
+    texts = {key: token_text(value, key, path) for key, value in values.items()}
+    return {
+        key: NamedToken(text=text, file=path, flags=token_flags(values[key]))
+        for key, text in texts.items()
+        if text is not None
+    }
 
 
 def _end_id(path: Path) -> int | None:

@@ -62,7 +62,9 @@ class Tokenizer(ABC):
     sha256: str
     """Identity of the tokenizer's content, wherever its file lies."""
     notes: tuple[str, ...] = ()
-    """What users should be told of it, such as an end token that was guessed."""
+    """What users should be told of its end token, such as that it was guessed."""
+    encoding_notes: tuple[str, ...] = ()
+    """What users should be told of how it encodes, such as settings that it does not follow."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
