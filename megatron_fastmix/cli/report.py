@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.blend_weights import read_blend_weights
+from megatron_fastmix.export.output_file import check_page
 from megatron_fastmix.export.paths import read_path_map
 from megatron_fastmix.report.run_record import RunRecord, are_begun
 from megatron_fastmix.report.write import read_runs, write_report
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--watch: found {args.watch}; use 1 second or more")
     first = Path(args.runs[0])
     folder = Path(args.output) if args.output else _own_folder(args.runs)
+    check_page(folder)
     pictures = not args.no_png
     path_map = read_path_map(args.path_map)
     while True:

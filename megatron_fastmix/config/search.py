@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -27,7 +29,8 @@ class SearchConfig:
     """Everything that a search depends on."""
 
     run_dir: str
-    """Folder of the run; created, or resumed when it holds a checkpoint."""
+    """Folder of the run; created, or resumed when it holds a checkpoint. A ~ at its beginning is
+    the home folder, as in a shell."""
     sources: tuple[SourceConfig, ...]
     """The K sources."""
     targets: tuple[TargetConfig, ...]
@@ -47,7 +50,7 @@ class SearchConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
-        require_path(self.run_dir, "run_dir")
+        object.__setattr__(self, "run_dir", _folder(self.run_dir))
         require(
             0 <= self.seed < 2**32,
             "seed",
@@ -304,6 +307,25 @@ class SearchConfig:
             f"{data_parallel_size} = {per_pass}: raise it{fewer}",
         )
         return batch // per_pass
+
+
+_VARIABLE = re.compile(r"\$(?:[A-Za-z_]|\{)")
+
+
+def _folder(run_dir: str) -> str:
+    """`run_dir` as a shell would have it: nobody wishes for a folder that is called ~ or $NAME. One
+    that is there is kept: an earlier release may have a search in it."""
+    require_path(run_dir, "run_dir")
+    if os.path.exists(run_dir):
+        return run_dir
+    require(
+        not _VARIABLE.search(run_dir),
+        "run_dir",
+        run_dir,
+        "no shell reads a configuration, so the folder would have this very name: write the value "
+        "of the variable, as `echo` prints it",
+    )
+    return os.path.expanduser(run_dir)
 
 
 def _present(dataset: SourceConfig | TargetConfig) -> tuple[str, ...]:

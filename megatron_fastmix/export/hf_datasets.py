@@ -6,7 +6,8 @@ import json
 
 from megatron_fastmix.export.blend import Blend
 
-_FUNCTION = '''
+HEAD = "from datasets import interleave_datasets\n\nSOURCES = {\n"
+FUNCTION = '''
 
 def blend(datasets, seed=1234, stopping_strategy="all_exhausted"):
     """Interleaves datasets, given by source name; all_exhausted repeats the ones that end first."""
@@ -21,10 +22,10 @@ def blend(datasets, seed=1234, stopping_strategy="all_exhausted"):
 
 def interleave(blend: Blend) -> str:
     """A Python file: the sources with their probabilities, and the call that interleaves them."""
-    lines = ["from datasets import interleave_datasets", "", "SOURCES = {"]
+    lines: list[str] = []
     for entry in blend.sources:
         values = {"path": entry.path, "probability": float(entry.weight)}
         name = json.dumps(entry.name, ensure_ascii=False)
         lines.append(f"    {name}: {json.dumps(values, ensure_ascii=False)},")
     lines.append("}")
-    return "\n".join(lines) + "\n" + _FUNCTION
+    return HEAD + "\n".join(lines) + "\n" + FUNCTION

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ Megatron's flags as YAML writes them. The first that a file has counts."""
 _PAIRED_KEYS = (("train_data_paths", "train_data_weights"), ("dataset_folder", "dataset_weights"))
 """Keys that hold prefixes and those that hold their weights: of GPT-NeoX and nanotron, which also
 has prefixes alone, or with their weights as a mapping."""
+_HELD_OUT = re.compile(r"val|valid|validation|test|(?!train_ds$)\w+_ds")
+"""Keys of what a configuration validates on, of Energon and NeMo: no blend to train on."""
 _SUMMABLE = 1e300
 """Of weights above it the sum may be beyond a float."""
 _ASSIGNED = re.compile(
@@ -165,6 +167,11 @@ def _prefix(word: object, where: str) -> str:
     if not isinstance(word, str) or not word.strip():
         raise DataError(f"{where}: found {word!r} in the place of a prefix; expected its path")
     prefix = word.strip()
+    if prefix == "???":
+        raise DataError(
+            f"{where}: found ??? in the place of a prefix, which in Hydra's configurations is a "
+            "value that is still missing; write the weights and prefixes there"
+        )
     if prefix[0] in "\"'@":
         what = "a reference" if prefix[0] == "@" else "a quotation mark"
         raise DataError(
@@ -206,7 +213,7 @@ def _words(text: str, where: str) -> list[Any]:
 def _structured(value: Any, where: str) -> list[Any]:
     """The list in JSON or YAML: alone, by split under `train`, or under one of `_BLEND_KEYS`."""
     what = "the blend"
-    value = _paired(value, where)
+    value = _paired(_of_splits(value), where)
     if isinstance(value, dict):
         for key in _BLEND_KEYS:
             found = list(_values_of(key, value))
@@ -253,6 +260,16 @@ def _structured(value: Any, where: str) -> list[Any]:
     return value
 
 
+def _of_splits(value: Any) -> Any:
+    """What an Energon metadataset trains on, where `value` is one; else `value`."""
+    splits = value.get("splits") if isinstance(value, dict) else None
+    train = splits.get("train") if isinstance(splits, dict) else None
+    if not isinstance(train, dict):
+        return value
+    path = train.get("path")
+    return [path] if isinstance(path, str) else train
+
+
 def _paired(values: Any, where: str) -> Any:
     """Prefixes and weights of two keys, at any depth, as Megatron-core's pair; `values` where there
     are none."""
@@ -273,12 +290,13 @@ def _paired(values: Any, where: str) -> Any:
 
 
 def _mappings(values: Any) -> Iterator[dict[str, Any]]:
-    """Every mapping in `values`, with _ for the - in its keys."""
+    """Every mapping in `values` that is not held out, with _ for the - in its keys."""
     if isinstance(values, dict):
         yield {str(key).replace("-", "_"): value for key, value in values.items()}
     if isinstance(values, dict | list):
-        for value in values.values() if isinstance(values, dict) else values:
-            yield from _mappings(value)
+        for key, value in _items(values):
+            if not _is_held_out(key):
+                yield from _mappings(value)
 
 
 def _entry(entry: Any) -> list[Any]:
@@ -348,10 +366,17 @@ def _is_no_number(word: object) -> bool:
 
 
 def _values_of(wanted: str, values: Any) -> Iterator[Any]:
-    """Every value of a key that is set, at any depth."""
-    items = values.items() if isinstance(values, dict) else enumerate(values)
-    for key, value in items:
+    """Every value of a key that is set, at any depth, but in what is held out."""
+    for key, value in _items(values):
         if key == wanted and value:
             yield value
-        elif isinstance(value, dict | list):
+        elif isinstance(value, dict | list) and not _is_held_out(key):
             yield from _values_of(wanted, value)
+
+
+def _items(values: dict[Any, Any] | list[Any]) -> Iterable[tuple[Any, Any]]:
+    return values.items() if isinstance(values, dict) else enumerate(values)
+
+
+def _is_held_out(key: object) -> bool:
+    return isinstance(key, str) and _HELD_OUT.fullmatch(key) is not None

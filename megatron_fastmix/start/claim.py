@@ -7,10 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from megatron_fastmix.atomic_file import write_atomically
 from megatron_fastmix.checkpoint.identity import check_identity, identity_of
 from megatron_fastmix.checkpoint.store import complete_steps, last_state
-from megatron_fastmix.config import SearchConfig, dump_config, load_config, strict_yaml
+from megatron_fastmix.config import SearchConfig, dump_config, strict_yaml
+from megatron_fastmix.config.search import OWN_SECTIONS
 from megatron_fastmix.corpus.indexed.manifest import read_manifest
 from megatron_fastmix.errors import CheckpointError, ConfigError, DataError, StorageError
 from megatron_fastmix.result.mixture_file import read_mixture
@@ -18,6 +21,7 @@ from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.search.earlier_draws import check_draws
 from megatron_fastmix.storage import describe, is_storage_error
+from megatron_fastmix.text_files import read_text
 
 _MAY_DIFFER = re.compile(
     r"run_dir|output\..*|engine\.(zero_stage|distributed_timeout_minutes)|data\.data_cache_path"
@@ -49,15 +53,16 @@ def check_folder(config: SearchConfig, *, accept_changes: bool = False) -> RunFo
 
     With `accept_changes`, everything may differ that leaves a checkpoint
     its meaning, such as a longer training. Raises `ConfigError` that names each key that differs
-    and may not, and for checkpoints without a configuration; `DataError` for metrics that a search
-    which resumes could not go on with.
+    and may not, for checkpoints without a configuration, and for files that no search wrote and
+    this one would replace; `DataError` for metrics that a search which resumes could not go on
+    with.
     """
     run = RunFolder(Path(config.run_dir))
     folder, kept = run.path, run.config
     steps = complete_steps(run)
     left = config.training.train_iters - max(steps, default=0)
     if kept.exists():
-        before = _flat(strict_yaml.to_dict(load_config(kept)))
+        before = _flat(strict_yaml.to_dict(_read_kept(kept, begun=bool(steps))))
         now = _flat(strict_yaml.to_dict(config))
         changed = [
             key
@@ -92,9 +97,46 @@ def check_folder(config: SearchConfig, *, accept_changes: bool = False) -> RunFo
             f"{folder}: holds checkpoints but no {kept.name}, so nothing tells what they were "
             "searched with; put the file back, or choose another run_dir"
         )
+    else:
+        _check_others(run)
     if steps and left and run.metrics.exists():
         read_metrics(run.metrics)  # else rank 0 would end over them alone, and the others wait
     return run
+
+
+def _read_kept(kept: Path, *, begun: bool) -> SearchConfig:
+    """The configuration in a run folder. Raises `ConfigError` for one that no search wrote: `mark`
+    would replace it, and with it the user's comments.
+
+    A search's own is a plain dump with every section, of whatever release. Where a search has
+    `begun`, the folder is a search's, however the file was edited since.
+    """
+    values = strict_yaml.load_yaml(kept)
+    if not begun and not _is_dump(values, read_text(kept, "the configuration")):
+        raise ConfigError(
+            f"{kept}: is there, and no search wrote it; this one would write its resolved "
+            f"configuration over it: move it out of {kept.parent}, or choose another run_dir"
+        )
+    config: SearchConfig = strict_yaml.from_dict(SearchConfig, values)
+    return config
+
+
+def _is_dump(values: dict[str, Any], text: str) -> bool:
+    return set(OWN_SECTIONS) <= values.keys() and text == yaml.safe_dump(
+        values, sort_keys=False, allow_unicode=True
+    )
+
+
+def _check_others(run: RunFolder) -> None:
+    """Raises `ConfigError` for files that a search would replace in a folder without its
+    configuration, which is the first that it writes: they are not a search's."""
+    for path in (run.sources, run.metrics, run.mixture, run.blend_txt, run.blend_json, run.picture):
+        if path.exists():
+            raise ConfigError(
+                f"{path}: is there, and no {run.config.name} beside it that would tell that a "
+                "search wrote it; this one would write over it: move it away, or choose another "
+                "run_dir"
+            )
 
 
 def check_content(

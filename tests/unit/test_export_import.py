@@ -333,3 +333,38 @@ def test_what_only_looks_like_a_blend(tmp_path, text, message):
     (tmp_path / "blend").write_text(text)
     with pytest.raises(DataError, match=message):
         read_blend(tmp_path / "blend")
+
+
+ENERGON = "splits: {val: {blend: [{weight: 9, path: ./v}, {weight: 1, path: ./w}]}, train: %s}"
+
+
+@pytest.mark.parametrize(
+    ("text", "shares"),
+    [
+        (ENERGON % "{path: ./a}", {"./a": 1.0}),
+        (
+            ENERGON % "{blend: [{weight: 1, path: ./a}, {weight: 3, path: ./b}]}",
+            {"./a": 0.25, "./b": 0.75},
+        ),
+        ("data: {validation_ds: {data_prefix: [1, v]}, train_ds: {data_prefix: [1, a]}}", {"a": 1}),
+        ("{validation: {dataset_folder: {v: 1}}, data: {dataset_folder: {a: 1, b: 1}}}", None),
+    ],
+)
+def test_what_is_held_out_is_no_blend(tmp_path, text, shares):
+    (tmp_path / "e.yaml").write_text(text)
+    assert read_blend(tmp_path / "e.yaml") == (shares or {"a": 0.5, "b": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("test_ds: {data_prefix: [1, v]}", "none of the keys train"),
+        ("splits: {val: {blend: [{weight: 9, path: ./v}]}}", "none of the keys train"),
+        ("model:\n  data:\n    data_prefix: ???\n", r"found \?\?\? in the place of a prefix"),
+        ("data_prefix:\n- 0.5\n- ???\n- 0.5\n- a\n", "a value that is still missing"),
+    ],
+)
+def test_no_blend_to_train_on(tmp_path, text, message):
+    (tmp_path / "e.yaml").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_blend(tmp_path / "e.yaml")

@@ -350,6 +350,16 @@ def test_time_is_split_by_what_it_was_spent_on(write_run):
     assert found == pytest.approx({"inner": 78 - 20, "outer": 100, "checkpoint": 2, "data": 20})
 
 
+def test_a_report_replaces_only_a_report(tmp_path, write_run, capsys):
+    run, mine = str(write_run("run")), tmp_path / "web" / "report.html"
+    call = ["report", run, "--no-png", "--output", str(mine.parent)]
+    assert main(call) == main(call) == 0
+    mine.write_text("<html>my page of megatron_fastmix</html>")
+    assert main(call) == 2
+    assert f"--output: {mine} is there, and no report" in capsys.readouterr().err
+    assert mine.read_text() == "<html>my page of megatron_fastmix</html>"
+
+
 def test_what_is_no_run_is_refused(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "no metrics.jsonl in it" in capsys.readouterr().err

