@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from megatron_fastmix.export.blend import Blend
+from megatron_fastmix.export.capped import capped_mixture, remedy
 from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture
+from megatron_fastmix.result.rounding import round_weights
 from megatron_fastmix.text_table import align
 
 SLACK = 1e-3
@@ -60,21 +62,22 @@ def _read_often(blend: Blend) -> str | None:
     return (
         f"more than {MANY_EPOCHS} epochs in {blend.mixture.token_budget:,} "
         f"{blend.mixture.loss_tokens_are}: {named}{more}. "
-        f"{blend.mixture.repetition_is} --max-epochs {MANY_EPOCHS} limits it."
+        f"{blend.mixture.repetition_is} {remedy(capped_mixture(blend.mixture))}"
     )
 
 
 def change_table(mixture: LearnedMixture, blend: Blend) -> str:
     """Learned and exported share of what the blend counts, their difference, and the epochs of the
     exported ones in the budget, heaviest first."""
-    learned, exported = mixture.shares(blend.unit), blend.shares
+    rounded = round_weights(mixture.shares(blend.unit), blend.decimals)
+    learned, exported = {name: float(text) for name, text in rounded.items()}, blend.shares
     epochs = blend.mixture.epochs_at(blend.unit, exported)
     rows = [
         (
             name,
             f"{learned[name]:.4f}",
             f"{exported[name]:.4f}",
-            f"{exported[name] - learned[name]:+.4f}",
+            f"{round(exported[name] - learned[name], 4) + 0.0:+.4f}",  # never -0.0000
             f"{size.loss_tokens:,}",
             f"{epochs[name]:.2f}",
         )

@@ -1,8 +1,9 @@
 """First-order optimality: whether a search is done, told from the advantages of its sources.
 
 With the gain p_k = ⟨v, ∇L_k⟩ of each source (less the regularizer's pull), the advantage of source
-k is A_k = p_k − Σ_i α_i p_i. At an optimum A_k = 0 for every source inside its bounds, A_k ≤ 0 for
-one at its lower bound and A_k ≥ 0 for one at its upper. Pure NumPy; T outer steps, K sources.
+k is A_k = p_k − Σ_i α_i p_i, in one outer step over all sources i, and in the verdict over those
+inside their bounds. At an optimum A_k = 0 for each of these, A_k ≤ 0 for one at its lower bound and
+A_k ≥ 0 for one at its upper. Pure NumPy; T outer steps, K sources.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ class Optimality:
 
     status: Status
     advantage: tuple[float, ...]
-    """Mean A_k, (K,); NaN where it is not known."""
+    """Mean A_k over the sources inside their bounds, (K,): what those at a bound earn is no price
+    that weight could be moved at. NaN where it is not known."""
     standard_error: tuple[float, ...]
     """Of that mean, (K,)."""
     text: str
@@ -133,7 +135,14 @@ def judge_optimality(
         held: what each source is compared with, int (K,): those of a group at a bound of its own
             with each other alone, since no weight may pass that bound; None for all with all.
     """
-    mean, error = series_mean(advantage)
+    mean, error = np.full((2, len(names)), np.nan)
+    at_rest = np.zeros(len(names), dtype=bool)
+    blocks = np.zeros(len(names), dtype=int) if held is None else held
+    for block in np.unique(blocks) if len(advantage) else ():
+        mine = blocks == block
+        mean[mine], error[mine], at_rest[mine] = _over_the_free(
+            advantage[:, mine], weights[:, mine], np.asarray(lower)[mine], np.asarray(upper)[mine]
+        )
 
     def found(status: Status, text: str) -> Optimality:
         return Optimality(
@@ -149,25 +158,18 @@ def judge_optimality(
             f"Too short to tell: {outer_steps} outer steps, and {FEWEST_OUTER_STEPS} are the "
             "least; raise training.train_iters or lower mixture.inner_steps.",
         )
-    judged, sure = np.full((2, len(names)), np.nan)
-    blocks = np.zeros(len(names), dtype=int) if held is None else held
-    for block in np.unique(blocks):
-        mine = blocks == block
-        judged[mine], sure[mine] = _among_the_free(
-            advantage[:, mine], weights[:, mine], np.asarray(lower)[mine], np.asarray(upper)[mine]
-        )
-    if np.isnan(judged).all():
+    if np.isnan(mean).all():
         return found("too_short", "Too short to tell: no advantages of this search are known.")
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = np.where(judged == 0, 0.0, np.nan_to_num(judged / sure))
+        ratios = np.where(at_rest | (mean == 0), 0.0, np.nan_to_num(mean / error))
     worst = int(np.argmax(np.abs(ratios)))
-    clear = _clear_of(int(np.isfinite(judged).sum()))
+    clear = _clear_of(int(np.isfinite(mean).sum()))
     if abs(ratios[worst]) > clear:
         more = "gain" if ratios[worst] > 0 else "lose"
         return found(
             "not_optimal",
             f"Not at an optimum: {names[worst]} should {more} weight, its advantage is "
-            f"{judged[worst]:+.2g} ± {sure[worst]:.2g} ({ratios[worst]:+.1f} standard errors); "
+            f"{mean[worst]:+.2g} ± {error[worst]:.2g} ({ratios[worst]:+.1f} standard errors); "
             "search longer (training.train_iters) or with a larger mixture.lr.",
         )
     moved, doubt = _trend(weights)
@@ -190,17 +192,24 @@ def _clear_of(count: int) -> float:
     return max(CLEAR, NormalDist().inv_cdf(1 - 0.025 / max(1, count)))
 
 
-def _among_the_free(
-    advantage: np.ndarray, weights: np.ndarray, lower: np.ndarray, upper: np.ndarray
+def at_bounds(
+    share: ArrayLike, lower: ArrayLike, upper: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean advantage over the sources inside their bounds and its standard error, (K,) each; 0 for
-    a source at a bound that holds it.
+    """Which weights `share` are next to their lower and to their upper bounds, bool (K,) each."""
+    weights = np.asarray(share, dtype=float)
+    near = min(0.01, 0.1 / len(weights))
+    return weights < np.asarray(lower) + near, weights > np.asarray(upper) - near
+
+
+def _over_the_free(
+    advantage: np.ndarray, weights: np.ndarray, lower: np.ndarray, upper: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean advantage over the sources inside their bounds, its standard error, and whether a bound
+    holds the source, (K,) each.
 
     Against the mean over all, the many that are held at 0 would lend the others an advantage.
     """
-    share = weights.mean(axis=0)
-    near = min(0.01, 0.1 / len(share))
-    at_lower, at_upper = share < lower + near, share > upper - near
+    at_lower, at_upper = at_bounds(weights.mean(axis=0), lower, upper)
     free = ~(at_lower | at_upper)
     if not free.any():
         free = at_upper if at_upper.any() else ~free
@@ -208,10 +217,10 @@ def _among_the_free(
     total = alpha.sum(axis=1, keepdims=True)
     base = (alpha * np.nan_to_num(advantage)).sum(axis=1, keepdims=True)
     mean, error = series_mean(advantage - base / np.where(total > 0, total, np.nan))
-    held = (at_lower & (mean < 0)) | (at_upper & (mean > 0))
-    # What is left of a source that is free alone.
-    held |= np.abs(mean) < 1e-9 * np.nanmax(np.abs(advantage), initial=0.0)
-    return np.where(held, 0.0, mean), error
+    # What is left of a source that is free alone is rounding.
+    nothing = np.abs(mean) < 1e-9 * np.nanmax(np.abs(advantage), initial=0.0)
+    mean = np.where(nothing, 0.0, mean)
+    return mean, error, (at_lower & (mean < 0)) | (at_upper & (mean > 0))
 
 
 def _trend(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_fastmix.errors import DataError
-from megatron_fastmix.report.capped import capped_mixture, read_often
+from megatron_fastmix.export.capped import capped_mixture, read_often
 from megatron_fastmix.report.commands import next_commands
 from megatron_fastmix.report.first_screen import LEVELS, cost_facts, setting_facts
 from megatron_fastmix.report.gains import compare_gains
@@ -16,6 +16,7 @@ from megatron_fastmix.report.run_record import RunRecord
 from megatron_fastmix.report.verdict import are_repeats, judge
 from megatron_fastmix.report.write import read_runs
 from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture
+from megatron_fastmix.result.rounding import round_weights
 from megatron_fastmix.text_table import align
 
 WIDTH = 80
@@ -46,9 +47,10 @@ def _capped_text(mixture: LearnedMixture) -> str:
     capped = capped_mixture(mixture) if read_often(mixture) else None
     if capped is None:
         return ""
-    weights = capped.weights
-    heaviest = sorted(weights, key=lambda name: -weights[name])
-    named = ", ".join(f"{name} {weights[name]:.4f}" for name in heaviest[:5])
+    # As `export --max-epochs` rounds them.
+    weights = round_weights(capped.weights, None, capped.ceilings("loss_tokens", MANY_EPOCHS))
+    heaviest = sorted(weights, key=lambda name: -capped.weights[name])
+    named = ", ".join(f"{name} {weights[name]}" for name in heaviest[:5])
     more = f" and {len(heaviest) - 5} more" if len(heaviest) > 5 else ""
     return f"Capped at {MANY_EPOCHS} epochs the mixture is {named}{more}."
 

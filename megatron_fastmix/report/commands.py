@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.blend import make_blend
+from megatron_fastmix.export.capped import capped_mixture, read_often
 from megatron_fastmix.export.megatron import command_line
 from megatron_fastmix.export.paths import mapped, not_here, tokenizer_not_here
 from megatron_fastmix.report.summary import data_flags
@@ -63,7 +64,7 @@ def next_commands(
     commands.append(
         Command(title="Other tools", text=f"megatron-fastmix export {place} --format list")
     )
-    if max(mixture.epochs.values()) > MANY_EPOCHS:
+    if read_often(mixture) and capped_mixture(mixture) is not None:
         commands.append(
             Command(
                 title=f"Capped at {MANY_EPOCHS} epochs",

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_fastmix.mixture.optimality import CLEAR
-from megatron_fastmix.report.capped import capped_mixture, read_often, repetition_note
+from megatron_fastmix.export.capped import capped_mixture, read_often, repetition_note
+from megatron_fastmix.mixture.optimality import CLEAR, at_bounds
 from megatron_fastmix.report.charts import MANY
 from megatron_fastmix.report.commands import Command, next_commands
 from megatron_fastmix.report.durations import duration
@@ -20,7 +20,7 @@ from megatron_fastmix.report.number_texts import amount, decimals, share
 from megatron_fastmix.report.run_record import RunRecord, run_folder
 from megatron_fastmix.report.scale import ticks
 from megatron_fastmix.report.summary import advantage_text
-from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture, LearnedSource
+from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture
 
 LEVELS = {
     "good": "Sure, as far as one can tell from the run.",
@@ -38,7 +38,7 @@ class Row:
     weight: str
     spread: str
     capped: str
-    row_share: str
+    share_drawn: str
     start: str
     train: str
     size: str
@@ -48,8 +48,8 @@ class Row:
     advantage: str
     """With its standard error; empty where it is not known."""
     pull: str
-    """`gain` or `lose` where the advantage is clear of 0, which says that the weight is not where
-    it is going; else empty."""
+    """`gain` or `lose` where the advantage is clear of 0 and no bound holds the weight, which says
+    that it is not where it is going; else empty."""
     bar: tuple[float, float, float, float]
     """Weight, lower and upper end of its spread, and start, in parts of the scale."""
 
@@ -77,6 +77,8 @@ class FirstScreen:
     gain_notes: list[str]
     commands: list[Command]
     answer_only: bool
+    share_drawn: str
+    """Heading of the column of that name, where there are answer-only rows."""
     tokens_are: str
     seeds: int
 
@@ -95,7 +97,7 @@ def first_screen(
         path_map: see `next_commands`.
     """
     capped = capped_mixture(found) if read_often(found) else None
-    rows, scale = _rows(found, capped)
+    rows, scale = _rows(found, capped, _pulls(found, runs[0]))
     advantages = any(row.advantage for row in rows)
     what = "to use" if found.complete else f"so far, at step {found.steps:,}"
     seeds = f", the average of {len(found.seeds)} seeds" if found.seeds else ""
@@ -119,13 +121,14 @@ def first_screen(
         gain_notes=gain_notes,
         commands=next_commands(run_folder(runs), found, path_map),
         answer_only=answer_only,
+        share_drawn=found.share_drawn,
         tokens_are=found.loss_tokens_are,
         seeds=len(found.seeds),
     )
 
 
 def _rows(
-    found: LearnedMixture, capped: LearnedMixture | None
+    found: LearnedMixture, capped: LearnedMixture | None, pulls: Mapping[str, str]
 ) -> tuple[list[Row], list[tuple[str, float]]]:
     sources = sorted(found.sources, key=lambda source: -source.weight)
     errors = {s.name: found.standard_error(s) for s in sources}
@@ -137,7 +140,7 @@ def _rows(
     top = min(1.0, max(max(s.weight + spreads[s.name], s.initial_weight) for s in sources))
     marks = [mark for mark in ticks(0.0, top, 3) if mark <= top]
     limited = {} if capped is None else capped.weights
-    row_shares = found.rounded("rows") if found.answer_only else {}
+    shares_drawn = found.rounded("samples") if found.answer_only else {}
     owner = {name: group for group, names in groups_of(found).items() for name in names}
     epochs_of = found.epochs
     rows = []
@@ -151,14 +154,14 @@ def _rows(
                 weight=share(weight, places),
                 spread=f"{spreads[source.name]:.{places}f}",
                 capped=share(limited[source.name], places) if limited else "",
-                row_share=row_shares.get(source.name, ""),
+                share_drawn=shares_drawn.get(source.name, ""),
                 start=f"{source.initial_weight:.{places}f}",
                 train=amount(weight * found.token_budget),
                 size=amount(source.size.loss_tokens),
                 epochs=f"{epochs:.3g}",
                 many=epochs > MANY_EPOCHS,
                 advantage=advantage_text(source),
-                pull=_pull(source),
+                pull=pulls[source.name],
                 bar=(
                     weight / top,
                     max(0.0, weight - spread) / top,
@@ -177,7 +180,7 @@ def _light(
     arrow = {"gain": "↑", "lose": "↓"}.get(row.pull, "")
     cells = [row.name, row.weight, row.spread]
     cells += [row.capped] if first.capped else []
-    cells += [row.row_share] if answer_only else []
+    cells += [row.share_drawn] if answer_only else []
     cells += [""]
     cells += [f"{row.advantage or '–'} {arrow}"] if advantages else []
     cells += [row.start, row.train, row.size, row.epochs]
@@ -185,11 +188,19 @@ def _light(
     return [row.group, row.pull, str(row.many).lower(), move], cells
 
 
-def _pull(source: LearnedSource) -> str:
-    value, error = source.advantage, source.advantage_standard_error
-    if value is None or error is None or abs(value) <= CLEAR * error:
-        return ""
-    return "gain" if value > 0 else "lose"
+def _pulls(found: LearnedMixture, run: RunRecord) -> dict[str, str]:
+    """Of each source, as `Row.pull`; its bounds are those of `run`."""
+    bounds = dict(zip(run.sources, zip(*run.bounds(), strict=True), strict=True))
+    least, most = zip(*(bounds[source.name] for source in found.sources), strict=True)
+    at_least, at_most = at_bounds([source.weight for source in found.sources], least, most)
+    pulls = dict.fromkeys(bounds, "")
+    for k, source in enumerate(found.sources):
+        value, error = source.advantage, source.advantage_standard_error
+        if value is None or error is None or abs(value) <= CLEAR * error:
+            continue
+        if not (at_most if value > 0 else at_least)[k]:
+            pulls[source.name] = "gain" if value > 0 else "lose"
+    return pulls
 
 
 def _lead(found: LearnedMixture, rows: Sequence[Row]) -> str:
@@ -214,10 +225,11 @@ def _notes(found: LearnedMixture, capped: LearnedMixture | None) -> list[str]:
     ]
     if any(source.advantage is not None for source in found.sources):
         notes.append(
-            "Advantage: how much more than the mixture a step on the source lowers the target "
-            "loss, mean and standard error of the averaged part. At an optimum it is 0 for every "
-            f"source that has weight, and negative for one at 0; ↑ and ↓ are beyond {CLEAR:g} "
-            "standard errors."
+            "Advantage: how much more than the sources inside their bounds, by their weights, a "
+            "step on this one lowers the target loss, mean and standard error of the averaged part"
+            f"{', of the seed where it is clearest' if found.seeds else ''}. At an optimum it is 0 "
+            "inside the bounds and negative at weight 0; ↑ and ↓ are beyond "
+            f"{CLEAR:g} standard errors, where no bound holds the weight."
         )
     repeated = repetition_note(found, capped)
     return [*notes, repeated] if repeated else notes

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from megatron_fastmix.export.capped import capped_mixture, repetition_note
 from megatron_fastmix.result.learned_group import LearnedGroup
-from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture, LearnedSource
+from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource
 from megatron_fastmix.text_table import align
 
 
@@ -23,18 +24,19 @@ def final_table(
     # The spread of one run's iterates is no uncertainty, and is not written as one.
     spread = "±" if mixture.seeds else "moved"
     moved = mixture.has_spread
+    weights = mixture.rounded("loss_tokens")
     columns = {
         "source": [source.name for source in heaviest],
         "initial weight": [f"{source.initial_weight:.4f}" for source in heaviest],
-        "learned weight": [f"{source.weight:.4f}" for source in heaviest],
+        "learned weight": [weights[source.name] for source in heaviest],
         **({spread: [f"{_spread(mixture, s):.4f}" for s in heaviest]} if moved else {}),
         tokens: [f"{source.size.loss_tokens:,}" for source in heaviest],
         "epochs": [f"{epochs[source.name]:.2f}" for source in heaviest],
     }
     if mixture.answer_only:
-        rows = mixture.rounded("rows")
+        drawn = mixture.rounded("samples")
         columns["rows"] = [f"{source.size.rows:,}" for source in heaviest]
-        columns["share of rows"] = [rows[source.name] for source in heaviest]
+        columns[mixture.share_drawn] = [drawn[source.name] for source in heaviest]
     if any(source.advantage is not None for source in heaviest):
         columns["advantage"] = [advantage_text(source) for source in heaviest]
     what = mixture.spread_is
@@ -51,12 +53,9 @@ def final_table(
         lines.append(mixture.shares_drawn_are)
     if mixture.optimality is not None:
         lines.append(mixture.optimality.text)
-    many = [source.name for source in mixture.sources if epochs[source.name] > MANY_EPOCHS]
-    if many:
-        lines.append(
-            f"More than {MANY_EPOCHS} epochs: {', '.join(many)}. {mixture.repetition_is} "
-            f"megatron-fastmix export --max-epochs {MANY_EPOCHS} limits it."
-        )
+    repeated = repetition_note(mixture, capped_mixture(mixture))
+    if repeated:
+        lines.append(repeated)
     if not mixture.complete:
         lines.append(f"The run is not finished: {mixture.steps} optimizer steps are done.")
     for target in mixture.targets:

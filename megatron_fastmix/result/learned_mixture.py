@@ -42,9 +42,9 @@ class LearnedSource:
     logit: float
     """z after the last outer step."""
     advantage: float | None = None
-    """A_k = ⟨v, ∇L_k⟩ − Σ α_i⟨v, ∇L_i⟩, its mean over the averaged part of the run; None where it
-    is not known, and in a group whose shares inside are fixed. Where several seeds ran, that which
-    is the most standard errors from 0."""
+    """A_k = ⟨v, ∇L_k⟩ − Σ α_i⟨v, ∇L_i⟩ over the sources i inside their bounds, its mean over the
+    averaged part of the run; None where it is not known, and in a group whose shares inside are
+    fixed. Where several seeds ran, that which is the most standard errors from 0."""
     advantage_standard_error: float | None = None
     """Of that mean."""
 
@@ -177,6 +177,11 @@ class LearnedMixture:
                 "of text, and rows of answer-only sources."
             )
         return "Blends for Megatron and tools that draw rows have the shares of rows."
+
+    @property
+    def share_drawn(self) -> str:
+        """Heading of a column of these shares, those of "samples"."""
+        return "share of draws" if self.mixed else "share of rows"
 
     @property
     def has_spread(self) -> bool:

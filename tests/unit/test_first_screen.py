@@ -325,14 +325,21 @@ def test_fine_tuning_is_sent_to_a_tool_that_reads_a_loss_mask(
     assert not any("--data-path" in command.text for command in screen.commands)
 
 
-def test_a_source_with_a_clear_advantage_is_marked(run):
-    """1e-3, 0 and -1e-3 with an error of 2e-4; 3 errors are 6e-4."""
+def test_a_source_with_a_clear_advantage_is_marked(tmp_path):
+    """1e-3, 0 and -1e-3 with an error of 2e-4; 3 errors are 6e-4. No weight is at its bound."""
+    run = read_run(write_search(tmp_path / "run", NAMES, lr=0.03) / "metrics.jsonl")
     rows = {row.name: row for row in first_screen([run], run.mixture, against={}, path_map={}).rows}
     assert [rows[name].pull for name in NAMES] == ["gain", "", "lose"]
     assert rows["web"].advantage == "+1.0e-03 ± 2e-04"
     main(["report", str(run.path.parent), "--no-png"])
     page = (run.path.parent / "report" / "report.html").read_text()
     assert "+1.0e-03 ± 2e-04 ↑" in page and "-1.0e-03 ± 2e-04 ↓" in page
+
+
+def test_a_weight_that_a_bound_holds_is_not_marked(run):
+    rows = {row.name: row for row in first_screen([run], run.mixture, against={}, path_map={}).rows}
+    assert run.mixture.weights[NAMES[2]] < 0.01
+    assert [rows[name].pull for name in NAMES] == ["gain", "", ""]
 
 
 def test_the_verdict_and_the_setting_are_told_once(run):

@@ -147,3 +147,12 @@ def test_among_many_sources_one_beyond_three_standard_errors_is_chance():
         for _ in range(8)
     ]
     assert found.count("settled") >= 7
+
+
+def test_the_advantage_told_is_the_one_that_is_judged():
+    """c should gain, though it earns less than a, which may not have more."""
+    found = verdict([3, 0, 1], [0.6, 0.35, 0.05], noise=0.1, upper=(0.6, 1, 1))
+    assert "c should gain weight" in found.text
+    assert f"{found.advantage[2]:+.2g} ± {found.standard_error[2]:.2g}" in found.text
+    assert found.advantage[2] == pytest.approx(0.875, abs=0.1)  # 1 − (0.35·0 + 0.05·1)/0.4
+    assert found.advantage[0] == pytest.approx(2.875, abs=0.1)

@@ -33,14 +33,20 @@ def repetition_note(mixture: LearnedMixture, capped: LearnedMixture | None) -> s
         return None
     named = listed(many, 3)
     worst = mixture.epochs[many[0]]
-    remedy = (
-        f"“Capped” holds them there and shares the excess among the others (export --max-epochs "
-        f"{MANY_EPOCHS})."
-        if capped is not None
-        else f"No mixture of the sources in use has enough tokens at {MANY_EPOCHS} epochs each: "
-        "add text, or lower the token budget."
-    )
     return (
         f"Read more than {MANY_EPOCHS} times: {named} (up to {worst:,.3g} times). "
-        f"{mixture.repetition_is} {remedy}"
+        f"{mixture.repetition_is} {remedy(capped)}"
+    )
+
+
+def remedy(capped: LearnedMixture | None) -> str:
+    """What helps against repetition, `capped` being what `capped_mixture` finds."""
+    if capped is None:
+        return (
+            f"No mixture of the sources in use has enough tokens at {MANY_EPOCHS} epochs each: "
+            "add text, or lower the token budget."
+        )
+    return (
+        f"megatron-fastmix export --max-epochs {MANY_EPOCHS} holds them there and shares the "
+        "excess among the others."
     )
