@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from megatron_fastmix.corpus.indexed.answer_rows import is_answer_only
+from megatron_fastmix.corpus.indexed.answer_rows import count_answer_rows, is_answer_only
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.export.import_blend import read_blend, read_named_blend, shares_of_loss_tokens
 from megatron_fastmix.export.join_shards import join_shards
@@ -135,7 +135,8 @@ def _in_order(
     by their names where the file has names."""
     from megatron_fastmix.config import load_config
 
-    sources = load_config(args.config).sources
+    config = load_config(args.config)
+    sources = config.sources
     names = [source.name for source in sources]
     if by_name:
         owners = {entry: source_of(entry, names) for entry in shares}
@@ -161,11 +162,22 @@ def _in_order(
             f"a positive weight for each; --missing-weight {given}: use a share above 0 and below "
             f"{1 / len(missing):.4g}"
         )
+    sums = {name: math.fsum(shares) for name, shares in found.items()}
+    if by_name:  # shares by path are converted by path
+        lengths = {s.name: _loss_tokens_per_sample(s, config.data.seq_length) for s in sources}
+        scaled = {name: share * lengths[name] for name, share in sums.items()}
+        sums = {name: share / math.fsum(scaled.values()) for name, share in scaled.items()}
     rest = 1 - (floor or 0.0) * len(missing)
-    return [
-        math.fsum(found[source.name]) * rest if source.name in found else floor
-        for source in sources
-    ]
+    return [sums[source.name] * rest if source.name in sums else floor for source in sources]
+
+
+def _loss_tokens_per_sample(source: SourceConfig, seq_length: int) -> float:
+    """What a sample that Megatron draws brings to the loss: of answer-only rows the mean."""
+    prefixes = filter(is_answer_only, dict.fromkeys(_paths(source)))
+    rows = [count_answer_rows(prefix, seq_length) for prefix in prefixes]
+    if not rows:
+        return seq_length
+    return sum(each.answer_tokens for each in rows) / sum(each.kept_rows for each in rows)
 
 
 def _paths(source: SourceConfig) -> list[str]:

@@ -30,7 +30,7 @@ _PAIRED_KEYS = (("train_data_paths", "train_data_weights"), ("dataset_folder", "
 """Keys that hold prefixes and those that hold their weights: of GPT-NeoX and nanotron, which also
 has prefixes alone, or with their weights as a mapping."""
 _HELD_OUT = re.compile(r"val|valid|validation|test|(?!train_ds$)\w+_ds")
-"""Keys of what a configuration validates on, of Energon and NeMo: no blend to train on."""
+"""Keys of what a configuration validates on: no blend to train on."""
 _SUMMABLE = 1e300
 """Of weights above it the sum may be beyond a float."""
 _ASSIGNED = re.compile(
@@ -213,7 +213,12 @@ def _words(text: str, where: str) -> list[Any]:
 def _structured(value: Any, where: str) -> list[Any]:
     """The list in JSON or YAML: alone, by split under `train`, or under one of `_BLEND_KEYS`."""
     what = "the blend"
-    value = _paired(_of_splits(value), where)
+    if isinstance(value, dict) and isinstance(value.get("splits"), dict):
+        raise DataError(
+            f"{where}: is a metadataset of Energon, whose weights count documents or rows, however "
+            "long; a search's are shares of tokens: give the blend in a form that Megatron reads"
+        )
+    value = _paired(value, where)
     if isinstance(value, dict):
         for key in _BLEND_KEYS:
             found = list(_values_of(key, value))
@@ -258,16 +263,6 @@ def _structured(value: Any, where: str) -> list[Any]:
                 f"{where}: {what} holds {word!r}; expected a list of weights and prefixes"
             )
     return value
-
-
-def _of_splits(value: Any) -> Any:
-    """What an Energon metadataset trains on, where `value` is one; else `value`."""
-    splits = value.get("splits") if isinstance(value, dict) else None
-    train = splits.get("train") if isinstance(splits, dict) else None
-    if not isinstance(train, dict):
-        return value
-    path = train.get("path")
-    return [path] if isinstance(path, str) else train
 
 
 def _paired(values: Any, where: str) -> Any:

@@ -31,8 +31,10 @@ class DataBlendEntry:
 
 
 def source_of(entry: str, sources: Collection[str]) -> str:
-    """The source that an entry is of: `data_blend` numbers the datasets of one that has several."""
+    """The source that an entry is of: `data_blend` numbers the datasets of one that has several,
+    behind as many slashes as make a name of its own."""
     source, _, number = entry.rpartition("/")
+    source = source.rstrip("/")
     return source if entry not in sources and source in sources and number.isdecimal() else entry
 
 

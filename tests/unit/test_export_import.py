@@ -310,6 +310,18 @@ def test_rows_of_answers_become_shares_of_answer_tokens(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert yaml.safe_load(out)["mixture"] == {"initial_weights": [0.75, 0.25]}
     assert "shares of rows" in err
+    search = {
+        "run_dir": "run",
+        "sources": [{"name": n, "path": f"{tmp_path}/{n}"} for n in ("long", "short")],
+        "targets": [{"name": "held", "path": f"{tmp_path}/held"}],
+        "tokenizer": {"tokenizer_type": "ByteLevelTokenizer"},
+    }
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(search))
+    named = [{"name": n, "path": "text.jsonl", "weight": 1} for n in ("long", "short")]
+    (tmp_path / "named.json").write_text(json.dumps({"datasets": named}))
+    assert main(["import", f"{tmp_path}/named.json", "--config", f"{tmp_path}/search.yaml"]) == 0
+    told = yaml.safe_load(capsys.readouterr().out)["mixture"]
+    assert told == {"initial_weights": [0.75, 0.25]}
     write_dataset(tmp_path / "text", [list(range(60))] * 5, 256)
     (tmp_path / "blend").write_text(f"0.5 {tmp_path}/long 0.5 {tmp_path}/text")
     assert main(["import", str(tmp_path / "blend")]) == 2
@@ -335,17 +347,9 @@ def test_what_only_looks_like_a_blend(tmp_path, text, message):
         read_blend(tmp_path / "blend")
 
 
-ENERGON = "splits: {val: {blend: [{weight: 9, path: ./v}, {weight: 1, path: ./w}]}, train: %s}"
-
-
 @pytest.mark.parametrize(
     ("text", "shares"),
     [
-        (ENERGON % "{path: ./a}", {"./a": 1.0}),
-        (
-            ENERGON % "{blend: [{weight: 1, path: ./a}, {weight: 3, path: ./b}]}",
-            {"./a": 0.25, "./b": 0.75},
-        ),
         ("data: {validation_ds: {data_prefix: [1, v]}, train_ds: {data_prefix: [1, a]}}", {"a": 1}),
         ("{validation: {dataset_folder: {v: 1}}, data: {dataset_folder: {a: 1, b: 1}}}", None),
     ],
@@ -359,7 +363,7 @@ def test_what_is_held_out_is_no_blend(tmp_path, text, shares):
     ("text", "message"),
     [
         ("test_ds: {data_prefix: [1, v]}", "none of the keys train"),
-        ("splits: {val: {blend: [{weight: 9, path: ./v}]}}", "none of the keys train"),
+        ("splits: {train: {blend: [{weight: 9, path: ./a}]}}", "whose weights count documents"),
         ("model:\n  data:\n    data_prefix: ???\n", r"found \?\?\? in the place of a prefix"),
         ("data_prefix:\n- 0.5\n- ???\n- 0.5\n- a\n", "a value that is still missing"),
     ],

@@ -8,8 +8,9 @@ import yaml
 
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.errors import DataError
-from megatron_fastmix.export.blend import make_blend
+from megatron_fastmix.export.blend import dataset_names, make_blend
 from megatron_fastmix.export.import_blend import read_blend, read_named_blend
+from megatron_fastmix.export.nemotron import source_of
 from megatron_fastmix.export.registry import FORMATS
 
 PUBLISHED = {
@@ -66,6 +67,14 @@ def test_an_exported_data_blend_comes_back(tmp_path, make_mixture):
     found = read_named_blend(tmp_path / "blend.json")
     assert [(e.name, e.path) for e in found] == [(n, f"/data/{n}") for n in "abc"]
     assert [entry.share for entry in found] == pytest.approx([0.7, 0.25, 0.05])
+
+
+def test_datasets_are_told_from_sources_of_like_names():
+    names = dataset_names({"b": 2, "b/1": 1})
+    assert {
+        source_of(name, ("b", "b/1")) for (owner, _), name in names.items() if owner == "b"
+    } == {"b"}
+    assert source_of(names["b/1", 1], ("b", "b/1")) == "b/1"
 
 
 def test_model_optimizers_file_comes_back(tmp_path, make_mixture):
