@@ -27,7 +27,7 @@ def source_mixture(blend: Blend) -> str:
         for entry in blend.sources
     ]
     text = yaml.safe_dump({"sources": sources}, sort_keys=False, allow_unicode=True)
-    return f"# for requested_tokens up to {math.floor(blend.budget)}\n{text}"
+    return f"# for requested_tokens up to {math.floor(round(blend.budget, 3))}\n{text}"
 
 
 def _repetitions(epochs: Fraction) -> float:

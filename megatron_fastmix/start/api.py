@@ -11,7 +11,7 @@ from megatron_fastmix.config import SearchConfig, load_config, strict_yaml
 from megatron_fastmix.errors import ConfigError, FastMixError
 from megatron_fastmix.export.adjustment import Adjustment
 from megatron_fastmix.export.blend import make_blend
-from megatron_fastmix.export.output_file import check_output
+from megatron_fastmix.export.output_file import check_output, check_page
 from megatron_fastmix.export.registry import find_format
 from megatron_fastmix.report.write import read_runs, write_report
 from megatron_fastmix.result.learned_mixture import LearnedMixture
@@ -101,7 +101,8 @@ def report(*runs: str | Path, output: str | Path | None = None, pictures: bool =
     """Writes the report of one or several run folders, or of their `metrics.jsonl`; returns the
     page's path. It lies in `report/` of the first unless `output` names a folder.
 
-    Raises `DataError` where there is nothing to report.
+    Raises `DataError` where there is nothing to report, and `ConfigError` for a folder with a page
+    that no report wrote.
     """
     if not runs:
         raise ConfigError("report: name at least one run folder")
@@ -109,6 +110,7 @@ def report(*runs: str | Path, output: str | Path | None = None, pictures: bool =
     folder = Path(output) if output is not None else None
     if folder is None:
         folder = RunFolder(first.parent if first.is_file() else first).report
+    check_page(folder)
     return write_report(read_runs(runs), folder, pictures=pictures)
 
 
