@@ -87,5 +87,7 @@ def _rank(
     aside.rename(Path(folder, f"{rank}.pkl"))
     sys.stdout.flush()
     sys.stderr.flush()
+    for child in multiprocessing.active_children():
+        child.terminate()  # such as the one that Megatron-core's writer of checkpoints starts
     # Skips the interpreter's shutdown: a rank must not wait in the parent's exit handlers.
     os._exit(0)
