@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.export.adjustment import Adjustment, adjust
+from megatron_fastmix.errors import FastMixError
+from megatron_fastmix.export.adjustment import Adjustment
+from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.result.learned_mixture import MANY_EPOCHS, LearnedMixture
 from megatron_fastmix.text_list import listed
 
@@ -18,15 +19,16 @@ def read_often(mixture: LearnedMixture) -> list[str]:
 def capped_mixture(mixture: LearnedMixture) -> LearnedMixture | None:
     """The mixture with each source at `MANY_EPOCHS` at most, as `export --max-epochs` makes it.
 
-    None where no mixture of the sources in use holds the budget so.
+    None where no mixture of the sources in use holds the budget so, or none that is rounded.
     """
+    adjustment = Adjustment(fixed={}, groups={}, max_epochs=MANY_EPOCHS)
     try:
-        return adjust(mixture, Adjustment(fixed={}, groups={}, max_epochs=MANY_EPOCHS)).mixture
-    except ConfigError:
+        return make_blend(mixture, adjustment=adjustment).mixture
+    except FastMixError:
         return None
 
 
-def repetition_note(mixture: LearnedMixture, capped: LearnedMixture | None) -> str | None:
+def repetition_note(mixture: LearnedMixture) -> str | None:
     """What to know of the sources that are read too often; None where there are none."""
     many = read_often(mixture)
     if not many:
@@ -35,7 +37,7 @@ def repetition_note(mixture: LearnedMixture, capped: LearnedMixture | None) -> s
     worst = mixture.epochs[many[0]]
     return (
         f"Read more than {MANY_EPOCHS} times: {named} (up to {worst:,.3g} times). "
-        f"{mixture.repetition_is} {remedy(capped)}"
+        f"{mixture.repetition_is} {remedy(capped_mixture(mixture))}"
     )
 
 

@@ -29,7 +29,7 @@ Megatron's flags as YAML writes them. The first that a file has counts."""
 _PAIRED_KEYS = (("train_data_paths", "train_data_weights"), ("dataset_folder", "dataset_weights"))
 """Keys that hold prefixes and those that hold their weights: of GPT-NeoX and nanotron, which also
 has prefixes alone, or with their weights as a mapping."""
-_HELD_OUT = re.compile(r"val|valid|validation|test|(?!train_ds$)\w+_ds")
+_HELD_OUT = re.compile(r"(val|valid|validation|test)([_-]ds)?")
 """Keys of what a configuration validates on: no blend to train on."""
 _SUMMABLE = 1e300
 """Of weights above it the sum may be beyond a float."""

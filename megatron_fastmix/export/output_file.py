@@ -12,7 +12,7 @@ from megatron_fastmix.run.folder import PAGE_NAME, RunFolder
 from megatron_fastmix.same_file import same_file
 
 _DATA = {".bin", ".idx", ".jsonl", ".gz", ".zst", ".parquet", ".model"}
-_OWN_FOOTER = b" from mixture.json and metrics.jsonl by megatron_fastmix."
+_OWN_FOOTER = b"metrics.jsonl by megatron_fastmix."
 """Ends the page of every report, of whatever release."""
 
 

@@ -100,7 +100,7 @@ class Session:
         self._sizes = dict((state or {}).get("epoch_sizes", {}))
         blend.uninstall()
         mixture = self._mixture(state, consumed)
-        if len(mixture.history) > 1:
+        if any(at >= max(consumed, 1) for at, _ in mixture.history):
             check_loader_follows(self._args)
         self._install(mixture)
 

@@ -100,14 +100,31 @@ def _huggingface_flops_per_token(config: ProxyConfig, seq_length: int) -> float:
     )
     if not getattr(whole, "tie_word_embeddings", True):
         weights -= empty.get_input_embeddings().weight.numel()
-    head = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
-    attention = model.num_hidden_layers * 2 * seq_length * model.num_attention_heads * head
+    attention = model.num_hidden_layers * 2 * seq_length * _attention_width(model)
     return 3.0 * (2 * weights + attention)
 
 
+def _attention_width(model: Any) -> float:
+    """Of a layer's queries and values, all heads together; the residual stream's where a model has
+    no heads, or not the same in every layer."""
+    try:
+        heads = model.num_attention_heads
+        if getattr(model, "qk_rope_head_dim", None):  # latent attention, where head_dim is a part
+            parts = model.qk_nope_head_dim + model.qk_rope_head_dim + model.v_head_dim
+            return float(heads * parts / 2)
+        return float(heads * (getattr(model, "head_dim", None) or model.hidden_size // heads))
+    except Exception:  # transformers has errors of its own for what differs between layers
+        return float(model.hidden_size)
+
+
 def _expert_share(model: Any) -> float:
-    """Of a layer's experts, the share that a token is sent to."""
-    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
-        if getattr(model, name, None):
-            return float(model.num_experts_per_tok) / getattr(model, name)
-    return 1.0
+    """Of a layer's experts, the share that a token is sent to; 1 where it is not known."""
+    chosen = _first(model, "num_experts_per_tok", "top_k_experts", "moe_topk")
+    of = _first(model, "num_local_experts", "num_experts", "n_routed_experts")
+    return chosen / of if chosen and of else 1.0
+
+
+def _first(model: Any, *names: str) -> int:
+    """The first of these sizes that the configuration has; 0 without."""
+    sizes = (getattr(model, name, None) for name in names)
+    return next((size for size in sizes if isinstance(size, int) and size > 0), 0)

@@ -35,7 +35,8 @@ def load_megatron_checkpoint(model: Any, config: ProxyConfig, path: Path) -> Non
     if problems:
         raise CheckpointError(
             f"proxy.checkpoint: {folder} is of another model ({'; '.join(problems[:5])}); set "
-            "proxy.* to the flags that it was trained with"
+            "proxy.* to the flags that it was trained with, or, where there is no such key, start "
+            "from another checkpoint"
         )
     loaded = dist_checkpointing.load(wanted, str(folder))
     parameters = dict(model.named_parameters())
@@ -64,21 +65,23 @@ def _problems(wanted: dict[str, Any], there: dict[str, Any]) -> list[str]:
 def _other_settings(arguments: Any, config: ProxyConfig) -> list[str]:
     """Where Megatron's arguments, if the checkpoint holds them, are of another model than one of
     `config`, though the weights have the same names and shapes."""
-    here = {
-        "position_embedding_type": "rope",
-        "rotary_base": config.rotary_base,
-        "rotary_percent": config.rotary_percent,
-        "rotary_interleaved": False,
-        "use_rope_scaling": False,
-        "num_attention_heads": config.num_attention_heads,
-    }
+    here: dict[str, Any] = {}
+    if "*" in (config.hybrid_layer_pattern or "*"):
+        here = {
+            "position_embedding_type": "rope",
+            "rotary_base": config.rotary_base,
+            "rotary_percent": config.rotary_percent,
+            "rotary_interleaved": False,
+            "use_rope_scaling": False,
+            "num_attention_heads": config.num_attention_heads,
+        }
     if config.num_experts is not None:
         here["moe_router_topk"] = config.moe_router_topk
-    found = {name: getattr(arguments, name, value) for name, value in here.items()}
+    found = {name: getattr(arguments, name, None) for name in here}
     return [
         f"{name}: {found[name]} there, {value} here"
         for name, value in here.items()
-        if found[name] != value
+        if found[name] not in (None, value)
     ]
 
 

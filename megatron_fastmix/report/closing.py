@@ -48,7 +48,8 @@ def _capped_text(mixture: LearnedMixture) -> str:
     if capped is None:
         return ""
     # As `export --max-epochs` rounds them.
-    weights = round_weights(capped.weights, None, capped.ceilings("loss_tokens", MANY_EPOCHS))
+    ceilings = None if mixture.answer_only else capped.ceilings("loss_tokens", MANY_EPOCHS)
+    weights = round_weights(capped.weights, None, ceilings)
     heaviest = sorted(weights, key=lambda name: -capped.weights[name])
     named = ", ".join(f"{name} {weights[name]}" for name in heaviest[:5])
     more = f" and {len(heaviest) - 5} more" if len(heaviest) > 5 else ""

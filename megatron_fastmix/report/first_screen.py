@@ -116,7 +116,7 @@ def first_screen(
             (group, len(groups[group]), f"{sums[group]:.3f}")
             for group in sorted(groups, key=lambda group: -sums[group])
         ],
-        notes=_notes(found, capped),
+        notes=_notes(found),
         gains=gains,
         gain_notes=gain_notes,
         commands=next_commands(run_folder(runs), found, path_map),
@@ -210,7 +210,7 @@ def _lead(found: LearnedMixture, rows: Sequence[Row]) -> str:
     return f"{', '.join(named[:-1])} and {named[-1]}" if len(named) > 1 else named[0]
 
 
-def _notes(found: LearnedMixture, capped: LearnedMixture | None) -> list[str]:
+def _notes(found: LearnedMixture) -> list[str]:
     tokens = found.loss_tokens_are
     counted = f" {found.shares_drawn_are}" if found.answer_only else ""
     spread = (
@@ -231,7 +231,7 @@ def _notes(found: LearnedMixture, capped: LearnedMixture | None) -> list[str]:
             "inside the bounds and negative at weight 0; ↑ and ↓ are beyond "
             f"{CLEAR:g} standard errors, where no bound holds the weight."
         )
-    repeated = repetition_note(found, capped)
+    repeated = repetition_note(found)
     return [*notes, repeated] if repeated else notes
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from megatron_fastmix.export.capped import capped_mixture, repetition_note
+from megatron_fastmix.export.capped import repetition_note
 from megatron_fastmix.result.learned_group import LearnedGroup
 from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource
 from megatron_fastmix.text_table import align
@@ -53,7 +53,7 @@ def final_table(
         lines.append(mixture.shares_drawn_are)
     if mixture.optimality is not None:
         lines.append(mixture.optimality.text)
-    repeated = repetition_note(mixture, capped_mixture(mixture))
+    repeated = repetition_note(mixture)
     if repeated:
         lines.append(repeated)
     if not mixture.complete:

@@ -62,7 +62,11 @@ def check_folder(config: SearchConfig, *, accept_changes: bool = False) -> RunFo
     steps = complete_steps(run)
     left = config.training.train_iters - max(steps, default=0)
     if kept.exists():
-        before = _flat(strict_yaml.to_dict(_read_kept(kept, begun=bool(steps))))
+        before = _flat(
+            strict_yaml.to_dict(
+                _read_kept(kept, begun=bool(steps) or run.sources.exists() or run.metrics.exists())
+            )
+        )
         now = _flat(strict_yaml.to_dict(config))
         changed = [
             key

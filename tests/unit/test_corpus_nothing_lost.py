@@ -96,6 +96,7 @@ def test_reasoning_of_earlier_turns_may_be_left_out_that_of_the_last_not():
     for number, some in ((2, turns[:2]), (4, turns)):
         with pytest.raises(ValueError, match=f"leaves out 'reasoning_content' of message {number}"):
             parse({"messages": some}, OF_CALLS)
+    assert learned(parse({"messages": [*turns[:2], USER]}, LATER))
     final_alone = THINKING.replace("KEPT", "loop.last")  # as gpt-oss, before a final answer
     assert learned(parse({"messages": [USER, BECAUSE, BECAUSE]}, final_alone))
     blank = [USER, BECAUSE | {"reasoning_content": " "}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_fastmix.config import ProxyConfig
-from megatron_fastmix.proxy.cost import flops_per_token
+from megatron_fastmix.proxy.cost import _attention_width, _expert_share, flops_per_token
 
 transformers = pytest.importorskip("transformers")
 
@@ -62,3 +63,16 @@ def test_the_sizes_of_a_nested_configuration_are_found(tmp_path: Path) -> None:
     config.architectures = ["Gemma3ForConditionalGeneration"]
     config.save_pretrained(tmp_path)
     assert flops_per_token(ProxyConfig(kind="huggingface", path=str(tmp_path)), 512, LENGTH) > 0
+
+
+def test_a_model_without_heads_has_a_cost(tmp_path: Path) -> None:
+    """What has no attention, and latent attention, whose head_dim is a part of a head."""
+    config = transformers.MambaConfig(vocab_size=512, hidden_size=64, num_hidden_layers=2)
+    config.architectures = ["MambaForCausalLM"]
+    config.save_pretrained(tmp_path)
+    assert flops_per_token(ProxyConfig(kind="huggingface", path=str(tmp_path)), 512, LENGTH) > 0
+    latent = {"num_attention_heads": 4, "head_dim": 8, "hidden_size": 64}
+    parts = {"qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
+    assert _attention_width(SimpleNamespace(**latent, **parts)) == 4 * (24 + 16) / 2
+    assert _expert_share(SimpleNamespace(num_experts=8, top_k_experts=2)) == 0.25
+    assert _expert_share(SimpleNamespace(num_experts=8, num_experts_per_tok=None)) == 1

@@ -50,6 +50,13 @@ def test_a_cap_is_advised_only_where_it_can_hold(make_mixture, tmp_path, budget,
     assert ("Capped at 4 epochs" in closing_lines(tmp_path, mixture, None)) == possible
 
 
+def test_a_cap_that_leaves_no_room_for_rounding_is_no_error(make_mixture, tmp_path):
+    mixture = dataclasses.replace(make_mixture({"a": 0.5, "b": 0.3, "c": 0.2}), token_budget=60_000)
+    assert "Capped at 4 epochs" not in closing_lines(tmp_path, mixture, None)
+    table = final_table(mixture, blend_txt=None, blend_json=None)
+    assert "lower the token budget" in table and "--max-epochs" not in table
+
+
 def test_rows_beside_text_are_told_as_shares_of_draws(make_mixture, with_sizes):
     mixture = with_sizes(
         make_mixture({"text": 0.6, "rows": 0.4}), rows={"loss_tokens": 500, "rows": 100}

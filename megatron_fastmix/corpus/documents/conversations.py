@@ -16,6 +16,7 @@ from megatron_fastmix.corpus.documents.document import Document
 from megatron_fastmix.corpus.documents.nothing_lost import (
     CALLS,
     REASONING,
+    RECORD_VARIABLES,
     TOOLS,
     check_nothing_lost,
 )
@@ -28,8 +29,6 @@ from megatron_fastmix.corpus.documents.tool_forms import (
 
 ROLES = {"system", "user", "assistant", "tool"}
 """Known without a chat template; a template may know others."""
-RECORD_VARIABLES = ("tools", "documents", "functions")
-"""What a record may hold beside its messages that belongs to the conversation."""
 _LEARNED = ("weight", "train", "loss", "loss_mask")
 """Keys of OpenAI, Axolotl and ms-swift by which an answer is learned or, at 0 or false, is not."""
 _NEEDS_TEMPLATE = (

@@ -12,6 +12,8 @@ from megatron_fastmix.corpus.documents.chat_template import ChatTemplate
 from megatron_fastmix.corpus.documents.content_parts import texts_of
 from megatron_fastmix.corpus.documents.tool_forms import tool_list
 
+RECORD_VARIABLES = ("tools", "documents", "functions")
+"""What a record may hold beside its messages that belongs to the conversation."""
 TOOLS = ("tools", "functions")
 CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -104,7 +106,8 @@ def _of_known_shape(
         )
         for turn in turns
     )
-    key = (template, shape, tuple(sorted(variables)), first_answer)
+    switches = {k: v for k, v in variables.items() if k not in RECORD_VARIABLES}
+    key = (template, shape, tuple(sorted(variables)), repr(sorted(switches.items())), first_answer)
     if key not in _known:
         if len(_known) >= _SHAPES:
             _known.clear()
@@ -178,7 +181,10 @@ def _missing_reasoning(words: list[str], turns: Sequence[Turn], text: str) -> st
     """Of the last answer: templates mean to leave out that of earlier ones, and before a final
     answer that of calls."""
     last = max(number for number, turn in enumerate(turns) if turn["role"] == "assistant")
-    if words[last].casefold() in text.casefold():
+    if (
+        any(turn["role"] == "user" for turn in turns[last:])
+        or words[last].casefold() in text.casefold()
+    ):
         return ""
     key = next(key for key in REASONING if turns[last].get(key))
     return f"{key!r} of message {last + 1} (assistant)"

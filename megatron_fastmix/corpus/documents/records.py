@@ -11,12 +11,12 @@ from typing import Any
 
 from megatron_fastmix.corpus.documents.chat_template import ChatTemplate
 from megatron_fastmix.corpus.documents.conversations import (
-    RECORD_VARIABLES,
     check_nothing_else,
     check_text,
     conversation_document,
 )
 from megatron_fastmix.corpus.documents.document import Document, FieldValue
+from megatron_fastmix.corpus.documents.nothing_lost import RECORD_VARIABLES
 from megatron_fastmix.corpus.documents.record_types import (
     KEYS,
     RecordType,
