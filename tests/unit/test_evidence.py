@@ -102,7 +102,8 @@ def test_the_larger_scenario_is_that_of_the_rows(tmp_path):
     text = (ROWS / "README.md").read_text()
     ours = lines["fastmix"]
     assert f"| **FastMix** | 3 | {ours.loss:.3f} ± {ours.deviation:.3f} | | 1 |" in text
-    free = {"UniMax, at most 4 reads": "unimax"} | {n: n for n in ("proportional", "uniform")}
+    free = {"UniMax, at most 4 reads": "unimax", "random draw": "random_draw"}
+    free |= {name: name for name in ("proportional", "uniform")}
     for written, name in free.items():
         line = lines[name]
         difference, error = behind(line, ours)
@@ -110,11 +111,14 @@ def test_the_larger_scenario_is_that_of_the_rows(tmp_path):
         assert f"{row}| {difference:+.3f} ± {error:.3f} | 0 |" in text
     difference, error = behind(lines["unimax"], ours)
     assert f"by {difference / error:.1f} standard errors" in text
-    regmix = lines["regmix"]
-    difference, _ = behind(regmix, ours)
-    cost = f"{regmix.flops / ours.flops:.1f}"
-    row = f"| RegMix, 32 proxies, LightGBM | 1 | {regmix.loss:.3f} | {difference:+.3f} | {cost} |"
-    assert row in text
+    doge, regmix = lines["doge"], lines["regmix"]
+    for written, line in (("DoGE", doge), ("RegMix, 32 proxies, LightGBM", regmix)):
+        difference, _ = behind(line, ours)
+        row = f"| {written} | {len(line.losses)} | {line.loss:.3f} | {difference:+.3f} "
+        assert f"{row}| {line.flops / ours.flops:.1f} |" in text
+    assert (
+        f"(docstrings {doge.weights['docstrings']:.2f}; {ours.weights['docstrings']:.2f})" in text
+    )
     assert f"torch's code {regmix.weights['torch_code']:.2f} and" in text
     without = f"({regmix.weights['python_bare']:.2f}; {ours.weights['python_bare']:.2f})"
     assert f"Python without docstrings {without}" in text
