@@ -214,7 +214,7 @@ def test_a_tiny_clean_source_is_raised_and_its_epochs_are_named(
     assert weights["tiny"] > weights["dirty"] > weights["noise"]
     mixture = read_mixture(tmp_path / "run")
     assert mixture.epochs["tiny"] > 4 > mixture.epochs["dirty"]
-    assert "More than 4 epochs: tiny" in final_table(mixture, blend_txt=None, blend_json=None)
+    assert "Read more than 4 times: tiny" in final_table(mixture, blend_txt=None, blend_json=None)
     capped = adjust(mixture, Adjustment(fixed={}, groups={}, max_epochs=4)).mixture
     assert capped.epochs["tiny"] <= 4.01
     assert capped.weights["dirty"] == max(capped.weights.values())
