@@ -106,12 +106,13 @@ class CheckpointWriter:
         return float(written and self._error is None), float(written and self._error is not None)
 
     def begin(self, state: SearchState, arrays: dict[str, np.ndarray]) -> None:
-        """Starts to write `arrays` (`deepspeed_engine.state.snapshot`). Every rank must call.
+        """Starts to write `arrays` (`deepspeed_engine.state.snapshot`), after `finish`, which lets
+        go of those before. Every rank must call.
 
-        Raises what `finish` raises of the checkpoint before, and `NonFiniteError` on every rank
-        where a number of one is NaN or Inf: nothing is written then, and no checkpoint removed.
+        Raises `CheckpointError`, and `NonFiniteError` on every rank where a number of one is NaN
+        or Inf: nothing is written then, and no checkpoint removed.
         """
-        self.finish()
+        assert self._thread is None, "finish comes first"
         bad = next((key for key, array in arrays.items() if not np.isfinite(array).all()), None)
         if self.world.any(bad is not None):
             what = "another rank's share" if bad is None else bad.rpartition(":")[2]

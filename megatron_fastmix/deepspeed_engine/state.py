@@ -50,13 +50,15 @@ def snapshot(engine: Any, group: DataParallelGroup) -> dict[str, np.ndarray]:
         fragment = _share(fragment, group) if _replicated(engine) else fragment
         if not fragment.numel:
             continue
-        moments = state[fragment.owner]
+        moments = state.get(fragment.owner, {})  # nothing before the first step that is not skipped
+        tensors = {MASTER: fragment.owner.data, **moments}
         for kind in (MASTER, *MOMENTS):
-            tensor = fragment.owner.data if kind == MASTER else moments[kind]
-            copy = fragment.view(tensor).detach().to("cpu", torch.float32, copy=True)
+            copy = torch.zeros(fragment.numel)
+            if kind in tensors:
+                copy.copy_(fragment.view(tensors[kind]).detach())
             key = f"{kind}:{fragment.start}:{fragment.numel}:{fragment.name}"
             arrays[key] = copy.numpy()
-        arrays["adam_steps"] = np.array([float(moments["step"])])
+        arrays["adam_steps"] = np.array([float(moments.get("step", 0))])
     return arrays
 
 

@@ -13,6 +13,8 @@ from megatron_fastmix.checkpoint import store
 from megatron_fastmix.checkpoint.stored_parameters import MASTER, StoredParameters
 from megatron_fastmix.config import load_config
 from megatron_fastmix.errors import CheckpointError
+from megatron_fastmix.parallel.device import collective_device
+from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.run.folder import RunFolder
 
 
@@ -20,10 +22,11 @@ def load_trained(model: torch.nn.Module, run_dir: Path) -> None:
     """Puts the weights of a search's newest checkpoint into `model`.
 
     Rows of the embedding that only one of the two models has, for its padding, stay as they are
-    here. Raises `CheckpointError` where there is no checkpoint, or where its shapes differ.
+    here. Every rank must call: they share the check of its files. Raises `CheckpointError` where
+    there is no checkpoint, or where its shapes differ.
     """
     run = RunFolder(run_dir)
-    state = store.latest(run)
+    state = store.latest(run, DataParallelGroup(device=collective_device()))
     if state is None:
         raise CheckpointError(f"proxy.checkpoint: {run_dir} holds no checkpoint of a search")
     ranks = load_config(run.config).engine.tensor_model_parallel_size

@@ -275,6 +275,7 @@ class Search:
         if not (last or self.step % self.config.output.save_interval == 0):
             return
         began = time.monotonic()
+        self.checkpoints.finish()  # a host has room for one copy of the state
         self.checkpoints.begin(self.state(), snapshot(self.engine, self.group))
         if self.world.rank == 0 and self.step < self.config.training.train_iters:
             # Of a finished search it is written when the last checkpoint is known to be whole.

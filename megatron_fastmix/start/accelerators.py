@@ -18,19 +18,24 @@ def visible_accelerators() -> list[str]:
     """The GPUs that a process started here would see, as CUDA_VISIBLE_DEVICES names them; none
     under DS_ACCELERATOR=cpu, and none where the machine has none.
 
-    Asks the driver's own tool, since importing torch takes seconds; where there is no such tool but
-    a device of the driver (ROCm, containers), torch. Raises `ConfigError` where there is a device
-    and torch cannot use it: training on the CPU instead would go unnoticed for hours.
+    Asks the driver's own tool, since importing torch takes seconds; where that lists none, or is
+    not there, but a device of the driver is (ROCm, containers), torch. Raises `ConfigError` where
+    there is a device and torch cannot use it: training on the CPU instead would go unnoticed for
+    hours.
     """
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    entries = map(str.strip, (visible or "").split(","))
+    named = list(itertools.takewhile(_is_device, entries))
     if shutil.which("nvidia-smi"):
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible is not None:
-            return list(itertools.takewhile(_is_device, map(str.strip, visible.split(","))))
+            return named
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
         count = sum(line.startswith("GPU") for line in listing.stdout.splitlines())
-        return [str(index) for index in range(count)]
+        if count:
+            return [str(index) for index in range(count)]
+    # The tool lists none, too, where its library is not the driver's, as after an update.
     devices = device_files()
     if not devices:
         return []
@@ -42,7 +47,7 @@ def visible_accelerators() -> list[str]:
             f"this machine has {devices[0]}, but torch sees no accelerator ({why}): install a "
             "torch built for it, or give the container the driver (DS_ACCELERATOR=cpu: CPU)"
         )
-    return [str(index) for index in range(count)]
+    return (named or [str(index) for index in range(count)])[:count]
 
 
 def hidden_on_purpose() -> bool:

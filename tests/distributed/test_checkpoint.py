@@ -8,6 +8,7 @@ import pickle
 import resource
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ import pytest
 
 from megatron_fastmix.checkpoint import store as checkpoint
 from megatron_fastmix.checkpoint.stored_parameters import MASTER, MOMENTS, StoredParameters
+from megatron_fastmix.deepspeed_engine.state import snapshot
 from megatron_fastmix.errors import CheckpointError, ConfigError, FastMixError
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.metrics import read_metrics
+from megatron_fastmix.search import loop
 from megatron_fastmix.search.loop import Search
 from megatron_fastmix.start.claim import check_content, claim
 from tests.conftest import synthetic_documents, write_dataset
@@ -57,6 +60,33 @@ def losses_and_weights(config: Any) -> tuple[list[float], np.ndarray]:
     lines = read_metrics(Path(config.run_dir) / "metrics.jsonl")
     losses = [line["loss"] for line in lines if line["kind"] == "inner"]
     return losses, np.array([[*w["weights"].values()] for w in lines if w["kind"] == "outer"])
+
+
+def written_at_each_copy(config: Any) -> list[bool]:
+    """Whether the checkpoint before was still being written when one was copied to the host, on a
+    disk that is slower than the training."""
+    claim(config)
+    search = Search(config)
+    writer, write = search.checkpoints, search.checkpoints._write
+    found = []
+
+    def slow_write(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+        time.sleep(2)
+        write(folder, arrays)
+
+    def copy(*arguments: Any) -> dict[str, np.ndarray]:
+        found.append(writer._thread is not None and writer._thread.is_alive())
+        return snapshot(*arguments)
+
+    writer._write = slow_write  # type: ignore[method-assign]
+    loop.snapshot = copy  # of this rank's own process
+    search.run()
+    return found
+
+
+def test_the_host_holds_one_copy_of_the_state_at_a_time(search_values: dict) -> None:
+    config = load(search_values, **{"output.save_interval": 1, "training.train_iters": 3})
+    assert run_ranks(1, written_at_each_copy, config) == [[False, False, False]]
 
 
 @pytest.mark.parametrize(

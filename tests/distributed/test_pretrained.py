@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_fastmix.checkpoint import store
 from megatron_fastmix.config import TokenizerConfig
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.forked_ranks import run_ranks
@@ -112,6 +113,19 @@ def initial_parameters(config: Any) -> np.ndarray:
     return parameters_of(Search(config))
 
 
+def files_checked(config: Any) -> int:
+    """How many files of the start this rank reads whole, to know that they are good."""
+    checked, check = [], store._check_file
+
+    def noted(path: Path, record: dict[str, Any]) -> None:
+        checked.append(path)
+        check(path, record)
+
+    store._check_file = noted  # of this rank's own process
+    Search(config)
+    return len(checked)
+
+
 @pytest.mark.parametrize("stage", [slow(0), 2, slow(3)])
 def test_a_search_starts_from_the_proxy_of_an_earlier_one(
     search_values: dict, answer_corpora: Path, tmp_path: Path, stage: int
@@ -124,6 +138,7 @@ def test_a_search_starts_from_the_proxy_of_an_earlier_one(
     config = load(search_values, **{"proxy.checkpoint": earlier.run_dir})
     (found,) = run_ranks(1, initial_parameters, config)
     np.testing.assert_allclose(found, trained, rtol=0, atol=1e-7)
+    assert run_ranks(2, files_checked, config) == [1, 1]
 
     other = load(search_values, **{"proxy.checkpoint": earlier.run_dir, "proxy.hidden_size": 64})
     with pytest.raises(ConfigError, match=r"proxy\.hidden_size: 32 there, 64 here"):

@@ -72,3 +72,18 @@ def test_a_resume_after_a_skipped_step(
     assert rest["logits"] == whole["logits"]
     assert rest["parameters"] == whole["parameters"]
     assert rest["parameters"] != undisturbed["parameters"]
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(2, "fp32"), slow(1, "bf16"), slow(3, "fp32")])
+def test_a_stop_before_adam_has_taken_a_step(
+    search_values: dict, tmp_path: Any, stage: int, dtype: str
+) -> None:
+    """It has no moments then, and its checkpoint says so."""
+    changes = {"engine.zero_stage": stage, "engine.dtype": dtype}
+    straight = load(search_values, run_dir=tmp_path / "straight", **changes)
+    stopped = load(search_values, run_dir=tmp_path / "stopped", **changes)
+    whole = run_ranks(2, run_to, straight, 1, None, None)[0]
+    assert run_ranks(2, run_to, stopped, 1, 1, None)[0]["bad"] == 1
+    rest = run_ranks(2, run_to, stopped, 1, None, None)[0]
+    assert rest["parameters"] == whole["parameters"]
+    assert rest["logits"] == whole["logits"]

@@ -53,11 +53,15 @@ def test_devices_of_either_driver_are_seen(tmp_path: Path) -> None:
     assert device_files(tmp_path)[0] == str(tmp_path / "dev/nvidia0")
 
 
+@pytest.mark.parametrize("tool", [None, "echo 'Driver/library version mismatch'; exit 18"])
 def test_a_device_that_torch_cannot_use_is_no_reason_to_train_on_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tool: str | None
 ) -> None:
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi
+    monkeypatch.setenv("PATH", str(tmp_path))  # no other nvidia-smi
+    if tool is not None:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{tool}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
     for name in accelerators.VISIBLE:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(accelerators, "device_files", lambda: ["/dev/kfd"])
@@ -73,6 +77,9 @@ def test_a_device_that_torch_cannot_use_is_no_reason_to_train_on_the_cpu(
         "__version__ = '2'\nclass cuda:\n device_count = lambda: 4\n"
     )
     assert visible_accelerators() == ["0", "1", "2", "3"]
+    if tool is None:  # ranks get these numbers for their own CUDA_VISIBLE_DEVICES
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,8")
+        assert visible_accelerators() == ["4", "5", "6", "7"]
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert visible_accelerators() == []
 
