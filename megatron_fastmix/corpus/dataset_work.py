@@ -26,6 +26,7 @@ from megatron_fastmix.corpus.indexed.manifest import (
     InputRecord,
     Manifest,
     TokenizerRecord,
+    input_records,
     read_manifest,
 )
 from megatron_fastmix.corpus.indexed.output_lock import locked_outputs
@@ -135,6 +136,7 @@ class DatasetWork:
         try:
             with Progress(self.dataset.prefix, sum(i.bytes for i in self.inputs)) as progress:
                 journal = self._write(journal, outputs, progress)
+                self._check_unchanged()
                 manifests = self._finish(journal, outputs)
                 for prefix, manifest in manifests.items():
                     report(_summary(prefix, manifest, progress.rates))
@@ -186,6 +188,16 @@ class DatasetWork:
                 self._save(journal, outputs)
                 saved = time.monotonic()
         return journal
+
+    def _check_unchanged(self) -> None:
+        """Raises `DataError` for an input that was written while it was read, as what it held then
+        may be lost; one that was removed since was read whole, or told as missing."""
+        for before in self.inputs:
+            if Path(before.path).exists() and input_records([before.path]) != (before,):
+                raise _WrongInputError(
+                    f"{before.path}: changed while it was read, when it had {before.bytes:,} "
+                    "bytes; run again once nothing writes it"
+                )
 
     def _save(self, journal: Journal, outputs: list[DatasetOutput]) -> None:
         states = tuple(output.save() for output in outputs)
@@ -285,7 +297,7 @@ class DatasetWork:
         else:
             del dataset["max_values"]  # moves no byte
         if self.dataset.record_type != "text":
-            dataset["encoding"] = "whole text, with system and tools"
+            dataset["encoding"] = "whole text, with system, with tools, nulls of Parquet left out"
         content = {
             "dataset": dataset,
             "append_eod": self.append_eod,

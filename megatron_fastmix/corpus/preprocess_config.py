@@ -61,6 +61,11 @@ class DatasetConfig:
     """Where the text is from, for the manifest."""
 
     def __post_init__(self) -> None:
+        if not os.path.basename(self.prefix):
+            raise ConfigError(
+                f"prefix: found {self.prefix!r}, a folder; give the PATH of PATH.bin and PATH.idx, "
+                f"such as {os.path.join(self.prefix, 'web')}"
+            )
         if not self.input:
             raise ConfigError(f"{self.prefix}: input is empty; name a file, folder or glob")
         if self.skip_bad_lines < 0:
@@ -140,6 +145,8 @@ class PreprocessConfig:
     """Worker processes; default: one per core that this process may use."""
 
     def __post_init__(self) -> None:
+        if not self.datasets:
+            raise ConfigError("datasets: is empty; name at least one dataset to write")
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"workers: found {self.workers}; use at least 1")
         prefixes = Counter(

@@ -93,6 +93,10 @@ def test_parquet(tmp_path):
         assert texts_of(tmp_path / "out") == [text for text in TEXTS if text]
     with pytest.raises(DataError, match="no column text; the file has: id, body, nested"):
         run(tmp_path, tmp_path / "in.parquet")
+    twice = pyarrow.Table.from_arrays([table["body"], table["body"]], ["text", "text"])
+    parquet.write_table(twice, tmp_path / "in.parquet")
+    with pytest.raises(DataError, match="has the column 'text' twice"):
+        run(tmp_path, tmp_path / "in.parquet")
     (tmp_path / "in.parquet").write_bytes(b"PAR1 cut")
     with pytest.raises(DataError, match=r"in\.parquet: not a readable Parquet file"):
         run(tmp_path, tmp_path / "in.parquet", json_key="body")
@@ -215,7 +219,10 @@ def test_the_widest_window_of_zstd_is_read(tmp_path):
     assert list(read_documents(path)) == ["x"]
 
 
-@pytest.mark.parametrize("name", ["b.jsonl.bz2", "b.jsonl.xz", "b.jsonl.part", "b.csv", "b.gz"])
+@pytest.mark.parametrize(
+    "name",
+    ["b.jsonl.bz2", "b.jsonl.xz", "b.jsonl.part", "b.jsonl.incomplete", "b.csv", "b.gz"],
+)
 def test_a_file_of_a_folder_that_would_be_lost_is_named(tmp_path, name):
     (tmp_path / "a.jsonl").write_bytes(as_jsonl(["a"]))
     (tmp_path / name).write_bytes(b"x")

@@ -158,6 +158,21 @@ def test_an_end_token_past_the_models_pieces(tmp_path):
     assert copy.show(size) == "<eod>"
 
 
+def test_a_model_without_an_end_token_takes_the_one_that_is_stated(tmp_path):
+    from sentencepiece import SentencePieceProcessor
+
+    with pytest.raises(DataError, match=r"no end-of-sentence piece.*or give the id.*\(--eod\)"):
+        train_sentencepiece(tmp_path, model_type="bpe", eos_id=-1)
+    model = str(tmp_path / "m.model")
+    own = SentencePieceProcessor(model_file=model)
+    size = own.get_piece_size()
+    tokenizer = load_tokenizer("SentencePieceTokenizer", model, eod=size)
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    for each in (tokenizer, copy):
+        assert (each.eod, each.vocab_size) == (size, size + 1)
+        assert each.encode(TEXT) == own.encode(TEXT)
+
+
 def test_numbers_are_a_tokenizer_of_their_own(tmp_path):
     tokenizer = load_tokenizer("NullTokenizer", vocab_size=500)
     assert (tokenizer.eod, tokenizer.vocab_size) == (500, 501)

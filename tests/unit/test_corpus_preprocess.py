@@ -142,6 +142,16 @@ def test_one_prefix_for_two_datasets_is_refused(tmp_path):
         )
 
 
+def test_nothing_to_write_and_a_folder_to_write_to_are_refused():
+    with pytest.raises(ConfigError, match="datasets: is empty"):
+        PreprocessConfig(
+            tokenizer=TokenizerConfig(tokenizer_type="ByteLevelTokenizer"), datasets=()
+        )
+    for prefix in ("out/", ""):
+        with pytest.raises(ConfigError, match=f"prefix: found '{prefix}', a folder"):
+            DatasetConfig(prefix=prefix, input=("x.jsonl",))
+
+
 def test_a_text_dataset_keeps_no_loss_mask_and_no_digests_of_an_earlier_one(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text('{"question": "q", "answer": "a"}\n')

@@ -152,6 +152,34 @@ def test_the_system_text_of_a_record_is_its_first_turn(record, record_type):
         parts(record | {"system": 3}, record_type)
 
 
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+@pytest.mark.parametrize(
+    ("record", "record_type"),
+    [
+        ({"messages": MESSAGES}, "messages"),
+        ({"conversations": SHAREGPT["conversations"][::3]}, "sharegpt"),
+    ],
+)
+def test_a_conversation_may_be_json_text(record, record_type, template):
+    as_text = {key: json.dumps(value) for key, value in record.items()}
+    assert parts(as_text, record_type, template) == parts(record, record_type, template)
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+@pytest.mark.parametrize(
+    ("record", "record_type"),
+    [({"messages": MESSAGES}, "messages"), (ALPACA, "alpaca")],
+)
+def test_images_are_not_left_out_in_silence(record, record_type, template):
+    for key in ("image", "images", "videos"):
+        with pytest.raises(ValueError, match=f"the record has '{key}', and this learns from text"):
+            parts(record | {key: ["a.png"]}, record_type, template)
+        plain = parts(record, record_type, template)
+        assert parts(record | {key: []}, record_type, template) == plain
+    pair = {"image": "a map", "answer": "a"}  # where it is the text
+    assert parts(pair, "question_answer", json_keys=("image", "answer")) == ("a map\na", ["a"])
+
+
 @pytest.mark.parametrize("content", ["S", [{"type": "text", "text": "S"}]])
 def test_a_system_turn_is_not_doubled(content):
     messages = [{"role": "system", "content": content}, *MESSAGES]
@@ -183,6 +211,13 @@ def test_a_key_that_the_record_type_names_is_no_system_turn():
         ({"instruction": "x", "input": ""}, "alpaca", "no key 'output'"),
         (ALPACA | {"history": ["x"]}, "alpaca", "history must be"),
         (SHAREGPT, "sharegpt", "which needs a chat template"),
+        ({"messages": "Hi"}, "messages", "'messages' is text, but no JSON"),
+        ({"messages": ""}, "messages", "must be a list"),
+        (
+            {"messages": [{"role": "assistant", "content": "\n"}]},
+            "messages",
+            "every answer to be learned is empty",
+        ),
     ],
 )
 def test_records_that_lack_something_are_refused(record, record_type, reason):

@@ -136,6 +136,28 @@ def test_a_lost_partial_file_or_a_changed_input_starts_over(tmp_path, monkeypatc
         write_pairs(tmp_path / "in.jsonl")
 
 
+@pytest.mark.parametrize("harm", ["cut", "grow"])
+def test_an_input_that_changes_while_it_is_read_is_named(tmp_path, monkeypatch, harm):
+    write_pairs(tmp_path / "in.jsonl")
+    lines = (tmp_path / "in.jsonl").read_text().splitlines(keepends=True)
+    chunks = functools.partial(readers.iter_chunks, chunk_bytes=1000)
+    monkeypatch.setattr(dataset_work, "iter_chunks", chunks)
+    real_write = DatasetOutput.write
+
+    def meanwhile(self, *args):
+        changed = lines[:200] if harm == "cut" else [*lines, "\n", lines[0]]
+        (tmp_path / "in.jsonl").write_text("".join(changed))
+        real_write(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DatasetOutput, "write", meanwhile)
+        with pytest.raises(DataError, match=r"in\.jsonl: changed while it was read"):
+            preprocess(config(tmp_path, "out"), lambda line: None)
+    assert not list(tmp_path.glob("out*"))
+    (manifest,) = preprocess(config(tmp_path, "out"), lambda line: None)
+    assert manifest.documents == (200 if harm == "cut" else 401)
+
+
 SCRIPT = """
 import resource, sys, time
 from megatron_fastmix.config import TokenizerConfig

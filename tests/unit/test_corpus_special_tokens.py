@@ -99,6 +99,17 @@ def test_a_name_that_is_no_token_is_refused(tmp_path, tokenizer_json, name, valu
         load(tmp_path, tokenizer_json, **{name: values})
 
 
+def test_an_end_token_that_is_stated_needs_no_name(tmp_path, tokenizer_json):
+    nameless = tokenizer_json.replace("<|endoftext|>", "<|other|>")
+    with pytest.raises(DataError, match=r"no end-of-document token found.*\(--eod\)"):
+        load(tmp_path, nameless)
+    tokenizer = load_tokenizer("HuggingFaceTokenizer", str(tmp_path), eod=2)
+    assert (tokenizer.eod, tokenizer.template_tokens["eos_token"]) == (2, "<|end|>")
+    past = load_tokenizer("HuggingFaceTokenizer", str(tmp_path), eod=99)
+    assert (past.eod, past.vocab_size) == (99, 100)
+    assert "eos_token" not in past.template_tokens  # a template would write a text in its place
+
+
 def test_a_guess_is_said(tmp_path, tokenizer_json):
     assert load(tmp_path, tokenizer_json).eod == 0
     (tmp_path / "in.jsonl").write_text('{"text": "a b"}\n')

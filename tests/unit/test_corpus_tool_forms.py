@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megatron_fastmix.corpus.documents.chat_template import ChatTemplate
 from megatron_fastmix.corpus.documents.conversations import conversation_document
+from megatron_fastmix.corpus.documents.records import RecordParser
+from megatron_fastmix.corpus.reading.readers import iter_chunks
 
 FUNCTION = {"name": "sky", "parameters": {"type": "object", "properties": {}}}
 TOOL = {"type": "function", "function": FUNCTION}
@@ -103,3 +106,44 @@ def test_a_call_that_is_written_whole_stays_as_it_is() -> None:
     calls = [{"type": "function", "function": function}]
     turns = [ASKED[0], {"role": "assistant", "content": "", "tool_calls": calls}]
     assert text({"messages": turns}, template) == f"q{json.dumps(function, ensure_ascii=False)}"
+
+
+def test_parquet_learns_no_arguments_of_other_tools(tmp_path: Path) -> None:
+    """Its structs have the keys of all objects of a column, with nulls for those that are none."""
+    import pyarrow
+    from pyarrow import parquet
+
+    properties = {"sky": {"city": {"type": "string"}}, "clock": {"zone": {"type": "string"}}}
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": {"properties": each}}}
+        for name, each in properties.items()
+    ]
+    records = [
+        {
+            "messages": [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "tool_calls": [{"function": function}]},
+                {"role": "assistant", "content": "a"},
+            ],
+            "tools": tools,
+        }
+        for function in (
+            {"name": "sky", "arguments": {"city": "Rome"}},
+            {"name": "clock", "arguments": {"zone": "UTC"}},
+        )
+    ]
+    template = ChatTemplate(
+        source="{{ tools | tojson }}{% for m in messages %}{{ m.role }}:{{ m.content or '' }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function.name }}"
+        "{{ c.function.arguments | tojson }}{% endfor %};{% endfor %}"
+    )
+    parser = RecordParser(record_type="messages", chat_template=template)
+    path = tmp_path / "in.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(records), path)
+    (chunk,) = iter_chunks(path, columns=parser.columns)
+    assert "null" in json.dumps(chunk.records())
+    for row, record in zip(chunk.records(), records, strict=True):
+        expected = parser(json.dumps(record).encode(), "jsonl")
+        assert expected is not None
+        assert "null" not in "".join(expected.parts)
+        assert parser(row, "parquet") == expected

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Turn = dict[str, Any]
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+"""Keys under which LLaVA, LLaMA-Factory and ms-swift keep what the text refers to as `<image>`."""
 _MARK = "\ufdd6part{}\ufdd7"
 """Its ends are never assigned by Unicode, so that no text has them."""
 
@@ -20,6 +22,16 @@ def check_parts(content: Sequence[Any], number: int) -> None:
                 f"message {number}: the content has a part that is no text ({kind!r:.40}), and "
                 "this learns from text alone"
             )
+
+
+def check_no_media(values: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for images and the like of a record, by their keys in `MEDIA`."""
+    told = next((key for key, value in values.items() if value), None)
+    if told is not None:
+        raise ValueError(
+            f"the record has {told!r}, and this learns from text alone; remove the key to leave it "
+            "out"
+        )
 
 
 def joined(content: Sequence[Any]) -> str:

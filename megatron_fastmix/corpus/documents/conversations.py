@@ -203,6 +203,8 @@ def _plain(
         last = number == len(turns) - 1
         parts += [f"{turn['role']}: ", turn["content"] + ("" if last else "\n")]
         in_loss += [False, learned.get(number, False)]
+    if not any(flag and part.strip() for part, flag in zip(parts, in_loss, strict=True)):
+        raise ValueError("every answer to be learned is empty, so nothing would be learned")
     return Document(tuple(parts), tuple(in_loss))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_fastmix.corpus.documents.chat_template import ChatTemplate
+from megatron_fastmix.corpus.documents.content_parts import MEDIA, check_no_media
 from megatron_fastmix.corpus.documents.conversations import (
     check_nothing_else,
     check_text,
@@ -26,6 +27,7 @@ from megatron_fastmix.corpus.documents.record_types import (
     sharegpt_turns,
     with_system,
 )
+from megatron_fastmix.corpus.documents.tool_forms import parsed, without_fillers
 from megatron_fastmix.corpus.reading.inputs import InputFormat, expand_inputs
 from megatron_fastmix.corpus.reading.readers import Record, iter_chunks
 from megatron_fastmix.errors import DataError
@@ -66,6 +68,8 @@ class RecordParser:
                     raise ValueError(f"a plain text has no field {self.field!r}")
                 return _plain_document(record, record_format)
             record = _parse_json(record)
+        elif self.record_type != "text":
+            record = {key: without_fillers(value) for key, value in record.items()}
         document = self._document(record)
         if self.field is None:
             return document
@@ -96,12 +100,13 @@ class RecordParser:
         def find(key: str) -> Any:
             return _find(record, key)
 
+        check_no_media({key: record[key] for key in MEDIA if key in record and key not in keys})
         first_answer = 0
         system = self._system(record)
         if kind == "messages":
-            turns = with_system(find(keys[0]), system)
+            turns = with_system(parsed(keys[0], find(keys[0])), system)
         elif kind == "sharegpt":
-            turns = with_system(sharegpt_turns(find(keys[0])), system)
+            turns = with_system(sharegpt_turns(parsed(keys[0], find(keys[0]))), system)
         else:
             texts = None if self.chat_template else pair(kind, keys, find)
             if texts is not None and not needs_turns(kind, record, system):
@@ -148,7 +153,7 @@ class RecordParser:
         if self.field is not None:
             keys += [self.field, self.field.partition(".")[0]]
         if self.record_type != "text":
-            keys += [*RECORD_VARIABLES, "system", "history", "chat_template_kwargs"]
+            keys += [*RECORD_VARIABLES, *MEDIA, "system", "history", "chat_template_kwargs"]
             if self.chat_template is not None:
                 keys += sorted(self.chat_template.record_variables)
         return list(dict.fromkeys(keys))

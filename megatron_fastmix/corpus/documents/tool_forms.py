@@ -25,6 +25,14 @@ def parsed(name: str, value: Any) -> Any:
         raise ValueError(f"the value of {name!r} is text, but no JSON") from None
 
 
+def without_fillers(value: Any) -> Any:
+    """The value of a Parquet column without the nulls of its structs. There each object has the
+    keys of all, so that a call would be learned with null for the arguments of other tools."""
+    if isinstance(value, dict):
+        return {key: without_fillers(item) for key, item in value.items() if item is not None}
+    return [without_fillers(item) for item in value] if isinstance(value, list) else value
+
+
 def tool_list(name: str, value: Any) -> list[Any] | None:
     """The tools of a record: a list of objects, from JSON text of it, from a list of such texts, or
     from the only tool; None for no tool. Raises `ValueError` for anything else."""

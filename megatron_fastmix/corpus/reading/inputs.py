@@ -37,7 +37,7 @@ _TEXT_UNREAD = {
 _OTHER_UNREAD = (".xlsx", ".pkl", ".pickle", ".npy", ".npz", ".h5", ".pt")
 _UNREAD = _TEXT_UNREAD | dict.fromkeys(_OTHER_UNREAD, "of this kind")
 """Ends of names whose files are not read in any input format, and what they are."""
-_UNFINISHED = (".part", ".partial", ".tmp", ".crdownload")
+_UNFINISHED = (".part", ".partial", ".tmp", ".crdownload", ".incomplete")
 """Ends of names of files that a copy or a download has not finished."""
 
 

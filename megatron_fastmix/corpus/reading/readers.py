@@ -259,6 +259,9 @@ def _parquet_chunks(path: str, columns: Sequence[str] | None) -> Iterator[Chunk]
                 raise DataError(
                     f"{path}: no column {', '.join(columns)}; the file has: {', '.join(names)}"
                 )
+            twice = next((name for name in wanted if wanted.count(name) > 1), None)
+            if twice is not None:
+                raise DataError(f"{path}: has the column {twice!r} twice; keep one")
             size = Path(path).stat().st_size
             rows = max(1, file.metadata.num_rows)
             for batch in file.iter_batches(PARQUET_ROWS, columns=wanted, use_threads=False):

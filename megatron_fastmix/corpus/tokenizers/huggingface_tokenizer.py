@@ -118,17 +118,17 @@ class HuggingFaceTokenizer(Tokenizer):
     def _find_special_tokens(self) -> None:
         named: NamedToken | None = self._named.get("eos_token")
         self.eod = self._special("eos_token", self.EOD_NAMES)
-        if named is not None and self.eod == NO_TOKEN:
-            raise DataError(
+        if self.eod == NO_TOKEN and named is not None:
+            self.missing_end = (
                 f"{named.file}: names {named.text!r} as eos_token, which is no token of "
                 f"{self._path}; correct the name, or add the token to the tokenizer"
             )
-        if self.eod == NO_TOKEN:
-            raise DataError(
+        elif self.eod == NO_TOKEN:
+            self.missing_end = (
                 f"{self._path}: no end-of-document token found; name it as `eos_token` in "
-                "tokenizer_config.json beside the file"
+                "tokenizer_config.json beside the file, or give its id as eod (--eod)"
             )
-        if named is None:
+        elif named is None:
             self.notes = (
                 f"{self._path}: no file beside it names the end token; "
                 f"{self._backend.id_to_token(self.eod)} (id {self.eod}) is taken for it, a guess "
@@ -148,8 +148,9 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @property
     def template_tokens(self) -> dict[str, str]:
-        end = str(self._backend.id_to_token(self.eod))
-        return {"eos_token": end} | {key: named.text for key, named in self._named.items()}
+        end = self._backend.id_to_token(self.eod)  # None for one past the tokenizer's
+        found = {} if end is None else {"eos_token": str(end)}
+        return found | {key: named.text for key, named in self._named.items()}
 
     def has_token(self, text: str) -> bool:
         return self._backend.token_to_id(text) is not None

@@ -172,6 +172,8 @@ def load_tokenizer(
             tokenizer = _huggingface(path)
     if eod is not None:
         tokenizer.with_end(eod)
+    if tokenizer.eod == NO_TOKEN:
+        raise DataError(tokenizer.missing_end)
     return tokenizer
 
 

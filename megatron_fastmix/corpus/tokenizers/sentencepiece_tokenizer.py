@@ -53,9 +53,9 @@ class SentencePieceTokenizer(Tokenizer):
         self.eod = self._processor.eos_id()
         self.bos = self._processor.bos_id()
         if self.eod < 0:
-            raise DataError(
+            self.missing_end = (
                 f"{self._where}: the model has no end-of-sentence piece, which must end documents; "
-                "train it with eos_id set"
+                "train it with eos_id set, or give the id that ends them as eod (--eod)"
             )
         pad = self._processor.pad_id()
         self.pad = pad if pad not in {self.eod, self.bos, self._processor.unk_id()} else NO_TOKEN

@@ -59,6 +59,8 @@ class Tokenizer(ABC):
     eod: int
     bos: int = NO_TOKEN
     pad: int = NO_TOKEN
+    missing_end: str = ""
+    """Where `eod` is `NO_TOKEN`, why, and what to do: `with_end` must then name one."""
     sha256: str
     """Identity of the tokenizer's content, wherever its file lies."""
     notes: tuple[str, ...] = ()
