@@ -93,5 +93,5 @@ setup(
         "wandb": ["wandb>=0.17"],
         "test": TEST,
     },
-    entry_points={"console_scripts": ["megatron-fastmix = megatron_fastmix.cli.main:main"]},
+    entry_points={"console_scripts": ["megatron-fastmix = megatron_fastmix.cli.entry:main"]},
 )

@@ -6,7 +6,7 @@ import fnmatch
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.text_list import listed
@@ -43,12 +43,16 @@ def match_sources(
     if twice:
         raise DataError(f"the blend has {twice[0]} more than once; give each dataset once")
     exact = {os.path.realpath(path): name for name, paths in sources.items() for path in paths}
+    folders, patterns = _wider(sources)
     owners: dict[int, str] = {}
     for number, place in enumerate(places):
         if place in exact:
             owners[number] = exact[place]
             continue
-        fitting = [n for n, paths in sources.items() if any(_holds(p, place) for p in paths)]
+        held = {name for name, pattern in patterns if fnmatch.fnmatchcase(place, pattern)}
+        for folder in _above(place):
+            held |= folders.get(folder, set())
+        fitting = [name for name in sources if name in held]
         if len(fitting) > 1:
             raise DataError(
                 f"{prefixes[number]} belongs to the sources {', '.join(fitting)}; a dataset has "
@@ -67,7 +71,7 @@ def match_sources(
         if strangers:
             parts.append(f"no source of the mixture: {listed(strangers, _NAMED)}")
         if missing:
-            lost = [f"{name} ({', '.join(sources[name]) or 'no path'})" for name in missing]
+            lost = [f"{name} ({listed(sources[name], 3) or 'no path'})" for name in missing]
             parts.append(f"sources without a dataset in the blend: {listed(lost, _NAMED)}")
         raise DataError(f"{'; '.join(parts)}. For each, {_HOW}")
     for name, numbers in found.items():
@@ -85,31 +89,47 @@ def _match_last_parts(
     sources: Mapping[str, Sequence[str]], prefixes: Sequence[str], owners: dict[int, str]
 ) -> None:
     """Adds to `owners` what the last part of a path or the source's name tells without doubt."""
+    lasts = [_last(prefix) for prefix in prefixes]
+    alike = Counter(lasts)
     owned = set(owners.values())
-    free = [name for name in sources if name not in owned]
-    for number, prefix in enumerate(prefixes):
-        if number in owners:
+    parts = {n: {_last(path) for path in paths} for n, paths in sources.items() if n not in owned}
+    named: dict[str, list[str]] = {}
+    for name, of_name in parts.items():
+        for part in {name, *of_name}:
+            named.setdefault(part, []).append(name)
+    for number, (prefix, last) in enumerate(zip(prefixes, lasts, strict=True)):
+        if number in owners or len(named.get(last, ())) != 1 or alike[last] > 1:
             continue
-        last = os.path.basename(prefix.rstrip("/"))
-        named = [
-            name
-            for name in free
-            if last in (name, *(os.path.basename(path.rstrip("/")) for path in sources[name]))
-        ]
-        alike = [p for p in prefixes if os.path.basename(p.rstrip("/")) == last]
-        if len(named) != 1 or len(alike) > 1:
-            continue
-        parts = [os.path.basename(path.rstrip("/")) for path in sources[named[0]]]
-        if last in parts or named[0] not in owners.values():
-            owners[number] = named[0]
-            logger.warning(
-                "%s is taken for source %s, by the last part of its path", prefix, named[0]
-            )
+        (name,) = named[last]
+        if last in parts[name] or name not in owned:
+            owned.add(name)
+            owners[number] = name
+            logger.warning("%s is taken for source %s, by the last part of its path", prefix, name)
 
 
-def _holds(path: str, place: str) -> bool:
-    """Whether `path` is a pattern that fits `place`, or a folder above it."""
-    real = os.path.realpath(path)
-    if any(character in path for character in "*?["):
-        return fnmatch.fnmatchcase(place, real)
-    return place.startswith(real.rstrip("/") + "/")
+def _last(path: str) -> str:
+    return os.path.basename(path.rstrip("/"))
+
+
+def _wider(
+    sources: Mapping[str, Sequence[str]],
+) -> tuple[dict[str, set[str]], list[tuple[str, str]]]:
+    """What may hold several datasets: the sources by folder, without its last slash, and each with
+    its patterns."""
+    folders: dict[str, set[str]] = {}
+    patterns: list[tuple[str, str]] = []
+    for name, paths in sources.items():
+        for path in paths:
+            real = os.path.realpath(path)
+            if any(character in path for character in "*?["):
+                patterns.append((name, real))
+            else:
+                folders.setdefault(real.rstrip("/"), set()).add(name)
+    return folders, patterns
+
+
+def _above(place: str) -> Iterator[str]:
+    """The folders above a path, without their last slash."""
+    while place:
+        place = place.rpartition("/")[0]
+        yield place

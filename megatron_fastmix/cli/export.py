@@ -14,7 +14,7 @@ from megatron_fastmix.export.adjustment import Adjustment
 from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.notes import change_table, notes
 from megatron_fastmix.export.output_file import check_output
-from megatron_fastmix.export.paths import mapped, not_here, read_path_map
+from megatron_fastmix.export.paths import where_it_trains
 from megatron_fastmix.export.registry import FORMATS, find_format
 from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource
 from megatron_fastmix.result.mixture_file import read_mixture
@@ -140,22 +140,12 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, flag) is not None:
             raise ConfigError(f"--{flag.replace('_', '-')}: goes with --phases FRACTION; add it")
     adjustment = read_adjustment(args)
-    lost = not_here(mixture)
-    if lost and args.path_map:
-        raise ConfigError(
-            f"--path-map: {lost} is relative to the folder that the search ran in, and is not "
-            "here; run this command there"
-        )
-    mixture = mapped(mixture, read_path_map(args.path_map)) if args.path_map else mixture
+    mixture, lost = where_it_trains(mixture, args.path_map)
     blend = make_blend(
         mixture, chosen.unit(args.rows), decimals=args.decimals, adjustment=adjustment
     )
     text = chosen.render(blend)
-    said = notes(mixture, blend)
-    if lost:
-        said.append(
-            f"note: paths are relative to the folder that the search ran in, such as {lost}"
-        )
+    said = [*notes(mixture, blend), *lost]
     if any((args.set, args.group, args.token_budget, args.max_epochs, args.min_weight)):
         said.append(change_table(mixture, blend))
     if chosen.note:
@@ -186,7 +176,7 @@ def _read(path: str, *, allow_partial: bool) -> LearnedMixture:
 
 
 def _write_phases(args: argparse.Namespace, mixture: LearnedMixture) -> int:
-    changing = ("set", "group", "token_budget", "max_epochs", "min_weight", "rows", "path_map")
+    changing = ("set", "group", "token_budget", "max_epochs", "min_weight", "rows")
     for flag in ("format", *changing):
         if getattr(args, flag):
             raise ConfigError(
@@ -195,6 +185,7 @@ def _write_phases(args: argparse.Namespace, mixture: LearnedMixture) -> int:
     if args.global_batch_size is None:
         raise ConfigError("--phases: needs --global-batch-size SAMPLES")
     learned_phases.check_text(mixture, args.mixture)
+    mixture, lost = where_it_trains(mixture, args.path_map)
     sources = {source.name: source for source in mixture.sources}
     given = Path(args.mixture)
     run = RunFolder(given if given.is_dir() else given.parent)
@@ -216,6 +207,8 @@ def _write_phases(args: argparse.Namespace, mixture: LearnedMixture) -> int:
     else:
         later = _read(args.anneal, allow_partial=args.allow_partial)
         learned_phases.check_text(later, args.anneal)
+        later, lost_later = where_it_trains(later, args.path_map)
+        lost = lost or lost_later
         main, anneal = mixture.weights, later.weights
         for source in later.sources:
             here = _places(sources.setdefault(source.name, source))
@@ -243,7 +236,7 @@ def _write_phases(args: argparse.Namespace, mixture: LearnedMixture) -> int:
         global_batch_size=args.global_batch_size,
         decimals=args.decimals,
     )
-    for line in [*left_out, *learned_phases.phase_notes(schedule, mixture, output)]:
+    for line in [*left_out, *lost, *learned_phases.phase_notes(schedule, mixture, output)]:
         print(line, file=sys.stderr)
     for path in written:
         print(f"wrote {path}", file=sys.stderr)

@@ -9,6 +9,7 @@ from megatron_fastmix.blend.weight_schedule import read_schedule
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.learned_phases import by_dataset, check_text, decimals_for
 from megatron_fastmix.export.megatron_phases import NOTE, phases
+from megatron_fastmix.export.paths import where_it_trains
 from megatron_fastmix.result.mixture_file import read_mixture
 
 HELP = "write a schedule of weights for Megatron-LM's --phase-transition-iterations"
@@ -21,6 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--global-batch-size", type=int, required=True)
     parser.add_argument("--train-samples", type=int, required=True, help="of the whole run")
     parser.add_argument("--decimals", type=int, help="of the weights (default as in export)")
+    parser.add_argument(
+        "--path-map",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="absolute paths, and NEW for what begins with OLD, as in export",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     schedule = read_schedule(args.schedule)
     mixture = read_mixture(args.mixture)
     check_text(mixture, args.mixture)
+    mixture, lost = where_it_trains(mixture, args.path_map)
     sources = {source.name: source for source in mixture.sources}
     missing = [name for name in schedule.names if name not in sources]
     if missing:
@@ -44,5 +53,6 @@ def run(args: argparse.Namespace) -> int:
         decimals=decimals_for(datasets, sources, args.decimals),
     )
     sys.stdout.write(text)
-    print(f"note: {NOTE}", file=sys.stderr)
+    for line in [*lost, f"note: {NOTE}"]:
+        print(line, file=sys.stderr)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -75,9 +76,12 @@ def run(args: argparse.Namespace) -> int:
     """Prints YAML for a search's configuration. Raises `ConfigError` and `DataError`."""
     named = read_named_blend(args.blend)
     if named is None:
-        shares = _of_loss_tokens(read_blend(args.blend), args.config)
+        shares = read_blend(args.blend)
+        shares = _of_loss_tokens(shares, {path: path for path in shares}, args.config)
     else:
         shares = {entry.name: entry.share for entry in named}
+        if args.config is None:
+            shares = _of_loss_tokens(shares, {entry.name: entry.path for entry in named}, None)
     open_paths = [path for path in shares if "${" in path]
     if open_paths:
         print(f"note: {open_paths[0]} names a variable; write its value instead", file=sys.stderr)
@@ -109,16 +113,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _of_loss_tokens(shares: dict[str, float], config: str | None) -> dict[str, float]:
+def _of_loss_tokens(
+    shares: dict[str, float], prefixes: dict[str, str], config: str | None
+) -> dict[str, float]:
     from megatron_fastmix.config import load_config
 
-    if config is None and len({is_answer_only(prefix) for prefix in shares}) == 2:
+    if config is None and len({is_answer_only(prefix) for prefix in prefixes.values()}) == 2:
         raise ConfigError(
             "--config: missing; the blend has text and answer-only rows, and what a sample of each "
             "brings to the loss depends on the configuration's data.seq_length"
         )
     seq_length = load_config(config).data.seq_length if config is not None else _UNCUT
-    found = shares_of_loss_tokens(shares, seq_length)
+    found = shares_of_loss_tokens(shares, seq_length, prefixes)
     if found != shares:
         print(
             "note: the blend has shares of rows; the search's are of answer tokens, by the mean "
@@ -143,6 +149,9 @@ def _in_order(
         owners = {entry: owner for entry, owner in owners.items() if owner in names}
     else:
         owners = {path: source.name for source in sources for path in _paths(source)}
+        # However the blend spells them: ./web, or from the root.
+        spelled = {os.path.abspath(path): name for path, name in owners.items()}
+        owners |= {p: spelled[os.path.abspath(p)] for p in shares if os.path.abspath(p) in spelled}
     strangers = [path for path in shares if path not in owners]
     if strangers:
         whose = f"names are {', '.join(names)}" if by_name else f"paths are {', '.join(owners)}"

@@ -9,7 +9,8 @@ from itertools import zip_longest
 
 from megatron_fastmix.errors import DataError
 
-TRAIN_FLAGS = ("--data-path", "--train-data-path")
+TRAIN_FLAGS = ("--data-path", "--train-data-path", "--data_paths")
+"""Of Megatron-LM, and of Model-Optimizer's distill.py."""
 _NAMED = re.compile(r"^\w+\+?=")
 """What stands before the value in an assignment of a shell."""
 _OPERATORS = "();<>|&\n"

@@ -34,9 +34,10 @@ _HELD_OUT = re.compile(r"(val|valid|validation|test)([_-]ds)?")
 _SUMMABLE = 1e300
 """Of weights above it the sum may be beyond a float."""
 _ASSIGNED = re.compile(
-    r"\s*(?:[\w+.]*\.)?(?:paths|data_prefix)\s*=\s*([\[{].*[\]}]),?\s*", re.DOTALL
+    r"\s*(?:[\w+.]*\.)?(paths|data_prefix|blend|blend_per_split)\s*=\s*([\[{].*[\]}]),?\s*",
+    re.DOTALL,
 )
-"""NeMo 2's argument in Python, and Hydra's override for NeMo 1."""
+"""NeMo 2's argument in Python, and the overrides of Hydra for NeMo 1 and Megatron-Bridge."""
 
 
 def read_blend(path: str | Path) -> dict[str, float]:
@@ -45,7 +46,7 @@ def read_blend(path: str | Path) -> dict[str, float]:
     The file holds what `--data-args-path` or `--per-split-data-args-path` (its `train`) reads, a
     command line with `--data-path` or `--train-data-path`, the list alone as JSON or YAML, a
     configuration of NeMo with `data_prefix` or `paths`, one of Megatron-Bridge with `blend` or
-    `blend_per_split`, or `paths=[...]` and `...data_prefix=[...]`. Without weights the shares are
+    `blend_per_split`, or one of these keys with `=` before its list. Without weights the shares are
     those of the datasets' tokens, as with Megatron, so that the datasets have to be there. Raises
     `DataError` for anything else, and for weights that are not positive or prefixes that recur.
     """
@@ -66,23 +67,25 @@ def read_held_out(path: str | Path) -> list[str]:
     return list(parse_blend(_structured({"train": valid}, str(path)), f"{path}: valid"))
 
 
-def shares_of_loss_tokens(shares: Mapping[str, float], seq_length: int) -> dict[str, float]:
-    """Shares of the samples that Megatron draws, by prefix, as a search has them: of answer-only
-    rows, whose answers differ in length, of answer tokens. Those of text are the same. The datasets
-    have to be there. Raises `DataError` for a damaged loss mask."""
-    if not any(map(is_answer_only, shares)):
+def shares_of_loss_tokens(
+    shares: Mapping[str, float], seq_length: int, prefixes: Mapping[str, str] | None = None
+) -> dict[str, float]:
+    """Shares of the samples that Megatron draws as a search has them: of answer-only rows, whose
+    answers differ in length, of answer tokens. Those of text are the same. The datasets have to be
+    there. `prefixes` has those of shares by name; without it they are by prefix. Raises `DataError`
+    for a damaged loss mask."""
+    prefix_of = prefixes or {prefix: prefix for prefix in shares}
+    rows = {key for key in shares if is_answer_only(prefix_of[key])}
+    if not rows:
         return dict(shares)
-    scaled = {
-        prefix: share
-        * (
-            count_answer_rows(prefix, seq_length).mean_answer_tokens
-            if is_answer_only(prefix)
-            else seq_length
-        )
-        for prefix, share in shares.items()
+    lengths = {
+        key: count_answer_rows(prefix_of[key], seq_length).mean_answer_tokens
+        if key in rows
+        else seq_length
+        for key in shares
     }
-    total = math.fsum(scaled.values())
-    return {prefix: share / total for prefix, share in scaled.items()}
+    total = math.fsum(share * lengths[key] for key, share in shares.items())
+    return {key: share * lengths[key] / total for key, share in shares.items()}
 
 
 def read_named_blend(path: str | Path) -> list[DataBlendEntry] | None:
@@ -115,14 +118,16 @@ def parse_blend(words: Sequence[object], where: str) -> dict[str, float]:
     if len(words) % 2 or all(weight is None for weight in weights):
         return _by_size(words, where)
     shares: dict[str, float] = {}
+    places: set[str] = set()
     for word, weight, given in zip(words[::2], weights, words[1::2], strict=True):
         prefix = _prefix(given, where)
         if weight is None or not 0 <= weight < math.inf:
             raise DataError(
                 f"{where}: weight of {prefix} is {word!r}; expected a number, 0 or more"
             )
-        if os.path.normpath(prefix) in map(os.path.normpath, shares):
+        if (place := os.path.normpath(prefix)) in places:
             raise DataError(f"{where}: {prefix} occurs twice; add its weights up in one entry")
+        places.add(place)
         shares[prefix] = weight
     if (largest := max(shares.values())) > _SUMMABLE:
         shares = {prefix: weight / largest for prefix, weight in shares.items()}
@@ -191,22 +196,26 @@ def _words(text: str, where: str) -> list[Any]:
     if text.lstrip().startswith(("{", "[")) or where.endswith((".yaml", ".yml", ".json")):
         return _structured(_parse(text, where), where)
     if assigned := _ASSIGNED.fullmatch(text):
-        return _structured(_parse_yaml(assigned[1], where), where)
+        return _structured({assigned[1]: _parse_yaml(assigned[2], where)}, where)
     if any(flag in text for flag in TRAIN_FLAGS):
         try:
             return list(_listed(words_after_flag(text, where), where))
         except ValueError as error:
             raise DataError(f"{where}: not a command line: {error}") from None
     words = text.replace("=", " ").split()
+    for flag in _FILE_FLAGS:
+        if flag in words:
+            file = [*words[words.index(flag) + 1 :], "the file"][0]
+            raise DataError(f"{where}: has {flag}, which names the file of the blend: give {file}")
+    if any(word.startswith("--") for word in words):
+        raise DataError(
+            f"{where}: is a command line without {' or '.join(TRAIN_FLAGS)}; give the blend alone"
+        )
     if any(word.startswith("#") for word in words):
         raise DataError(
             f"{where}: has a comment ({next(w for w in words if w[0] == '#')} ...), of which "
             "Megatron reads every word; leave comments out"
         )
-    for flag in _FILE_FLAGS:
-        if flag in words:
-            file = [*words[words.index(flag) + 1 :], "the file"][0]
-            raise DataError(f"{where}: has {flag}, which names the file of the blend: give {file}")
     return text.split()
 
 
@@ -280,8 +289,15 @@ def _paired(values: Any, where: str) -> Any:
     if len(found) > 1:
         raise DataError(f"{where}: has several {key}; give a file with the one to read")
     if isinstance(prefixes, dict):
-        return [list(prefixes), list(prefixes.values())]
-    return [[prefixes] if isinstance(prefixes, str) else prefixes, weights]
+        weights, prefixes = list(prefixes.values()), list(prefixes)
+    prefixes = [prefixes] if isinstance(prefixes, str) else prefixes
+    for prefix in prefixes if isinstance(prefixes, list) else []:
+        if isinstance(prefix, str) and is_answer_only(prefix):
+            raise DataError(
+                f"{where}: {key} has {prefix}, which is answer-only; its weights count all tokens, "
+                "a search's those of answers: give the blend in a form that Megatron reads"
+            )
+    return [prefixes, weights]
 
 
 def _mappings(values: Any) -> Iterator[dict[str, Any]]:

@@ -48,6 +48,23 @@ def not_here(mixture: LearnedMixture) -> str | None:
     return next((p for p in paths if not os.path.isabs(p) and not os.path.exists(f"{p}.idx")), None)
 
 
+def where_it_trains(
+    mixture: LearnedMixture, path_map: Sequence[str]
+) -> tuple[LearnedMixture, list[str]]:
+    """The mixture with its paths as the texts of `--path-map` have them, and a note where they are
+    relative to another folder. Raises `ConfigError` where such paths are to be mapped."""
+    lost = not_here(mixture)
+    if lost and path_map:
+        raise ConfigError(
+            f"--path-map: {lost} is relative to the folder that the search ran in, and is not "
+            "here; run this command there"
+        )
+    if path_map:
+        return mapped(mixture, read_path_map(path_map)), []
+    note = f"note: paths are relative to the folder that the search ran in, such as {lost}"
+    return mixture, [note] if lost else []
+
+
 def tokenizer_not_here(mixture: LearnedMixture) -> str | None:
     """The same of the tokenizer's files; a model's name that the Hugging Face Hub's cache of this
     host has is none."""

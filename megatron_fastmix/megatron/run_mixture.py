@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_fastmix.blend.source_paths import match_sources
@@ -106,12 +106,14 @@ def read_run_mixture(options: RunOptions, *, rows: bool = False) -> RunMixture:
         assert learned is not None
         weights = _weights(learned, rows)
         schedule = WeightSchedule(changes=(Change(at_sample=0, weights=weights),))
-    strangers = [name for name in options.sources if name not in schedule.names]
-    if strangers:
-        raise ConfigError(
-            f"--fastmix-source {strangers[0]}: no such source; the mixture has "
-            f"{', '.join(schedule.names)}"
-        )
+    caps = options.max_epochs if isinstance(options.max_epochs, Mapping) else {}
+    for flag, given in (("--fastmix-source", options.sources), ("--fastmix-max-epochs", caps)):
+        strangers = [name for name in given if name not in schedule.names]
+        if strangers:
+            raise ConfigError(
+                f"{flag} {strangers[0]}: no such source; the mixture has "
+                f"{', '.join(schedule.names)}"
+            )
     paths.update(options.sources)
     missing = [name for name in schedule.names if name not in paths]
     if missing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -170,11 +170,14 @@ class Session:
     def _install(self, mixture: LiveMixture) -> None:
         assert self._asked is not None
         self.mixture = mixture
+        caps = self.options.max_epochs
+        if isinstance(caps, Mapping):  # what is left out is never read
+            caps = {name: cap for name, cap in caps.items() if name in mixture.names}
         blend.install(
             mixture,
             weighting=self.options.weighting,
             fold_loss_mask=self.options.weighting == "loss",
-            max_epochs=self.options.max_epochs,
+            max_epochs=caps,
             sources=self._asked.paths,
             left_out=self._left_out,
             on_build=self._built,

@@ -102,7 +102,7 @@ def check_folder(config: SearchConfig, *, accept_changes: bool = False) -> RunFo
             "searched with; put the file back, or choose another run_dir"
         )
     else:
-        _check_others(run)
+        check_others(run)
     if steps and left and run.metrics.exists():
         read_metrics(run.metrics)  # else rank 0 would end over them alone, and the others wait
     return run
@@ -131,7 +131,7 @@ def _is_dump(values: dict[str, Any], text: str) -> bool:
     )
 
 
-def _check_others(run: RunFolder) -> None:
+def check_others(run: RunFolder) -> None:
     """Raises `ConfigError` for files that a search would replace in a folder without its
     configuration, which is the first that it writes: they are not a search's."""
     for path in (run.sources, run.metrics, run.mixture, run.blend_txt, run.blend_json, run.picture):

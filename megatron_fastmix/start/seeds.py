@@ -12,6 +12,7 @@ from megatron_fastmix.result.learned_mixture import average
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.start.artifacts import result_text, write_run_artifacts
+from megatron_fastmix.start.claim import check_others
 from megatron_fastmix.start.launch import launch
 
 
@@ -22,21 +23,24 @@ def launch_seeds(
     writes their average into the run folder. Returns the exit code.
 
     Finished seeds are not searched again. Raises what `launch` raises, and `ConfigError` where the
-    run folder has a search of its own, whose result the average would replace.
+    run folder has a search of its own, or files of no search, which the average would replace.
     """
     folder = Path(config.run_dir)
-    if RunFolder(folder).config.exists():
+    run = RunFolder(folder)
+    if run.config.exists():
         raise ConfigError(
             f"{folder}: holds the search of one seed; choose another folder for several, such as "
             f"--run-dir {shlex.quote(f'{folder}-seeds')}"
         )
+    if not run.seeds():
+        check_others(run)
     tensorboard = config.output.tensorboard_dir
     seeds = range(config.seed, config.seed + count)
     for seed in seeds:  # whoever watches sees how many are to come
-        RunFolder(folder).seed(seed).path.mkdir(parents=True, exist_ok=True)
+        run.seed(seed).path.mkdir(parents=True, exist_ok=True)
     mixtures = []
     for seed in seeds:
-        run_dir = RunFolder(folder).seed(seed).path
+        run_dir = run.seed(seed).path
         of_seed = dataclasses.replace(config, seed=seed, run_dir=str(run_dir))
         if tensorboard is not None:  # in one folder their curves would be one
             output = dataclasses.replace(

@@ -110,6 +110,12 @@ def test_the_command_reads_a_schedule_and_the_paths_of_a_run(make_mixture, tmp_p
         ["/data/math"],
     ]
     assert "unless --seed changes with the phase" in good.err
+    assert "relative" not in good.err
+    assert cli.main([*command, "--path-map", "/data=/lustre/d"]) == 0
+    assert [paths for _, paths, _ in parsed(capsys.readouterr().out)] == [
+        ["/lustre/d/web", "/lustre/d/code"],
+        ["/lustre/d/math"],
+    ]
     for size in ("0", "-4"):
         assert cli.main([size if word == "4" else word for word in command]) == 2
         assert f"--global-batch-size: found {size}" in capsys.readouterr().err

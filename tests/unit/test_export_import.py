@@ -1,6 +1,8 @@
 """Megatron blends read back: every form that is exported gives the same weights."""
 
 import json
+import os
+import time
 
 import pytest
 import yaml
@@ -67,6 +69,10 @@ model:
         ("hydra.txt", "model.data.data_prefix=[1,/d/a,3,/d/b]\n"),
         ("bridge.yaml", "dataset:\n  blend:\n  - [/d/a, /d/b]\n  - [0.25, 0.75]\n"),
         ("bridge.yaml", "blend: null\nblend_per_split: [[[/d/a, /d/b], [1, 3]], null, null]"),
+        ("bridge.txt", "dataset.blend=[[/d/a,/d/b],[0.25,0.75]]\n"),
+        ("bridge.txt", "dataset.blend_per_split=[[[/d/a,/d/b],[1,3]],[[/d/c],null],null]\n"),
+        ("nemo.txt", "paths={'train': ['1', '/d/a', 3, '/d/b'], 'test': ['/d/c']},\n"),
+        ("distill.sh", "#!/bin/bash\ntorchrun distill.py --data_paths 1 /d/a 3 /d/b --tp_size 8\n"),
         ("blend.json", '[["/d/a", "/d/b"], ["0.25", 0.75]]'),
         ("blend.json", '{"train": [["/d/a", "/d/b"], [1, 3]], "valid": null, "test": null}'),
         ("nemo.json", '{"model": {"data": {"data_prefix": {"train": ["1", "/d/a", 3, "/d/b"]}}}}'),
@@ -194,7 +200,7 @@ def test_a_blend_of_other_sources_is_refused_or_filled_up(tmp_path, corpora, con
     path.write_text(f"1 {corpora}/other 2 {corpora}/noise")
     assert main(call) == 2
     assert "other is no source of" in capsys.readouterr().err
-    path.write_text(f"1 {corpora}/backward 1 {corpora}/noise")
+    path.write_text(f"1 {corpora}/backward 1 {os.path.relpath(corpora)}/noise")
     assert main(call) == 2
     assert "lacks forward" in capsys.readouterr().err
     assert main([*call, "--missing-weight", "1.5"]) == 2
@@ -227,6 +233,13 @@ def test_weights_of_any_size_are_read(tmp_path, capsys):
     assert main(["import", str(tmp_path / "blend")]) == 0
     weights = yaml.safe_load(capsys.readouterr().out)["mixture"]["initial_weights"]
     assert weights == pytest.approx([1e-12, 1], rel=1e-9)
+
+
+def test_a_blend_of_many_datasets_is_read_at_once(tmp_path):
+    (tmp_path / "blend").write_text("\n".join(f"1 /d/{n}" for n in range(20_000)))
+    began = time.process_time()
+    assert len(read_blend(tmp_path / "blend")) == 20_000
+    assert time.process_time() - began < 30  # compared in pairs they took ten minutes
 
 
 def test_what_weighs_nothing_is_left_out(tmp_path):
@@ -322,6 +335,14 @@ def test_rows_of_answers_become_shares_of_answer_tokens(tmp_path, capsys):
     assert main(["import", f"{tmp_path}/named.json", "--config", f"{tmp_path}/search.yaml"]) == 0
     told = yaml.safe_load(capsys.readouterr().out)["mixture"]
     assert told == {"initial_weights": [0.75, 0.25]}
+    named = [{"name": n, "path": f"{tmp_path}/{n}", "weight": 1} for n in ("long", "short")]
+    (tmp_path / "named.json").write_text(json.dumps({"datasets": named}))
+    assert main(["import", f"{tmp_path}/named.json"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["mixture"] == told
+    tokens = {"train-data-paths": [f"{tmp_path}/long"], "train-data-weights": [1.0]}
+    (tmp_path / "neox.json").write_text(json.dumps(tokens))
+    with pytest.raises(DataError, match="long, which is answer-only; its weights count all tokens"):
+        read_blend(tmp_path / "neox.json")
     write_dataset(tmp_path / "text", [list(range(60))] * 5, 256)
     (tmp_path / "blend").write_text(f"0.5 {tmp_path}/long 0.5 {tmp_path}/text")
     assert main(["import", str(tmp_path / "blend")]) == 2
@@ -339,6 +360,8 @@ def test_rows_of_answers_become_shares_of_answer_tokens(tmp_path, capsys):
         ("--data-path @blend.txt", "takes a reference here"),
         ("train.py --data-args-path b.txt --bf16", "names the file of the blend: give b.txt"),
         ("train.py --per-split-data-args-path=b.json", "names the file of the blend: give b.json"),
+        ("#!/bin/bash\ntrain.py --data-args-path b.txt", "names the file of the blend: give b.txt"),
+        ("#!/bin/bash\nrun.py --dataset_paths /d/a", "is a command line without --data-path"),
     ],
 )
 def test_what_only_looks_like_a_blend(tmp_path, text, message):

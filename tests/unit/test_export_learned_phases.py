@@ -196,6 +196,24 @@ def test_the_anneal_may_be_a_search_of_its_own(run_folder, make_mixture, capsys)
     assert main([*call, "--allow-partial"]) == 0
 
 
+def test_paths_of_phases_are_the_training_machines(run_folder, make_mixture, capsys):
+    folder, _ = run_folder
+    call = ["export", str(folder), "--phases", "0.5", "--global-batch-size", "8"]
+    assert main([*call, "--path-map", "/data=/lustre/d"]) == 0
+    assert "relative" not in capsys.readouterr().err
+    for file in ("megatron_phases.txt", "data_blend_phase1.json", "data_blend_phase2.json"):
+        text = (folder / "phases" / file).read_text()
+        assert "/lustre/d/a" in text
+        assert "/data/" not in text
+    write_mixture(folder / "mixture.json", make_mixture({"a": 0.9, "b": 0.1}, folder="elsewhere"))
+    assert main(call) == 0
+    assert "relative to the folder that the search ran in, such as elsewhere/a" in (
+        capsys.readouterr().err
+    )
+    assert main([*call, "--path-map", "/data=/lustre/d"]) == 2
+    assert "--path-map: elsewhere/a is relative" in capsys.readouterr().err
+
+
 def test_phases_of_several_seeds_are_asked_for_by_seed(tmp_path, make_mixture, capsys):
     write_mixture(tmp_path / "mixture.json", make_mixture({"a": 0.9, "b": 0.1}, seeds=(1, 2)))
     call = ["export", str(tmp_path), "--phases", "0.8", "--global-batch-size", "4"]

@@ -194,3 +194,5 @@ def test_a_schedule_alone_needs_the_paths(tmp_path):
     sources = {"web": ("/w",), "code": ("/c",)}
     asked = read_run_mixture(RunOptions(schedule=path, sources=sources))
     assert asked.paths == sources
+    with pytest.raises(ConfigError, match="max-epochs wbe: no such source; the mixture"):
+        read_run_mixture(RunOptions(schedule=path, sources=sources, max_epochs={"wbe": 2.0}))

@@ -16,6 +16,8 @@ from megatron_fastmix.megatron.options import RunOptions
 from megatron_fastmix.megatron.resume import ATTRIBUTE, check_sizes, resumed, run_state
 from megatron_fastmix.megatron.run_mixture import RunMixture, other_weights
 from megatron_fastmix.megatron.session import Session
+from tests.conftest import SOURCES
+from tests.unit.test_blend import build
 
 OPTIONS = RunOptions(mixture=Path("r"), max_epochs={"a": 4.0})
 ACCEPTING = RunOptions(mixture=Path("r"), max_epochs={"a": 4.0}, accept_changes=True)
@@ -242,6 +244,24 @@ def session(tmp_path):
     begun.arguments_known(args, [(["/data/a", "/data/b", "/data/c"], [1.0, 1.0, 1.0]), None])
     yield begun, args
     blend.uninstall()
+
+
+def test_a_cap_on_a_source_that_is_left_out_is_no_mistake(tmp_path, corpora):
+    asked((0, (0.6, 0.4, 0.0))).write(tmp_path / "schedule.yaml")
+    options = RunOptions(
+        schedule=tmp_path / "schedule.yaml",
+        sources={
+            name: (f"{corpora}/{source}",) for name, source in zip("abc", SOURCES, strict=True)
+        },
+        max_epochs={"a": 2.0, "c": 1.0},
+    )
+    Session(options).begin_without_arguments()
+    try:
+        train = build(corpora)[0]
+    finally:
+        blend.uninstall()
+    assert train.names == ["a", "b"]
+    assert train.options.max_epochs == {"a": 2.0}
 
 
 def test_a_change_during_a_step_is_in_that_steps_checkpoint(session):

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 
+from megatron_fastmix.cli import entry
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.program import run_program
 
@@ -48,3 +49,15 @@ def test_a_reader_that_goes_away_and_an_interrupt_leave_no_traceback():
     sleeper.stdout.close()
     for process in (writer, sleeper):
         process.stderr.close()
+
+
+def test_an_interrupt_of_the_imports_is_one_line(monkeypatch, capsys):
+    class Interrupting:
+        def find_spec(self, name, path=None, target=None):
+            if name == "megatron_fastmix.cli.main":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "megatron_fastmix.cli.main", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    assert entry.main() == 130
+    assert capsys.readouterr().err == "megatron-fastmix: interrupted\n"

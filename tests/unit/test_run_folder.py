@@ -59,6 +59,17 @@ def test_one_seed_and_several_do_not_share_a_folder(
         claim(config)
 
 
+def test_the_average_of_seeds_replaces_no_blend_of_the_users(
+    config_file: Path, tmp_path: Path
+) -> None:
+    blend = tmp_path / "mine/blend.txt"
+    blend.parent.mkdir()
+    blend.write_text("0.4 /d/a 0.6 /d/b\n")
+    with pytest.raises(ConfigError, match=r"mine/blend\.txt: is there, .*move it away"):
+        launch_seeds(load_config(config_file, [f"--run_dir={blend.parent}"]), 2)
+    assert list(blend.parent.iterdir()) == [blend]
+
+
 def test_a_finished_search_may_become_longer_and_nothing_else(config_file: Path) -> None:
     config = load_config(config_file)
     total = config.training.train_iters
