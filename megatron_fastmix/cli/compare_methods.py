@@ -11,6 +11,7 @@ from megatron_fastmix.lab.baselines.registry import FASTMIX, METHODS
 from megatron_fastmix.lab.comparison import over_scenarios
 from megatron_fastmix.lab.comparison.method_table import MethodLine, measurements, text
 from megatron_fastmix.lab.comparison.methods import MethodComparison
+from megatron_fastmix.lab.comparison.result import versions
 from megatron_fastmix.lab.comparison.row_workers import SAVE_INTERVAL
 from megatron_fastmix.lab.comparison.scenario import load_scenario
 from megatron_fastmix.lab.jobs import worker_count
@@ -101,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot_variants and len(scenarios) > 1:
         raise ConfigError(f"--plot-variants: found {len(scenarios)} scenarios; name one")
     tables: dict[str, list[MethodLine]] = {}
+    made_with: list[dict[str, str]] = []
     try:
         for name, scenario in scenarios.items():
             comparison = MethodComparison(
@@ -119,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
                 if setting:
                     comparison.train(setting)
             tables[name] = comparison.lines()
+            made_with += comparison.versions()
             shown = f"no rows of these methods in {comparison.file.path}"
             if tables[name]:
                 shown = text(tables[name], args.against)
@@ -136,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
             print(over_scenarios.text(pooled, list(begun), args.against), flush=True)
             found += over_scenarios.measurements(pooled, len(begun), args.against)
     if args.json:
-        write_measurements(args.json, found)
+        write_measurements(args.json, found, versions=versions(made_with))
     if args.plot:
         from megatron_fastmix.lab.comparison.method_plot import plot_methods
 

@@ -156,11 +156,12 @@ def _print(
     print(f"one target training: {rows[0].flops:.3g} FLOPs")
     print()
     print(measurement_lines(made))
-    several = [f"{name} {found}" for name, found in versions(rows).items() if "," in found]
+    made_with = versions(row.versions for row in rows)
+    several = [f"{name} {found}" for name, found in made_with.items() if "," in found]
     if several:
         print(f"note: rows were made with different versions: {'; '.join(several)}")
     if args.json:
-        write_measurements(args.json, made, versions=versions(rows))
+        write_measurements(args.json, made, versions=made_with)
     if args.plot:
         from megatron_fastmix.lab.comparison.plot import plot_comparison
 

@@ -1,5 +1,6 @@
 """The table of methods in the evidence says what its rows say, and needs no data."""
 
+import json
 import re
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +12,7 @@ from megatron_fastmix.lab.baselines.registry import METHODS, proxies_of
 from megatron_fastmix.lab.baselines.settings import BaselineSettings
 from megatron_fastmix.lab.comparison import over_scenarios
 from megatron_fastmix.lab.comparison.method_plot import SEARCHED, label
-from megatron_fastmix.lab.comparison.method_table import behind
+from megatron_fastmix.lab.comparison.method_table import behind, judge
 from megatron_fastmix.lab.comparison.methods import MethodComparison
 from megatron_fastmix.lab.comparison.scenario import load_scenario
 
@@ -116,12 +117,14 @@ def test_the_larger_scenario_is_that_of_the_rows(tmp_path):
         difference, _ = behind(line, ours)
         row = f"| {written} | {len(line.losses)} | {line.loss:.3f} | {difference:+.3f} "
         assert f"{row}| {line.flops / ours.flops:.1f} |" in text
-    assert (
-        f"(docstrings {doge.weights['docstrings']:.2f}; {ours.weights['docstrings']:.2f})" in text
-    )
     assert f"torch's code {regmix.weights['torch_code']:.2f} and" in text
-    without = f"({regmix.weights['python_bare']:.2f}; {ours.weights['python_bare']:.2f})"
-    assert f"Python without docstrings {without}" in text
+    for line, source, said in (
+        (doge, "docstrings", "(docstrings"),
+        (regmix, "python_bare", "Python without docstrings ("),
+    ):
+        # FastMix's of the same seeds.
+        same = fmean([ours.weights_by_seed[seed][source] for seed in line.losses])
+        assert f"{said} {line.weights[source]:.2f}; {same:.2f})".replace("( ", "(") in text
     helpers = ("docstrings", "sympy_code", "python_bare")
     assert ours.weights["noise"] < 0.001
     assert 0.7 < sum(ours.weights[name] for name in helpers) < 0.8
@@ -243,10 +246,21 @@ def test_the_settings_are_compared_seed_by_seed(tmp_path):
         assert re.search(rf"{said}{re.escape(f'{difference:+.2f} ± {error:.2f}')}", text), setting
 
 
-def test_the_command_needs_no_data(capsys, monkeypatch, tmp_path):
+def test_the_judge_is_as_sharp_as_is_said(tmp_path):
+    text = " ".join((ROWS / "README.md").read_text().split())
+    shares = [f"{judge(list(lines_of(name, 3, tmp_path).values()))[1]:.2f}" for name in COLUMNS]
+    assert f"by seed as {', '.join(shares[:-1])} and {shares[-1]} of the gap" in text
+    _, share = judge(list(lines_of("pretrain_large", 3, tmp_path).values()))
+    assert f"by seed as {share:.2f} of the gap" in text
+
+
+def test_the_command_needs_no_data(capsys, monkeypatch, tmp_path, tmp_path_factory):
     monkeypatch.chdir(tmp_path)
+    made = tmp_path_factory.mktemp("figures") / "figures.json"
     files = [str(file) for file in sorted((ROOT / "configs" / "methods").glob("*.yaml"))]
     arguments = ["compare-methods", "--table-only", "--output", str(ROWS), "--scenario", *files]
-    assert cli.main(arguments) == 0
+    assert cli.main([*arguments, "--json", str(made)]) == 0
+    # Of those who made the rows, not of who reads them.
+    assert json.loads(made.read_text())["versions"]["megatron-fastmix"] == "0.1.0, 0.2.0"
     assert re.search(r"^doge +4\.3175  ± 0\.0297 +3 +", capsys.readouterr().out, re.M)
     assert list(tmp_path.iterdir()) == []

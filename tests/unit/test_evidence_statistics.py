@@ -167,7 +167,11 @@ def test_several_learned_mixtures_also_stand_as_one():
 
 def test_json(tmp_path):
     rows = rows_of(learned=[4.0, 4.0], uniform=[5.0, 5.0])  # no spread: infinite separation
-    write_measurements(tmp_path / "f.json", measurements(rows, [1e12]), versions=versions(rows))
+    write_measurements(
+        tmp_path / "f.json",
+        measurements(rows, [1e12]),
+        versions=versions(row.versions for row in rows),
+    )
     content = json.loads((tmp_path / "f.json").read_text())
     assert set(content) == {"rows", "machine", "versions", "settings"}
     assert set(content["rows"][0]) == {"figure", "value", "reach", "better", "unit"}

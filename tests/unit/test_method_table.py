@@ -85,7 +85,11 @@ def test_figures_say_what_is_reached():
     assert "behind doremi" in text(LINES, "doremi")
     assert "s: search FLOPs, uniform / fastmix" not in found
     paired = found["s: climb behind fastmix, seed by seed"]
-    assert paired.value == pytest.approx(-0.1)
+    assert (paired.value, paired.better) == (pytest.approx(-0.1), "higher")
+    assert [found[f"s: {method}, seeds"].value for method in ("climb", "regmix")] == [2, 1]
+    spread = "target loss, standard deviation over seeds"
+    assert found[f"s: climb, {spread}"].value == pytest.approx(0.02**0.5)
+    assert found[f"s: regmix, {spread}"].value is None
     assert found["s: climb behind fastmix, seed by seed, standard error"].value == pytest.approx(0)
 
 
@@ -135,6 +139,19 @@ def test_methods_of_fewer_seeds_are_not_compared_with_other_seeds():
     # Its loss of the first seed is below the means of both, and yet it gains as much as FastMix.
     lines = [first, ours, uniform]
     assert [closed(each, lines) for each in lines] == [1.0, 1.0, 0.0]
+
+
+def test_none_that_is_behind_fastmix_stands_before_it():
+    uniform, ours = line("uniform", (5.4, 5.0), 0.0), line("fastmix", (4.6, 4.5), 1.0)
+    # Of the first seed, where uniform is worst, it gains 0.7; FastMix 0.8 there, 0.65 over both.
+    other = line("regmix", (4.7,), 1.0)
+    lines = [other, ours, uniform]
+    assert [closed(each, lines) for each in lines] == pytest.approx([0.7 / 0.8, 1.0, 0.0])
+    # And none that is ahead of uniform over its own seeds is behind it there.
+    near = line("odm", (5.3,), 1.0)
+    assert closed(near, [*lines, near]) == pytest.approx(0.1 / 0.8)
+    # Without FastMix each is compared over the seeds that it has.
+    assert [closed(each, lines[::2]) for each in lines[::2]] == pytest.approx([1.0, 0.0])
 
 
 def test_seeds_apart_is_the_share_on_other_sources():

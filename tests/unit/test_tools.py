@@ -40,8 +40,6 @@ class Settings:
 def measure(folder, settings, report):
     assert folder.is_dir()
     report("measuring")
-    if settings.repetitions < 1:
-        raise ConfigError("--repetitions: found 0; use 1 or more")
     return [
         Measurement(figure="time", value=sum(settings.sizes), reach=2.0, better="lower", unit="s"),
         Measurement(figure="speed", value=None, better="higher", unit="1/s"),
@@ -75,6 +73,9 @@ def test_a_benchmark_prints_a_table_and_writes_the_same(tmp_path, monkeypatch, c
 
 def test_a_wrong_setting_is_one_message(monkeypatch, capsys):
     assert run(monkeypatch, "--repetitions", "0") == ConfigError.exit_code
-    assert capsys.readouterr().err.endswith("benchmark: --repetitions: found 0; use 1 or more\n")
+    said = "benchmark: --repetitions: found 0; use a number above 0\n"
+    assert capsys.readouterr().err == said  # and nothing was measured
+    assert run(monkeypatch, "--sizes", "1", "-2") == ConfigError.exit_code
+    assert "--sizes: found -2.0" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run(monkeypatch, "--repetition-count=1")

@@ -28,7 +28,7 @@ from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
 from megatron_fastmix.corpus.sentencepiece_training import SentencePieceConfig, train_sentencepiece
 from megatron_fastmix.corpus.tokenizers.registry import Tokenizer, load_tokenizer
-from megatron_fastmix.errors import DataError
+from megatron_fastmix.errors import DataError, FastMixError
 from megatron_fastmix.lab.measurements import Measurement
 from megatron_fastmix.processes import available_cores
 
@@ -183,23 +183,27 @@ def measurements(comparisons: Sequence[Comparison]) -> list[Measurement]:
 
 
 def write_text(path: Path, size: int) -> None:
-    """A JSONL file of about `size` bytes of the Python and C++ files that are installed.
+    """A JSONL file of about `size` bytes of the Python and C++ files that are installed, which is
+    there whole or not at all.
 
     Distinct files in the order of their hash. Raises `DataError` where there is too little.
     """
     written = 0
-    with path.open("wb") as file:
+    part = path.with_suffix(".part")  # of a run that was stopped, or of too little text
+    with part.open("wb") as file:
         for text in _installed_texts():
             line = json.dumps({"text": text}).encode() + b"\n"
             file.write(line)
             written += len(line)
             if written >= size:
-                return
-    path.unlink()
-    raise DataError(
-        f"only {written / 1e6:.0f} MB of text are installed, {size / 1e6:.0f} MB are needed; "
-        "choose smaller sizes"
-    )
+                break
+    if written < size:
+        part.unlink()
+        raise DataError(
+            f"only {written / 1e6:.0f} MB of text are installed, {size / 1e6:.0f} MB are needed; "
+            "choose smaller sizes"
+        )
+    part.replace(path)
 
 
 def _installed_texts() -> Iterator[str]:
@@ -283,16 +287,21 @@ def _in_new_process(flow: Callable[..., FlowRun], *arguments: Any) -> FlowRun:
     process.start()
     sender.close()
     try:
-        measured: FlowRun = receiver.recv()
+        measured: FlowRun | FastMixError = receiver.recv()
     except EOFError:
-        raise DataError(f"the measured process ended with exit code {process.exitcode}") from None
-    finally:
         process.join()
+        raise DataError(f"the measured process ended with exit code {process.exitcode}") from None
+    process.join()
+    if isinstance(measured, FastMixError):
+        raise measured
     return measured
 
 
 def _send(sender: Any, flow: Callable[..., FlowRun], arguments: tuple[Any, ...]) -> None:
-    sender.send(flow(*arguments))
+    try:
+        sender.send(flow(*arguments))
+    except FastMixError as error:
+        sender.send(error)
 
 
 def _peak_bytes() -> int:

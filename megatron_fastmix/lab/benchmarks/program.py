@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from megatron_fastmix.config.require import require
 from megatron_fastmix.lab.measurements import Measurement, table, write_measurements
 
 
@@ -23,8 +24,8 @@ def run_benchmark(
     """Runs `measure(scratch folder, settings, report)`.
 
     Every field of the dataclass `settings_class` is a flag, of the type of its default (None:
-    text). Prints the measurements as a table and, with `--json FILE`, writes them. Raises what
-    `measure` raises.
+    text). Prints the measurements as a table and, with `--json FILE`, writes them. Raises
+    `ConfigError` for a number that is not above 0, and what `measure` raises.
     """
     # Where a library crashes, also at the interpreter's end, it says where; on descriptor 2, since
     # what stands for sys.stderr may have none.
@@ -41,6 +42,10 @@ def run_benchmark(
         parser.add_argument(flag, type=kind, default=default, **many)
     arguments = vars(parser.parse_args())
     file = arguments.pop("json")
+    for key, found in arguments.items():
+        for each in found if isinstance(found, list | tuple) else [found]:
+            flag = f"--{key.replace('_', '-')}"
+            require(isinstance(each, str | None) or each > 0, flag, each, "use a number above 0")
     settings = settings_class(**arguments)
     with tempfile.TemporaryDirectory() as folder:
         measurements = measure(Path(folder), settings, lambda line: print(line, file=sys.stderr))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -105,12 +105,24 @@ def make_lines(
 
 
 def gain(line: MethodLine, lines: Sequence[MethodLine]) -> float | None:
-    """By how much a method's loss is below the uniform mixture's over the seeds that both have: one
-    with fewer seeds is not compared with others' seeds. None without one."""
-    base = next((each for each in lines if each.method == UNIFORM), None)
-    if base is None or not base.losses.keys() & line.losses.keys():
+    """By how much a method's loss is below the uniform mixture's, seed by seed. One with fewer
+    seeds is not compared with others' seeds: it gains of FastMix's gain over all seeds the share
+    that it has of FastMix's over its own. None without the uniform mixture."""
+    by_method = {each.method: each for each in lines}
+    base, ours = by_method.get(UNIFORM), by_method.get(FASTMIX)
+    seeds = base.losses.keys() & line.losses.keys() if base else set()
+    if base is None or not seeds:
         return None
-    return 0.0 - behind(line, base)[0]
+    gained = _gain(line, base, seeds)
+    usual = base.losses.keys() & ours.losses.keys() if ours else set()
+    if ours is None or not seeds <= usual:
+        return gained
+    here, whole = _gain(ours, base, seeds), _gain(ours, base, usual)
+    return gained * whole / here if min(here, whole) > 0 else gained
+
+
+def _gain(line: MethodLine, base: MethodLine, seeds: Collection[int]) -> float:
+    return fmean([base.losses[seed] - line.losses[seed] for seed in seeds])
 
 
 def gap(lines: Sequence[MethodLine]) -> float | None:
@@ -185,11 +197,12 @@ def text(lines: Sequence[MethodLine], against: str = FASTMIX) -> str:
     header += ["training x", "all FLOPs x", "wall x", "seeds apart", "mean"]
     table = align(header, shown, left=(0, 7, len(header) - 1))
     legend = (
-        "gap closed: of the largest mean gain over uniform, each over the seeds that it has.\n"
+        "gap closed: of the largest gain over uniform; of FastMix's a method has the share that it "
+        "has over its own seeds.\n"
         f"behind {name}: mean of the differences seed by seed and its standard error; beyond it: "
         f"outside the 95 % interval\nby Student's t. Costs of a search over {name}'s: FLOPs of its "
-        "trainings alone, of everything, wall time.\nSeeds apart: the share of the mixture that "
-        "two seeds have on other sources."
+        "trainings alone, of everything, wall time, at whatever load\neach row was made. Seeds "
+        "apart: the share of the mixture that two seeds have on other sources."
     )
     return "\n".join([*_judge_line(lines), table, legend])
 
@@ -248,12 +261,7 @@ def measurements(
     scenario: str, lines: Sequence[MethodLine], against: str = FASTMIX
 ) -> list[Measurement]:
     """The scenario's measurements with what FastMix, or its variant `against`, is to reach."""
-    found = [
-        Measurement(
-            figure=f"{scenario}: {line.method}, target loss", value=line.loss, unit="nats per token"
-        )
-        for line in lines
-    ]
+    found = [row for line in lines for row in _loss_rows(f"{scenario}: {line.method}", line)]
     ours = {line.method: line for line in lines}.get(against)
     if ours is None:
         return found
@@ -284,13 +292,31 @@ def measurements(
         difference, error = behind(line, ours)
         if error is not None:
             what = f"{scenario}: {line.method} behind {against}, seed by seed"
-            found.append(Measurement(figure=what, value=difference, unit="nats per token"))
-            found.append(
-                Measurement(figure=f"{what}, standard error", value=error, unit="nats per token")
-            )
+            found += difference_rows(what, difference, error)
         if line.flops and ours.flops:
             found += _cost_rows(scenario, line, ours)
     return found
+
+
+def _loss_rows(what: str, line: MethodLine) -> list[Measurement]:
+    return [
+        Measurement(figure=f"{what}, target loss", value=line.loss, unit="nats per token"),
+        Measurement(
+            figure=f"{what}, target loss, standard deviation over seeds",
+            value=line.deviation,
+            unit="nats per token",
+        ),
+        Measurement(figure=f"{what}, seeds", value=len(line.losses), better="higher", unit="seeds"),
+    ]
+
+
+def difference_rows(what: str, difference: float, error: float) -> list[Measurement]:
+    """By how much another method is behind, and the standard error of that."""
+    unit = "nats per token"
+    return [
+        Measurement(figure=what, value=difference, better="higher", unit=unit),
+        Measurement(figure=f"{what}, standard error", value=error, unit=unit),
+    ]
 
 
 def _judged(scenario: str, lines: Sequence[MethodLine]) -> list[Measurement]:

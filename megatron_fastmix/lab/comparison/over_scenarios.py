@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from megatron_fastmix.lab.baselines.registry import FASTMIX
-from megatron_fastmix.lab.comparison.method_table import MethodLine, is_beyond
+from megatron_fastmix.lab.comparison.method_table import MethodLine, difference_rows, is_beyond
 from megatron_fastmix.lab.comparison.statistics import standard_deviation
 from megatron_fastmix.lab.measurements import Measurement
 from megatron_fastmix.text_table import align
@@ -74,10 +74,8 @@ def measurements(
     found: Sequence[Difference], scenarios: int, against: str = FASTMIX
 ) -> list[Measurement]:
     """The same as measurements."""
-    rows = []
+    rows: list[Measurement] = []
     for each in found:
         what = f"all {scenarios} scenarios: {each.method} behind {against}, seed by seed"
-        rows.append(Measurement(figure=what, value=each.mean, unit="nats per token"))
-        what = f"{what}, standard error"
-        rows.append(Measurement(figure=what, value=each.error, unit="nats per token"))
+        rows += difference_rows(what, each.mean, each.error)
     return rows

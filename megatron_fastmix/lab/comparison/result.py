@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from megatron_fastmix.lab.comparison.rows import Row
@@ -75,11 +75,11 @@ def measurement_lines(measurements: Sequence[Measurement]) -> str:
     return "\n".join(lines)
 
 
-def versions(rows: Sequence[Row]) -> dict[str, str]:
-    """Version of each package; of several, all that rows were made with."""
+def versions(of_rows: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Version of each package, from those of rows; of several, all that rows were made with."""
     found: dict[str, set[str]] = {}
-    for row in rows:
-        for name, number in row.versions.items():
+    for each in of_rows:
+        for name, number in each.items():
             found.setdefault(name, set()).add(number)
     return {name: ", ".join(sorted(numbers)) for name, numbers in found.items()}
 
