@@ -13,6 +13,11 @@ run=${RUN_DIR:-runs/quickstart_sft}
 pretrained=${PRETRAINED:-runs/quickstart}
 
 if [ ! -f data/quickstart/tokenizer.model ] || [ ! -d "$pretrained/checkpoints" ]; then
+  if [ -n "${PRETRAINED:-}" ]; then
+    echo "quickstart_sft.sh: PRETRAINED is $PRETRAINED, and there is no $PRETRAINED/checkpoints or" \
+      "data/quickstart/tokenizer.model" >&2
+    exit 2
+  fi
   pretrained=runs/quickstart_100_steps
   RUN_DIR=$pretrained bash launch/quickstart.sh --train-iters=100 --save-interval=100
 fi

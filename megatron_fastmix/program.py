@@ -38,6 +38,7 @@ def run_program(run: Callable[[], int | None], name: str) -> int:
         give_up_output()
         return 141
     except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
         # Of a file: what is left is about connections, and a traceback helps more.

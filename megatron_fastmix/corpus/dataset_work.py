@@ -141,11 +141,12 @@ class DatasetWork:
                 for prefix, manifest in manifests.items():
                     report(_summary(prefix, manifest, progress.rates))
             journal_path(self.dataset.prefix).unlink(missing_ok=True)
-        except _WrongInputError:
-            # Correcting it makes another recipe, so nothing could be continued.
-            for output in outputs:
-                output.discard()
-            journal_path(self.dataset.prefix).unlink(missing_ok=True)
+        except DataError as error:
+            # Correcting it makes another recipe, or nothing is there: nothing could be continued.
+            if isinstance(error, _WrongInputError) or not any(out.tokens for out in outputs):
+                for output in outputs:
+                    output.discard()
+                journal_path(self.dataset.prefix).unlink(missing_ok=True)
             raise
         finally:
             for output in outputs:

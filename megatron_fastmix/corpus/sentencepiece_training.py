@@ -112,9 +112,10 @@ def train_sentencepiece(
         return False
     limits = [int(config.sample_bytes * share / sum(shares)) for share in shares]
     model = io.BytesIO()
+    failed: list[BaseException] = []
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(inputs, limits, json_key),
+            sentence_iterator=_keeping(_sentences(inputs, limits, json_key), failed),
             model_writer=model,
             vocab_size=config.vocab_size,
             model_type=config.model_type,
@@ -138,6 +139,8 @@ def train_sentencepiece(
             pad_id=3,
         )
     except RuntimeError as error:
+        if failed:
+            raise failed[0] from None
         raise DataError(
             f"SentencePiece cannot train {config.vocab_size} pieces on this text: {error}; use a "
             "smaller vocabulary or more text"
@@ -165,6 +168,16 @@ def _is_trained(output: Path, record: dict[str, object]) -> bool:
     except DataError:
         return False  # trained anew
     return bool(found == {**record, "sha256": hashlib.sha256(content).hexdigest()})
+
+
+def _keeping(sentences: Iterator[str], failed: list[BaseException]) -> Iterator[str]:
+    """`sentences`, and in `failed` what they raise, of which SentencePiece makes an error of its
+    own: a bad line, or Ctrl-C."""
+    try:
+        yield from sentences
+    except (Exception, KeyboardInterrupt) as error:
+        failed.append(error)
+        raise
 
 
 def _sentences(inputs: Sequence[str | Path], limits: Sequence[int], json_key: str) -> Iterator[str]:

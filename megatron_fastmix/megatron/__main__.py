@@ -51,6 +51,12 @@ def main() -> None:
         )
     session.begin_without_arguments()
     execute(command)
+    if not session.has_built and not int(os.environ.get("RANK", "0")):
+        print(
+            "megatron_fastmix.megatron: the mixture was not applied: the script built no blended "
+            "dataset of Megatron-core for training",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -104,6 +104,11 @@ class Session:
             check_loader_follows(self._args)
         self._install(mixture)
 
+    @property
+    def has_built(self) -> bool:
+        """Whether this rank built a training dataset, which the mixture then blends."""
+        return self._blend is not None
+
     def pass_begins(self, first: int) -> None:
         """Before every forward pass of a training step whose global batch begins at `first`."""
         if self.losses is not None:

@@ -35,7 +35,8 @@ def closing_lines(folder: Path, mixture: LearnedMixture, page: Path | None) -> s
         parts += [_gains_text(runs, mixture), _verdict_text(runs, mixture), _facts_text(runs)]
     commands = next_commands(folder, mixture, {})
     if mixture.answer_only:
-        parts.append(f"{commands[0].title}:\n  {commands[0].text}")
+        train = next(each for each in commands if "megatron-bridge-sources" in each.text)
+        parts.append(f"{train.title}:\n  {train.text}")
     measure = next(each for each in commands if "compare-mixtures" in each.text)
     parts.append(f"{measure.title}:\n  {measure.text}")
     if page is not None:

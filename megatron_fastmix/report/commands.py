@@ -53,12 +53,22 @@ def next_commands(
     if folder is None:
         return commands
     place = shlex.quote(str(folder.resolve()))
+    config = shlex.quote(str(RunFolder(folder.resolve()).config))
+    allowed = "" if mixture.complete else " --allow-partial"
+    if not mixture.complete and not mixture.seeds:
+        commands.insert(
+            0,
+            Command(
+                title="Go on with the search, whose mixture so far this is",
+                text=f"megatron-fastmix search --config {config}",
+            ),
+        )
     if mixture.answer_only:
         # Megatron-LM's pretraining reads no loss mask, so its flags would train on the questions.
         commands.append(
             Command(
                 title="Fine-tune with a tool that reads a loss mask, such as Megatron-Bridge",
-                text=f"megatron-fastmix export {place} --format megatron-bridge-sources",
+                text=f"megatron-fastmix export {place}{allowed} --format megatron-bridge-sources",
             )
         )
     commands.append(
@@ -68,7 +78,7 @@ def next_commands(
         commands.append(
             Command(
                 title=f"Capped at {MANY_EPOCHS} epochs",
-                text=f"megatron-fastmix export {place} --max-epochs {MANY_EPOCHS}",
+                text=f"megatron-fastmix export {place}{allowed} --max-epochs {MANY_EPOCHS}",
             )
         )
     tests = "NAME=PREFIX"
@@ -80,7 +90,6 @@ def next_commands(
         )
     )
     if not mixture.seeds:
-        config = shlex.quote(str(RunFolder(folder.resolve()).config))
         runs = shlex.quote(f"{folder.resolve()}-seeds")
         commands.append(
             Command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import yaml
 
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.config import TokenizerConfig
-from megatron_fastmix.corpus import dataset_work
+from megatron_fastmix.corpus import dataset_work, sentencepiece_training
 from megatron_fastmix.corpus.dataset_output import DatasetOutput
 from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
@@ -216,6 +217,23 @@ def test_training_a_tokenizer_writes_over_no_input(tmp_path: Path) -> None:
     output = tmp_path / "new.json"
     assert train_sentencepiece([tmp_path], output, settings)
     assert not train_sentencepiece([tmp_path], output, settings)
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), DataError("a.jsonl:2: malformed JSON")])
+def test_what_ends_the_reading_of_a_tokenizers_text_is_told_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: BaseException
+) -> None:
+    def documents(path: Path, json_key: str) -> Iterator[str]:
+        yield "some words of text"
+        raise raised
+
+    monkeypatch.setattr(sentencepiece_training, "read_documents", documents)
+    (tmp_path / "in.jsonl").write_text('{"text": "some words"}\n')
+    with pytest.raises(type(raised)) as found:
+        train_sentencepiece(
+            [tmp_path / "in.jsonl"], tmp_path / "t.model", SentencePieceConfig(vocab_size=285)
+        )
+    assert found.value is raised
 
 
 @pytest.mark.parametrize("name", ["foreign.model", "notes.txt"])

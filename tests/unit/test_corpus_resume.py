@@ -112,6 +112,13 @@ def test_allowing_more_bad_lines_goes_on_where_the_one_too_many_was(tmp_path, mo
         preprocess(config(tmp_path, "out"), lambda line: None)
 
 
+def test_a_refused_input_leaves_nothing_to_continue(tmp_path):
+    (tmp_path / "in.jsonl").write_text(json.dumps([{"question": "q", "answer": "a"}]))
+    with pytest.raises(DataError, match="holds one JSON array"):
+        preprocess(config(tmp_path, "out"), lambda _: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
 def test_a_lost_partial_file_or_a_changed_input_starts_over(tmp_path, monkeypatch):
     write_pairs(tmp_path / "in.jsonl")
     monkeypatch.setattr(dataset_work, "JOURNAL_SECONDS", 0.0)

@@ -88,6 +88,10 @@ def test_a_script_without_megatrons_arguments_gets_the_mixture(corpora, tmp_path
         assert "this environment has no megatron.training" in loss.stderr
     else:
         assert "the mixture was not applied: the script handed no arguments" in loss.stderr
+    (tmp_path / "other.py").write_text("print('trained')")
+    other = run("other.py", *flags, cwd=tmp_path)
+    assert (other.returncode, other.stdout) == (0, "trained\n")
+    assert "the mixture was not applied: the script" in other.stderr
 
 
 def test_help_and_mistakes_end_with_a_message(tmp_path):

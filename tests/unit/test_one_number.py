@@ -57,6 +57,17 @@ def test_a_cap_that_leaves_no_room_for_rounding_is_no_error(make_mixture, tmp_pa
     assert "lower the token budget" in table and "--max-epochs" not in table
 
 
+def test_an_unfinished_search_is_to_go_on_first(make_mixture, tmp_path):
+    mixture = make_mixture({"a": 0.7, "b": 0.3, "c": 0.0, "d": 0.0}, token_budget=18_000)
+    mixture = dataclasses.replace(mixture, token_budget=36_000)
+    for complete in (True, False):
+        listed = next_commands(tmp_path, dataclasses.replace(mixture, complete=complete), {})
+        resumes = [f"search --config {tmp_path / 'config.yaml'}" in each.text for each in listed]
+        assert resumes[0] != complete
+        exports = [each.text for each in listed if " --max-epochs" in each.text]
+        assert ["--allow-partial" in text for text in exports] == [not complete]
+
+
 def test_rows_beside_text_are_told_as_shares_of_draws(make_mixture, with_sizes):
     mixture = with_sizes(
         make_mixture({"text": 0.6, "rows": 0.4}), rows={"loss_tokens": 500, "rows": 100}

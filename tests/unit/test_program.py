@@ -44,7 +44,7 @@ def test_a_reader_that_goes_away_and_an_interrupt_leave_no_traceback():
     )
     assert sleeper.stdout.readline() == "ready\n"
     sleeper.send_signal(signal.SIGINT)
-    assert sleeper.stderr.read() == ""
+    assert sleeper.stderr.read() == "tool: interrupted\n"
     assert sleeper.wait() == 130
     sleeper.stdout.close()
     for process in (writer, sleeper):
