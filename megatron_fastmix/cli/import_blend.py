@@ -148,13 +148,14 @@ def _in_order(
         owners = {entry: source_of(entry, names) for entry in shares}
         owners = {entry: owner for entry, owner in owners.items() if owner in names}
     else:
-        owners = {path: source.name for source in sources for path in _paths(source)}
+        known = owners = {path: source.name for source in sources for path in _paths(source)}
         # However the blend spells them: ./web, or from the root.
         spelled = {os.path.abspath(path): name for path, name in owners.items()}
-        owners |= {p: spelled[os.path.abspath(p)] for p in shares if os.path.abspath(p) in spelled}
+        places = {path: os.path.abspath(path) for path in shares}
+        owners = known | {p: spelled[place] for p, place in places.items() if place in spelled}
     strangers = [path for path in shares if path not in owners]
     if strangers:
-        whose = f"names are {', '.join(names)}" if by_name else f"paths are {', '.join(owners)}"
+        whose = f"names are {', '.join(names)}" if by_name else f"paths are {', '.join(known)}"
         raise ConfigError(
             f"{args.blend}: {strangers[0]} is no source of {args.config}, whose {whose}; write "
             "them the same way in both"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,12 +28,12 @@ from megatron_fastmix.corpus.indexed.manifest import (
     InputRecord,
     Manifest,
     TokenizerRecord,
-    input_records,
     read_manifest,
 )
 from megatron_fastmix.corpus.indexed.output_lock import locked_outputs
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
 from megatron_fastmix.corpus.progress import Progress
+from megatron_fastmix.corpus.reading.inputs import file_format
 from megatron_fastmix.corpus.reading.readers import Chunk, iter_chunks
 from megatron_fastmix.corpus.split_by import PartitionedDataset
 from megatron_fastmix.corpus.splits import Splitter
@@ -135,12 +137,15 @@ class DatasetWork:
             report(f"{self.dataset.prefix}: continuing after chunk {journal.chunks:,}")
         try:
             with Progress(self.dataset.prefix, sum(i.bytes for i in self.inputs)) as progress:
+                self._check_sizes("since this command began")
                 journal = self._write(journal, outputs, progress)
-                self._check_unchanged()
+                self._check_sizes("while it was read")
                 manifests = self._finish(journal, outputs)
                 for prefix, manifest in manifests.items():
                     report(_summary(prefix, manifest, progress.rates))
             journal_path(self.dataset.prefix).unlink(missing_ok=True)
+        except _TooManyBadLinesError:
+            raise
         except DataError as error:
             # Correcting it makes another recipe, or nothing is there: nothing could be continued.
             if isinstance(error, _WrongInputError) or not any(out.tokens for out in outputs):
@@ -190,15 +195,17 @@ class DatasetWork:
                 saved = time.monotonic()
         return journal
 
-    def _check_unchanged(self) -> None:
-        """Raises `DataError` for an input that was written while it was read, as what it held then
-        may be lost; one that was removed since was read whole, or told as missing."""
+    def _check_sizes(self, when: str) -> None:
+        """Raises `DataError` for an input that has another size than it had, as text may be lost;
+        one that was removed was read whole, or is told as missing. A time alone is no sign."""
         for before in self.inputs:
-            if Path(before.path).exists() and input_records([before.path]) != (before,):
-                raise _WrongInputError(
-                    f"{before.path}: changed while it was read, when it had {before.bytes:,} "
-                    "bytes; run again once nothing writes it"
-                )
+            with contextlib.suppress(OSError):
+                size = os.stat(before.path).st_size
+                if size != before.bytes:
+                    raise _WrongInputError(
+                        f"{before.path}: changed {when}, from {before.bytes:,} to {size:,} bytes; "
+                        "run again once nothing writes it"
+                    )
 
     def _save(self, journal: Journal, outputs: list[DatasetOutput]) -> None:
         states = tuple(output.save() for output in outputs)
@@ -298,7 +305,10 @@ class DatasetWork:
         else:
             del dataset["max_values"]  # moves no byte
         if self.dataset.record_type != "text":
-            dataset["encoding"] = "whole text, with system, with tools, nulls of Parquet left out"
+            dataset["encoding"] = "whole text, with system and tools"
+            named = self.dataset.input_format
+            if any("parquet" in (named, file_format(each.path)) for each in self.inputs):
+                dataset["encoding"] += ", without the nulls of Parquet's structs"
         content = {
             "dataset": dataset,
             "append_eod": self.append_eod,

@@ -51,11 +51,11 @@ def snapshot(engine: Any, group: DataParallelGroup) -> dict[str, np.ndarray]:
         if not fragment.numel:
             continue
         moments = state.get(fragment.owner, {})  # nothing before the first step that is not skipped
-        tensors = {MASTER: fragment.owner.data, **moments}
         for kind in (MASTER, *MOMENTS):
             copy = torch.zeros(fragment.numel)
-            if kind in tensors:
-                copy.copy_(fragment.view(tensors[kind]).detach())
+            if moments or kind == MASTER:
+                tensor = fragment.owner.data if kind == MASTER else moments[kind]
+                copy.copy_(fragment.view(tensor).detach())
             key = f"{kind}:{fragment.start}:{fragment.numel}:{fragment.name}"
             arrays[key] = copy.numpy()
         arrays["adam_steps"] = np.array([float(moments.get("step", 0))])

@@ -203,6 +203,12 @@ def _words(text: str, where: str) -> list[Any]:
         except ValueError as error:
             raise DataError(f"{where}: not a command line: {error}") from None
     words = text.replace("=", " ").split()
+    comment = next((word for word in words if word.startswith("#")), "#!")
+    if not comment.startswith("#!"):  # a script may have them
+        raise DataError(
+            f"{where}: has a comment ({comment} ...), of which Megatron reads every word; leave "
+            "comments out"
+        )
     for flag in _FILE_FLAGS:
         if flag in words:
             file = [*words[words.index(flag) + 1 :], "the file"][0]
@@ -210,11 +216,6 @@ def _words(text: str, where: str) -> list[Any]:
     if any(word.startswith("--") for word in words):
         raise DataError(
             f"{where}: is a command line without {' or '.join(TRAIN_FLAGS)}; give the blend alone"
-        )
-    if any(word.startswith("#") for word in words):
-        raise DataError(
-            f"{where}: has a comment ({next(w for w in words if w[0] == '#')} ...), of which "
-            "Megatron reads every word; leave comments out"
         )
     return text.split()
 

@@ -33,9 +33,9 @@ def visible_accelerators() -> list[str]:
             return named
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
         count = sum(line.startswith("GPU") for line in listing.stdout.splitlines())
-        if count:
+        if count or "No devices" in listing.stdout + listing.stderr:
             return [str(index) for index in range(count)]
-    # The tool lists none, too, where its library is not the driver's, as after an update.
+        # Its library is not the driver's, as after an update.
     devices = device_files()
     if not devices:
         return []

@@ -73,6 +73,11 @@ def test_a_device_that_torch_cannot_use_is_no_reason_to_train_on_the_cpu(
         visible_accelerators()
     monkeypatch.setenv("HIP_VISIBLE_DEVICES", "")
     assert visible_accelerators() == []
+    if tool is not None:  # a job without GPUs on a node that has them
+        monkeypatch.delenv("HIP_VISIBLE_DEVICES")
+        (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho No devices found.; exit 6\n")
+        assert visible_accelerators() == []
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{tool}\n")
     (tmp_path / "torch.py").write_text(
         "__version__ = '2'\nclass cuda:\n device_count = lambda: 4\n"
     )

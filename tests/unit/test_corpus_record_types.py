@@ -176,8 +176,18 @@ def test_images_are_not_left_out_in_silence(record, record_type, template):
             parts(record | {key: ["a.png"]}, record_type, template)
         plain = parts(record, record_type, template)
         assert parts(record | {key: []}, record_type, template) == plain
+        for nothing in ([None], [""], {"bytes": None, "path": None}, float("nan")):
+            assert parts(record | {key: nothing}, record_type, template) == plain
+    # What no text refers to is metadata; what one does is not.
+    assert parts(record | {"image": "https://a.b/small.png"}, record_type, template) == plain
+    asked = {"instruction": "q <image>", "output": "a", "image": "a.png"}
+    with pytest.raises(ValueError, match="the record has 'image'"):
+        parts(asked, "alpaca")
     pair = {"image": "a map", "answer": "a"}  # where it is the text
     assert parts(pair, "question_answer", json_keys=("image", "answer")) == ("a map\na", ["a"])
+    pair = {"image": {"question": "a map", "answer": "a"}}
+    keys = ("image.question", "image.answer")
+    assert parts(pair, "question_answer", json_keys=keys) == ("a map\na", ["a"])
 
 
 @pytest.mark.parametrize("content", ["S", [{"type": "text", "text": "S"}]])

@@ -1,5 +1,6 @@
 """Interrupted anywhere, preprocessing leaves nothing that looks complete, and then goes on."""
 
+import dataclasses
 import functools
 import json
 import signal
@@ -163,6 +164,35 @@ def test_an_input_that_changes_while_it_is_read_is_named(tmp_path, monkeypatch, 
     assert not list(tmp_path.glob("out*"))
     (manifest,) = preprocess(config(tmp_path, "out"), lambda line: None)
     assert manifest.documents == (200 if harm == "cut" else 401)
+
+
+def test_an_input_that_is_touched_while_it_is_read_is_whole(tmp_path, monkeypatch):
+    write_pairs(tmp_path / "in.jsonl")
+    real_write = DatasetOutput.write
+
+    def meanwhile(self, *args):
+        (tmp_path / "in.jsonl").touch()
+        real_write(self, *args)
+
+    monkeypatch.setattr(DatasetOutput, "write", meanwhile)
+    (manifest,) = preprocess(config(tmp_path, "out"), lambda line: None)
+    assert manifest.documents == 400
+
+
+def test_an_input_that_changes_while_another_dataset_is_written_is_named(tmp_path, monkeypatch):
+    both = config(tmp_path, "out"), config(tmp_path, "late")
+    write_pairs(tmp_path / "in.jsonl")
+    two = dataclasses.replace(both[0], datasets=both[0].datasets + both[1].datasets)
+    real_finish = dataset_work.DatasetWork._finish
+
+    def meanwhile(self, *args):
+        with (tmp_path / "in.jsonl").open("a") as file:
+            file.write("\n")
+        return real_finish(self, *args)
+
+    monkeypatch.setattr(dataset_work.DatasetWork, "_finish", meanwhile)
+    with pytest.raises(DataError, match=r"in\.jsonl: changed since this command began, from"):
+        preprocess(two, lambda line: None)
 
 
 SCRIPT = """

@@ -356,6 +356,7 @@ def test_rows_of_answers_become_shares_of_answer_tokens(tmp_path, capsys):
         ('0.3 "/d/a" 0.7 "/d/b"', "a quotation mark here for a part of the path"),
         ("0.3 /d/a.bin 0.7 /d/b.bin", "to which Megatron adds .bin and .idx; write /d/a"),
         ("# web\n0.3 /d/a 0.7 /d/b", "has a comment"),
+        ("# of export runs/a --decimals 4\n0.3 /d/a 0.7 /d/b", "has a comment"),
         ("0.3 /d/a 0.7 /d/./a", "occurs twice"),
         ("--data-path @blend.txt", "takes a reference here"),
         ("train.py --data-args-path b.txt --bf16", "names the file of the blend: give b.txt"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 Turn = dict[str, Any]
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 """Keys under which LLaVA, LLaMA-Factory and ms-swift keep what the text refers to as `<image>`."""
+_REFERENCES = ("<image>", "<video>", "<audio>")
 _MARK = "\ufdd6part{}\ufdd7"
 """Its ends are never assigned by Unicode, so that no text has them."""
 
@@ -24,14 +25,35 @@ def check_parts(content: Sequence[Any], number: int) -> None:
             )
 
 
-def check_no_media(values: Mapping[str, Any]) -> None:
-    """Raises `ValueError` for images and the like of a record, by their keys in `MEDIA`."""
-    told = next((key for key, value in values.items() if value), None)
-    if told is not None:
+def check_no_media(record: Mapping[str, Any], others: Collection[str]) -> None:
+    """Raises `ValueError` for images and the like of a record, by their keys in `MEDIA` but for
+    `others`, which are asked for as text. One name or address to which no text refers is
+    metadata."""
+    for key in MEDIA:
+        value = record.get(key)
+        if key in others or not _holds_any(value):
+            continue
+        if isinstance(value, str) and not _refers(record):
+            continue
         raise ValueError(
-            f"the record has {told!r}, and this learns from text alone; remove the key to leave it "
+            f"the record has {key!r}, and this learns from text alone; remove the key to leave it "
             "out"
         )
+
+
+def _holds_any(value: Any) -> bool:
+    """Whether anything is there but nulls, NaN and empty texts, as of a record without an image."""
+    if isinstance(value, dict):
+        return any(map(_holds_any, value.values()))
+    if isinstance(value, list):
+        return any(map(_holds_any, value))
+    return value is not None and value != "" and value == value
+
+
+def _refers(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_refers, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str) and any(mark in value for mark in _REFERENCES)
 
 
 def joined(content: Sequence[Any]) -> str:

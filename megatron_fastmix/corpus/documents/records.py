@@ -67,10 +67,12 @@ class RecordParser:
                 if self.field is not None:
                     raise ValueError(f"a plain text has no field {self.field!r}")
                 return _plain_document(record, record_format)
-            record = _parse_json(record)
-        elif self.record_type != "text":
-            record = {key: without_fillers(value) for key, value in record.items()}
-        document = self._document(record)
+            record = known = _parse_json(record)
+        elif self.record_type == "text":
+            known = record
+        else:
+            known = {key: without_fillers(value) for key, value in record.items()}
+        document = self._document(known)
         if self.field is None:
             return document
         return dataclasses.replace(document, field=_field(record, self.field))
@@ -100,7 +102,7 @@ class RecordParser:
         def find(key: str) -> Any:
             return _find(record, key)
 
-        check_no_media({key: record[key] for key in MEDIA if key in record and key not in keys})
+        check_no_media(record, [key.partition(".")[0] for key in (*keys, self.field or "")])
         first_answer = 0
         system = self._system(record)
         if kind == "messages":

@@ -121,7 +121,8 @@ class HuggingFaceTokenizer(Tokenizer):
         if self.eod == NO_TOKEN and named is not None:
             self.missing_end = (
                 f"{named.file}: names {named.text!r} as eos_token, which is no token of "
-                f"{self._path}; correct the name, or add the token to the tokenizer"
+                f"{self._path}; correct the name, add the token to the tokenizer, or give an id "
+                "as eod (--eod)"
             )
         elif self.eod == NO_TOKEN:
             self.missing_end = (

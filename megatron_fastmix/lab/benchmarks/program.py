@@ -43,9 +43,10 @@ def run_benchmark(
     arguments = vars(parser.parse_args())
     file = arguments.pop("json")
     for key, found in arguments.items():
+        flag = f"--{key.replace('_', '-')}"
+        least, what = (0, "0 or more") if key == "num_workers" else (1e-300, "a number above 0")
         for each in found if isinstance(found, list | tuple) else [found]:
-            flag = f"--{key.replace('_', '-')}"
-            require(isinstance(each, str | None) or each > 0, flag, each, "use a number above 0")
+            require(isinstance(each, str | None) or each >= least, flag, each, f"use {what}")
     settings = settings_class(**arguments)
     with tempfile.TemporaryDirectory() as folder:
         measurements = measure(Path(folder), settings, lambda line: print(line, file=sys.stderr))

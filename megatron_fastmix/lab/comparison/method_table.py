@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -105,24 +106,16 @@ def make_lines(
 
 
 def gain(line: MethodLine, lines: Sequence[MethodLine]) -> float | None:
-    """By how much a method's loss is below the uniform mixture's, seed by seed. One with fewer
-    seeds is not compared with others' seeds: it gains of FastMix's gain over all seeds the share
-    that it has of FastMix's over its own. None without the uniform mixture."""
+    """By how much a method's loss is below the uniform mixture's: FastMix's gain seed by seed, less
+    what the method is behind FastMix, so that one with fewer seeds is not compared with others'
+    seeds. Without FastMix over the seeds that the two have; None without a common seed."""
     by_method = {each.method: each for each in lines}
-    base, ours = by_method.get(UNIFORM), by_method.get(FASTMIX)
-    seeds = base.losses.keys() & line.losses.keys() if base else set()
-    if base is None or not seeds:
+    base = by_method.get(UNIFORM)
+    if base is None:
         return None
-    gained = _gain(line, base, seeds)
-    usual = base.losses.keys() & ours.losses.keys() if ours else set()
-    if ours is None or not seeds <= usual:
-        return gained
-    here, whole = _gain(ours, base, seeds), _gain(ours, base, usual)
-    return gained * whole / here if min(here, whole) > 0 else gained
-
-
-def _gain(line: MethodLine, base: MethodLine, seeds: Collection[int]) -> float:
-    return fmean([base.losses[seed] - line.losses[seed] for seed in seeds])
+    ours = by_method.get(FASTMIX, base)
+    found = behind(base, ours)[0] - behind(line, ours)[0]
+    return None if math.isnan(found) else found
 
 
 def gap(lines: Sequence[MethodLine]) -> float | None:
@@ -197,8 +190,8 @@ def text(lines: Sequence[MethodLine], against: str = FASTMIX) -> str:
     header += ["training x", "all FLOPs x", "wall x", "seeds apart", "mean"]
     table = align(header, shown, left=(0, 7, len(header) - 1))
     legend = (
-        "gap closed: of the largest gain over uniform; of FastMix's a method has the share that it "
-        "has over its own seeds.\n"
+        f"gap closed: of the largest gain over uniform; a method's is {FASTMIX}'s less what it is "
+        "behind it.\n"
         f"behind {name}: mean of the differences seed by seed and its standard error; beyond it: "
         f"outside the 95 % interval\nby Student's t. Costs of a search over {name}'s: FLOPs of its "
         "trainings alone, of everything, wall time, at whatever load\neach row was made. Seeds "
