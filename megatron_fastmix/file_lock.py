@@ -53,7 +53,7 @@ class FileLock(ABC):
         """What to tell where `holder`, such as `process 7 on node-1`, has the lock."""
 
     @abstractmethod
-    def _unwritable(self, reason: str) -> Exception:
+    def _unwritable(self, error: OSError) -> Exception:
         """The error where the file cannot be opened."""
 
     def acquire(self, note: Callable[[str], None] = lambda text: None) -> None:
@@ -119,7 +119,7 @@ class FileLock(ABC):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             except OSError as error:
-                raise self._unwritable(str(error.strerror)) from None
+                raise self._unwritable(error) from None
             shared = self._shareable and _read(descriptor).get("token") == self._token
             seen = self._flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
             if self._is_the_file(descriptor):

@@ -25,10 +25,17 @@ def is_storage_error(error: OSError) -> bool:
     return error.filename is not None and error.errno in {*BROKEN, errno.ETIMEDOUT}
 
 
+def reason_of(error: OSError) -> str:
+    """Why a path cannot be used, in words that hold for a file in the place of a folder, too."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "a part of that path is a file, not a folder"
+    return error.strerror or str(error) or type(error).__name__
+
+
 def describe(error: OSError, path: str | Path | None = None) -> str:
     """The path (`path` where the error names none), the reason and what to do."""
     where = error.filename if error.filename is not None else path
-    reason = error.strerror or str(error) or type(error).__name__
+    reason = reason_of(error)
     fix = "free some space" if error.errno in FULL else "mend the file system"
     if not is_storage_error(error):
         fix = "mend that"

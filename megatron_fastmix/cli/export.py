@@ -19,6 +19,7 @@ from megatron_fastmix.export.registry import FORMATS, find_format
 from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.storage import reason_of
 from megatron_fastmix.text_list import listed
 from megatron_fastmix.token_count import token_count
 
@@ -157,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
             write_atomically(args.output, text)
         except OSError as error:
             raise ConfigError(
-                f"--output: cannot write {args.output}: {error.strerror}; choose another file"
+                f"--output: cannot write {args.output}: {reason_of(error)}; choose another file"
             ) from None
         print(f"wrote {args.output}", file=sys.stderr)
     else:

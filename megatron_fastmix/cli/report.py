@@ -15,6 +15,7 @@ from megatron_fastmix.export.paths import read_path_map
 from megatron_fastmix.report.run_record import RunRecord, are_begun
 from megatron_fastmix.report.write import read_runs, write_report
 from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.storage import reason_of
 
 WATCH_SECONDS = 10
 
@@ -91,7 +92,9 @@ def run(args: argparse.Namespace) -> int:
                 path_map=path_map,
             )
         except OSError as error:
-            raise ConfigError(f"--output: cannot write {folder}: {error.strerror}") from None
+            raise ConfigError(
+                f"--output: cannot write {folder}: {reason_of(error)}; choose another folder"
+            ) from None
         if live is None:
             print(f"wrote {page}")
             return 0

@@ -14,6 +14,7 @@ import uuid
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.file_lock import HEARTBEAT_SECONDS, FileLock
 from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.storage import reason_of
 
 TOKEN_VARIABLE = "MEGATRON_FASTMIX_LOCK"
 """In the environment of ranks whose starter holds the lock: what it wrote into the file."""
@@ -31,8 +32,11 @@ class RunLock(FileLock):
         """Variables that let a rank share this lock."""
         return {TOKEN_VARIABLE: self._token}
 
-    def _unwritable(self, reason: str) -> ConfigError:
-        return ConfigError(f"run_dir: cannot write to {self.path.parent}: {reason}")
+    def _unwritable(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"run_dir: cannot write to {self.path.parent}: {reason_of(error)}; mend that, or "
+            "choose another run_dir"
+        )
 
     def _refusal(self, holder: str) -> str:
         folder = self.path.parent

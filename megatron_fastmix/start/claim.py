@@ -20,7 +20,7 @@ from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.search.earlier_draws import check_draws
-from megatron_fastmix.storage import describe, is_storage_error
+from megatron_fastmix.storage import describe, is_storage_error, reason_of
 from megatron_fastmix.text_files import read_text
 
 _MAY_DIFFER = re.compile(
@@ -176,7 +176,10 @@ def mark(run: RunFolder, config: SearchConfig) -> None:
             raise StorageError(
                 f"run_dir: cannot write {told} and run the same command again"
             ) from None
-        raise ConfigError(f"run_dir: cannot write to {run.path}: {error.strerror}") from None
+        raise ConfigError(
+            f"run_dir: cannot write to {run.path}: {reason_of(error)}; mend that, or choose "
+            "another run_dir"
+        ) from None
 
 
 def _provenance(config: SearchConfig) -> str:

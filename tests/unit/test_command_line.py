@@ -163,6 +163,7 @@ def test_a_run_folder_that_cannot_be_made_is_refused(search, tmp_path):
     code, message = search(run_dir=str(tmp_path / "file/run"))
     assert code == 2
     assert "run_dir: cannot write to" in message
+    assert "a part of that path is a file, not a folder; mend that, or choose another" in message
 
 
 def test_malformed_json_lines_are_refused_with_file_and_line(tmp_path, capsys):

@@ -316,3 +316,9 @@ def test_nor_where_a_folder_is(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"out.idx: is a folder"):
         preprocess(config({"prefix": "out", "input": ("other.jsonl",)}), silent)
     assert not Path("out.bin").exists()
+
+
+def test_nor_below_a_file(folder: Path) -> None:
+    for prefix in ("other.jsonl/out", "other.jsonl/below/out"):
+        with pytest.raises(ConfigError, match="cannot write: a part of that path is a file, not"):
+            preprocess(config({"prefix": prefix, "input": ("other.jsonl",)}), silent)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
-from megatron_fastmix.errors import StorageError
+from megatron_fastmix.errors import ConfigError, FastMixError, StorageError
 from megatron_fastmix.file_lock import HEARTBEAT_SECONDS, FileLock
+from megatron_fastmix.storage import is_storage_error, reason_of
 
 LOCK_END = ".preprocess.lock"
 
@@ -18,8 +19,12 @@ class OutputLock(FileLock):
         super().__init__(f"{prefix}{LOCK_END}", heartbeat_seconds, stays=False)
         self._prefix = prefix
 
-    def _unwritable(self, reason: str) -> StorageError:
-        return StorageError(f"{self.path}: cannot write: {reason}; mend that and run again")
+    def _unwritable(self, error: OSError) -> FastMixError:
+        kind = StorageError if is_storage_error(error) else ConfigError
+        return kind(
+            f"{self.path}: cannot write: {reason_of(error)}; mend that and run again, or choose "
+            "another output prefix"
+        )
 
     def _refusal(self, holder: str) -> str:
         return (
