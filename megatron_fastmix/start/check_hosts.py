@@ -164,7 +164,8 @@ def check_hosts(
     if problems:
         raise ConfigError("hosts are not fit for this run:\n  " + "\n  ".join(problems))
     count = max(1, len(theirs))
-    say(f"{count} hosts: same packages, configuration and data; {folder} can be written to")
+    hosts = "1 host" if count == 1 else f"{count} hosts"
+    say(f"{hosts}: same packages, configuration and data; {folder} can be written to")
     return run.config
 
 

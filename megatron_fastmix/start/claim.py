@@ -85,11 +85,13 @@ def check_folder(config: SearchConfig, *, accept_changes: bool = False) -> RunFo
                 for key in (fatal if accept_changes else changed)
             )
             override = (
-                "" if fatal or not left else ", or go on with the new values by --accept-changes"
+                " or choose another run_dir"
+                if fatal or not left
+                else ", choose another run_dir, or go on with the new values by --accept-changes"
             )
             raise ConfigError(
                 f"{folder}: holds a search with another configuration ({listed}); "
-                f"set these back to resume it, choose another run_dir{override}"
+                f"set these back to resume it{override}"
             )
     elif run.mixture.exists() and (seeds := read_mixture(folder).seeds):
         raise ConfigError(

@@ -191,6 +191,8 @@ def verdict(plan: Plan, config: SearchConfig, memory_gib: float) -> str:
     stage = config.engine.zero_stage
     need = plan.most_memory(stage) / 2**30
     time = estimated_time(plan.hours)
+    if 60 * plan.hours < 1:
+        time += " of computing; steps this small wait for more than that"
     if need <= memory_gib:
         return f"Fits: about {need:.3g} of {memory_gib:g} GiB per rank; takes about {time}."
     fitting = [s for s in plan.memory if s > stage and plan.most_memory(s) / 2**30 <= memory_gib]
