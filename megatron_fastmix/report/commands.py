@@ -59,7 +59,7 @@ def next_commands(
         commands.insert(
             0,
             Command(
-                title="Go on with the search, whose mixture so far this is",
+                title="Go on with the search, where it is stopped",
                 text=f"megatron-fastmix search --config {config}",
             ),
         )

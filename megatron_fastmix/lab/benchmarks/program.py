@@ -25,7 +25,7 @@ def run_benchmark(
 
     Every field of the dataclass `settings_class` is a flag, of the type of its default (None:
     text). Prints the measurements as a table and, with `--json FILE`, writes them. Raises
-    `ConfigError` for a number that is not above 0, and what `measure` raises.
+    `ConfigError` for a number that is too small, and what `measure` raises.
     """
     # Where a library crashes, also at the interpreter's end, it says where; on descriptor 2, since
     # what stands for sys.stderr may have none.
@@ -44,6 +44,7 @@ def run_benchmark(
     file = arguments.pop("json")
     for key, found in arguments.items():
         flag = f"--{key.replace('_', '-')}"
+        # Without workers a DataLoader reads in this process.
         least, what = (0, "0 or more") if key == "num_workers" else (1e-300, "a number above 0")
         for each in found if isinstance(found, list | tuple) else [found]:
             require(isinstance(each, str | None) or each >= least, flag, each, f"use {what}")
