@@ -180,6 +180,9 @@ def test_images_are_not_left_out_in_silence(record, record_type, template):
             assert parts(record | {key: nothing}, record_type, template) == plain
     # What no text refers to is metadata; what one does is not.
     assert parts(record | {"image": "https://a.b/small.png"}, record_type, template) == plain
+    turns = [{"role": "user", "content": "q", "images": ["eA=="]}, MESSAGES[-1]]
+    with pytest.raises(ValueError, match="message 1 has 'images', and this learns from text"):
+        parts({"messages": turns}, "messages", template)
     asked = {"instruction": "q <image>", "output": "a", "image": "a.png"}
     with pytest.raises(ValueError, match="the record has 'image'"):
         parts(asked, "alpaca")

@@ -25,19 +25,20 @@ def check_parts(content: Sequence[Any], number: int) -> None:
             )
 
 
-def check_no_media(record: Mapping[str, Any], others: Collection[str]) -> None:
-    """Raises `ValueError` for images and the like of a record, by their keys in `MEDIA` but for
-    `others`, which are asked for as text. One name or address to which no text refers is
-    metadata."""
+def check_no_media(
+    values: Mapping[str, Any], others: Collection[str] = (), *, where: str = "the record"
+) -> None:
+    """Raises `ValueError` for images and the like of a record, or of a message (`where`), by their
+    keys in `MEDIA` but for `others`, which are asked for as text. One name or address to which no
+    text refers is metadata."""
     for key in MEDIA:
-        value = record.get(key)
+        value = values.get(key)
         if key in others or not _holds_any(value):
             continue
-        if isinstance(value, str) and not _refers(record):
+        if isinstance(value, str) and not _refers(values):
             continue
         raise ValueError(
-            f"the record has {key!r}, and this learns from text alone; remove the key to leave it "
-            "out"
+            f"{where} has {key!r}, and this learns from text alone; remove the key to leave it out"
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_fastmix.corpus.documents.chat_template import ChatTemplate
 from megatron_fastmix.corpus.documents.content_parts import (
+    check_no_media,
     check_parts,
     for_template,
     joined,
@@ -168,6 +169,7 @@ def _turn(message: Any, number: int, template: ChatTemplate | None) -> dict[str,
             f"message {number} has the role {role!r}; known are {', '.join(sorted(ROLES))}, and "
             "others with a chat template that renders them"
         )
+    check_no_media(turn, where=f"message {number}")
     turn = with_calls(turn, number)
     calls = role == "assistant" and any(turn.get(key) for key in CALLS)
     content = turn.get("content")
