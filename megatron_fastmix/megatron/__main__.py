@@ -11,6 +11,8 @@ from megatron_fastmix.megatron.options import help_text, split_arguments
 from megatron_fastmix.megatron.script import enter, execute
 from megatron_fastmix.program import run_program
 
+_NOTHING_BUILT = "the script built no blended dataset of Megatron-core for training"
+
 
 def main() -> None:
     """Runs the script. Raises `FastMixError` for what is the user's to fix, and what the script
@@ -38,11 +40,12 @@ def main() -> None:
                 execute(command)
         finally:
             if session.mixture is None:
-                print(
-                    "megatron_fastmix.megatron: the mixture was not applied: the script handed no "
-                    "arguments to megatron.training; use --fastmix-weighting sampling",
-                    file=sys.stderr,
+                _tell_unapplied(
+                    "the script handed no arguments to megatron.training; use "
+                    "--fastmix-weighting sampling"
                 )
+        if session.mixture is not None and not session.has_built:
+            _tell_unapplied(_NOTHING_BUILT)
         return
     if options.weighting == "loss":
         raise ConfigError(
@@ -51,12 +54,13 @@ def main() -> None:
         )
     session.begin_without_arguments()
     execute(command)
-    if not session.has_built and not int(os.environ.get("RANK", "0")):
-        print(
-            "megatron_fastmix.megatron: the mixture was not applied: the script built no blended "
-            "dataset of Megatron-core for training",
-            file=sys.stderr,
-        )
+    if not session.has_built:
+        _tell_unapplied(_NOTHING_BUILT)
+
+
+def _tell_unapplied(why: str) -> None:
+    if not int(os.environ.get("RANK", "0")):  # the first rank is one of those that build datasets
+        print(f"megatron_fastmix.megatron: the mixture was not applied: {why}", file=sys.stderr)
 
 
 if __name__ == "__main__":
