@@ -102,7 +102,6 @@ def run(args: argparse.Namespace) -> int:
     if args.plot_variants and len(scenarios) > 1:
         raise ConfigError(f"--plot-variants: found {len(scenarios)} scenarios; name one")
     tables: dict[str, list[MethodLine]] = {}
-    made_with: list[dict[str, str]] = []
     try:
         for name, scenario in scenarios.items():
             comparison = MethodComparison(
@@ -121,7 +120,6 @@ def run(args: argparse.Namespace) -> int:
                 if setting:
                     comparison.train(setting)
             tables[name] = comparison.lines()
-            made_with += comparison.versions()
             shown = f"no rows of these methods in {comparison.file.path}"
             if tables[name]:
                 shown = text(tables[name], args.against)
@@ -139,7 +137,9 @@ def run(args: argparse.Namespace) -> int:
             print(over_scenarios.text(pooled, list(begun), args.against), flush=True)
             found += over_scenarios.measurements(pooled, len(begun), args.against)
     if args.json:
-        write_measurements(args.json, found, versions=versions(made_with))
+        shown_lines = [line for lines in tables.values() for line in lines]
+        made_with = versions(each for line in shown_lines for each in line.made_with)
+        write_measurements(args.json, found, versions=made_with)
     if args.plot:
         from megatron_fastmix.lab.comparison.method_plot import plot_methods
 

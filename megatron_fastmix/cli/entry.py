@@ -3,15 +3,15 @@ come."""
 
 from __future__ import annotations
 
-import sys
+from megatron_fastmix.program import run_program
 
 
 def main() -> int:
-    """Runs the command; returns its exit code, 130 after Ctrl-C."""
-    try:
-        from megatron_fastmix.cli.main import main as run
+    """Runs the command; returns its exit code, as `run_program`."""
+    return run_program(_command, "megatron-fastmix")
 
-        return run()
-    except KeyboardInterrupt:
-        print("megatron-fastmix: interrupted", file=sys.stderr)
-        return 130
+
+def _command() -> int:
+    from megatron_fastmix.cli.main import main as run
+
+    return run()

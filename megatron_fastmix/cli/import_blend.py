@@ -148,11 +148,11 @@ def _in_order(
         owners = {entry: source_of(entry, names) for entry in shares}
         owners = {entry: owner for entry, owner in owners.items() if owner in names}
     else:
-        known = owners = {path: source.name for source in sources for path in _paths(source)}
+        known = {path: source.name for source in sources for path in _paths(source)}
         # However the blend spells them: ./web, or from the root.
-        spelled = {os.path.abspath(path): name for path, name in owners.items()}
+        by_place = {os.path.abspath(path): name for path, name in known.items()}
         places = {path: os.path.abspath(path) for path in shares}
-        owners = known | {p: spelled[place] for p, place in places.items() if place in spelled}
+        owners = {path: by_place[place] for path, place in places.items() if place in by_place}
     strangers = [path for path in shares if path not in owners]
     if strangers:
         whose = f"names are {', '.join(names)}" if by_name else f"paths are {', '.join(known)}"

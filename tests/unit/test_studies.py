@@ -77,7 +77,7 @@ def test_sixty_four_proxies_cost_64_short_searches_in_training_alone():
         tokens=tokens,
         versions={},
     )
-    judged = [SimpleNamespace(seed=1, loss=4.0, losses={})]
+    judged = [SimpleNamespace(seed=1, loss=4.0, losses={}, versions={})]
     searches = {"fastmix_short": [short], "random_search": [others]}
     lines = make_lines(found, searches, dict.fromkeys(searches, judged))
     ours, theirs = sorted(lines, key=lambda line: line.flops)

@@ -45,6 +45,8 @@ class MethodLine:
     weights_by_seed: dict[int, dict[str, float]] = field(default_factory=dict)
     proxies: int | None = None
     """Proxies of a search, each on a mixture of its own; None for methods that are not so."""
+    made_with: tuple[Mapping[str, str], ...] = ()
+    """Versions of packages, of each row."""
 
     @property
     def loss(self) -> float:
@@ -97,6 +99,10 @@ def make_lines(
                 source: fmean([row.weights[source] for row in found]) for source in found[0].weights
             },
             weights_by_seed={row.seed: row.weights for row in found},
+            made_with=(
+                *(row.versions for row in found),
+                *(row.versions for row in trainings[method]),
+            ),
             proxies=proxies_of(method, scenario.baselines),
         )
         for method, found in searches.items()

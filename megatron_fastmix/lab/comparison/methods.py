@@ -131,25 +131,14 @@ class MethodComparison:
 
     def lines(self) -> list[MethodLine]:
         """What the finished rows say; reads no dataset."""
+        rows = self.file.read()
         searches: dict[str, list[SearchRow]] = {}
         trainings: dict[str, list[Row]] = {}
-        for method, search, training in self._finished():
-            searches.setdefault(method, []).append(search)
-            trainings.setdefault(method, []).append(training)
+        for (method, seed), task in self._tasks().items():
+            if task.key in rows.trainings:
+                searches.setdefault(method, []).append(rows.searches[method, seed])
+                trainings.setdefault(method, []).append(rows.trainings[task.key])
         return make_lines(self.scenario, searches, trainings)
-
-    def versions(self) -> list[dict[str, str]]:
-        """Of the packages that each row of `lines` was made with."""
-        finished = [(search, training) for _, search, training in self._finished()]
-        return [row.versions for pair in finished for row in pair]
-
-    def _finished(self) -> list[tuple[str, SearchRow, Row]]:
-        rows = self.file.read()
-        return [
-            (method, rows.searches[method, seed], rows.trainings[task.key])
-            for (method, seed), task in self._tasks().items()
-            if task.key in rows.trainings
-        ]
 
     def _tasks(self) -> dict[tuple[str, int], Task]:
         searches, training = self.file.read().searches, self.scenario.compare.training
