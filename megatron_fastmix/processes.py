@@ -7,6 +7,9 @@ import ctypes
 import os
 import signal
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""What asks a search for a checkpoint and an orderly end: Ctrl-C, and what schedulers send before
+the time is up (SLURM's `--signal`), each as its users have set it."""
 _PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of Linux's prctl(2)."""
 

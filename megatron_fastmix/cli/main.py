@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and hasattr(args, "overrides"):
         args.overrides = join_flags(rest)
     elif rest:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
+        verbs.choices[args.verb].error(f"unknown arguments: {' '.join(rest)}")
     return run_program(lambda: VERBS[args.verb].run(args), "megatron-fastmix")
 
 

@@ -237,10 +237,19 @@ def _leaves(cls: type, prefix: str = "") -> list[str]:
 
 
 def _unknown_key(key: str, valid: Sequence[str], where: str) -> str:
-    close = difflib.get_close_matches(key, valid, n=1)
-    hint = f"; did you mean {close[0]}?" if close else "."
     at = where if where == "--" or not where else f"{where}."
-    return f"{at}{key}: unknown key{hint} Valid keys: {', '.join(sorted(valid))}"
+    # Without a section it is a name like Megatron's, which may be in several.
+    paths: dict[str, list[str]] = {}
+    for path in valid:
+        paths.setdefault(path if "." in key else path.rpartition(".")[2], []).append(path)
+    name = key.removeprefix("fastmix-").replace("-", "_")
+    close = difflib.get_close_matches(name, paths, n=1, cutoff=0.7)
+    hint = (
+        f"did you mean {' or '.join(paths[close[0]])}?"
+        if close
+        else f"valid keys: {', '.join(sorted(valid))}"
+    )
+    return f"{at}{key}: unknown key; {hint}"
 
 
 def _convert(hint: Any, value: Any, at: str) -> Any:

@@ -17,7 +17,7 @@ from pathlib import Path
 from megatron_fastmix.checkpoint.store import complete_steps
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import CommunicationError, ConfigError, FastMixError
-from megatron_fastmix.processes import available_cores, stop_with_parent
+from megatron_fastmix.processes import STOP_SIGNALS, available_cores, stop_with_parent
 from megatron_fastmix.result.learned_mixture import LearnedMixture
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
@@ -127,7 +127,7 @@ def _launch(
     )
     previous = [
         (number, signal.signal(number, lambda *_: _stop(process, folder)))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in STOP_SIGNALS
     ]
     try:
         code = process.wait()

@@ -26,7 +26,7 @@ from megatron_fastmix.errors import (
     StorageError,
 )
 from megatron_fastmix.parallel.environment import local_rank
-from megatron_fastmix.processes import stop_with_parent
+from megatron_fastmix.processes import STOP_SIGNALS, stop_with_parent
 from megatron_fastmix.program import give_up_output
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.lock import RunLock
@@ -58,7 +58,8 @@ def run_worker(config: SearchConfig, *, accept_changes: bool = False) -> int:
     stop_with_parent()
     # Before its first step a search has nothing to lose, and indexing datasets can take longer than
     # a scheduler waits.
-    signal.signal(signal.SIGTERM, _stop_at_start)
+    for number in STOP_SIGNALS:
+        signal.signal(number, _stop_at_start)
     raise_open_files()
     lock = RunLock(RunFolder(Path(config.run_dir)))
     try:
@@ -162,7 +163,7 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
     def ask_to_stop(number: int, frame: FrameType | None) -> None:
         search.stop_signalled = True
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, ask_to_stop)
     complete = search.run()
     failure: OSError | None = None

@@ -13,6 +13,7 @@ import pytest
 
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.parallel.roll_call import is_first_to_say
+from megatron_fastmix.processes import STOP_SIGNALS
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.start.launch import free_port
@@ -33,8 +34,9 @@ def test_a_search_outlives_who_reads_its_output(config_file: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_rank_that_is_stopped_at_its_start_can_be_queued_again(
-    config_file: Path, tmp_path: Path
+    config_file: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     run = RunFolder(tmp_path / "run")
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -52,7 +54,7 @@ def test_a_rank_that_is_stopped_at_its_start_can_be_queued_again(
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, said = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == STOPPED_EXIT_CODE, said
     assert "stopped before the first step" in said

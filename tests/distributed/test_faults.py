@@ -60,7 +60,9 @@ for ((task = 0; task < tasks; task++)); do
   SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
   pids+=($!)
 done
-trap 'again=1; kill -TERM "${pids[@]}"' TERM
+for signal in TERM USR1; do
+  trap "again=1; kill -$signal ${pids[*]}" "$signal"
+done
 highest=0
 for pid in "${pids[@]}"; do
   again=1
@@ -138,12 +140,12 @@ def test_a_search_loses_nothing_to_a_killed_rank_a_killed_launcher_and_sigterm(
     assert (last["kind"], last["complete"]) == ("end", False)
     assert read_mixture(run_dir).steps == last["step"]
 
-    # SIGTERM from a scheduler: the job is queued again.
+    # A scheduler's signal, of those that its users may choose: the job is queued again.
     requeued = tmp_path / "requeued"
     job = start_job(tmp_path, config_file, requeued, *flags)
     wait_for_step(run_dir, 40, job)
     for child in psutil.Process(job.pid).children():
-        child.send_signal(signal.SIGTERM)  # to srun, as SLURM does; not to the batch script
+        child.send_signal(signal.SIGUSR1)  # to srun, as SLURM does; not to the batch script
     code, output = finish(job)
     assert code == STOPPED_EXIT_CODE, output
     assert requeued.read_text() == "7\n"
