@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_fastmix.errors import NonFiniteError
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.parameters import Vector
 
@@ -39,7 +40,7 @@ class AdamPreconditioner:
         group: DataParallelGroup,
         tensor_group: DataParallelGroup,
     ) -> None:
-        """`engine` is a DeepSpeed engine around AdamW that has taken a step."""
+        """`engine` is a DeepSpeed engine around AdamW."""
         self.engine = engine
         self.beta2 = beta2
         self.eps = eps
@@ -47,13 +48,23 @@ class AdamPreconditioner:
         self.tensor_group = tensor_group
 
     def __call__(self, parameters: Sequence[torch.nn.Parameter], vector: Vector) -> None:
-        """Divides `vector`, parts of `parameters`, in place. Every rank must call."""
+        """Divides `vector`, parts of `parameters`, in place. Every rank must call.
+
+        Raises `NonFiniteError` on all ranks where Adam has taken no step.
+        """
+        steps = self._steps()
+        if not steps:
+            raise NonFiniteError(
+                f"hypergradient.preconditioner adam: all {self.engine.global_steps} steps so far "
+                "had a gradient that is no number and were skipped, so that AdamW has no second "
+                "moment; lower training.lr or raise training.lr_warmup_iters"
+            )
         if self.engine.zero_optimization_stage() in (1, 2):
             # DeepSpeed (0.19) links Adam's state after the first parameter group's first step, when
             # the other groups have none yet, and never again.
             self.engine.optimizer._hp_optimizer_states_linked = False
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
-        correction = 1 - self.beta2**self.engine.global_steps
+        correction = 1 - self.beta2**steps
         means = self._means(parameters)
         for parameter, part, mean in zip(parameters, vector, means, strict=True):
             if not mean:  # no gradient so far: all of it is such an element
@@ -62,6 +73,11 @@ class AdamPreconditioner:
             moment = self._second_moment(parameter).view_as(part)
             moment = moment.clamp_min(FLOOR * mean)
             part.div_(moment.div_(correction).sqrt_().add_(self.eps))
+
+    def _steps(self) -> int:
+        """Steps that Adam has taken, without those that DeepSpeed skipped."""
+        moments = next(iter(inner_optimizer(self.engine).state.values()), {})
+        return int(moments.get("step", 0))
 
     def _means(self, parameters: Sequence[torch.nn.Parameter]) -> list[float]:
         """Mean second moment of each whole parameter. Every rank must call."""
@@ -87,11 +103,16 @@ class AdamPreconditioner:
         elif stage > 0:
             moment = safe_get_full_optimizer_state(parameter, key)
         elif hasattr(optimizer, "fp32_groups"):
-            moment = optimizer.optimizer.state[_master_copy(optimizer, parameter)][key]
+            moment = inner_optimizer(self.engine).state[_master_copy(optimizer, parameter)][key]
         else:
             moment = optimizer.state[parameter][key]
         assert moment is not None, "the optimizer has taken no step"
         return moment
+
+
+def inner_optimizer(engine: Any) -> Any:
+    """The torch optimizer inside DeepSpeed's, or the engine's own where there is none."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
 def _master_copy(optimizer: Any, parameter: torch.nn.Parameter) -> torch.Tensor:

@@ -17,6 +17,7 @@ import torch
 
 from megatron_fastmix.checkpoint.stored_parameters import MASTER, MOMENTS, StoredParameters
 from megatron_fastmix.deepspeed_engine.engine import follow_schedule
+from megatron_fastmix.deepspeed_engine.preconditioner import inner_optimizer
 from megatron_fastmix.parallel.groups import DataParallelGroup
 
 
@@ -44,7 +45,7 @@ def snapshot(engine: Any, group: DataParallelGroup) -> dict[str, np.ndarray]:
     Keys are `kind:start:numel:name`. Together the ranks of `group` hold every element once. No
     collective.
     """
-    state = _inner_optimizer(engine).state
+    state = inner_optimizer(engine).state
     arrays: dict[str, np.ndarray] = {}
     for fragment in _fragments(engine, group):
         fragment = _share(fragment, group) if _replicated(engine) else fragment
@@ -69,7 +70,7 @@ def restore(engine: Any, group: DataParallelGroup, stored: StoredParameters, ste
     """
     trained = dict(_trained(engine))
     stored.check_names({name: _numel(parameter) for name, parameter in trained.items()})
-    inner = _inner_optimizer(engine)
+    inner = inner_optimizer(engine)
     for owner in _owners(engine):
         inner.state[owner] = {
             "step": torch.tensor(stored.adam_steps, dtype=torch.float32),
@@ -155,11 +156,6 @@ def _masters(engine: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     if hasattr(optimizer, "fp32_groups"):
         for group, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
             yield from zip(group, masters, strict=True)
-
-
-def _inner_optimizer(engine: Any) -> Any:
-    """The torch optimizer inside DeepSpeed's, or the engine's own where there is none."""
-    return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
 def _trained(engine: Any) -> list[tuple[str, Any]]:

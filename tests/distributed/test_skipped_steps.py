@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_fastmix.config import SearchConfig
+from megatron_fastmix.errors import NonFiniteError
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.search.loop import Search
 from megatron_fastmix.start.claim import claim
@@ -87,3 +88,35 @@ def test_a_stop_before_adam_has_taken_a_step(
     rest = run_ranks(2, run_to, stopped, 1, None, None)[0]
     assert rest["parameters"] == whole["parameters"]
     assert rest["logits"] == whole["logits"]
+
+
+def run_with_first_steps_skipped(config: SearchConfig) -> str:
+    """What a search says whose first two optimizer steps have an infinite gradient."""
+    claim(config)
+    search = Search(config)
+    parameter = next(iter(search.engine.module.parameters()))
+    parameter.register_hook(
+        lambda gradient: gradient * float("inf") if search.step < 2 else gradient
+    )
+    try:
+        search.run()
+    except NonFiniteError as error:
+        return str(error)
+    return "complete"
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [slow(1, "bf16"), (2, "fp32"), slow(3, "fp32")])
+def test_adam_preconditions_after_its_first_step(
+    search_values: dict, tmp_path: Any, stage: int, dtype: str
+) -> None:
+    changes = {
+        "engine.zero_stage": stage,
+        "engine.dtype": dtype,
+        "hypergradient.preconditioner": "adam",
+        "hypergradient.estimator": "finite_difference",
+    }
+    late = load(search_values, run_dir=tmp_path / "late", **changes, **{"mixture.inner_steps": 3})
+    assert run_ranks(2, run_with_first_steps_skipped, late) == ["complete", "complete"]
+    early = load(search_values, run_dir=tmp_path / "early", **changes, **{"mixture.inner_steps": 1})
+    for said in run_ranks(2, run_with_first_steps_skipped, early):
+        assert "all 1 steps so far had a gradient that is no number" in said
