@@ -18,6 +18,7 @@ from megatron_fastmix.export.nemotron import entries
 from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource
 from megatron_fastmix.result.rounding import default_decimals, places_for, written_weights
 from megatron_fastmix.run.metrics import read_metrics
+from megatron_fastmix.storage import reason_of
 from megatron_fastmix.text_list import listed
 
 EVIDENCE = (
@@ -197,7 +198,7 @@ def write_phases(
         schedule.write(folder / "schedule.yaml")
     except OSError as error:
         raise ConfigError(
-            f"--output: cannot write into {folder}: {error.strerror}; choose another folder"
+            f"--output: cannot write into {folder}: {reason_of(error)}; choose another folder"
         ) from None
     return [*written, folder / "schedule.yaml"], left_out
 

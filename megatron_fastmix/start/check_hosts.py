@@ -34,6 +34,7 @@ from megatron_fastmix.run.lock import RunLock
 from megatron_fastmix.start.claim import check_content, check_folder, mark
 from megatron_fastmix.start.host_names import bare_name, check_loopback, unfit_name
 from megatron_fastmix.start.limits import check_limits
+from megatron_fastmix.storage import reason_of
 from megatron_fastmix.text_files import parse_json, read_file, read_text
 
 PACKAGES = ("megatron-fastmix", "megatron-core", "deepspeed", "torch", "numpy", "sentencepiece")
@@ -271,7 +272,7 @@ def _check_folder(config: SearchConfig, token: str) -> list[str]:
     try:
         (probes / wrote(token)).touch()
     except OSError as error:
-        return [f"cannot write to {config.run_dir}: {error.strerror}"]
+        return [f"cannot write to {config.run_dir}: {reason_of(error)}"]
     return []
 
 

@@ -246,3 +246,12 @@ def test_phases_that_cannot_be_written_are_refused(run_folder, flags, message, c
     folder, _ = run_folder
     assert main(["export", str(folder), "--phases", "0.5", *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_phases_folder_is_named_for_what_it_is(run_folder, capsys):
+    folder, _ = run_folder
+    (folder / "taken").write_text("")
+    flags = ["--output", str(folder / "taken"), "--global-batch-size", "8"]
+    assert main(["export", str(folder), "--phases", "0.5", *flags]) == 2
+    said = capsys.readouterr().err
+    assert f"cannot write into {folder / 'taken'}: a part of that path is a file" in said
