@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,16 @@ from megatron_fastmix.errors import CheckpointError, ConfigError, RankDivergence
 from megatron_fastmix.parallel.device import collective_device
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.result.mixture_file import read_mixture
+from megatron_fastmix.result.rounding import written_weights
 
 logger = logging.getLogger(__name__)
 
 _PROCESSES = 257
 """Processes that note their draws apart: the training process and its workers."""
 _SHARED_BYTES = 1 << 25
+_LATE = (
+    "the weights change at sample %d, past the end of the blend (%d samples), and so never do: %s"
+)
 
 
 class LiveMixture:
@@ -49,8 +54,10 @@ class LiveMixture:
     """Its first element is another number after every change of the history."""
     sources: Mapping[str, Sequence[str]] | None = None
     """The paths of each source, where they are known: `install` tells datasets by them."""
+    left_out: Mapping[str, Sequence[str]] = MappingProxyType({})
+    """Those of sources that were learned and are not drawn; their datasets may be in the blend."""
     blend_length: int | None = None
-    """Samples of the training blend that draws by these weights, once it is built; ranks that
+    """Samples of the training blend that follows these weights, once it is built; ranks that
     build none do not know it."""
     _place: tuple[int, int]
     """This process and its place among those that note their draws."""
@@ -108,10 +115,15 @@ class LiveMixture:
     @classmethod
     def from_mixture_file(cls, path: str | Path, *, block_size: int = 1024) -> LiveMixture:
         """What a search learned, from its mixture.json or run folder, as shares of samples: of rows
-        where it learned from answer-only ones. Raises `DataError`."""
+        where it learned from answer-only ones. Sources whose weight no blend file writes, because
+        it rounds to 0, are left out. Raises `DataError`."""
         learned = read_mixture(path)
-        mixture = cls(learned.shares("samples"), block_size=block_size)
-        mixture.sources = {source.name: source.prefixes for source in learned.sources}
+        shares = learned.shares("samples")
+        written = written_weights(shares)
+        mixture = cls({name: shares[name] for name in written}, block_size=block_size)
+        paths = {source.name: source.prefixes for source in learned.sources}
+        mixture.sources = {name: paths.pop(name) for name in written}
+        mixture.left_out = paths
         return mixture
 
     @property
@@ -162,6 +174,14 @@ class LiveMixture:
         end = self._boundary(sample + 1)
         self.counter[place] = max(self.counter[place], end)
         return end
+
+    def note_blend(self, length: int) -> None:
+        """Says that the training blend that follows these weights has `length` samples. Logs the
+        first change that it ends before, as where a schedule was made for a longer run."""
+        self.blend_length = length
+        late = next((at for at, _ in self.history if at >= length), None)
+        if late is not None:
+            logger.warning(_LATE, late, length, "train longer, or change them earlier")
 
     def update(
         self,
@@ -228,13 +248,8 @@ class LiveMixture:
                 at,
             )
         if group.rank == 0 and self.blend_length is not None and at >= self.blend_length:
-            logger.warning(
-                "the weights change at sample %d, past the end of the blend (%d samples), so they "
-                "are never drawn by; with --dataloader-type cyclic the first draws reach to the "
-                "end: use single",
-                at,
-                self.blend_length,
-            )
+            why = "with --dataloader-type cyclic the first draws reach to the end: use single"
+            logger.warning(_LATE, at, self.blend_length, why)
         self._append(at, shares)
         furthest, _ = self._furthest(group)
         if furthest > at:

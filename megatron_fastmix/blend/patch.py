@@ -114,7 +114,7 @@ def install(
             is the source's. `match_sources` says how paths are told. Default: the mixture's,
             which one from a mixture file has.
         left_out: with `sources`, the paths of sources that the mixture does not have: their
-            datasets may be in the blend, and are not drawn.
+            datasets may be in the blend, and are not drawn. Default: the mixture's.
         shares: by source the part of its samples that the blend offers, with repetition beyond it;
             see `OfferedShare`. Default: all.
         on_build: called with every blend of ours when it is built, on the ranks that build it.
@@ -160,8 +160,10 @@ def install(
     if fold_loss_mask:
         _check_loss_normalisation()
     patched = {Split[name] for name in options.splits}
-    if sources is None and isinstance(mixture, LiveMixture):
-        sources = mixture.sources
+    if isinstance(mixture, LiveMixture):
+        places = {**mixture.left_out, **(sources or {})}
+        left_out = left_out or {name: places[name] for name in mixture.left_out}
+        sources = mixture.sources if sources is None else sources
     if sources is not None:
         sources = {name: sources.get(name, ()) for name in mixture.names}
     unused = dict(left_out or {})
@@ -199,10 +201,10 @@ def install(
             )
             if (
                 isinstance(mixture, LiveMixture)
-                and weighting == "sampling"
+                and (weighting == "sampling" or fold_loss_mask)
                 and split is Split.train
             ):
-                mixture.blend_length = len(blend)
+                mixture.note_blend(len(blend))
             if on_build is not None:
                 on_build(blend)
             return blend

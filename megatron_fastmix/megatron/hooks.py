@@ -94,6 +94,7 @@ def _train_step(original: Callable[..., Any], session: Session) -> Callable[...,
     def train_step(*args: Any, **kwargs: Any) -> Any:
         from megatron.training.global_vars import get_args
 
+        session.step_begins()
         first = get_args().consumed_train_samples
         if session.losses is None:
             result = original(*args, **kwargs)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from megatron.core.datasets.utils import Split
@@ -23,11 +24,18 @@ from megatron_fastmix.megatron.argument_checks import (
     name_validation_sets,
 )
 from megatron_fastmix.megatron.options import RunOptions
-from megatron_fastmix.megatron.resume import ATTRIBUTE, check_sizes, resumed, run_state
+from megatron_fastmix.megatron.resume import (
+    ATTRIBUTE,
+    check_sizes,
+    checksum,
+    resumed,
+    run_state,
+)
 from megatron_fastmix.megatron.run_mixture import RunMixture, other_weights, read_run_mixture
 from megatron_fastmix.megatron.source_log import SourceRow, local_values, rows_of
 from megatron_fastmix.megatron.source_losses import Layout, SourceLosses
 from megatron_fastmix.parallel.device import collective_device
+from megatron_fastmix.parallel.groups import DataParallelGroup
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +59,7 @@ class Session:
         self._sizes: dict[str, int] = {}
         """Samples in an epoch of each source: of the checkpoint, then of the blend."""
         self._noted: int | None = None
-        self._told = self._resumed = False
+        self._told = self._resumed = self._agreed = False
 
     def begin_without_arguments(self, *, rows: bool = False) -> None:
         """Installs the mixture for a script that is not of `megatron.training`; the blend's
@@ -108,6 +116,16 @@ class Session:
     def has_built(self) -> bool:
         """Whether this rank built a training dataset, which the mixture then blends."""
         return self._blend is not None
+
+    def step_begins(self) -> None:
+        """Before every training step. Every rank must call. Raises `RankDivergenceError` at the
+        first where ranks have read different mixtures, as from a file that a search wrote anew
+        meanwhile, or of which each host has its own."""
+        if not self._agreed:
+            read = np.array([checksum(getattr(self._args, ATTRIBUTE))])
+            group = DataParallelGroup(device=collective_device())
+            group.check_equal(read, ["the mixture"], "checksums")
+            self._agreed = True
 
     def pass_begins(self, first: int) -> None:
         """Before every forward pass of a training step whose global batch begins at `first`."""
@@ -175,6 +193,7 @@ class Session:
     def _install(self, mixture: LiveMixture) -> None:
         assert self._asked is not None
         self.mixture = mixture
+        self._agreed = False
         caps = self.options.max_epochs
         if isinstance(caps, Mapping):  # what is left out is never read
             caps = {name: cap for name, cap in caps.items() if name in mixture.names}

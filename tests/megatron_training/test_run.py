@@ -142,6 +142,18 @@ def test_a_blend_that_differs_from_the_mixture_is_named(runs):
         run_ranks(1, start, unweighted)
 
 
+def start_as_rank(commands: list[list[str]]) -> str:
+    return start(commands[int(os.environ["RANK"])])
+
+
+def test_ranks_that_read_different_mixtures_are_stopped(runs):
+    # As where each host has a copy of its own, or a search writes the file meanwhile.
+    files = [runs.schedule("one.yaml", (0, START)), runs.schedule("two.yaml", (0, MOVED))]
+    commands = [runs.command(file, runs.folder / "out", "--train-iters=2") for file in files]
+    with pytest.raises(AssertionError, match="checksums of the mixture differ over 2 ranks"):
+        run_ranks(2, start_as_rank, commands)
+
+
 @pytest.mark.slow
 def test_torchrun_starts_the_script_as_a_user_would(runs):
     schedule = runs.schedule("static.yaml", (0, START))

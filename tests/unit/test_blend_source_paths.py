@@ -15,6 +15,7 @@ from megatron_fastmix import blend
 from megatron_fastmix.blend import LiveMixture
 from megatron_fastmix.blend.shards import Shards
 from megatron_fastmix.blend.source_paths import match_sources
+from megatron_fastmix.blend.weight_schedule import Change, WeightSchedule
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import DataError
 from megatron_fastmix.result.mixture_file import write_mixture
@@ -103,7 +104,8 @@ def build(prefixes, mixture, sources, size=120, **options):
         eod_mask_loss=False,
         create_attention_mask=False,
     )
-    with blend.install(mixture, weighting="sampling", sources=sources, **options):
+    options = {"weighting": "sampling", "sources": sources} | options
+    with blend.install(mixture, **options):
         sizes = [size, 0, 0]
         return BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, config).build()[0]
 
@@ -146,6 +148,17 @@ def test_a_mixture_from_a_file_tells_its_sources_by_their_paths(corpora, make_mi
     train = build([str(corpora / "noise"), str(corpora / "forward")], live, None, size=100)
     assert [d.dataset_path for d in train.datasets] == [str(corpora / n) for n in live.names]
     assert train.draws_before(100) == {"forward": 90, "noise": 10}
+
+
+def test_what_no_blend_file_writes_may_be_in_the_blend_or_not(corpora, make_mixture, tmp_path):
+    weights = {"forward": 0.9, "noise": 0.09999, "backward": 0.00001}
+    write_mixture(tmp_path / "mixture.json", make_mixture(weights, folder=str(corpora)))
+    live = LiveMixture.from_mixture_file(tmp_path, block_size=10)
+    paths = {name: [str(corpora / name)] for name in weights}
+    for names in (["noise", "forward"], ["backward", "noise", "forward"]):
+        for sources in (None, paths):
+            train = build([str(corpora / name) for name in names], live, sources, size=100)
+            assert train.draws_before(100) == {"forward": 90, "noise": 10}
 
 
 def test_sources_that_are_left_out_may_be_in_the_blend(corpora):
@@ -200,3 +213,19 @@ def test_an_update_past_the_end_of_the_blend_is_warned_of(corpora, caplog):
     with caplog.at_level(logging.WARNING):
         mixture.update({"forward": 0.1, "noise": 0.9})
     assert "past the end of the blend (40 samples)" in caplog.text
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_schedule_for_a_longer_run_is_warned_of(corpora, caplog, folded):
+    weights = {"forward": 0.5, "noise": 0.5}
+    other = {"forward": 0.1, "noise": 0.9}
+    sources = {name: [str(corpora / name)] for name in weights}
+    weighting = {"weighting": "loss", "fold_loss_mask": True} if folded else {}
+    for at, warned in ((32, False), (40, True)):
+        schedule = WeightSchedule(
+            changes=(Change(at_sample=0, weights=weights), Change(at_sample=at, weights=other))
+        )
+        mixture = LiveMixture.from_schedule(schedule, block_size=8)
+        prefixes = [str(corpora / name) for name in weights]
+        build(prefixes, mixture, sources, size=40, **weighting)
+        assert ("change at sample 40, past the end of the blend (40" in caplog.text) == warned
