@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -82,18 +83,32 @@ def build_huggingface_proxy(
 
 
 def _load(transformers: Any, path: str | None, dtype: torch.dtype) -> Any:
-    """The model, with the attention that it has. Raises `ConfigError`."""
-    load = transformers.AutoModelForCausalLM.from_pretrained
-    precision = in_precision(transformers, dtype)
+    """The model, with the attention that it has. Raises `ConfigError`, also where its files are
+    without a part of its weights, which transformers would draw at random."""
+    load = functools.partial(
+        transformers.AutoModelForCausalLM.from_pretrained,
+        path,
+        output_loading_info=True,
+        **in_precision(transformers, dtype),
+    )
     try:
         try:
-            return load(path, attn_implementation="sdpa", **precision)
+            model, found = load(attn_implementation="sdpa")
         except ValueError as error:
             if "scaled_dot_product_attention" not in str(error):
                 raise
-            return load(path, attn_implementation="eager", **precision)
+            model, found = load(attn_implementation="eager")
     except Exception as error:  # each class of models checks in a way of its own
         raise not_loadable(path, error) from None
+    missing = set(found["missing_keys"])
+    random = [name for name, _ in model.named_parameters() if name in missing]
+    if random:
+        raise ConfigError(
+            f"proxy.path: the files of {path} have no values for {len(random)} of the model's "
+            f"weights, such as {random[0]}, which would be random; save the model whole, with its "
+            "head, adapters merged, and under the names that transformers gives its weights"
+        )
+    return model
 
 
 def in_precision(transformers: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:

@@ -18,17 +18,22 @@ from megatron_fastmix.text_files import read_bytes, read_json_object, read_text
 
 
 def check_starting_point(
-    proxy: ProxyConfig, tokenizer_config: TokenizerConfig, tokenizer: Tokenizer
-) -> None:
-    """Raises `ConfigError` where the proxy cannot start from what its configuration names."""
+    proxy: ProxyConfig, tokenizer_config: TokenizerConfig, tokenizer: Tokenizer, seq_length: int
+) -> int:
+    """Below what number ids of the data must be: the tokenizer's size, or that of the embedding.
+
+    Raises `ConfigError` where the proxy cannot start from what its configuration names.
+    """
+    ids = tokenizer.vocab_size
     if proxy.kind == "huggingface":
-        check_model_folder(proxy, tokenizer.vocab_size, tokenizer_config)
+        ids = check_model_folder(proxy, ids, tokenizer_config, seq_length)
         if proxy.path is not None and Path(proxy.path).is_dir():
             check_model_files(Path(proxy.path))
     elif proxy.checkpoint is not None and is_megatron_checkpoint(Path(proxy.checkpoint)):
         check_megatron_checkpoint(Path(proxy.checkpoint))
     elif proxy.checkpoint is not None:
         check_earlier_search(proxy, tokenizer.sha256, Path(proxy.checkpoint))
+    return ids
 
 
 _NO_PART_OF_THE_MODEL = (
@@ -114,14 +119,15 @@ def check_earlier_search(proxy: ProxyConfig, tokenizer_sha256: str, run_dir: Pat
         )
 
 
-def check_hub_name(name: str) -> None:
-    """Raises `ConfigError` where the hub's model `name` is neither in the cache nor to be had."""
+def check_hub_name(name: str) -> Path | None:
+    """The cache's folder of the hub's model `name`, None without the hub's package. Raises
+    `ConfigError` where it is neither in the cache nor to be had."""
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
-        return  # building the model says which extra is missing
+        return None  # building the model says which extra is missing
     try:
-        hf_hub_download(name, "config.json")
+        return Path(hf_hub_download(name, "config.json")).parent
     except Exception as error:
         # Its errors are of many kinds, and so are those of the libraries below it.
         reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
@@ -132,20 +138,27 @@ def check_hub_name(name: str) -> None:
         ) from None
 
 
-def check_model_folder(config: ProxyConfig, vocab_size: int, tokenizer: TokenizerConfig) -> None:
-    """What can be known to be wrong of a local model directory without loading it.
+def check_model_folder(
+    config: ProxyConfig, vocab_size: int, tokenizer: TokenizerConfig, seq_length: int
+) -> int:
+    """How many of the tokenizer's `vocab_size` ids the model embeds.
 
-    Raises `ConfigError` for a folder without config.json, a model without a causal head, one with
-    fewer embeddings than the tokenizer has ids, and for a tokenizer.json that is not the run's. A
-    path that is no folder is taken for a model's name on the hub and left to `transformers`.
+    A model's own tokenizer may have more: that of Gemma 3 names a token of images, for which those
+    of text alone have no row. Raises `ConfigError` for what can be known to be wrong without
+    loading the model: a folder without config.json, a model without a causal head, one of fewer
+    positions than `seq_length` tokens need (as Megatron does), one with fewer embeddings than
+    another tokenizer has ids, and a tokenizer.json that is not the run's. A path that is no folder
+    is taken for a model's name on the hub.
     """
     assert config.path is not None
     folder = Path(config.path)
     if not folder.is_dir():
         if folder.is_absolute() or config.path.startswith("."):
             raise ConfigError(f"proxy.path: found no folder {config.path}; give a model directory")
-        check_hub_name(config.path)
-        return
+        cached = check_hub_name(config.path)
+        if cached is None:
+            return vocab_size
+        folder = cached
     file = folder / "config.json"
     if not file.exists():
         raise ConfigError(f"proxy.path: {folder} has no config.json; give a model directory")
@@ -157,7 +170,10 @@ def check_model_folder(config: ProxyConfig, vocab_size: int, tokenizer: Tokenize
         constants=True,
     )
     architectures = settings.get("architectures") or []
-    causal = ("ForCausalLM", "LMHeadModel")
+    text = settings.get("text_config")
+    causal: tuple[str, ...] = ("ForCausalLM", "LMHeadModel")
+    if isinstance(text, dict):  # a model of images and text, of which the decoder may be to be had
+        settings, causal = text, (*causal, "ForConditionalGeneration")
     if not isinstance(architectures, list) or not any(
         isinstance(name, str) and name.endswith(causal) for name in architectures
     ):
@@ -168,17 +184,29 @@ def check_model_folder(config: ProxyConfig, vocab_size: int, tokenizer: Tokenize
     rows = settings.get("vocab_size", vocab_size)
     if type(rows) is not int:
         raise ConfigError(f"proxy.path: {file}: vocab_size is {rows!r}; copy the model again")
-    if rows < vocab_size:
+    most = settings.get("max_position_embeddings", settings.get("n_positions"))
+    rope = settings.get("rope_parameters", settings.get("rope_scaling"))
+    stretched = any(kind in str(rope) for kind in ("dynamic", "linear", "longrope", "yarn"))
+    if type(most) is int and most < seq_length and not stretched:
+        raise ConfigError(
+            f"data.seq_length: {seq_length} is beyond the model's {most} positions ({file}); use "
+            f"{most} at most, or where they are rotary and are to reach further, raise "
+            "max_position_embeddings there"
+        )
+    model = tokenizer.tokenizer_model
+    used = tokenizer_file(tokenizer.tokenizer_type, model) if model else None
+    own = folder / "tokenizer.json"
+    if used is not None and (folder / used.name).exists():  # such as its tokenizer.model
+        own = folder / used.name
+    if used is not None and own.exists():
+        if read_bytes(used, "the tokenizer") != read_bytes(own, "the model's tokenizer"):
+            raise ConfigError(
+                f"tokenizer.tokenizer_model: {model} is not the tokenizer of the model; "
+                f"preprocess the data with {own}"
+            )
+    elif rows < vocab_size:
         raise ConfigError(
             f"proxy.path: {folder} embeds {rows} ids, the tokenizer has "
             f"{vocab_size}; preprocess the data with the model's own tokenizer"
         )
-    own, model = folder / "tokenizer.json", tokenizer.tokenizer_model
-    if not own.exists() or not model:
-        return
-    file = tokenizer_file(tokenizer.tokenizer_type, model)
-    if read_bytes(file, "the tokenizer") != read_bytes(own, "the model's tokenizer"):
-        raise ConfigError(
-            f"tokenizer.tokenizer_model: {model} is not the tokenizer of the model; "
-            f"preprocess the data with {own}"
-        )
+    return min(rows, vocab_size)

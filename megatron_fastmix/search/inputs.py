@@ -129,13 +129,15 @@ def check_inputs(config: SearchConfig, ranks: int, *, vocabulary: bool = True) -
     zero_config(config, config.data_parallel_size(ranks))
     check_trackers(config.output)
     tokenizer = load_tokenizer(**vars(config.tokenizer))
-    check_starting_point(config.proxy, config.tokenizer, tokenizer)
+    known_ids = check_starting_point(
+        config.proxy, config.tokenizer, tokenizer, config.data.seq_length
+    )
     owners: list[SourceConfig | TargetConfig] = [*config.sources, *config.targets]
     paths = [owner.prefixes() for owner in owners]
     ids = VOCABULARY_TOKENS // sum(map(len, paths)) if vocabulary else 0
     sizes = []
     for owner, each in zip(owners, paths, strict=True):
-        datasets = [_check_dataset(owner, path, config, tokenizer, ids) for path in each]
+        datasets = [_check_dataset(owner, path, config, known_ids, ids) for path in each]
         check_one_kind(owner.name, {d.path: d.answer_rows is not None for d in datasets})
         sizes.append(SourceSize(datasets=tuple(datasets)))
     prefixes: dict[str, str | Path] = {}
@@ -170,11 +172,11 @@ def _check_dataset(
     owner: SourceConfig | TargetConfig,
     prefix: str,
     config: SearchConfig,
-    tokenizer: Tokenizer,
+    known_ids: int,
     ids: int,
 ) -> DatasetSize:
-    """One dataset of a source or target, of which about `ids` ids are looked at; of 0 neither they
-    nor its index."""
+    """One dataset of a source or target, of which about `ids` ids are looked at, each to be below
+    `known_ids`; of 0 neither they nor its index."""
     if ids:
         summary = inspect_indexed_dataset(prefix)
         tokens, documents = summary.tokens, summary.documents
@@ -189,7 +191,7 @@ def _check_dataset(
             "lower data.seq_length"
         )
     if ids:
-        check_vocabulary(prefix, tokenizer.vocab_size, max_tokens=ids)
+        check_vocabulary(prefix, known_ids, max_tokens=ids)
     return DatasetSize(
         path=prefix,
         tokens=tokens,

@@ -158,15 +158,15 @@ def test_what_is_no_model_is_refused_before_training(tmp_path: Path, answer_valu
     folder = tmp_path / "none"
     folder.mkdir()
     with pytest.raises(ConfigError, match=r"no config\.json"):
-        check_model_folder(config.proxy, 300, config.tokenizer)
+        check_model_folder(config.proxy, 300, config.tokenizer, 64)
     (folder / "config.json").write_text('{"architectures": ["BertModel"]}')
     with pytest.raises(ConfigError, match="no causal language model"):
-        check_model_folder(config.proxy, 300, config.tokenizer)
+        check_model_folder(config.proxy, 300, config.tokenizer, 64)
     (folder / "config.json").write_text(
         '{"architectures": ["LlamaForCausalLM"], "vocab_size": 100}'
     )
     with pytest.raises(ConfigError, match="embeds 100 ids, the tokenizer has 300"):
-        check_model_folder(config.proxy, 300, config.tokenizer)
+        check_model_folder(config.proxy, 300, config.tokenizer, 64)
     (folder / "tokenizer.json").write_text("{}")
     (tmp_path / "other.json").write_text('{"a": 1}')
     with pytest.raises(ConfigError, match="is not the tokenizer of the model"):
@@ -176,4 +176,5 @@ def test_what_is_no_model_is_refused_before_training(tmp_path: Path, answer_valu
             TokenizerConfig(
                 tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(tmp_path / "other.json")
             ),
+            64,
         )

@@ -111,3 +111,24 @@ def test_reasoning_is_looked_for_where_the_template_looks_into_the_texts():
     assert learned(parse({"messages": [USER, ANSWER]}, picky))
     with pytest.raises(ValueError, match="leaves out 'reasoning_content' of message 2"):
         parse({"messages": [USER, BECAUSE]}, picky)
+
+
+THOUGHT = ANSWER | {"content": "<think>\nbecause of that\n</think>\n\nHello"}
+TAKEN_OUT = (  # as DeepSeek-R1 and its distillations have it
+    "{% for m in messages %}<{{ m.role }}>{% set said = m.content %}"
+    "{% if m.role == 'assistant' and KEPT and '</think>' in said %}"
+    "{% set said = said.split('</think>')[-1] %}{% endif %}{{ said }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("begins", ["<think>\n", ""])
+def test_reasoning_in_a_content_is_not_taken_out_of_the_last_answer(begins):
+    thought = THOUGHT | {"content": THOUGHT["content"].replace("<think>\n", begins)}
+    with pytest.raises(ValueError, match="leaves out the reasoning of message 2"):
+        parse({"messages": [USER, thought]}, TAKEN_OUT.replace("KEPT", "true"))
+    of_earlier = TAKEN_OUT.replace("KEPT", "not loop.last")
+    earlier, last = learned(parse({"messages": [USER, thought] * 2}, of_earlier))
+    assert ("because" in earlier, "because" in last) == (False, True)
+    asked = USER | {"content": "What is </think>?"}
+    assert learned(parse({"messages": [asked, ANSWER]}, TAKEN_OUT.replace("KEPT", "true")))

@@ -156,7 +156,7 @@ def test_models(tmp_path: Path, name: str) -> None:
     proxy = ProxyConfig(kind="huggingface", path=str(tmp_path))
 
     def use(path: Path) -> None:
-        check_model_folder(proxy, 258, BYTES)
+        check_model_folder(proxy, 258, BYTES, 64)
         check_model_files(path.parent)
 
     try_damage(Case(tmp_path / name, use))

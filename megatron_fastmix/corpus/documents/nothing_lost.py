@@ -18,6 +18,8 @@ TOOLS = ("tools", "functions")
 CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """What a message may hold beside its content, under each name that it may have."""
+_THOUGHT_ENDS = "</think>"
+"""Up to here a content is reasoning, in data sets that have no key for it."""
 _SHAPES = 4096
 """Shapes of conversations remembered; then all are forgotten."""
 
@@ -136,7 +138,8 @@ def _of_shape(
         if isinstance(content, list):
             turn = {**turn, "content": [{"type": "text", "text": word} for word in own]}
         elif words[-1]:
-            turn = {**turn, "content": own[0]}
+            thought = f"<think>\n{reasons[number]}\n{_THOUGHT_ENDS}\n\n" if _thought(turn) else ""
+            turn = {**turn, "content": thought + own[0]}
         if reasons[number]:
             turn = {**turn, **{key: reasons[number] for key in REASONING if key in turn}}
         calls = []
@@ -186,8 +189,8 @@ def _missing_reasoning(words: list[str], turns: Sequence[Turn], text: str) -> st
         or words[last].casefold() in text.casefold()
     ):
         return ""
-    key = next(key for key in REASONING if turns[last].get(key))
-    return f"{key!r} of message {last + 1} (assistant)"
+    key = next((repr(key) for key in REASONING if turns[last].get(key)), "the reasoning")
+    return f"{key} of message {last + 1} (assistant)"
 
 
 def _learned_of_others(words: list[list[str]], turns: Sequence[Turn], answers: list[str]) -> str:
@@ -200,8 +203,16 @@ def _learned_of_others(words: list[list[str]], turns: Sequence[Turn], answers: l
 
 def _reasoning(turn: Turn) -> str:
     """The turn's reasoning where it is a text with words."""
-    value = next((turn[key] for key in REASONING if turn.get(key)), None)
+    value = next((turn[key] for key in REASONING if turn.get(key)), _thought(turn))
     return value if isinstance(value, str) and value.strip() else ""
+
+
+def _thought(turn: Turn) -> str:
+    """The reasoning in the content of an answer that has no key for it."""
+    content = turn.get("content")
+    if turn["role"] != "assistant" or not isinstance(content, str) or any(map(turn.get, REASONING)):
+        return ""
+    return content.rpartition(_THOUGHT_ENDS)[0].replace("<think>", "").strip()
 
 
 def _calls(turn: Turn) -> list[dict[str, Any]]:

@@ -213,10 +213,10 @@ def check_vocabulary(prefix: str | Path, vocab_size: int, *, max_tokens: int = 5
             bad = low if low < 0 else high
             at = start + int(np.argmax(block == bad))
             raise DataError(
-                f"{path}: token {at} is id {bad}, but the tokenizer has only {vocab_size} ids; "
-                "the dataset was written by another tokenizer: configure that one, or preprocess "
-                "the corpus again. Megatron's --legacy-tokenizer adds tokens past the model's: "
-                "state its end token as tokenizer.eod"
+                f"{path}: token {at} is id {bad}, but the tokenizer has only {vocab_size} ids, or "
+                "the model embeds no more; the dataset was written by another tokenizer: configure "
+                "that one, or preprocess the corpus again. Megatron's --legacy-tokenizer adds "
+                "tokens past the model's: state its end token as tokenizer.eod"
             )
     MEMO.keep(True, *question)
 

@@ -94,8 +94,8 @@ def check_setting(
             "NAME=PREFIX or as `tests` in --config"
         )
     tokenizer = load_tokenizer(**vars(tokenizer_config))
-    check_starting_point(config.model, tokenizer_config, tokenizer)
     seq_length = config.seq_length or seq_length
+    known_ids = check_starting_point(config.model, tokenizer_config, tokenizer, seq_length)
     total = sum(test.weight for test in config.tests)
 
     of_tests = {test.name: find_datasets(test.path, f"test {test.name}") for test in config.tests}
@@ -103,7 +103,7 @@ def check_setting(
 
     def loss_tokens(name: str, path: str, answer_only: bool) -> int:
         tokens = inspect_indexed_dataset(path).tokens
-        check_vocabulary(path, tokenizer.vocab_size, max_tokens=max(1, ids))
+        check_vocabulary(path, known_ids, max_tokens=max(1, ids))
         if answer_only:
             return int(read_answer_rows(path, seq_length).answer_tokens.sum())
         if tokens < seq_length + 1:
