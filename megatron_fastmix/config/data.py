@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_fastmix.config.require import require, require_bounds, require_name, require_path
+from megatron_fastmix.config.require import (
+    folder_as_in_a_shell,
+    require,
+    require_bounds,
+    require_name,
+    require_path,
+)
 from megatron_fastmix.config.tokens import tokens
 from megatron_fastmix.dataset_paths import find_datasets
 
@@ -140,10 +146,14 @@ class DataConfig:
     sampling. A search that is made longer (--accept-changes) offers more of every source from then
     on. Epochs, plan and exports count with it too."""
     data_cache_path: str | None = None
-    """Where Megatron caches dataset indices; default: `cache` in the run folder."""
+    """Where Megatron caches dataset indices; default: `cache` in the run folder. A ~ is as
+    in run_dir."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_budget", tokens(self.token_budget, "data.token_budget"))
+        if self.data_cache_path is not None:
+            cache = folder_as_in_a_shell(self.data_cache_path, "data.data_cache_path")
+            object.__setattr__(self, "data_cache_path", cache)
         require(self.seq_length >= 2, "data.seq_length", self.seq_length, "use at least 2")
         require(
             0 <= self.max_cut_share <= 1,

@@ -18,7 +18,7 @@ class HypergradientConfig:
     """A name in `hypergradient.ESTIMATORS`: `one_pass` is exact in any precision; a module that it
     cannot take is named before a rank starts."""
     target_samples: int = 64
-    """Target samples per outer step over all ranks, from which v is computed."""
+    """Samples of each target per outer step over all ranks, from which v is computed."""
     probe_samples_per_source: int = 8
     """Probe samples of each source per outer step over all ranks, on average."""
     probe_samples: int | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -32,6 +34,26 @@ def require_path(path: str, where: str) -> None:
         path,
         "use a path without line breaks, control characters and marks that turn the writing",
     )
+
+
+_VARIABLE = re.compile(r"\$(?:[A-Za-z_]|\{)")
+
+
+def folder_as_in_a_shell(folder: str, where: str) -> str:
+    """A folder to write into as a shell would have it: nobody wishes for one that is called ~ or
+    $NAME. One that is there is kept: an earlier release may have written there. Raises
+    `ConfigError`."""
+    require_path(folder, where)
+    if os.path.exists(folder):
+        return folder
+    require(
+        not _VARIABLE.search(folder),
+        where,
+        folder,
+        "no shell reads a configuration, so the folder would have this very name: write the value "
+        "of the variable, as `echo` prints it",
+    )
+    return os.path.expanduser(folder)
 
 
 _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f"

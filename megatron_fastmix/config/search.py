@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -16,7 +14,7 @@ from megatron_fastmix.config.mixture import MixtureConfig
 from megatron_fastmix.config.objective import ObjectiveConfig
 from megatron_fastmix.config.output import OutputConfig
 from megatron_fastmix.config.proxy import ProxyConfig
-from megatron_fastmix.config.require import require, require_path
+from megatron_fastmix.config.require import folder_as_in_a_shell, require
 from megatron_fastmix.config.tokens import tokens
 from megatron_fastmix.config.training import TrainingConfig
 from megatron_fastmix.dataset_paths import is_pattern
@@ -50,7 +48,7 @@ class SearchConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "run_dir", _folder(self.run_dir))
+        object.__setattr__(self, "run_dir", folder_as_in_a_shell(self.run_dir, "run_dir"))
         require(
             0 <= self.seed < 2**32,
             "seed",
@@ -307,25 +305,6 @@ class SearchConfig:
             f"{data_parallel_size} = {per_pass}: raise it{fewer}",
         )
         return batch // per_pass
-
-
-_VARIABLE = re.compile(r"\$(?:[A-Za-z_]|\{)")
-
-
-def _folder(run_dir: str) -> str:
-    """`run_dir` as a shell would have it: nobody wishes for a folder that is called ~ or $NAME. One
-    that is there is kept: an earlier release may have a search in it."""
-    require_path(run_dir, "run_dir")
-    if os.path.exists(run_dir):
-        return run_dir
-    require(
-        not _VARIABLE.search(run_dir),
-        "run_dir",
-        run_dir,
-        "no shell reads a configuration, so the folder would have this very name: write the value "
-        "of the variable, as `echo` prints it",
-    )
-    return os.path.expanduser(run_dir)
 
 
 def _present(dataset: SourceConfig | TargetConfig) -> tuple[str, ...]:

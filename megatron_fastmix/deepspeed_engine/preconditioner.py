@@ -76,7 +76,7 @@ class AdamPreconditioner:
 
     def _steps(self) -> int:
         """Steps that Adam has taken, without those that DeepSpeed skipped."""
-        moments = next(iter(inner_optimizer(self.engine).state.values()), {})
+        moments: dict[str, Any] = next(iter(inner_optimizer(self.engine).state.values()), {})
         return int(moments.get("step", 0))
 
     def _means(self, parameters: Sequence[torch.nn.Parameter]) -> list[float]:

@@ -15,7 +15,7 @@ from megatron_fastmix.config import MixtureConfig
 from megatron_fastmix.errors import CheckpointError, NonFiniteError
 from megatron_fastmix.mixture.grouping import Bounds, Grouping
 from megatron_fastmix.mixture.history_text import packed_rows, unpacked_rows
-from megatron_fastmix.mixture.optimality import Optimality, judge_optimality, series_mean
+from megatron_fastmix.mixture.optimality import Optimality, judge_optimality, over_the_free
 from megatron_fastmix.mixture.outer_optimizer import OUTER_OPTIMIZERS
 from megatron_fastmix.mixture.schedule import scheduled_rate
 from megatron_fastmix.mixture.simplex import (
@@ -165,20 +165,27 @@ class Mixture:
 
     def averaged_groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of each of `groups`, over the tail of the run: standard deviation of its weight, mean
-        advantage and standard error of that mean, (G,) each; NaN where they are not known."""
+        advantage over the groups inside their bounds and standard error of that mean, (G,) each;
+        NaN where they are not known."""
         assert self.groups is not None
         count = averaged_steps(self.outer_steps, self.config.averaging_fraction)
         spread = self.groups.sums(np.stack(self.history[-count:])).std(axis=0)
         logits = len(self.grouping.names)
         advantage = np.reshape(self.advantages[-count:], (-1, logits))
+        before = np.reshape(self.history[:-1][-count:], (-1, len(self.names)))
         if self.grouping.is_trivial:
             # A of a group is the mean of its sources' by their weights before the step.
-            before = np.reshape(self.history[:-1][-count:], (-1, logits))
             known = np.where(np.isfinite(advantage), before, 0.0)
             total = self.groups.sums(known)
             summed = self.groups.sums(known * np.nan_to_num(advantage))
             advantage = np.divide(summed, total, out=np.full_like(total, np.nan), where=total > 0)
-        return spread, *series_mean(advantage)
+        lower, upper = np.zeros(len(spread)), np.ones(len(spread))
+        if self.grouping is self.groups:
+            lower, upper = self._lower, self._upper
+        elif self._nested is not None:
+            lower, upper = (np.asarray(each, float) for each in self._nested)
+        mean, error, _ = over_the_free(advantage, self.groups.sums(before), lower, upper)
+        return spread, mean, error
 
     def optimality(self) -> Optimality:
         """Whether the averaged part of the run is at an optimum, of what has a logit."""

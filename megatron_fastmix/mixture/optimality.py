@@ -138,9 +138,9 @@ def judge_optimality(
     mean, error = np.full((2, len(names)), np.nan)
     at_rest = np.zeros(len(names), dtype=bool)
     blocks = np.zeros(len(names), dtype=int) if held is None else held
-    for block in np.unique(blocks) if len(advantage) else ():
+    for block in np.unique(blocks):
         mine = blocks == block
-        mean[mine], error[mine], at_rest[mine] = _over_the_free(
+        mean[mine], error[mine], at_rest[mine] = over_the_free(
             advantage[:, mine], weights[:, mine], np.asarray(lower)[mine], np.asarray(upper)[mine]
         )
 
@@ -201,18 +201,21 @@ def at_bounds(
     return weights < np.asarray(lower) + near, weights > np.asarray(upper) - near
 
 
-def _over_the_free(
+def over_the_free(
     advantage: np.ndarray, weights: np.ndarray, lower: np.ndarray, upper: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean advantage over the sources inside their bounds, its standard error, and whether a bound
-    holds the source, (K,) each.
+    holds the source, (K,) each; from A and α of T steps, (T, K), and the bounds, (K,).
 
     Against the mean over all, the many that are held at 0 would lend the others an advantage.
     """
+    if not len(advantage):
+        unknown = np.full(len(lower), np.nan)
+        return unknown, unknown, np.zeros(len(lower), dtype=bool)
     at_lower, at_upper = at_bounds(weights.mean(axis=0), lower, upper)
     free = ~(at_lower | at_upper)
     if not free.any():
-        free = at_upper if at_upper.any() else ~free
+        free = _first_to_move(advantage, at_lower & ~at_upper, at_upper & ~at_lower)
     alpha = np.where(free & np.isfinite(advantage), weights, 0.0)
     total = alpha.sum(axis=1, keepdims=True)
     base = (alpha * np.nan_to_num(advantage)).sum(axis=1, keepdims=True)
@@ -221,6 +224,18 @@ def _over_the_free(
     nothing = np.abs(mean) < 1e-9 * np.nanmax(np.abs(advantage), initial=0.0)
     mean = np.where(nothing, 0.0, mean)
     return mean, error, (at_lower & (mean < 0)) | (at_upper & (mean > 0))
+
+
+def _first_to_move(advantage: np.ndarray, at_lower: np.ndarray, at_upper: np.ndarray) -> np.ndarray:
+    """Whose gain is the price of weight where all K are at a bound, bool (K,): the first to give
+    weight, of those at their upper bounds the one that gains least; where there is none the first
+    to take it, the one at its lower bound that gains most; else all."""
+    mean, _ = series_mean(advantage)
+    if not (at_lower | at_upper).any():
+        return np.ones(len(mean), dtype=bool)
+    movable, sign = (at_upper, 1.0) if at_upper.any() else (at_lower, -1.0)
+    first = np.argmin(np.where(movable & np.isfinite(mean), sign * mean, np.inf))
+    return np.arange(len(mean)) == first
 
 
 def _trend(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -56,11 +56,15 @@ def next_commands(
     config = shlex.quote(str(RunFolder(folder.resolve()).config))
     allowed = "" if mixture.complete else " --allow-partial"
     if not mixture.complete and not mixture.seeds:
+        # A relative run_dir, or that of a folder which was moved, would be another search's.
+        run_dir = Path(mixture.config.get("run_dir", folder.resolve()))
+        its_own = run_dir.is_absolute() and run_dir.resolve() == folder.resolve()
         commands.insert(
             0,
             Command(
                 title="Go on with the search, where it is stopped",
-                text=f"megatron-fastmix search --config {config}",
+                text=f"megatron-fastmix search --config {config}"
+                + ("" if its_own else f" --run-dir {place}"),
             ),
         )
     if mixture.answer_only:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-MOST_DECIMALS = 4
+from megatron_fastmix.result.rounding import default_decimals
 
 
 def short(value: float) -> str:
@@ -33,12 +33,12 @@ def amount(count: float | None) -> str:
 
 def decimals(errors: Iterable[float]) -> int:
     """Decimal places of a column of shares: up to the first digit that moves in the root mean
-    square of `errors`, from 2 to 4; 3 where nothing moves."""
+    square of `errors`, at least 2, at most those of a blend of so many; 3 where nothing moves."""
     squares = [error * error for error in errors]
     size = math.sqrt(math.fsum(squares) / len(squares)) if squares else 0.0
     if size == 0:
         return 3
-    return min(MOST_DECIMALS, max(2, -math.floor(math.log10(size))))
+    return min(default_decimals(len(squares)), max(2, -math.floor(math.log10(size))))
 
 
 def share(value: float, places: int) -> str:

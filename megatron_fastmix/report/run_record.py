@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,14 +110,22 @@ class RunRecord:
         return np.array(found, dtype=float).reshape(-1, len(self.sources))
 
     def bounds(self) -> tuple[list[float], list[float]]:
-        """Lower and upper bounds of the weights."""
+        """Lower and upper bounds of the weights, with those of a group that is one source."""
         configured = {
             source["name"]: source
             for source in self.config.get("sources", [])
             if isinstance(source, dict) and "name" in source
         }
         each = [configured.get(name, {}) for name in self.sources]
-        return [s.get("min_weight", 0.0) for s in each], [s.get("max_weight", 1.0) for s in each]
+        labels = [s.get("group") or name for s, name in zip(each, self.sources, strict=True)]
+        sizes = Counter(labels)
+        groups = {group.get("name"): group for group in self.config.get("groups", [])}
+        alone = [groups.get(label, {}) if sizes[label] == 1 else {} for label in labels]
+        pairs = list(zip(each, alone, strict=True))
+        return (
+            [max(s.get("min_weight", 0.0), g.get("min_weight", 0.0)) for s, g in pairs],
+            [min(s.get("max_weight", 1.0), g.get("max_weight", 1.0)) for s, g in pairs],
+        )
 
     def figure(self, kind: str, key: str) -> Points:
         """The values of a single number, such as `noise_to_signal`."""
@@ -239,8 +248,8 @@ def run_folder(runs: Sequence[RunRecord]) -> Path | None:
     folder = runs[0].path.parent
     if len(runs) == 1:
         return folder
-    seeds = {each.path for each in RunFolder(folder.parent).seeds()}
-    return folder.parent if {run.path.parent for run in runs} <= seeds else None
+    averaged = {each.path for each in _seeds(RunFolder(folder.parent))}
+    return folder.parent if {run.path.parent for run in runs} == averaged else None
 
 
 def is_number(value: Any) -> TypeGuard[float]:

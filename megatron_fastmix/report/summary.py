@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron_fastmix.export.capped import repetition_note
 from megatron_fastmix.result.learned_group import LearnedGroup
 from megatron_fastmix.result.learned_mixture import LearnedMixture, LearnedSource
+from megatron_fastmix.result.rounding import default_decimals
 from megatron_fastmix.text_table import align
 
 
@@ -25,11 +26,12 @@ def final_table(
     spread = "±" if mixture.seeds else "moved"
     moved = mixture.has_spread
     weights = mixture.rounded("loss_tokens")
+    places = default_decimals(len(heaviest))
     columns = {
         "source": [source.name for source in heaviest],
-        "initial weight": [f"{source.initial_weight:.4f}" for source in heaviest],
+        "initial weight": [f"{source.initial_weight:.{places}f}" for source in heaviest],
         "learned weight": [weights[source.name] for source in heaviest],
-        **({spread: [f"{_spread(mixture, s):.4f}" for s in heaviest]} if moved else {}),
+        **({spread: [f"{_spread(mixture, s):.{places}f}" for s in heaviest]} if moved else {}),
         tokens: [f"{source.size.loss_tokens:,}" for source in heaviest],
         "epochs": [f"{epochs[source.name]:.2f}" for source in heaviest],
     }

@@ -12,6 +12,7 @@ import numpy as np
 from megatron_fastmix.mixture.optimality import Evidence, Optimality, Status, judge_optimality
 from megatron_fastmix.report.run_record import RunRecord
 from megatron_fastmix.result.learned_mixture import LearnedMixture, average
+from megatron_fastmix.result.rounding import default_decimals
 
 Level = Literal["good", "fair", "poor"]
 CLEAR = 3.0
@@ -44,9 +45,10 @@ class Verdict:
 
 
 def are_repeats(runs: Sequence[RunRecord]) -> bool:
-    """Whether the runs are the same search with other seeds, so that they may be averaged."""
-    first = runs[0]
-    return all(
+    """Whether the runs are the same search with other seeds, so that they may be averaged; the same
+    seed again tells nothing of the spread."""
+    first, seeds = runs[0], [run.seed for run in runs if run.seed is not None]
+    return len(set(seeds)) == len(seeds) and all(
         run.sources == first.sources
         and run.targets == first.targets
         and _setting(run.config) == _setting(first.config)
@@ -103,7 +105,10 @@ def _against_uniform(mixture: LearnedMixture, *, settled: bool) -> Finding | Non
     distance, width = mixture.from_uniform()
     repeats = len(mixture.seeds)
     of_what = f"over {repeats} seeds" if repeats else "over the averaged part of the run"
-    figures = f"{distance:.3f} from uniform on average, and {width:.3f} of spread {of_what}"
+    places = default_decimals(len(mixture.sources)) - 1
+    figures = (
+        f"{distance:.{places}f} from uniform on average, and {width:.{places}f} of spread {of_what}"
+    )
     if distance <= width:
         return Finding(level="poor", text=f"Not told from a uniform mixture: {figures}.")
     if distance < CLEAR * width:

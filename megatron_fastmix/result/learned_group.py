@@ -37,8 +37,9 @@ class LearnedGroup:
     weight_std: float
     """As a source's: over the averaged part of the run, or over the seeds."""
     advantage: float | None = None
-    """A_g = Σ s_k·⟨v, ∇L_k⟩ − Σ α_i⟨v, ∇L_i⟩ with the shares s inside the group, its mean over the
-    averaged part of the run; None where it is not known. Of several seeds as a source's."""
+    """A_g = Σ s_k·⟨v, ∇L_k⟩ − Σ α_i⟨v, ∇L_i⟩ with the shares s inside the group, over the groups
+    inside their bounds, its mean over the averaged part of the run; None where it is not known. Of
+    several seeds as a source's."""
     advantage_standard_error: float | None = None
     """Of that mean."""
 

@@ -56,8 +56,10 @@ _STEP = {
     "training_flops": _Number,
 }
 _CONFIG = {
+    "run_dir": str,
     "seed": int,
     "sources": list[dict[str, Any]],
+    "groups": list[dict[str, Any]],
     **dict.fromkeys(("mixture", "training", "objective", "hypergradient", "proxy"), dict[str, Any]),
     "mixture.averaging_fraction": float,
     "mixture.inner_steps": int,
@@ -68,7 +70,7 @@ _CONFIG = {
     "proxy.num_layers": int | None,
     "proxy.hidden_size": int | None,
 }
-_SOURCE = {"name": str, "min_weight": float, "max_weight": float}
+_BOUNDED = {"name": str, "group": str | None, "min_weight": float, "max_weight": float}
 
 
 def check_line(line: dict[str, Any], *, known: Collection[str] = ()) -> None:
@@ -86,6 +88,8 @@ def check_line(line: dict[str, Any], *, known: Collection[str] = ()) -> None:
         values = config.get(section, {}) if section else config
         if last in values:
             strict_yaml.check_type(hint, values[last], f"config.{key}")
-    for number, source in enumerate(config.get("sources", [])):
-        for key in _SOURCE.keys() & source.keys():
-            strict_yaml.check_type(_SOURCE[key], source[key], f"config.sources.{number}.{key}")
+    for kind in ("sources", "groups"):
+        for number, each in enumerate(config.get(kind, [])):
+            for key in _BOUNDED.keys() & each.keys():
+                where = f"config.{kind}.{number}.{key}"
+                strict_yaml.check_type(_BOUNDED[key], each[key], where)

@@ -183,8 +183,10 @@ class Search:
     def outer_step(self, report: Reporter) -> None:
         """One step of the mixture. Every rank must call. Raises what `run` raises."""
         # η of the step whose effect on the target the hypergradient predicts: the one to come, or
-        # the last where that one's own batch was the probe.
-        inner_lr = learning_rate(self.config.training, self.step - self._probes_training)
+        # the last where that one's own batch was the probe, and where a schedule has ended at 0.
+        training = self.config.training
+        inner_lr = learning_rate(training, self.step - self._probes_training)
+        inner_lr = inner_lr or learning_rate(training, self.step - 1)
         result = self.outer_loop.step(inner_lr)
         self.last_target_losses = result.target_losses.tolist()
         self.first_target_losses = self.first_target_losses or self.last_target_losses

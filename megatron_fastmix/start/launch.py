@@ -174,14 +174,15 @@ def cause_of_death(code: int) -> str:
 
 
 def _finished(config: SearchConfig) -> LearnedMixture | None:
-    """The result in the run folder, where the search is complete."""
+    """The result in the run folder for the configuration's token budget, where the search is
+    complete."""
     folder = RunFolder(Path(config.run_dir))
     if not folder.mixture.exists():
         return None
     mixture = read_mixture(folder.path)
     # A configuration that trains for longer goes on with it.
     done = mixture.complete and mixture.steps >= config.training.train_iters
-    return mixture if done else None
+    return mixture.for_budget(config.token_budget) if done else None
 
 
 def _show(folder: RunFolder, mixture: LearnedMixture) -> None:

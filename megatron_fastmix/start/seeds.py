@@ -12,7 +12,7 @@ from megatron_fastmix.result.learned_mixture import average
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.start.artifacts import result_text, write_run_artifacts
-from megatron_fastmix.start.claim import check_others
+from megatron_fastmix.start.claim import check_folder, check_others
 from megatron_fastmix.start.launch import launch
 
 
@@ -34,25 +34,27 @@ def launch_seeds(
         )
     if not run.seeds():
         check_others(run)
-    tensorboard = config.output.tensorboard_dir
-    seeds = range(config.seed, config.seed + count)
-    for seed in seeds:  # whoever watches sees how many are to come
-        run.seed(seed).path.mkdir(parents=True, exist_ok=True)
+    searches = [_of_seed(config, seed) for seed in range(config.seed, config.seed + count)]
+    for search in searches:  # the last is not to be refused after the first has run for hours
+        check_folder(search, accept_changes=accept_changes)
+    for search in searches:  # whoever watches sees how many are to come
+        Path(search.run_dir).mkdir(parents=True, exist_ok=True)
     mixtures = []
-    for seed in seeds:
-        run_dir = run.seed(seed).path
-        of_seed = dataclasses.replace(config, seed=seed, run_dir=str(run_dir))
-        if tensorboard is not None:  # in one folder their curves would be one
-            output = dataclasses.replace(
-                config.output, tensorboard_dir=str(Path(tensorboard, run_dir.name))
-            )
-            of_seed = dataclasses.replace(of_seed, output=output)
-        code = launch(of_seed, ranks, accept_changes=accept_changes)
+    for search in searches:
+        code = launch(search, ranks, accept_changes=accept_changes)
         if code:
             return code
-        mixtures.append(read_mixture(run_dir))
+        mixtures.append(read_mixture(search.run_dir))
     mixture = average(mixtures)
     files = write_run_artifacts(folder, mixture)
     print(f"\nAverage over seeds {', '.join(map(str, mixture.seeds))}:\n")
     print(result_text(folder, mixture, files))
     return 0
+
+
+def _of_seed(config: SearchConfig, seed: int) -> SearchConfig:
+    run_dir, output = RunFolder(Path(config.run_dir)).seed(seed).path, config.output
+    if output.tensorboard_dir is not None:  # in one folder their curves would be one
+        folder = str(Path(output.tensorboard_dir, run_dir.name))
+        output = dataclasses.replace(output, tensorboard_dir=folder)
+    return dataclasses.replace(config, seed=seed, run_dir=str(run_dir), output=output)

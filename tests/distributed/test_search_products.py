@@ -400,6 +400,23 @@ def probe_and_distinct(config: SearchConfig) -> tuple[list[int], list[int]]:
     return counted, [len(found) for found in rows]
 
 
+def test_an_outer_step_at_the_end_of_a_schedule_that_falls_to_0_moves_the_mixture(
+    search_values: dict, tmp_path: Path
+) -> None:
+    changes = {"training.min_lr": 0, "training.lr_decay_style": "linear", "mixture.lr": 0.1}
+    config = load(search_values, **changes, **{"run_dir": tmp_path / "a", "mixture.inner_steps": 6})
+    assert config.outer_steps == 1
+    assert learning_rate(config.training, config.training.train_iters) == 0
+    run_ranks(1, run_search, config)
+    (line,) = (
+        m for m in read_metrics(Path(config.run_dir) / "metrics.jsonl") if m["kind"] == "outer"
+    )
+    uniform = 1 / len(config.sources)
+    moved = {name: weight - uniform for name, weight in line["weights"].items()}
+    assert min(map(abs, moved.values())) > 1e-3
+    assert all(moved[name] * line["advantage"][name] > 0 for name in moved)
+
+
 def test_repeated_samples_of_a_probe_are_counted(search_values: dict, tmp_path: Path) -> None:
     vocab_size = load_tokenizer("ByteLevelTokenizer").vocab_size
     write_dataset(tmp_path / "tiny", synthetic_documents("noise", 3, 9), vocab_size)

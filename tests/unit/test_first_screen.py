@@ -17,14 +17,17 @@ from megatron_fastmix.mixture.grouping import Grouping
 from megatron_fastmix.mixture.simplex import softmax
 from megatron_fastmix.report.charts import build_charts
 from megatron_fastmix.report.closing import closing_lines
+from megatron_fastmix.report.commands import next_commands
 from megatron_fastmix.report.first_screen import cost_facts, first_screen
 from megatron_fastmix.report.gains import compare_gains
 from megatron_fastmix.report.measured_gain import Measurements
 from megatron_fastmix.report.name_groups import name_groups
 from megatron_fastmix.report.number_texts import amount, decimals, share, with_error
 from megatron_fastmix.report.predicted_gain import Gain, predict
-from megatron_fastmix.report.run_record import read_run
+from megatron_fastmix.report.run_record import read_run, run_folder
 from megatron_fastmix.report.summary import final_table
+from megatron_fastmix.report.verdict import judge
+from megatron_fastmix.result.learned_mixture import average
 from megatron_fastmix.result.mixture_file import read_mixture, write_mixture
 from megatron_fastmix.result.rounding import written_weights
 from megatron_fastmix.run.metrics import MetricsLog
@@ -164,6 +167,21 @@ def test_over_seeds_the_error_is_theirs(tmp_path):
     assert any("over 3 seeds" in note for note in notes)
 
 
+def test_of_hundreds_of_sources_the_errors_are_not_rounded_to_0(tmp_path):
+    names = [f"s{k}" for k in range(300)]
+    folders = [write_search(tmp_path / f"seed-{s}", names, seed=s, lr=0.01) for s in (1, 2, 3)]
+    found = average([read_mixture(folder) for folder in folders])
+    lines = final_table(found, blend_txt=None, blend_json=None).splitlines()
+    cells = [line.split() for line in lines[2:302]]
+    errors = [found.standard_error(source) for source in found.sources]
+    assert sorted(float(cell[3]) for cell in cells) == pytest.approx(sorted(errors), abs=5.1e-6)
+    assert np.mean([float(cell[3]) > 0 for cell in cells]) > 0.9
+    runs = [read_run(folder / "metrics.jsonl") for folder in folders]
+    (told,) = (f.text for f in judge(runs).findings if "uniform" in f.text)
+    distance, spread = found.from_uniform()
+    assert f"{distance:.4f} from uniform" in told and f"{spread:.4f} of spread" in told
+
+
 def test_few_seeds_need_a_larger_gain_to_be_told_from_0(tmp_path):
     bounds = {1: 12.706, 2: 4.303, 5: 2.571, 99: 1.984, None: 2.0}
     for freedom, bound in bounds.items():
@@ -289,6 +307,27 @@ def relative(mixture, tokenizer):
     return dataclasses.replace(mixture, sources=sources, config={"tokenizer": tokenizer})
 
 
+def test_some_of_the_seeds_are_not_the_result_of_their_folder(tmp_path):
+    seeds = (1, 2, 3)
+    folders = [write_search(tmp_path / f"seed-{seed}", NAMES, seed=seed) for seed in seeds]
+    write_search(tmp_path / "seed-4", NAMES, seed=4)  # searched since, and not averaged yet
+    write_mixture(tmp_path / "mixture.json", average([read_mixture(each) for each in folders]))
+    runs = [read_run(folder / "metrics.jsonl") for folder in folders]
+    assert run_folder(runs) == tmp_path
+    assert run_folder(runs[:2]) is None
+
+
+@pytest.mark.parametrize(("run_dir", "named"), [("run", True), ("/old/run", True), (None, False)])
+def test_going_on_is_in_this_folder_from_wherever_it_is_typed(run, run_dir, named):
+    """A relative run_dir, or that of a folder that was moved, would begin another search."""
+    folder = run.path.parent
+    config = run.mixture.config | {"run_dir": run_dir or str(folder)}
+    stopped = dataclasses.replace(run.mixture, complete=False, config=config)
+    going_on = next_commands(folder, stopped, {})[0].text
+    assert going_on.startswith(f"megatron-fastmix search --config {folder}/config.yaml")
+    assert going_on.endswith(f" --run-dir {folder}") == named
+
+
 def test_relative_paths_are_made_absolute_where_they_are(run, tmp_path, monkeypatch):
     tokenizer = {"tokenizer_type": "GPT2BPETokenizer", "vocab_file": "t/v.json", "merge_file": "/m"}
     mixture = relative(run.mixture, tokenizer)
@@ -340,6 +379,16 @@ def test_a_weight_that_a_bound_holds_is_not_marked(run):
     rows = {row.name: row for row in first_screen([run], run.mixture, against={}, path_map={}).rows}
     assert run.mixture.weights[NAMES[2]] < 0.01
     assert [rows[name].pull for name in NAMES] == ["gain", "", ""]
+
+
+@pytest.mark.parametrize("label", [None, "all of the web"])
+def test_a_weight_that_the_bound_of_its_own_group_holds_is_not_marked(run, label):
+    most = run.mixture.weights["web"]
+    sources = [{"name": name, "group": label if name == "web" else None} for name in NAMES]
+    group = {"name": label or "web", "min_weight": 0.0, "max_weight": most}
+    held = dataclasses.replace(run, config=run.config | {"sources": sources, "groups": [group]})
+    rows = first_screen([held], run.mixture, against={}, path_map={}).rows
+    assert {row.name: row.pull for row in rows}["web"] == ""
 
 
 def test_the_verdict_and_the_setting_are_told_once(run):
@@ -398,6 +447,7 @@ def test_many_names_are_grouped_by_their_first_word():
 def test_numbers_have_the_digits_of_their_error(value, error, text):
     assert with_error(value, error) == text
     assert decimals([0.03, 0.03]) == 2 and decimals([0.004]) == 3 and decimals([0.0]) == 3
+    assert decimals([3e-5] * 100) == 4 and decimals([3e-5] * 300) == 5
     assert share(0.001, 2) == "<0.01" and share(0.0, 2) == "0.00"
 
 

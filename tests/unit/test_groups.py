@@ -243,6 +243,22 @@ def test_the_advantage_of_a_group_is_the_mean_of_its_sources(learn):
     assert [group.learned for group in found] == [learn == "groups"] * 2
 
 
+@pytest.mark.parametrize("learn", ["sources", "groups"])
+def test_a_group_at_its_bound_lends_the_others_no_advantage(learn):
+    groups = Grouping.of(["g", "h", "i"], [1, 1, 1])
+    config = MixtureConfig(learn=learn, lr=0.0, averaging_fraction=1.0)
+    bounds = ([0.0, 0.0, 0.2], [1.0, 1.0, 1.0])
+    start = dataclasses.replace(config, initial_weights=(4, 4, 2))
+    mixture = Mixture(["a", "b", "c"], start, groups=groups, group_bounds=bounds)
+    gains = np.array([0.0, 0.0, -1.0])
+    for _ in range(8):
+        mixture.update(np.zeros(3), None, gains - mixture.weights @ gains)
+    found = [group.advantage for group in learned_groups(mixture)]
+    assert found == pytest.approx([0.0, 0.0, -1.0])
+    if learn == "groups":
+        assert found == pytest.approx(mixture.optimality().advantage)
+
+
 def test_groups_are_in_the_file_the_table_and_the_average(make_mixture, tmp_path):
     def made(weights: dict[str, float], seed: int):
         groups = (

@@ -100,6 +100,24 @@ def test_a_bound_excuses_what_it_holds_and_nothing_else():
     assert verdict([3, 0, 0], [0.985, 0.006, 0.009], noise=0.1).status == "settled"
 
 
+@pytest.mark.parametrize(
+    ("weights", "bounds"),
+    [
+        ([0.5, 0.5, 0.0], {"upper": (0.5, 0.5, 0.5)}),  # both caps are full
+        ([0.3, 0.3, 0.4], {"upper": (0.3, 0.3, 0.4)}),
+        ([0.3, 0.3, 0.4], {"lower": (0.3, 0.3, 0.4)}),
+        ([0.3, 0.3, 0.4], {"lower": (0.3, 0.3, 0.4), "upper": (0.3, 0.3, 0.4)}),
+    ],
+)
+def test_where_bounds_hold_every_weight_nothing_is_asked_for_that_they_forbid(weights, bounds):
+    assert verdict([4, 2, -6], weights, **bounds).status == "settled"
+
+
+def test_where_all_weights_are_at_bounds_one_that_could_change_places_is_named():
+    found = verdict([4, -6, 2], [0.5, 0.5, 0.0], upper=(0.5, 0.5, 0.5))
+    assert "c should gain weight" in found.text  # of b, not of a
+
+
 def test_a_weight_with_a_trend_is_still_moving():
     weights = np.linspace([0.5, 0.3, 0.2], [0.3, 0.5, 0.2], 60)
     found = verdict([0, 0, 0], weights)

@@ -9,10 +9,11 @@ import yaml
 from megatron_fastmix.checkpoint.store import STATE_FILE
 from megatron_fastmix.config import dump_config, load_config
 from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.result.mixture_file import write_mixture
+from megatron_fastmix.result.mixture_file import read_mixture, write_mixture
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.start.check_hosts import check_hosts
 from megatron_fastmix.start.claim import claim
+from megatron_fastmix.start.launch import launch
 from megatron_fastmix.start.seeds import launch_seeds
 
 
@@ -68,6 +69,27 @@ def test_the_average_of_seeds_replaces_no_blend_of_the_users(
     with pytest.raises(ConfigError, match=r"mine/blend\.txt: is there, .*move it away"):
         launch_seeds(load_config(config_file, [f"--run_dir={blend.parent}"]), 2)
     assert list(blend.parent.iterdir()) == [blend]
+
+
+def test_a_finished_search_is_shown_for_the_budget_that_is_asked_for(
+    config_file: Path, make_mixture: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = claim(load_config(config_file))
+    write_mixture(folder.mixture, make_mixture({"a": 0.4, "b": 0.6}))
+    asked = load_config(config_file, ["--output.token_budget=5M"])
+    assert launch(asked, 1) == 0
+    assert "Epochs are those in 5,000,000 tokens" in capsys.readouterr().out
+    assert read_mixture(folder.path).epochs == {"a": 400, "b": 600}  # of 5,000 tokens each
+
+
+def test_a_seed_that_would_be_refused_is_said_before_the_first_is_searched(
+    config_file: Path, tmp_path: Path
+) -> None:
+    config = load_config(config_file, [f"--run_dir={tmp_path}/seeds", "--seed=7"])
+    claim(load_config(config_file, [f"--run_dir={tmp_path}/seeds/seed-8", "--seed=8", "--lr=1"]))
+    with pytest.raises(ConfigError, match=r"seed-8: holds a search with another configuration"):
+        launch_seeds(config, 2)
+    assert not (tmp_path / "seeds/seed-7").exists()
 
 
 def test_a_finished_search_may_become_longer_and_nothing_else(config_file: Path) -> None:
@@ -177,8 +199,11 @@ def test_run_dir_is_what_a_shell_would_make_of_it(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    config = load_config(config_file, ["--run_dir=~/run"])
+    flags = ["--run_dir=~/run", "--data.data_cache_path=~/cache", "--tensorboard-dir=~/tb"]
+    config = load_config(config_file, flags)
     assert config.run_dir == str(tmp_path / "home/run")
+    assert config.data.data_cache_path == str(tmp_path / "home/cache")
+    assert config.output.tensorboard_dir == str(tmp_path / "home/tb")
     assert load_config(claim(config).config) == config
     for name in ("$SCRATCH/run", "runs/${USER}"):
         with pytest.raises(ConfigError, match=r"run_dir: found .* write the value of the variable"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_fastmix.report.run_record import read_run
-from megatron_fastmix.report.verdict import judge, optimality
+from megatron_fastmix.report.verdict import are_repeats, judge, optimality
 from megatron_fastmix.result.mixture_file import write_mixture
 from megatron_fastmix.run.metrics import MetricsLog
 
@@ -69,6 +69,12 @@ def test_seeds_that_settled_do_not_cover_one_that_has_not(write_run):
     assert verdict.level == "fair"
     (finding,) = [f for f in verdict.findings if f.level == "fair" and "One" not in f.text]
     assert finding.text.startswith("Seed 4: Not at an optimum: junk")
+
+
+def test_the_same_seed_again_is_no_repeat(write_run):
+    one, other, again = (read_run(write_run(seed)) for seed in (1, 2, 1))
+    assert are_repeats([one, other])
+    assert not are_repeats([one, other, again])
 
 
 def test_a_short_run_is_not_green(write_run):
