@@ -61,7 +61,11 @@ class Mixture:
         lower, upper = bounds or ([0.0] * len(self.names), [1.0] * len(self.names))
         own = group_bounds if learned else None
         self._lower, self._upper = self.grouping.bounds((lower, upper), own)
-        self._nested = None if learned or groups is None else group_bounds
+        self._nested: tuple[np.ndarray, np.ndarray] | None = None
+        """Bounds of the groups, (G,) each, where their sources have a logit each."""
+        if groups is not None and learned is None and group_bounds is not None:
+            least, most = group_bounds
+            self._nested = np.asarray(least, float), np.asarray(most, float)
         self._y = self._start(config.initial_weights)
         self._keep_bounds()
         self._optimizer = OUTER_OPTIMIZERS[config.optimizer](len(self._y), config)
@@ -183,7 +187,7 @@ class Mixture:
         if self.grouping is self.groups:
             lower, upper = self._lower, self._upper
         elif self._nested is not None:
-            lower, upper = (np.asarray(each, float) for each in self._nested)
+            lower, upper = self._nested
         mean, error, _ = over_the_free(advantage, self.groups.sums(before), lower, upper)
         return spread, mean, error
 
@@ -206,7 +210,7 @@ class Mixture:
         −1. `weights` are the mean of the averaged steps."""
         assert self.groups is not None
         assert self._nested is not None
-        least, most = (np.asarray(each, float) for each in self._nested)
+        least, most = self._nested
         sums = self.groups.sums(weights)
         near = min(0.01, 0.1 / len(weights))
         at_least, at_most = (least > 0) & (sums < least + near), (most < 1) & (sums > most - near)
@@ -278,9 +282,8 @@ class Mixture:
             projected = project_onto_bounds(weights, self._lower, self._upper)
         else:
             assert self.groups is not None
-            least, most = (np.asarray(each, float) for each in self._nested)
             projected = project_onto_nested_bounds(
-                weights, self._lower, self._upper, self.groups.members, least, most
+                weights, self._lower, self._upper, self.groups.members, *self._nested
             )
         if projected is not weights:
             moved = self._y + safe_log(projected) - safe_log(weights)
