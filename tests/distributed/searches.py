@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from megatron_fastmix.config import SearchConfig, strict_yaml
 from megatron_fastmix.deepspeed_engine.engine import build_engine
@@ -24,11 +23,6 @@ SAMPLING = {
     "mixture.lr": 0.5,
     "hypergradient.probe_allocation": "weighted",
 }
-
-
-def slow(*case: Any) -> Any:
-    """A case for the whole suite alone: it widens what a quick one shows."""
-    return pytest.param(*case, marks=pytest.mark.slow)
 
 
 def load(values: dict, **changes: Any) -> SearchConfig:

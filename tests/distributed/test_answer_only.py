@@ -16,8 +16,9 @@ from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.search.loop import Search
 from megatron_fastmix.start.claim import claim
+from tests.cases import slow
 from tests.conftest import SOURCES
-from tests.distributed.searches import load, products_of, run_search, slow
+from tests.distributed.searches import load, products_of, run_search
 
 
 @pytest.fixture

@@ -26,8 +26,9 @@ from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.search import loop
 from megatron_fastmix.search.loop import Search
 from megatron_fastmix.start.claim import check_content, claim
+from tests.cases import slow
 from tests.conftest import synthetic_documents, write_dataset
-from tests.distributed.searches import SAMPLING, load, run_search, slow, without_times
+from tests.distributed.searches import SAMPLING, load, run_search, without_times
 
 
 def search_to(config: Any, stop_at: int | None = None) -> None:
@@ -307,6 +308,7 @@ def test_draws_of_another_order_are_refused_before_a_rank_starts(search_values: 
     check_content(folder, config, tokenizer)
 
 
+@pytest.mark.slow
 def test_another_tokenizer_is_refused(stopped: Any) -> None:
     with edited_state(stopped) as state:
         state["identity"]["tokenizer"] = "0" * 64
@@ -331,6 +333,7 @@ def run_with_little_room(config: Any, folder: str | None) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
     search_values: dict, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

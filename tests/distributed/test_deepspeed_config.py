@@ -12,7 +12,8 @@ import torch
 
 from megatron_fastmix.deepspeed_engine.settings import REFUSED
 from megatron_fastmix.lab.forked_ranks import run_ranks
-from tests.distributed.searches import load, products_of, run_search, slow
+from tests.cases import slow
+from tests.distributed.searches import load, products_of, run_search
 
 pytestmark = pytest.mark.slow
 

@@ -19,8 +19,9 @@ import megatron_fastmix
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.search.loop import Search
+from tests.cases import slow
 from tests.conftest import SOURCES
-from tests.distributed.searches import load, slow
+from tests.distributed.searches import load
 
 READS = {
     *("cpu", "numpy", "item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "__index__"),

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from megatron_fastmix.lab.forked_ranks import run_ranks
-from tests.distributed.searches import load, products_of, run_search, slow
+from tests.cases import slow
+from tests.distributed.searches import load, products_of, run_search
 from tests.distributed.test_pretrained import make_model
 
 pytestmark = pytest.mark.slow

@@ -19,7 +19,8 @@ from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.search.loop import Search
 from megatron_fastmix.start.claim import claim
-from tests.distributed.searches import load, slow
+from tests.cases import slow
+from tests.distributed.searches import load
 
 
 def run_with_fault(config: SearchConfig, at: int) -> str:

@@ -18,8 +18,9 @@ from megatron_fastmix.hypergradient.one_pass import OnePass
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.parameters import Parameters
+from tests.cases import slow
 from tests.distributed.pretrained import MIXTRAL, QWEN3_MOE, fine_tuning_values
-from tests.distributed.searches import load, plain_training, products_of, run_search, slow
+from tests.distributed.searches import load, plain_training, products_of, run_search
 
 EXACT = {"engine.zero_stage": 0, "hypergradient.estimator": "per_source"}
 
@@ -68,11 +69,12 @@ def test_products_do_not_depend_on_sharding(
     "changes",
     [
         {"objective.train_loss_weight": 0.3, "hypergradient.per_target": True},
-        slow({"objective.target_aggregation": "least_gain"}),
-        slow({"hypergradient.preconditioner": "adam"}),
-        slow({"training.micro_batch_size": 1, "engine.zero_stage": 2}),
+        {"objective.target_aggregation": "least_gain"},
+        {"hypergradient.preconditioner": "adam"},
+        {"training.micro_batch_size": 1, "engine.zero_stage": 2},
     ],
 )
+@pytest.mark.slow
 def test_products_of_every_objective(
     search_values: dict, corpora: Path, changes: dict[str, Any]
 ) -> None:
@@ -95,7 +97,8 @@ def test_products_of_other_layers(search_values: dict, changes: dict[str, Any]) 
     assert_same_products(search_values, 2, **{"engine.zero_stage": 3} | changes)
 
 
-@pytest.mark.parametrize("stage", [slow(0), slow(2), 3])
+@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.slow
 def test_training_is_what_it_is_without_a_search(
     search_values: dict, tmp_path: Path, stage: int
 ) -> None:

@@ -21,7 +21,7 @@ from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.search.loop import Search
 from megatron_fastmix.start.plan import make_plan
 from megatron_fastmix.token_count import token_count
-from tests.distributed.searches import slow
+from tests.cases import slow
 
 
 def plan_of(config, ranks):

@@ -18,8 +18,9 @@ import pytest
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.run.metrics import read_metrics
+from tests.cases import slow
 from tests.conftest import synthetic_documents, write_dataset
-from tests.distributed.searches import load, run_search, slow, weights_of
+from tests.distributed.searches import load, run_search, weights_of
 
 DEFAULT: dict[str, Any] = {}
 ADAM = {"optimizer": "adam", "weighting": "loss", "lr": 0.1, "adam_beta2": 0.99}

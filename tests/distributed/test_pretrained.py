@@ -17,8 +17,9 @@ from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.proxy.starting_point import check_model_folder
 from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.search.loop import Search
+from tests.cases import slow
 from tests.conftest import SOURCES
-from tests.distributed.searches import load, parameters_of, products_of, run_search, slow
+from tests.distributed.searches import load, parameters_of, products_of, run_search
 
 transformers = pytest.importorskip("transformers")
 
@@ -57,7 +58,7 @@ def answer_values(search_values: dict, answer_corpora: Path) -> dict:
 
 @pytest.mark.parametrize(
     ("family", "lora_rank", "ranks", "stage"),
-    [("llama", 0, 2, 2), slow("qwen2", 0, 2, 3), ("qwen2", 4, 2, 2), slow("llama", 4, 2, 3)],
+    [slow("llama", 0, 2, 2), slow("qwen2", 0, 2, 3), ("qwen2", 4, 2, 2), slow("llama", 4, 2, 3)],
 )
 def test_products_depend_neither_on_sharding_nor_on_the_estimator(
     answer_values: dict, tmp_path: Path, family: str, lora_rank: int, ranks: int, stage: int

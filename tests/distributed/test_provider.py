@@ -17,7 +17,8 @@ from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.proxy.provider import provided_parameters
 from megatron_fastmix.search.loop import Search
-from tests.distributed.searches import load, slow
+from tests.cases import slow
+from tests.distributed.searches import load
 from tests.distributed.test_one_pass import assert_same_products
 
 README = Path(__file__).parents[2] / "megatron_fastmix" / "README.md"
@@ -73,6 +74,7 @@ def counted(config: SearchConfig) -> tuple[float, float]:
     return whole_parameters(search.engine, search.tensor), search.training_flops
 
 
+@pytest.mark.slow
 def test_split_layers_are_counted_whole(search_values: dict) -> None:
     search_values["proxy"] |= {"kind": "provider", "provider": f"{__name__}:parallel_model"}
     (alone,) = run_ranks(1, counted, load(search_values))

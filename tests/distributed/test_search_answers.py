@@ -15,8 +15,9 @@ from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.metrics import read_metrics
+from tests.cases import slow
 from tests.conftest import synthetic_documents, write_dataset
-from tests.distributed.searches import load, run_search, slow, weights_of
+from tests.distributed.searches import load, run_search, weights_of
 
 SCALED = {"mixture.optimizer": "scaled_mirror_descent", "mixture.lr": 0.5}
 WEIGHTED = SCALED | {"hypergradient.probe_allocation": "weighted"}
@@ -27,12 +28,13 @@ WEIGHTED = SCALED | {"hypergradient.probe_allocation": "weighted"}
     ("seed", "changes"),
     [
         (1, {}),
-        slow(2, {}),
-        slow(1, SCALED),
-        slow(2, SCALED | {"mixture.weighting": "sampling"}),
-        slow(3, WEIGHTED),
+        (2, {}),
+        (1, SCALED),
+        (2, SCALED | {"mixture.weighting": "sampling"}),
+        (3, WEIGHTED),
     ],
 )
+@pytest.mark.slow
 def test_a_planted_answer_is_recovered(
     search_values: dict, corpora: Path, seed: int, changes: dict[str, Any]
 ) -> None:

@@ -21,6 +21,7 @@ from megatron_fastmix.proxy.megatron_gpt import batch_losses
 from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.loop import Search
+from tests.cases import slow
 from tests.conftest import synthetic_documents, write_dataset
 from tests.distributed.searches import (
     SAMPLING,
@@ -28,7 +29,6 @@ from tests.distributed.searches import (
     plain_training,
     products_of,
     run_search,
-    slow,
 )
 
 
@@ -100,6 +100,7 @@ def test_products_do_not_depend_on_sharding(
     np.testing.assert_allclose(found / scale, reference / scale, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_standard_errors_do_not_depend_on_sharding(search_values: dict, tmp_path: Path) -> None:
     """Under ZeRO-3 samples are summed over the ranks first: fewer entries, the same expectation."""
     errors = {}
@@ -155,7 +156,7 @@ def preconditioned_products(config: SearchConfig) -> np.ndarray:
         (1, 1, 0, "per_source"),
         slow(2, 1, 1, "per_source"),
         slow(2, 1, 2, "per_source"),
-        (2, 1, 3, "per_source"),
+        slow(2, 1, 3, "per_source"),
         (2, 1, 2, "finite_difference"),
         slow(4, 2, 2, "finite_difference"),
         slow(4, 2, 3, "finite_difference"),

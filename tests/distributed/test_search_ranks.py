@@ -12,10 +12,10 @@ from megatron_fastmix.errors import RankDivergenceError
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.search.loop import Search
+from tests.cases import slow
 from tests.distributed.searches import (
     load,
     run_search,
-    slow,
 )
 
 

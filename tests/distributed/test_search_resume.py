@@ -13,11 +13,11 @@ from megatron_fastmix.errors import NonFiniteError
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.search.loop import Search
 from megatron_fastmix.start.claim import claim
+from tests.cases import slow
 from tests.distributed.searches import (
     SAMPLING,
     load,
     run_search,
-    slow,
     without_times,
 )
 

@@ -19,13 +19,13 @@ from megatron_fastmix.report.verdict import judge
 from megatron_fastmix.report.write import read_runs
 from megatron_fastmix.search.inner_step import inner_step
 from megatron_fastmix.search.loop import Search
+from tests.cases import slow
 from tests.distributed.searches import (
     SAMPLING,
     load,
     parameters_of,
     plain_training,
     run_search,
-    slow,
 )
 
 

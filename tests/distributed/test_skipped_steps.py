@@ -12,7 +12,8 @@ from megatron_fastmix.errors import NonFiniteError
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.search.loop import Search
 from megatron_fastmix.start.claim import claim
-from tests.distributed.searches import load, parameters_of, slow
+from tests.cases import slow
+from tests.distributed.searches import load, parameters_of
 
 pytestmark = pytest.mark.slow
 

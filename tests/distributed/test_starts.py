@@ -14,7 +14,8 @@ from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.search.loop import Search
-from tests.distributed.searches import load, parameters_of, run_search, slow
+from tests.cases import slow
+from tests.distributed.searches import load, parameters_of, run_search
 from tests.distributed.test_pretrained import make_model
 
 pytestmark = pytest.mark.slow

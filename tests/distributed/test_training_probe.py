@@ -14,6 +14,7 @@ from megatron_fastmix.hypergradient import Probe, Products, target_gradient
 from megatron_fastmix.hypergradient.per_source import per_source
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.search.loop import Search
+from tests.cases import slow
 from tests.distributed.pretrained import fine_tuning_values
 from tests.distributed.searches import (
     SAMPLING,
@@ -21,7 +22,6 @@ from tests.distributed.searches import (
     plain_training,
     products_of,
     run_search,
-    slow,
 )
 
 pytestmark = pytest.mark.slow

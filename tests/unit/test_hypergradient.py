@@ -20,6 +20,7 @@ from megatron_fastmix.hypergradient import (
 from megatron_fastmix.mixture.mixture import Mixture
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.parameters import Parameters
+from tests.cases import slow
 
 
 class Regression(torch.nn.Module):
@@ -227,7 +228,12 @@ def at(points, group):
 @pytest.mark.parametrize("name", sorted(ESTIMATORS))
 @pytest.mark.parametrize(
     ("optimizer", "lr"),
-    [("adam", 0.05), ("sgd", 3.0), ("mirror_descent", 1.0), ("scaled_mirror_descent", 0.05)],
+    [
+        slow("adam", 0.05),
+        slow("sgd", 3.0),
+        slow("mirror_descent", 1.0),
+        ("scaled_mirror_descent", 0.05),
+    ],
 )
 def test_a_quadratic_is_searched_to_its_known_optimum(name, optimizer, lr):
     """Sources pull θ to three corners, so θ*(α) is their α-weighted mean; the target lies at the

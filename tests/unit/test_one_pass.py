@@ -25,14 +25,11 @@ from megatron_fastmix.proxy.huggingface import HuggingFaceProxy, in_precision
 from megatron_fastmix.proxy.megatron_gpt import batch_losses, build_proxy, initialize_world_of_one
 from megatron_fastmix.proxy.recompute import recompute_layers
 from megatron_fastmix.start.check_estimator import check_estimator
+from tests.cases import slow
 
 VOCABULARY = 96
 SOURCES = 3
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-
-
-def slow(*case: Any) -> Any:
-    return pytest.param(*case, marks=pytest.mark.slow)
 
 
 def rows_of_text(length: int = 12, seed: int = 0) -> Batch:
