@@ -11,7 +11,8 @@ import numpy as np
 
 from megatron_fastmix.mixture.optimality import Evidence, Optimality, Status, judge_optimality
 from megatron_fastmix.report.run_record import RunRecord
-from megatron_fastmix.result.learned_mixture import LearnedMixture, average
+from megatron_fastmix.result.learned_mixture import LearnedMixture
+from megatron_fastmix.result.over_seeds import average
 from megatron_fastmix.result.rounding import default_decimals
 
 Level = Literal["good", "fair", "poor"]

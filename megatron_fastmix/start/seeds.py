@@ -8,8 +8,8 @@ from pathlib import Path
 
 from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import ConfigError
-from megatron_fastmix.result.learned_mixture import average
 from megatron_fastmix.result.mixture_file import read_mixture
+from megatron_fastmix.result.over_seeds import average
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.start.artifacts import result_text, write_run_artifacts
 from megatron_fastmix.start.claim import check_folder, check_others

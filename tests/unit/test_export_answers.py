@@ -14,9 +14,10 @@ from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.blend_weights import read_blend_weights
 from megatron_fastmix.export.paths import mapped
 from megatron_fastmix.export.registry import FORMATS
-from megatron_fastmix.result.learned_mixture import OptimalityResult, average
+from megatron_fastmix.result.learned_mixture import OptimalityResult
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.result.mixture_keys import ANSWER_UNIT, values_of
+from megatron_fastmix.result.over_seeds import average
 from megatron_fastmix.result.sizes import Shard, Size
 
 ROWS = {"long": (100, 40_000), "short": (1_000, 10_000), "rare": (50, 3_000)}

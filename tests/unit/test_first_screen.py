@@ -27,8 +27,8 @@ from megatron_fastmix.report.predicted_gain import Gain, predict
 from megatron_fastmix.report.run_record import read_run, run_folder
 from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.report.verdict import judge
-from megatron_fastmix.result.learned_mixture import average
 from megatron_fastmix.result.mixture_file import read_mixture, write_mixture
+from megatron_fastmix.result.over_seeds import average
 from megatron_fastmix.result.rounding import written_weights
 from megatron_fastmix.run.metrics import MetricsLog
 from tests.unit.report_runs import INNER, write_search

@@ -16,8 +16,8 @@ from megatron_fastmix.mixture.outer_optimizer import logit_gradient
 from megatron_fastmix.mixture.simplex import project_onto_nested_bounds
 from megatron_fastmix.report.summary import final_table
 from megatron_fastmix.result.learned_group import LearnedGroup
-from megatron_fastmix.result.learned_mixture import average
 from megatron_fastmix.result.mixture_file import read_mixture, write_mixture
+from megatron_fastmix.result.over_seeds import average
 from megatron_fastmix.search.outcome import learned_groups
 from megatron_fastmix.search.start_mixture import prior_weights, start_mixture
 

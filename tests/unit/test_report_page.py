@@ -21,8 +21,8 @@ from megatron_fastmix.report.run_record import find_runs, read_run
 from megatron_fastmix.report.scale import ticks
 from megatron_fastmix.report.verdict import are_repeats, judge
 from megatron_fastmix.report.write import read_runs, write_report
-from megatron_fastmix.result.learned_mixture import average
 from megatron_fastmix.result.mixture_file import write_mixture
+from megatron_fastmix.result.over_seeds import average
 from megatron_fastmix.run.metrics import MetricsLog, read_metrics
 
 SOURCES = ("code & <b>", "prose", "noise")

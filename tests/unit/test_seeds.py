@@ -6,8 +6,8 @@ import statistics
 import pytest
 
 from megatron_fastmix.report.summary import final_table
-from megatron_fastmix.result.learned_mixture import average
 from megatron_fastmix.result.mixture_file import read_mixture, write_mixture
+from megatron_fastmix.result.over_seeds import average
 
 
 def test_the_average_has_the_mean_and_the_spread_over_seeds(make_mixture, tmp_path):
