@@ -15,16 +15,11 @@ from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.search.budget import offered_shares
 from megatron_fastmix.search.copies import copied_targets
 from megatron_fastmix.search.inputs import check_inputs
-from megatron_fastmix.start.check_hosts import (
-    ask_nobody,
-    ask_over_ssh,
-    ask_with_srun,
-    check_hosts,
-    print_report,
-    read_hostfile,
-    slurm_count,
-)
+from megatron_fastmix.start.ask_hosts import ask_nobody, ask_over_ssh, ask_with_srun, slurm_count
+from megatron_fastmix.start.check_hosts import check_hosts
 from megatron_fastmix.start.from_run import start_from
+from megatron_fastmix.start.host_report import print_report
+from megatron_fastmix.start.hostfile import read_hostfile
 
 HELP = "check the hosts of a search before it starts"
 

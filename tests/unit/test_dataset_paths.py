@@ -15,8 +15,8 @@ from megatron_fastmix.corpus.indexed.indexed_files import check_vocabulary
 from megatron_fastmix.dataset_paths import find_datasets
 from megatron_fastmix.errors import ConfigError, DataError
 from megatron_fastmix.search.inputs import check_inputs
-from megatron_fastmix.start.check_hosts import report
 from megatron_fastmix.start.claim import claim
+from megatron_fastmix.start.host_report import report
 from tests.conftest import synthetic_documents, synthetic_rows, write_dataset, write_rows
 
 

@@ -29,8 +29,8 @@ from megatron_fastmix.proxy.starting_point import (
     check_megatron_checkpoint,
     check_model_folder,
 )
-from megatron_fastmix.start.check_hosts import read_hostfile
 from megatron_fastmix.start.claim import check_folder, claim
+from megatron_fastmix.start.hostfile import read_hostfile
 from tests.unit.damaged_files import Case, try_damage
 
 pytestmark = pytest.mark.slow

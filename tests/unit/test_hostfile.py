@@ -14,7 +14,7 @@ from deepspeed.launcher.runner import fetch_hostfile
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.start.accelerators import VISIBLE
-from megatron_fastmix.start.check_hosts import read_hostfile
+from megatron_fastmix.start.hostfile import read_hostfile
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
