@@ -9,7 +9,8 @@ from pathlib import Path
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.registry import FASTMIX, METHODS
 from megatron_fastmix.lab.comparison import over_scenarios
-from megatron_fastmix.lab.comparison.method_table import MethodLine, measurements, text
+from megatron_fastmix.lab.comparison.method_lines import MethodLine
+from megatron_fastmix.lab.comparison.method_table import measurements, text
 from megatron_fastmix.lab.comparison.methods import MethodComparison
 from megatron_fastmix.lab.comparison.result import versions
 from megatron_fastmix.lab.comparison.row_workers import SAVE_INTERVAL

@@ -11,7 +11,7 @@ from megatron_fastmix.cli import main as cli
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.registry import METHODS
 from megatron_fastmix.lab.comparison.config import key_of
-from megatron_fastmix.lab.comparison.method_table import aggregated
+from megatron_fastmix.lab.comparison.method_lines import aggregated
 from megatron_fastmix.lab.comparison.methods import MethodComparison
 from megatron_fastmix.lab.comparison.rows import RowFile, SearchRow
 from megatron_fastmix.lab.comparison.same_search import configuration_of

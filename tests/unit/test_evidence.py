@@ -11,8 +11,8 @@ from megatron_fastmix.cli import main as cli
 from megatron_fastmix.lab.baselines.registry import METHODS, proxies_of
 from megatron_fastmix.lab.baselines.settings import BaselineSettings
 from megatron_fastmix.lab.comparison import over_scenarios
+from megatron_fastmix.lab.comparison.method_lines import behind, judge
 from megatron_fastmix.lab.comparison.method_plot import SEARCHED, label
-from megatron_fastmix.lab.comparison.method_table import behind, judge
 from megatron_fastmix.lab.comparison.methods import MethodComparison
 from megatron_fastmix.lab.comparison.scenario import load_scenario
 

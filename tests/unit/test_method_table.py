@@ -7,6 +7,14 @@ import pytest
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.registry import METHODS
 from megatron_fastmix.lab.comparison import over_scenarios
+from megatron_fastmix.lab.comparison.method_lines import (
+    MethodLine,
+    behind,
+    beyond_error,
+    closed,
+    gap,
+    judge,
+)
 from megatron_fastmix.lab.comparison.method_plot import (
     COLOURS,
     FREE,
@@ -14,16 +22,7 @@ from megatron_fastmix.lab.comparison.method_plot import (
     labels,
     plot_methods,
 )
-from megatron_fastmix.lab.comparison.method_table import (
-    MethodLine,
-    behind,
-    beyond_error,
-    closed,
-    gap,
-    judge,
-    measurements,
-    text,
-)
+from megatron_fastmix.lab.comparison.method_table import measurements, text
 
 
 def line(method, losses, flops):

@@ -9,7 +9,7 @@ from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.corpus.preprocess_config import PreprocessConfig
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.registry import settings_of
-from megatron_fastmix.lab.comparison.method_table import (
+from megatron_fastmix.lab.comparison.method_lines import (
     MethodLine,
     equal_lengths,
     make_lines,

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.registry import FASTMIX, METHODS
-from megatron_fastmix.lab.comparison.method_table import UNIFORM, MethodLine
+from megatron_fastmix.lab.comparison.method_lines import UNIFORM, MethodLine
 from megatron_fastmix.report import palette
 from megatron_fastmix.report.drawing import FAINT, TEXT, new_figure, plain, write_png
 from megatron_fastmix.report.palette import DASHES

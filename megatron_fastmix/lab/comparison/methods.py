@@ -14,7 +14,7 @@ from megatron_fastmix.lab.comparison.candidates import Candidate
 from megatron_fastmix.lab.comparison.config import Setting, flatten, key_of
 from megatron_fastmix.lab.comparison.derived import has_trajectory, weight_schedule
 from megatron_fastmix.lab.comparison.inputs import check_setting
-from megatron_fastmix.lab.comparison.method_table import MethodLine, make_lines
+from megatron_fastmix.lab.comparison.method_lines import MethodLine, make_lines
 from megatron_fastmix.lab.comparison.row_file import Record
 from megatron_fastmix.lab.comparison.row_workers import SAVE_INTERVAL, train_rows
 from megatron_fastmix.lab.comparison.rows import Row, RowFile, SearchRow, Task

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from megatron_fastmix.lab.baselines.registry import FASTMIX
-from megatron_fastmix.lab.comparison.method_table import MethodLine, difference_rows, is_beyond
+from megatron_fastmix.lab.comparison.method_lines import MethodLine, is_beyond
+from megatron_fastmix.lab.comparison.method_table import difference_rows
 from megatron_fastmix.lab.comparison.statistics import standard_deviation
 from megatron_fastmix.lab.measurements import Measurement
 from megatron_fastmix.text_table import align

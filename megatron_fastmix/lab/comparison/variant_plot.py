@@ -13,7 +13,7 @@ from megatron_fastmix.config import strict_yaml
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.registry import FASTMIX
 from megatron_fastmix.lab.comparison.config import flatten
-from megatron_fastmix.lab.comparison.method_table import UNIFORM, MethodLine, behind
+from megatron_fastmix.lab.comparison.method_lines import UNIFORM, MethodLine, behind
 from megatron_fastmix.lab.comparison.scenario import Scenario
 from megatron_fastmix.lab.comparison.statistics import standard_deviation
 from megatron_fastmix.report.drawing import FAINT, TEXT, new_figure, plain, styled, write_png
