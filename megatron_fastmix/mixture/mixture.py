@@ -19,7 +19,6 @@ from megatron_fastmix.mixture.optimality import Optimality, judge_optimality, ov
 from megatron_fastmix.mixture.outer_optimizer import OUTER_OPTIMIZERS
 from megatron_fastmix.mixture.schedule import scheduled_rate
 from megatron_fastmix.mixture.simplex import (
-    dot,
     project_onto_bounds,
     project_onto_nested_bounds,
     safe_log,
@@ -174,6 +173,13 @@ class Mixture:
         assert self.groups is not None
         count = averaged_steps(self.outer_steps, self.config.averaging_fraction)
         spread = self.groups.sums(np.stack(self.history[-count:])).std(axis=0)
+        mean, error, _ = self._group_advantages()
+        return spread, mean, error
+
+    def _group_advantages(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What `over_the_free` finds for each of `groups`, (G,) each."""
+        assert self.groups is not None
+        count = averaged_steps(self.outer_steps, self.config.averaging_fraction)
         logits = len(self.grouping.names)
         advantage = np.reshape(self.advantages[-count:], (-1, logits))
         before = np.reshape(self.history[:-1][-count:], (-1, len(self.names)))
@@ -183,13 +189,12 @@ class Mixture:
             total = self.groups.sums(known)
             summed = self.groups.sums(known * np.nan_to_num(advantage))
             advantage = np.divide(summed, total, out=np.full_like(total, np.nan), where=total > 0)
-        lower, upper = np.zeros(len(spread)), np.ones(len(spread))
+        lower, upper = np.zeros(len(self.groups.names)), np.ones(len(self.groups.names))
         if self.grouping is self.groups:
             lower, upper = self._lower, self._upper
         elif self._nested is not None:
             lower, upper = self._nested
-        mean, error, _ = over_the_free(advantage, self.groups.sums(before), lower, upper)
-        return spread, mean, error
+        return over_the_free(advantage, self.groups.sums(before), lower, upper)
 
     def optimality(self) -> Optimality:
         """Whether the averaged part of the run is at an optimum, of what has a logit."""
@@ -202,22 +207,16 @@ class Mixture:
             outer_steps=self.outer_steps,
             lower=self._lower.tolist(),
             upper=self._upper.tolist(),
-            held=None if self._nested is None else self._held(before.mean(axis=0)),
+            held=None if self._nested is None else self._held(),
         )
 
-    def _held(self, weights: np.ndarray) -> np.ndarray:
-        """By source, int (K,): its group where that is at a bound of its own which holds it, else
-        −1. `weights` are the mean of the averaged steps."""
+    def _held(self) -> np.ndarray:
+        """By source, int (K,): its group where a bound of that group's own holds it, else −1."""
         assert self.groups is not None
         assert self._nested is not None
         least, most = self._nested
-        sums = self.groups.sums(weights)
-        near = min(0.01, 0.1 / len(weights))
-        at_least, at_most = (least > 0) & (sums < least + near), (most < 1) & (sums > most - near)
-        _, advantage, _ = self.averaged_groups()
-        free = ~(at_least | at_most) & np.isfinite(advantage)
-        rest = dot(sums[free], advantage[free]) / sums[free].sum() if free.any() else 0.0
-        held = (at_least & (advantage < rest)) | (at_most & (advantage > rest))
+        advantage, _, at_rest = self._group_advantages()
+        held = at_rest & np.where(advantage < 0, least > 0, most < 1)
         return np.where(held[self.groups.members], self.groups.members, -1)
 
     def state(self) -> dict[str, Any]:
