@@ -31,10 +31,12 @@ def offered_shares(config: SearchConfig, inputs: Inputs) -> dict[str, float] | N
     longest = max(each, key=lambda name: each[name])
     searched = samples * each[longest]
     if searched > budget:
+        most = int(budget / searched * training.train_iters)
         raise ConfigError(
             f"data.token_budget: found {budget:,}, fewer than the {searched:,.0f} tokens of as "
-            f"many samples of {longest} as the search trains on; use at most training.train_iters "
-            f"{int(budget / searched * training.train_iters)}, or give the run's own budget"
+            f"many samples of {longest} as the search trains on; "
+            + (f"use at most training.train_iters {most}, or " if most else "")
+            + "give the run's own budget"
         )
     shares = {name: samples * tokens / budget for name, tokens in each.items()}
     left = {

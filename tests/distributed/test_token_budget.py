@@ -67,6 +67,8 @@ def test_the_share_is_that_of_the_tokens_and_its_limits_are_named(sampling: dict
     assert offered_shares(config, inputs) == pytest.approx(dict.fromkeys(SOURCES, 0.25))
     with pytest.raises(ConfigError, match=r"use at most training.train_iters 3,"):
         offered_shares(load(sampling, **{"data.token_budget": SEARCHED // 2}), inputs)
+    with pytest.raises(ConfigError, match=r"trains on; give the run's own budget"):
+        offered_shares(load(sampling, **{"data.token_budget": 1}), inputs)
     long = {"data.token_budget": "10M"}
     with pytest.raises(ConfigError, match=r"of forward, .* less than one sample is left") as found:
         offered_shares(load(sampling, **long), inputs)
