@@ -78,6 +78,11 @@ def other_weights(
     theirs, ours = differences[worst]
     if abs(theirs - ours) < min(_ROUNDING, _RELATIVE / len(first)):
         return None
+    if len(mixture.schedule.changes) > 1:
+        return (
+            f"the weights of --data-path do not count ({worst} {theirs:.4f} there, {ours:.4f} at "
+            "the start of the schedule)"
+        )
     return (
         f"the weights of --data-path do not count ({worst} {theirs:.4f} there, {ours:.4f} in the "
         "mixture): what export has corrected is in its blend alone; run without fastmix to use it, "

@@ -209,6 +209,10 @@ def test_a_blend_of_other_weights_than_the_mixtures_is_said():
     said = other_weights(mixture, blend, (0.2, 0.4, 0.2, 0.2))
     assert said is not None
     assert "do not count (a 0.6000 there, 0.5000 in the mixture)" in said
+    mixture = run_mixture(asked((0, (0.5, 0.3, 0.2)), (160, (0.2, 0.4, 0.4))), SHARDS)
+    said = other_weights(mixture, blend, (0.2, 0.4, 0.2, 0.2))
+    assert said is not None
+    assert said.endswith("(a 0.6000 there, 0.5000 at the start of the schedule)")
 
 
 def test_corrections_of_many_sources_are_seen():
