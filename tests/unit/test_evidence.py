@@ -11,7 +11,7 @@ from megatron_fastmix.cli import main as cli
 from megatron_fastmix.lab.baselines.registry import METHODS, proxies_of
 from megatron_fastmix.lab.baselines.settings import BaselineSettings
 from megatron_fastmix.lab.comparison import over_scenarios
-from megatron_fastmix.lab.comparison.method_lines import behind, judge
+from megatron_fastmix.lab.comparison.method_lines import behind, judge, training_ratio
 from megatron_fastmix.lab.comparison.method_plot import SEARCHED, label
 from megatron_fastmix.lab.comparison.methods import MethodComparison
 from megatron_fastmix.lab.comparison.scenario import load_scenario
@@ -112,22 +112,27 @@ def test_the_larger_scenario_is_that_of_the_rows(tmp_path):
         assert f"{row}| {difference:+.3f} ± {error:.3f} | 0 |" in text
     difference, error = behind(lines["unimax"], ours)
     assert f"by {difference / error:.1f} standard errors" in text
-    doge, regmix = lines["doge"], lines["regmix"]
-    difference, error = behind(doge, ours)
-    row = f"| DoGE | {len(doge.losses)} | {doge.loss:.3f} ± {doge.deviation:.3f} "
-    row += f"| {difference:+.3f} ± {error:.3f} | {doge.flops / ours.flops:.1f} |"
-    assert row in text
-    difference, _ = behind(regmix, ours)
-    row = f"| RegMix, 32 proxies, LightGBM | {len(regmix.losses)} | {regmix.loss:.3f} "
-    assert f"{row}| {difference:+.3f} | {regmix.flops / ours.flops:.1f} |" in text
-    assert f"torch's code {regmix.weights['torch_code']:.2f} and" in text
-    for line, source, said in (
-        (doge, "docstrings", "(docstrings"),
-        (regmix, "python_bare", "Python without docstrings ("),
+    for written, name in (("DoGE", "doge"), ("RegMix, 32 proxies, LightGBM", "regmix")):
+        line = lines[name]
+        difference, error = behind(line, ours)
+        row = f"| {written} | {len(line.losses)} | {line.loss:.3f} ± {line.deviation:.3f} "
+        row += f"| {difference:+.3f} ± {error:.3f} | {line.flops / ours.flops:.1f} |"
+        assert row.replace("-", "−") in text
+    for name, source, said in (
+        ("doge", "docstrings", "(docstrings"),
+        ("regmix", "python_bare", "Python without docstrings ("),
     ):
-        # FastMix's of the same seeds.
-        same = fmean([ours.weights_by_seed[seed][source] for seed in line.losses])
-        assert f"{said} {line.weights[source]:.2f}; {same:.2f})".replace("( ", "(") in text
+        theirs, same = lines[name].weights[source], ours.weights[source]
+        assert f"{said} {theirs:.2f}; {same:.2f})".replace("( ", "(") in text
+    regmix = lines["regmix"]
+    by_seed = [regmix.weights_by_seed[seed]["torch_code"] for seed in (1, 2, 3)]
+    assert "torch's code {:.2f}, {:.2f} and {:.2f},".format(*by_seed) in text
+    assert f"(RegMix {regmix.weights['noise']:.2f}) and the" in text
+    theirs, same = (fmean(line.distances(line)) for line in (regmix, ours))
+    assert f"have {theirs:.2f} of their mixtures on other sources, of FastMix {same:.2f}:" in text
+    assert f"{training_ratio(regmix, ours):.0f} times the training" in text
+    _, spread = judge(list(lines.values()))
+    assert f"as far apart by seed as {spread:.2f} of the gap. Seeds" in text
     helpers = ("docstrings", "sympy_code", "python_bare")
     assert ours.weights["noise"] < 0.001
     assert 0.7 < sum(ours.weights[name] for name in helpers) < 0.8
