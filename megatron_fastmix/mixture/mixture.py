@@ -179,10 +179,7 @@ class Mixture:
     def _group_advantages(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What `over_the_free` finds for each of `groups`, (G,) each."""
         assert self.groups is not None
-        count = averaged_steps(self.outer_steps, self.config.averaging_fraction)
-        logits = len(self.grouping.names)
-        advantage = np.reshape(self.advantages[-count:], (-1, logits))
-        before = np.reshape(self.history[:-1][-count:], (-1, len(self.names)))
+        advantage, before = self._averaged_part()
         if self.grouping.is_trivial:
             # A of a group is the mean of its sources' by their weights before the step.
             known = np.where(np.isfinite(advantage), before, 0.0)
@@ -196,13 +193,21 @@ class Mixture:
             lower, upper = self._nested
         return over_the_free(advantage, self.groups.sums(before), lower, upper)
 
+    def _averaged_part(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of the T outer steps of the tail of the run, the advantages of what has a logit, (T, G),
+        and α before each, (T, K)."""
+        count = averaged_steps(self.outer_steps, self.config.averaging_fraction)
+        return (
+            np.reshape(self.advantages[-count:], (-1, len(self.grouping.names))),
+            np.reshape(self.history[:-1][-count:], (-1, len(self.names))),
+        )
+
     def optimality(self) -> Optimality:
         """Whether the averaged part of the run is at an optimum, of what has a logit."""
-        count = averaged_steps(self.outer_steps, self.config.averaging_fraction)
-        before = np.reshape(self.history[:-1][-count:], (-1, len(self.names)))
+        advantage, before = self._averaged_part()
         return judge_optimality(
             self.grouping.names,
-            np.reshape(self.advantages[-count:], (-1, len(self.grouping.names))),
+            advantage,
             self.grouping.sums(before),
             outer_steps=self.outer_steps,
             lower=self._lower.tolist(),

@@ -13,6 +13,7 @@ from megatron_fastmix.cli.main import main
 from megatron_fastmix.corpus import dataset_work
 from megatron_fastmix.errors import StorageError
 from megatron_fastmix.run.metrics import MetricsLog, read_metrics
+from tests.cases import slow
 from tests.file_faults import file_faults
 
 
@@ -47,10 +48,10 @@ def outputs(folder: Path) -> dict[str, bytes]:
     ("number", "lasting", "points"),
     [
         (errno.EIO, True, 5),
-        pytest.param(errno.EIO, False, 40, marks=pytest.mark.slow),
-        pytest.param(errno.ESTALE, False, 20, marks=pytest.mark.slow),
-        pytest.param(errno.EDQUOT, True, 10, marks=pytest.mark.slow),
-        pytest.param(errno.EROFS, True, 10, marks=pytest.mark.slow),
+        slow(errno.EIO, False, 40),
+        slow(errno.ESTALE, False, 20),
+        slow(errno.EDQUOT, True, 10),
+        slow(errno.EROFS, True, 10),
     ],
 )
 def test_preprocessing(
