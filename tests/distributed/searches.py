@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from megatron_fastmix.config import SearchConfig, strict_yaml
 from megatron_fastmix.deepspeed_engine.engine import build_engine
@@ -43,9 +44,15 @@ def parameters_of(search: Search) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def claim_once(config: SearchConfig) -> None:
+    """Rank 0 claims the run folder: ranks that all did would find what another is just writing."""
+    if torch.distributed.get_rank() == 0:
+        claim(config)
+
+
 def run_search(config: SearchConfig, stop_at: int | None = None) -> dict[str, Any]:
     """Runs a search to its end, or as if stopped by a signal after `stop_at` steps."""
-    claim(config)
+    claim_once(config)
     search = Search(config)
     if stop_at is not None:
         original = search.batches.training

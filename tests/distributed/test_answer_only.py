@@ -15,10 +15,9 @@ from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.search.loop import Search
-from megatron_fastmix.start.claim import claim
 from tests.cases import slow
 from tests.conftest import SOURCES
-from tests.distributed.searches import load, products_of, run_search
+from tests.distributed.searches import claim_once, load, products_of, run_search
 
 
 @pytest.fixture
@@ -173,7 +172,7 @@ def test_draws_of_text_and_answers_follow_the_weights(
 
 def tokens_and_draws(config: SearchConfig) -> tuple[int, np.ndarray, np.ndarray]:
     """Counted tokens, samples drawn of each source, and the mean tokens of one."""
-    claim(config)
+    claim_once(config)
     search = Search(config)
     training, drawn = search.batches.training, np.zeros(len(config.sources))
 

@@ -25,15 +25,15 @@ from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.search import loop
 from megatron_fastmix.search.loop import Search
-from megatron_fastmix.start.claim import check_content, claim
+from megatron_fastmix.start.claim import check_content
 from tests.cases import slow
 from tests.conftest import synthetic_documents, write_dataset
-from tests.distributed.searches import SAMPLING, load, run_search, without_times
+from tests.distributed.searches import SAMPLING, claim_once, load, run_search, without_times
 
 
 def search_to(config: Any, stop_at: int | None = None) -> None:
     """Runs a search to its end, or as if stopped by a signal after `stop_at` steps."""
-    claim(config)
+    claim_once(config)
     search = Search(config)
     original = search.batches.training
 
@@ -66,7 +66,7 @@ def losses_and_weights(config: Any) -> tuple[list[float], np.ndarray]:
 def written_at_each_copy(config: Any) -> list[bool]:
     """Whether the checkpoint before was still being written when one was copied to the host, on a
     disk that is slower than the training."""
-    claim(config)
+    claim_once(config)
     search = Search(config)
     writer, write = search.checkpoints, search.checkpoints._write
     found = []
@@ -318,7 +318,7 @@ def test_another_tokenizer_is_refused(stopped: Any) -> None:
 
 def run_with_little_room(config: Any, folder: str | None) -> str:
     """After step 4, files may not grow beyond 20 KB, or nothing more fits on the file system."""
-    claim(config)
+    claim_once(config)
     search = Search(config)
     original = search.batches.training
 

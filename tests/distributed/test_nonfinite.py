@@ -18,15 +18,14 @@ from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.run.folder import RunFolder
 from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.search.loop import Search
-from megatron_fastmix.start.claim import claim
 from tests.cases import slow
-from tests.distributed.searches import load
+from tests.distributed.searches import claim_once, load
 
 
 def run_with_fault(config: SearchConfig, at: int) -> str:
     """Runs a search whose optimizer step `at` has an infinite gradient, while its loss is a number;
     returns the error, if any."""
-    claim(config)
+    claim_once(config)
     search = Search(config)
     parameter = next(iter(search.engine.module.parameters()))
     parameter.register_hook(
@@ -71,7 +70,7 @@ def test_parameters_that_are_no_numbers_displace_no_checkpoint(search_values: di
 
 def save_a_broken_share(config: SearchConfig) -> str:
     """A checkpoint whose part on rank 1 alone holds an Inf."""
-    claim(config)
+    claim_once(config)
     search = Search(config)
     search.run()
     arrays = snapshot(search.engine, search.group)
@@ -93,7 +92,7 @@ def test_a_share_that_is_no_number_on_one_rank_stops_all(search_values: dict) ->
 def lose_a_parameter(config: SearchConfig, where: str) -> str:
     """A parameter of rank 1 alone becomes NaN, as by a broken device: before optimizer step 4, or
     before the outer step after it."""
-    claim(config)
+    claim_once(config)
     search = Search(config)
     owner, name, at = {
         "inner": (search.batches, "training", 3),

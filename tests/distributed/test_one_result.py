@@ -33,11 +33,10 @@ from megatron_fastmix.result.mixture_file import read_mixture
 from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.search.loop import Search
 from megatron_fastmix.start.artifacts import write_run_artifacts
-from megatron_fastmix.start.claim import claim
 from megatron_fastmix.start.launch import launch
 from megatron_fastmix.start.seeds import launch_seeds
 from tests.conftest import SEQ_LENGTH, SOURCES, small_search
-from tests.distributed.searches import load
+from tests.distributed.searches import claim_once, load
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +46,7 @@ CASES = ("text", "text seeds", "answers", "answers seeds")
 
 def search(config: SearchConfig) -> None:
     """Runs a search and keeps its mixture.json as it was after the first checkpoint."""
-    claim(config)
+    claim_once(config)
     found = Search(config)
     original = found.batches.training
 

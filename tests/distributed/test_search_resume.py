@@ -12,10 +12,10 @@ from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import NonFiniteError
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.search.loop import Search
-from megatron_fastmix.start.claim import claim
 from tests.cases import slow
 from tests.distributed.searches import (
     SAMPLING,
+    claim_once,
     load,
     run_search,
     without_times,
@@ -103,7 +103,7 @@ def test_lines_and_steps_after_the_last_checkpoint_are_done_again(
 
 
 def blow_up(config: SearchConfig) -> str:
-    claim(config)
+    claim_once(config)
     search = Search(config)
     original = search.batches.training
 

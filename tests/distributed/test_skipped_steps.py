@@ -11,9 +11,8 @@ from megatron_fastmix.config import SearchConfig
 from megatron_fastmix.errors import NonFiniteError
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.search.loop import Search
-from megatron_fastmix.start.claim import claim
 from tests.cases import slow
-from tests.distributed.searches import load, parameters_of
+from tests.distributed.searches import claim_once, load, parameters_of
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.slow
 def run_to(config: SearchConfig, fault: int, stop_at: int | None, on_rank: int | None) -> Any:
     """Runs a search whose optimizer step `fault` has an infinite gradient, on one rank or all of
     them; stops after `stop_at` steps."""
-    claim(config)
+    claim_once(config)
     search = Search(config)
     parameter = next(iter(search.engine.module.parameters()))
     mine = on_rank in (None, search.world.rank)
@@ -93,7 +92,7 @@ def test_a_stop_before_adam_has_taken_a_step(
 
 def run_with_first_steps_skipped(config: SearchConfig) -> str:
     """What a search says whose first two optimizer steps have an infinite gradient."""
-    claim(config)
+    claim_once(config)
     search = Search(config)
     parameter = next(iter(search.engine.module.parameters()))
     parameter.register_hook(

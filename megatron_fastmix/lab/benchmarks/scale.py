@@ -22,7 +22,7 @@ from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.lab.measurements import Measurement
 from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.search.loop import Search
-from megatron_fastmix.start.claim import check_folder, claim
+from megatron_fastmix.start.claim import claim
 from megatron_fastmix.start.limits import check_limits
 
 SHARDED = 8
@@ -68,6 +68,7 @@ def measure(folder: Path, settings: Settings, say: Callable[[str], None]) -> lis
         check_limits(config)
         check_inputs(config, settings.ranks)
         seconds = time.perf_counter() - began
+        claim(config)
         limit = settings.limit_seconds
         found = run_ranks(settings.ranks, measure_search, config, settings, limit=limit)[0]
         rows += _measurements(name, {"check": Cost(seconds=seconds, read=0), **found})
@@ -76,7 +77,6 @@ def measure(folder: Path, settings: Settings, say: Callable[[str], None]) -> lis
 
 def measure_search(config: SearchConfig, settings: Settings) -> dict[str, Any]:
     """What this rank spends on each part of a short search. Every rank must call."""
-    claim(config) if int(os.environ.get("RANK", "0")) == 0 else check_folder(config)
     search, start = _cost(lambda: Search(config))
     inner, outer = [], []
     with search.open_report() as report:
