@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_fastmix.batch import index_cache
 from megatron_fastmix.batch.sources import build_datasets
 from megatron_fastmix.checkpoint.identity import fingerprint
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
@@ -63,16 +64,17 @@ def test_what_did_not_change_is_not_indexed_again(tmp_path: Path) -> None:
     assert len(before) == 3
 
 
-@pytest.mark.parametrize("size", [0, 20, -8])
-def test_a_damaged_index_is_made_again(tmp_path: Path, size: int) -> None:
+def test_damaged_indices_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_cache, "_UNCHANGED_SECONDS", 0.1)  # nobody writes them
     prefix, cache = tmp_path / "source", tmp_path / "cache"
     write_dataset(prefix, synthetic_documents("forward", 40, 1), VOCABULARY)
     count = tokens_of(one_epoch(prefix, cache))
-    for path in cache.rglob("*.npy"):
+    for path, size in zip(sorted(cache.rglob("*.npy")), (0, 20, -8), strict=True):
         path.write_bytes(path.read_bytes()[:size])
     assert tokens_of(one_epoch(prefix, cache)) == count
 
 
+@pytest.mark.slow
 def test_an_index_that_another_run_is_writing_is_waited_for(tmp_path: Path) -> None:
     prefix, cache = tmp_path / "source", tmp_path / "cache"
     write_dataset(prefix, synthetic_documents("forward", 40, 1), VOCABULARY)
