@@ -14,9 +14,10 @@ from megatron_fastmix.parallel.parameters import Parameters, Vector
 
 
 class ShardedParameters(Parameters):
-    """ZeRO-3: rank r holds the r-th of equal shards of each flattened parameter, zero-padded.
+    """ZeRO-3: rank r holds the r-th of equal shards of each flattened parameter, the last of them
+    padded.
 
-    v has the same shards and is never whole.
+    v has the same shards, padded with zeros, and is never whole.
     """
 
     are_sharded = True
@@ -72,6 +73,12 @@ class ShardedParameters(Parameters):
         apart = [p for p in module.parameters() if p.ds_status.name == "NOT_AVAILABLE"]
         with zero.GatheredParameters(apart, enabled=bool(apart)):
             yield
+
+    def dot(self, index: int, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        # Beyond the end of the parameter DeepSpeed's last shards hold what was in their memory.
+        held = self.parameters[index].ds_numel - self.group.rank * one.numel()
+        held = min(max(held, 0), one.numel())
+        return super().dot(index, one[:held], other[:held])
 
     def finish_gradient(self, vector: Vector) -> None:
         """Nothing is left to do: the shards were reduced as they came."""

@@ -100,6 +100,30 @@ def test_products_do_not_depend_on_sharding(
     np.testing.assert_allclose(found / scale, reference / scale, rtol=tolerance, atol=tolerance)
 
 
+def first_products(config: SearchConfig) -> np.ndarray:
+    """Of the first outer step, before any training, with NaN in all memory of ZeRO-3's shards that
+    lies beyond the end of a parameter, where DeepSpeed writes nothing."""
+    search = Search(config)
+    for parameter in search.outer_loop.parameters.parameters:
+        shard = getattr(parameter, "ds_tensor", torch.empty(0)).data
+        begin = search.group.rank * len(shard)
+        shard[max(0, getattr(parameter, "ds_numel", 0) - begin) :] = torch.nan
+    return search.outer_loop.step(1e-3).products.values
+
+
+def test_what_lies_beyond_the_end_of_a_shard_is_no_part_of_the_parameters(
+    search_values: dict, tmp_path: Path
+) -> None:
+    changes = {"hypergradient.estimator": "finite_difference", "training.micro_batch_size": 1}
+    alone = load(search_values, run_dir=tmp_path / "alone", **changes)
+    (expected,) = run_ranks(1, first_products, alone)
+    # No parameter here has a multiple of 3 elements.
+    found, *_ = run_ranks(
+        3, first_products, load(search_values, **changes | {"engine.zero_stage": 3})
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
 @pytest.mark.slow
 def test_standard_errors_do_not_depend_on_sharding(search_values: dict, tmp_path: Path) -> None:
     """Under ZeRO-3 samples are summed over the ranks first: fewer entries, the same expectation."""
