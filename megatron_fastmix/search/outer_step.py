@@ -195,11 +195,14 @@ class OuterLoop:
         target_products, omega = None, self.targets.weights
         if config.estimates_per_target:
             target_products = np.stack([term.values for term in terms[: len(omega)]])
-            omega = self.targets.choose(
-                np.stack([grouping.mean(parts, each) for each in target_products]),
-                mixture.logit_weights,
-                grouping.sums(mixture.history[0]),
-                grouping.seen(seen),
+            # Found by iteration, whose last bits decide how many rounds it takes: see `agree`.
+            omega = self.world.of_first(
+                self.targets.choose(
+                    np.stack([grouping.mean(parts, each) for each in target_products]),
+                    mixture.logit_weights,
+                    grouping.sums(mixture.history[0]),
+                    grouping.seen(seen),
+                )
             )
             # The β term follows those of the targets and has its factor already.
             factors = [*omega, *[1.0] * (len(terms) - len(omega))]
