@@ -134,7 +134,7 @@ def _check_inputs(config: SearchConfig, world: DataParallelGroup) -> Inputs:
     first_of_host = local_rank() == 0
     inputs: Inputs | None = None
     for reads in (True, False):
-        refused: FastMixError | None = None
+        refused: FastMixError | OSError | None = None
         try:
             if reads == first_of_host:
                 take_over(config)
@@ -142,7 +142,7 @@ def _check_inputs(config: SearchConfig, world: DataParallelGroup) -> Inputs:
             if reads and inputs is not None:
                 identity_of(config, inputs.tokenizer.sha256)
                 hand_on(config, inputs)
-        except FastMixError as error:
+        except (FastMixError, OSError) as error:
             refused = error
         if world.any(refused is not None):
             raise refused or DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -247,4 +248,24 @@ def test_what_one_rank_refuses_ends_all(search_values: dict, tmp_path: Path) -> 
     search_values["sources"][1]["path"] = str(tmp_path / "bad")
     first, second = run_ranks(2, refused, load(search_values))
     assert "token 0 is id 9999" in first
+    assert second == "the inputs: another rank was refused them, as it says"
+
+
+def unreadable(config: SearchConfig) -> str:
+    rank = torch.distributed.get_rank()
+    os.environ["LOCAL_RANK"] = str(rank)
+    MEMO.clear()
+
+    def fails(path: str, *_: Any) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    identity._sample = fails  # type: ignore[assignment]  # of this rank's own process
+    with pytest.raises(DataError if rank else OSError) as found:
+        Search(config)
+    return str(found.value)
+
+
+def test_a_file_that_one_host_cannot_read_ends_all(search_values: dict) -> None:
+    first, second = run_ranks(2, unreadable, load(search_values))
+    assert first.startswith("[Errno 5] Input/output error: ")
     assert second == "the inputs: another rank was refused them, as it says"
