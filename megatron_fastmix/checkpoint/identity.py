@@ -1,10 +1,12 @@
-"""Which datasets and which tokenizer a checkpoint rests on, by content and not by path."""
+"""What a checkpoint rests on and does not hold, by content and not by path: datasets, the tokenizer
+and the model under adapters."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +24,8 @@ _SMALL_BLOCK_BYTES = 1 << 16
 """Of samples below 16 blocks."""
 
 Identity = dict[str, Any]
-"""JSON: `tokenizer` (sha256), `sources` and `targets` (lists of [name, fingerprint])."""
+"""JSON: `tokenizer` (sha256), `sources` and `targets` (lists of [name, fingerprint]), and with LoRA
+`base`, the fingerprint of the model's folder."""
 
 
 def identity_of(config: SearchConfig, tokenizer_sha256: str) -> Identity:
@@ -30,10 +33,13 @@ def identity_of(config: SearchConfig, tokenizer_sha256: str) -> Identity:
     sources = [(source.name, source.prefixes()) for source in config.sources]
     targets = [(target.name, target.prefixes()) for target in config.targets]
     size = sample_bytes_for(sum(len(prefixes) for _, prefixes in (*sources, *targets)))
+    proxy = config.proxy
     return {
         "tokenizer": tokenizer_sha256,
         "sources": [[name, fingerprint_of(prefixes, size)] for name, prefixes in sources],
         "targets": [[name, fingerprint_of(prefixes, size)] for name, prefixes in targets],
+        # Without adapters all weights are in the checkpoint, and the folder's are not read again.
+        **({"base": _model_fingerprint(Path(str(proxy.path)))} if proxy.lora_rank else {}),
     }
 
 
@@ -58,10 +64,25 @@ def fingerprint(prefix: str, sample_bytes: int = 64 << 20) -> str:
     """sha256 over the sizes of PREFIX.idx and PREFIX.bin and their content, and over those of the
     loss mask where there is one: whole up to `sample_bytes` a file, else evenly spaced blocks, the
     first and the last among them. Raises `OSError`."""
-    digest = hashlib.sha256()
     mask = loss_mask_prefix(prefix)
     prefixes = [prefix, mask] if os.path.exists(f"{mask}.idx") else [prefix]
-    for path in (f"{each}{end}" for each in prefixes for end in (".idx", ".bin")):
+    return _digest_of(
+        [f"{each}{end}" for each in prefixes for end in (".idx", ".bin")], sample_bytes
+    )
+
+
+def _model_fingerprint(folder: Path) -> str:
+    """The same of a Hugging Face model's weights and settings, as users replace them under one
+    path; that of no file for a name of the hub, whose revisions rarely change the weights."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    kinds = (".safetensors", ".bin")
+    found = [str(file) for file in files if file.suffix in kinds or file.name == "config.json"]
+    return _digest_of(found, sample_bytes_for(len(found)))
+
+
+def _digest_of(paths: Iterable[str], sample_bytes: int) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
         state = state_of(os.stat(path))
         question = ("sample", os.path.abspath(path), state, sample_bytes)
         known = MEMO.find(*question)
@@ -87,6 +108,7 @@ def check_same_on_all_ranks(identity: Identity, world: DataParallelGroup) -> Non
     """Raises `RankDivergenceError` where a host reads another dataset. Every rank must call."""
     entries = [["the tokenizer", identity["tokenizer"]]]
     entries += [*identity["sources"], *identity["targets"]]
+    entries += [["the model", identity["base"]]] if "base" in identity else []
     bits = [np.frombuffer(bytes.fromhex(digest)[:8]) for _, digest in entries]
     world.check_equal(np.concatenate(bits), [name for name, _ in entries], "the data files")
 
@@ -94,8 +116,8 @@ def check_same_on_all_ranks(identity: Identity, world: DataParallelGroup) -> Non
 def check_identity(before: Identity, now: Identity, *, accept_changes: bool) -> None:
     """Refuses a checkpoint that rests on other data, and says what differs.
 
-    With `accept_changes`, a dataset of the same name may have other content. Raises
-    `CheckpointError`; `ConfigError` where accepting the change would help.
+    With `accept_changes`, a dataset of the same name, or the model under adapters, may have other
+    content. Raises `CheckpointError`; `ConfigError` where accepting the change would help.
     """
     if before["tokenizer"] != now["tokenizer"]:
         raise CheckpointError(
@@ -116,6 +138,8 @@ def check_identity(before: Identity, now: Identity, *, accept_changes: bool) -> 
         for (name, old), (_, new) in zip(before[kind], now[kind], strict=True)
         if old != new
     ]
+    if before.get("base", now.get("base")) != now.get("base"):  # earlier releases kept none
+        changed.append("proxy.path")
     if changed and not accept_changes:
         raise ConfigError(
             f"{', '.join(changed)}: the content is not that which the checkpoint was trained on; "

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from megatron_fastmix.checkpoint import store
+from megatron_fastmix.checkpoint.identity import check_identity
 from megatron_fastmix.config import TokenizerConfig
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.forked_ranks import run_ranks
@@ -96,6 +97,34 @@ def test_lora_trains_its_adapters_alone(answer_values: dict, tmp_path: Path) -> 
     (names,) = run_ranks(1, trained_names, load(answer_values))
     assert names
     assert all("lora_" in name for name in names)
+
+
+def resumed(config: Any, accept_changes: bool = False) -> int:
+    return Search(config, accept_changes=accept_changes).step
+
+
+def test_adapters_go_on_with_the_model_that_they_were_trained_on(
+    answer_values: dict, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    model = make_model(tmp_path / "llama", "llama")
+    answer_values["proxy"] = {"kind": "huggingface", "path": str(model), "lora_rank": 4}
+    config = load(answer_values)
+    run_ranks(1, run_search, config, 2)
+    assert run_ranks(1, resumed, config) == [2]
+
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # of the same size, and with the same names and shapes in its head
+    weights.write_bytes(content)
+    with pytest.raises(
+        AssertionError, match=r"proxy\.path: the content is not that .*--accept-cha"
+    ):
+        run_ranks(1, resumed, config)
+    assert run_ranks(1, resumed, config, True) == [2]
+    # Releases of before kept no fingerprint of the model.
+    before = {"tokenizer": "00", "sources": [], "targets": []}
+    check_identity(before, before | {"base": "11"}, accept_changes=False)
 
 
 @pytest.mark.slow
