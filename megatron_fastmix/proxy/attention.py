@@ -42,6 +42,11 @@ class ScaledDotProductAttention(MegatronModule):
         """
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         added = None if attention_mask is None else _added_to_scores(attention_mask, query.dtype)
+        sharers = query.shape[1] // key.shape[1]
+        if sharers > 1 and (added is not None or query.dtype is torch.float32):
+            # On CUDA flash attention alone takes shared heads, and neither a mask nor fp32; what
+            # would be left keeps the scores of all pairs of tokens, for each head.
+            key, value = (x.repeat_interleave(sharers, dim=1) for x in (key, value))
         mixed = torch.nn.functional.scaled_dot_product_attention(
             query,
             key,

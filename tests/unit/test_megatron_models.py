@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from megatron.core import parallel_state
+from torch.overrides import TorchFunctionMode
 
 from megatron_fastmix.config import ProxyConfig
 from megatron_fastmix.errors import ConfigError
@@ -121,6 +122,38 @@ def test_shared_keys_are_those_of_a_model_that_repeats_them() -> None:
     torch.testing.assert_close(
         losses(full, random_tokens()), losses(grouped, random_tokens()), rtol=1e-5, atol=1e-5
     )
+
+
+class _AttentionCalls(TorchFunctionMode):
+    """Notes whether each call of torch's attention has shared heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared: list[bool] = []
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            self.shared.append(args[1].shape[1] != args[0].shape[1])
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "masked", "shared"),
+    [(torch.bfloat16, False, True), (torch.bfloat16, True, False), (torch.float32, False, False)],
+)
+def test_heads_are_shared_where_a_kernel_of_cuda_takes_them(
+    dtype: torch.dtype, masked: bool, shared: bool
+) -> None:
+    """The one that takes them has neither masks nor fp32; without it each layer would hold (B,
+    heads, S, S) scores."""
+    _, model = build(dtype, num_query_groups=2)
+    mask = torch.ones(2, 1, 32, 32, dtype=torch.bool).triu(1) if masked else None
+    tokens = random_tokens()
+    with _AttentionCalls() as calls:
+        token_losses(model, tokens[:, :-1], tokens[:, 1:], mask)
+    assert calls.shared == [shared, shared]
 
 
 def test_experts_keep_samples_apart_and_drop_no_token() -> None:
