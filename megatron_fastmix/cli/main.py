@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import textwrap
 from collections.abc import Sequence
 from types import ModuleType
@@ -31,6 +32,7 @@ from megatron_fastmix.cli import (
 )
 from megatron_fastmix.cli.examples import EXAMPLES
 from megatron_fastmix.config.reference import keys
+from megatron_fastmix.config.require import path_as_in_a_shell
 from megatron_fastmix.program import run_program
 
 VERBS = {
@@ -66,12 +68,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
     for name, verb in VERBS.items():
         add_verb(verbs, name, verb)
-    args, rest = parser.parse_known_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    args, rest = parser.parse_known_args([_with_home(word) for word in words])
     if rest and hasattr(args, "overrides"):
         args.overrides = join_flags(rest)
     elif rest:
         verbs.choices[args.verb].error(f"unknown arguments: {' '.join(rest)}")
     return run_program(lambda: VERBS[args.verb].run(args), "megatron-fastmix")
+
+
+def _with_home(word: str) -> str:
+    """`--flag=~/x` with the home folder, which bash puts for `--flag ~/x` alone."""
+    flag, equals, value = word.partition("=")
+    if not flag.startswith("--") or not value.startswith("~/"):  # YAML's null is a ~ alone
+        return word
+    return flag + equals + path_as_in_a_shell(value)
 
 
 def add_verb(verbs: Any, name: str, verb: ModuleType) -> None:

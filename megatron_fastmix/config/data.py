@@ -7,10 +7,12 @@ from typing import Literal
 
 from megatron_fastmix.config.require import (
     folder_as_in_a_shell,
+    path_as_in_a_shell,
     require,
     require_bounds,
     require_name,
     require_path,
+    set_paths_as_in_a_shell,
 )
 from megatron_fastmix.config.tokens import tokens
 from megatron_fastmix.dataset_paths import find_datasets
@@ -36,7 +38,7 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         require_name(self.name, "sources: name")
-        _check_path(f"source {self.name}", self.path)
+        object.__setattr__(self, "path", _as_written(f"source {self.name}", self.path))
         require_bounds(self.min_weight, self.max_weight, f"source {self.name}")
         if self.group is not None:
             require_name(self.group, f"source {self.name}: group")
@@ -64,7 +66,7 @@ class TargetConfig:
 
     def __post_init__(self) -> None:
         require_name(self.name, "targets: name")
-        _check_path(f"target {self.name}", self.path)
+        object.__setattr__(self, "path", _as_written(f"target {self.name}", self.path))
         for key in ("weight", "reference_loss"):
             value = getattr(self, key)
             require(value >= 0, f"target {self.name}: {key}", value, "use 0 or more")
@@ -74,12 +76,16 @@ class TargetConfig:
         return find_datasets(self.path, f"target {self.name}")
 
 
-def _check_path(where: str, path: str | tuple[str, ...]) -> None:
+def _as_written(where: str, path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """The path as a shell would have it. Raises `ConfigError` for what is none."""
     paths = (path,) if isinstance(path, str) else path
-    found = bool(paths) and all(each.strip() for each in paths)
-    require(found, f"{where}: path", path, "name one dataset or more")
+    named = bool(paths) and all(each.strip() for each in paths)
+    require(named, f"{where}: path", path, "name one dataset or more")
     for each in paths:
         require_path(each, f"{where}: path")
+    return (
+        path_as_in_a_shell(path) if isinstance(path, str) else tuple(map(path_as_in_a_shell, path))
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +115,7 @@ class TokenizerConfig:
     """Megatron's --tiktoken-special-tokens; default: its own seven."""
 
     def __post_init__(self) -> None:
+        set_paths_as_in_a_shell(self, ("tokenizer_model", "vocab_file", "merge_file"))
         for name, least in (("vocab_size", 1), ("eod", 0), ("tiktoken_num_special_tokens", 0)):
             value = getattr(self, name)
             require(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_fastmix.config.require import require
+from megatron_fastmix.config.require import require, set_paths_as_in_a_shell
 
 _LONGEST_MINUTES = 365 * 24 * 60
 """A year: no rank is waited for longer, and clocks hold it."""
@@ -33,6 +33,7 @@ class EngineConfig:
     """Longest wait in a collective before the run is stopped (Megatron's flag)."""
 
     def __post_init__(self) -> None:
+        set_paths_as_in_a_shell(self, ("deepspeed_config",))
         minutes = self.distributed_timeout_minutes
         require(
             1 <= minutes <= _LONGEST_MINUTES,

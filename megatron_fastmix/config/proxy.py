@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_fastmix.config.require import require, require_at_least, require_positive
+from megatron_fastmix.config.require import (
+    require,
+    require_at_least,
+    require_positive,
+    set_paths_as_in_a_shell,
+)
 
 _SIZES = (
     *("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "kv_channels"),
@@ -83,6 +88,7 @@ class ProxyConfig:
     """Standard deviation of initial weights."""
 
     def __post_init__(self) -> None:
+        set_paths_as_in_a_shell(self, ("path", "checkpoint"))
         pretrained = self.kind == "huggingface"
         require(
             pretrained == (self.path is not None),

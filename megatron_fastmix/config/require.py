@@ -56,6 +56,21 @@ def folder_as_in_a_shell(folder: str, where: str) -> str:
     return os.path.expanduser(folder)
 
 
+def path_as_in_a_shell(path: str) -> str:
+    """A path to read from as a shell would have it, which puts the home folder for a leading ~, but
+    neither in a file nor in `--flag=~/x`. A folder that is called so is kept."""
+    there = os.path.exists(path.partition(os.sep)[0])
+    return path if there else os.path.expanduser(path)
+
+
+def set_paths_as_in_a_shell(config: Any, names: Iterable[str]) -> None:
+    """Sets those of the fields `names` that hold a path to `path_as_in_a_shell`."""
+    for name in names:
+        path = getattr(config, name)
+        if path is not None:
+            object.__setattr__(config, name, path_as_in_a_shell(path))
+
+
 _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f"
 
 

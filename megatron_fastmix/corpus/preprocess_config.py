@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_fastmix.config import TokenizerConfig
+from megatron_fastmix.config.require import (
+    folder_as_in_a_shell,
+    path_as_in_a_shell,
+    set_paths_as_in_a_shell,
+)
 from megatron_fastmix.corpus.documents.record_types import KEYS, RecordType
 from megatron_fastmix.corpus.indexed.own_files import Output, dataset_files
 from megatron_fastmix.corpus.reading.inputs import InputFormat
@@ -61,11 +66,17 @@ class DatasetConfig:
     """Where the text is from, for the manifest."""
 
     def __post_init__(self) -> None:
-        if not os.path.basename(self.prefix):
+        folder, stem = os.path.split(self.prefix)
+        if not stem:
             raise ConfigError(
                 f"prefix: found {self.prefix!r}, a folder; give the PATH of PATH.bin and PATH.idx, "
                 f"such as {os.path.join(self.prefix, 'web')}"
             )
+        if folder:
+            folder = folder_as_in_a_shell(folder, "prefix")
+            object.__setattr__(self, "prefix", os.path.join(folder, stem))
+        object.__setattr__(self, "input", tuple(map(path_as_in_a_shell, self.input)))
+        set_paths_as_in_a_shell(self, ("chat_template",))
         if not self.input:
             raise ConfigError(f"{self.prefix}: input is empty; name a file, folder or glob")
         if self.skip_bad_lines < 0:

@@ -186,6 +186,18 @@ def test_an_unknown_verb_lists_the_verbs(capsys):
     assert "search" in capsys.readouterr().err
 
 
+def test_a_flags_home_folder_is_the_users(search, search_values, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    assert main(["init", "--template", "pretrain_15m", "--output=~/my.yaml"]) == 0
+    with pytest.raises(AssertionError, match="a process was started"):
+        search("--token-budget=~", "--run_dir=~/run")
+    assert (tmp_path / "home/my.yaml").exists()
+    assert (tmp_path / "home/run/config.yaml").exists()
+    assert not Path("~").exists()
+
+
 def test_flags_and_their_values_are_joined():
     assert join_flags(["--a", "1", "--b=2", "--c"]) == ["--a=1", "--b=2", "--c"]
 

@@ -54,6 +54,22 @@ def test_overrides_take_dotted_keys_megatrons_flags_and_ours(search_values, tmp_
     assert config.run_dir == "elsewhere"
 
 
+def test_a_tilde_is_the_home_folder_in_what_is_read(search_values, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir(tmp_path)
+    search_values["sources"][0]["path"] = "~/a"
+    search_values["targets"][0]["path"] = ["~/t_*", "./~/t"]
+    search_values["tokenizer"]["tokenizer_model"] = "~/model"
+    config = load(search_values, tmp_path, "--proxy.checkpoint=~/run", "--deepspeed_config=~/ds")
+    assert config.proxy.checkpoint == "/home/me/run"
+    assert config.engine.deepspeed_config == "/home/me/ds"
+    assert config.sources[0].path == "/home/me/a"
+    assert config.targets[0].path == ("/home/me/t_*", "./~/t")
+    assert config.tokenizer.tokenizer_model == "/home/me/model"
+    Path("~").mkdir()  # a folder of this name is meant itself
+    assert load(search_values, tmp_path).sources[0].path == "~/a"
+
+
 def test_an_exponent_without_a_point_is_a_number(search_values, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(search_values).replace("lr: 0.003", "lr: 3e-3"))

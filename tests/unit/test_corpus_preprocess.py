@@ -152,6 +152,19 @@ def test_nothing_to_write_and_a_folder_to_write_to_are_refused():
             DatasetConfig(prefix=prefix, input=("x.jsonl",))
 
 
+def test_outputs_lie_where_a_shell_would_put_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    write_jsonl("home/in.jsonl", ["abc"])
+    words = ["preprocess", "--input=~/in.jsonl", "--tokenizer-type=ByteLevelTokenizer"]
+    assert main([*words, "--output-prefix=~/out/a", "--workers=1"]) == 0
+    assert (tmp_path / "home/out/a_text_document.bin").read_bytes() == b"a\0b\0c\0"
+    assert not Path("~").exists()
+    with pytest.raises(ConfigError, match=r"prefix: found '\$SCRATCH/out'; .* write the value"):
+        DatasetConfig(prefix="$SCRATCH/out/a", input=("x.jsonl",))
+
+
 def test_a_text_dataset_keeps_no_loss_mask_and_no_digests_of_an_earlier_one(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text('{"question": "q", "answer": "a"}\n')
