@@ -116,6 +116,10 @@ LATE_SYSTEM = (
     "{{ m.content }}[/INST]{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"
 )
 NO_EMPTY = "{% if messages[0]['role'] == 'x' %}{% endif %}" + CHATML
+PROMPT_IN_LOOP = (
+    "Chat.{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>\n"
+    "{% if loop.last and add_generation_prompt %}<|assistant|>{% endif %}{% endfor %}"
+)
 PROMPT_ONLY = CHATML.replace("'<|assistant|>' }}", "'<|assistant|><think>' }}")
 
 
@@ -136,6 +140,7 @@ PROMPT_ONLY = CHATML.replace("'<|assistant|>' }}", "'<|assistant|><think>' }}")
         (LATE_SYSTEM, MESSAGES, [" Hello</s>", " So long</s>"]),
         # The assistant speaks first.
         (NO_EMPTY, MESSAGES[2:], ["Hello</s>\n", "So long</s>\n"]),
+        (PROMPT_IN_LOOP, MESSAGES[2:], ["Hello</s>\n", "So long</s>\n"]),
         # The prompt begins a thought that the answer does not have.
         (PROMPT_ONLY, MESSAGES, ["Hello</s>\n", "So long</s>\n"]),
     ],

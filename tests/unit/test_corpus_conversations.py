@@ -50,6 +50,9 @@ def test_what_the_template_asks_for_comes_from_the_record():
     assert learned(document) == ["Hello</s>"]
     as_text = record | {"tools": json.dumps([TOOL])}  # as Parquet files often hold them
     assert parse(as_text) == document
+    kwargs = {"xml_tools": ["<f>"], "python_tools": []}  # as smoltalk2 has them
+    named = parse(record | {"chat_template_kwargs": kwargs}, TEMPLATE + "{{ xml_tools }}")
+    assert "".join(named.parts) == f"{expected}['<f>']"
     assert parse(record | {"tools": None, "documents": []}) == parse(
         {"messages": [USER, ANSWER], "style": "short"}
     )
@@ -60,6 +63,8 @@ def test_what_the_template_asks_for_comes_from_the_record():
     [
         ({"tools": [TOOL]}, None, "'tools', which needs a chat template"),
         ({"documents": [{"a": 1}]}, None, "'documents', which needs a chat template"),
+        ({"chat_template_kwargs": {"xml_tools": ["f"]}}, None, "'xml_tools', which needs a chat"),
+        ({"python_tools": ["def f():"]}, TEMPLATE, "'python_tools', for which the chat template"),
         ({"chat_template_kwargs": {"tools": [TOOL]}}, None, "the record has 'tools', which needs"),
         ({"messages": [USER | {"tools": [TOOL]}, ANSWER]}, None, "message 1 has 'tools', which ne"),
         ({"functions": [TOOL]}, TEMPLATE, "'functions', for which the chat template has no place"),
@@ -94,6 +99,7 @@ USER_AND_ASSISTANT = (
             {"role": "assistant", "content": "a", "reasoning_content": "b"},
             r"'reasoning_content' of message 1",
         ),
+        ({"role": "assistant", "content": "a", "tool_plan": "b"}, r"'tool_plan' of message 1"),
     ],
 )
 def test_turns_that_the_template_leaves_out_are_refused(turn, reason):

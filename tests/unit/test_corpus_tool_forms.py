@@ -97,6 +97,20 @@ def test_arguments_in_both_forms_are_written_in_the_one_that_the_template_takes(
     assert text({"messages": turns}, template) == f"q;sky({AS_JSON})sky({AS_JSON});"
 
 
+@pytest.mark.parametrize("form", [json.dumps, lambda calls: [json.dumps(call) for call in calls]])
+def test_calls_may_be_json_text_as_a_whole_or_one_by_one(form: Any) -> None:
+    template = ChatTemplate(
+        source="{% for m in messages %}{% for c in m.tool_calls or [] %}"
+        "{{ c.function.name }};{% endfor %}{{ m.content }};{% endfor %}"
+    )
+    calls = form([{"function": {"name": name, "arguments": {}}} for name in ("sky", "sea")])
+    turns = [ASKED[0], {"role": "assistant", "content": "a", "tool_calls": calls}]
+    assert text({"messages": turns}, template) == "q;sky;sea;a;"
+    turns[1]["tool_calls"] = ["sky"]
+    with pytest.raises(ValueError, match="'tool_calls of message 2' is text, but no JSON"):
+        text({"messages": turns}, template)
+
+
 def test_a_call_that_is_written_whole_stays_as_it_is() -> None:
     template = ChatTemplate(
         source="{% for m in messages %}{{ m.content }}{% if m.tool_calls %}"

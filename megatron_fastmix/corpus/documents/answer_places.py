@@ -55,6 +55,8 @@ def _added(
     """What the turn adds, where the template renders it alike once the conversation goes on."""
     try:
         asked = render(messages[:number], ask=True)
+        if number == 0 and asked == render([]):  # a prompt inside of the loop over the messages
+            return None
         last = number == len(messages) - 1
         answered = text if last else render(messages[: number + 1])
     except ValueError:  # such as a conversation that the assistant begins
@@ -119,13 +121,15 @@ def _exchanged(
 
 
 def _headers(render: Render, messages: Sequence[dict[str, Any]]) -> list[str]:
-    """What asks for an answer after `messages`; ends of the prompt where nothing does."""
+    """What asks for an answer after `messages`; ends of the prompt, if any, where nothing does."""
     try:
         asked, before = render(messages, ask=True), render(messages)
     except ValueError:
         return []
     added = asked[len(before) :] if asked.startswith(before) else ""
-    return [added] if added else [asked[-length:] for length in _PROMPT_ENDS]
+    if added or not messages:
+        return [added]
+    return [asked[-length:] for length in _PROMPT_ENDS]
 
 
 def _common_length(one: str, other: str) -> int:

@@ -183,6 +183,9 @@ def _turn(message: Any, number: int, template: ChatTemplate | None) -> dict[str,
         check_parts(content, number)
         if template is None:
             turn["content"] = joined(content)
+    elif not isinstance(content, str):
+        kind = type(content).__name__
+        raise ValueError(f"message {number}: the value of 'content' is {kind}, not text")
     else:
         check_text(content, "content")
     if template is None:
@@ -211,7 +214,9 @@ def _plain(
 
 
 def _variable(name: str, value: Any) -> Any:
-    return parsed(name, value) if name == "documents" else tool_list(name, value)
+    if name in TOOLS:
+        return tool_list(name, value)
+    return parsed(name, value) if name == "documents" else value
 
 
 def _controls(

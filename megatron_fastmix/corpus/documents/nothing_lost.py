@@ -12,12 +12,15 @@ from megatron_fastmix.corpus.documents.chat_template import ChatTemplate
 from megatron_fastmix.corpus.documents.content_parts import texts_of
 from megatron_fastmix.corpus.documents.tool_forms import tool_list
 
-RECORD_VARIABLES = ("tools", "documents", "functions")
-"""What a record may hold beside its messages that belongs to the conversation."""
+RECORD_VARIABLES = ("tools", "documents", "functions", "xml_tools", "python_tools")
+"""What a record may hold beside its messages that belongs to the conversation; the last two are
+SmolLM3's."""
 TOOLS = ("tools", "functions")
 CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """What a message may hold beside its content, under each name that it may have."""
+_PLAN = ("tool_plan",)
+"""Cohere's, of a message with calls."""
 _THOUGHT_ENDS = "</think>"
 """Up to here a content is reasoning, in data sets that have no key for it."""
 _SHAPES = 4096
@@ -77,7 +80,7 @@ def _never_named(
     """What the template does not even mention, and tools that are not in the text."""
     names = template.names(variables)
     for number, turn in enumerate(turns, start=1):
-        for keys in (CALLS, REASONING):
+        for keys in (CALLS, REASONING, _PLAN):
             told = [key for key in keys if turn.get(key)]
             if told and not names & {*told, *(REASONING if keys is REASONING else ())}:
                 return f"{told[0]!r} of message {number} ({turn['role']})"

@@ -52,12 +52,16 @@ def tool_list(name: str, value: Any) -> list[Any] | None:
 
 
 def with_calls(turn: Turn, number: int) -> Turn:
-    """The turn with its `tool_calls` as a list. Raises `ValueError` for text that is no JSON."""
-    calls = turn.get("tool_calls")
-    if not isinstance(calls, str | dict):
+    """The turn with its `tool_calls` as a list, of objects where they are JSON text. Raises
+    `ValueError` for text that is no JSON."""
+    if not turn.get("tool_calls"):
         return turn
-    calls = parsed(f"tool_calls of message {number}", calls)
-    return {**turn, "tool_calls": [calls] if isinstance(calls, dict) else calls}
+    name = f"tool_calls of message {number}"
+    calls = parsed(name, turn["tool_calls"])
+    calls = [calls] if isinstance(calls, dict) else calls
+    if isinstance(calls, list):
+        calls = [parsed(name, call) for call in calls]
+    return {**turn, "tool_calls": calls}
 
 
 def with_arguments(turns: list[Turn], render: Callable[[list[Turn]], str]) -> list[Turn]:
