@@ -75,10 +75,10 @@ def print_report(config_path: str, token: str) -> None:
     else:
         problem = _not_shared(Path(config_path).parent)
         answer = {"host": socket.gethostname(), "facts": {}, "problems": [problem]}
-    print(json.dumps(answer | {"wrote": wrote(token)}), flush=True)
+    print(json.dumps(answer | {"wrote": _wrote(token)}), flush=True)
 
 
-def wrote(token: str) -> str:
+def _wrote(token: str) -> str:
     """Name of the file that this host leaves as its answer."""
     return f"{token}.{socket.gethostname()}.{os.getpid()}"
 
@@ -88,7 +88,7 @@ def _check_folder(config: SearchConfig, token: str) -> list[str]:
     if not (probes / token).exists():
         return [_not_shared(config.run_dir)]
     try:
-        (probes / wrote(token)).touch()
+        (probes / _wrote(token)).touch()
     except OSError as error:
         return [f"cannot write to {config.run_dir}: {reason_of(error)}"]
     return []
