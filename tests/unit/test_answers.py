@@ -76,6 +76,10 @@ def test_a_mask_that_a_manifest_counts_is_not_forgotten(tmp_path):
 def test_a_mask_of_other_rows_is_refused(tmp_path):
     write_rows(tmp_path / "rows", ROWS, 300)
     write_dataset(tmp_path / "rows_loss_mask", [[1, 1]], 2, dtype="uint8")
+    with pytest.raises(DataError, match="has 1 sequences of 2 entries for 4 of 23 tokens"):
+        read_answer_rows(tmp_path / "rows", seq_length=4)
+    others = [[1] * length for length in (20, 1, 1, 1)]
+    write_dataset(tmp_path / "rows_loss_mask", others, 2, dtype="uint8")
     with pytest.raises(DataError, match="other lengths"):
         read_answer_rows(tmp_path / "rows", seq_length=4)
 

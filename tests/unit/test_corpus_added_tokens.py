@@ -149,3 +149,22 @@ def test_tokens_beside_a_sentencepiece_model_are_said(tmp_path):
     assert notes("{damaged") == ()  # nothing is read from it
     (note,) = notes(json.dumps({END: 330, START: 3}))
     assert f"added_tokens.json: '{END}': no piece of m.model" in note
+
+
+def test_another_end_token_beside_files_that_have_their_own_is_said(tmp_path):
+    train_sentencepiece(tmp_path, model_type="bpe", user_defined_symbols=[END])
+    (tmp_path / "vocab.json").write_text(json.dumps({"<|endoftext|>": 0, END: 1, "a": 2}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+
+    def notes(kind, name, end, **options):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": end}))
+        return load_tokenizer(kind, str(tmp_path / name), **options).notes
+
+    for kind, name, own, number in (
+        ("SentencePieceTokenizer", "m.model", "</s>", 2),
+        ("GPT2BPETokenizer", "vocab.json", "<|endoftext|>", 0),
+    ):
+        (note,) = notes(kind, name, END)
+        assert f"eos_token is '{END}', but documents end with '{own}' (id {number})" in note
+        assert notes(kind, name, own) == notes(kind, name, "<nowhere>") == ()
+        assert notes(kind, name, END, eod=number) == ()  # it is stated

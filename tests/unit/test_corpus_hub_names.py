@@ -96,6 +96,10 @@ def test_a_folder_without_the_tokenizer_says_what_it_holds(tmp_path):
             load_tokenizer(kind, str(tmp_path))
 
     refused("HuggingFaceTokenizer", r"holds none of tokenizer.json; it holds nothing: give")
+    below = tmp_path / "snapshots" / "5f0b02c"  # as in the hub's cache
+    below.mkdir(parents=True)
+    (below / "tokenizer.json").write_text(tokenizer_json())
+    refused("HuggingFaceTokenizer", r"give the folder .*snapshots/5f0b02c$")
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / "tokenizer.json").write_text(tokenizer_json())
     refused("HuggingFaceTokenizer", r"give the folder .*part$")

@@ -125,6 +125,9 @@ def test_the_loss_mask_is_inspected_too(prefix, capsys):
     damage_index(Path(f"{prefix}_loss_mask.idx"), DOCUMENTS, [1])
     assert main(["inspect", prefix]) == 2
     assert "_loss_mask.idx: the first document index is 1" in capsys.readouterr().err
+    write_dataset(f"{prefix}_loss_mask", [[1, 1, 1], [1, 1, 1]], np.uint8)
+    assert main(["inspect", prefix]) == 2
+    assert "2 sequences of 6 entries for 3 of 6 tokens" in capsys.readouterr().err
 
 
 def test_vocabulary(prefix):

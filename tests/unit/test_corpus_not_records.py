@@ -24,6 +24,14 @@ from megatron_fastmix.errors import ConfigError, DataError
 RECORDS = [{"text": "abc"}, {"text": "d, e\u00e9f"}, {"text": "ghi"}]
 LINES = "".join(json.dumps(record) + "\n" for record in RECORDS)
 
+COLUMNS = json.dumps(
+    {
+        "id": {str(n): n for n in range(len(RECORDS))},
+        "text": {str(n): record["text"] for n, record in enumerate(RECORDS)},
+    }
+)
+"""As `pandas.DataFrame.to_json` writes them."""
+
 
 def refused(path: Path, data: bytes | str, input_format: str = "auto") -> str:
     path.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -66,6 +74,9 @@ def tar() -> bytes:
         (json.dumps({"version": 1, "data": RECORDS}, indent=1), "its records under 'data'"),
         (json.dumps({"version": 1, "data": RECORDS}), "its records under 'data'"),
         (json.dumps(dict(enumerate(RECORDS)), indent=1), "a record under each key"),
+        (json.dumps(dict(enumerate(RECORDS))), "a record under each key"),
+        (COLUMNS, "a column of a table under each key"),
+        (json.dumps(json.loads(COLUMNS), indent=1), "a column of a table under each key"),
         (tar(), "is a tar archive"),
         (bz2.compress(LINES.encode()), "is bzip2"),
         (lzma.compress(LINES.encode()), "is xz"),
@@ -95,6 +106,7 @@ TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho
         ({"text": "", "data": RECORDS}, {}, ""),
         ({"body": {"text": "abc"}, "data": RECORDS}, {"json_key": "body.text"}, "abc"),
         ({"data": ["abc"]}, {"json_key": "data"}, "abc"),
+        ({"lines": {"0": "abc", "1": "d"}, "text": "abc"}, {}, "abc"),
         ({"data": TURNS}, {"json_key": "data", "record_type": "messages"}, "user: Hi"),
         ({"messages": TURNS}, {"record_type": "messages"}, "user: Hi"),
         (
@@ -143,6 +155,12 @@ def test_tables_by_another_name(tmp_path: Path) -> None:
         assert "is Arrow" in command and "ipc.open_" in command
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_large_table_is_known_by_its_beginning(tmp_path: Path, indent: int | None) -> None:
+    data = json.dumps({"text": {str(n): "a" * 99 for n in range(12_000)}}, indent=indent)
+    assert "a column of a table" in refused(tmp_path / "a.json", data)
+
+
 @pytest.mark.parametrize("end", [".gz", ".zst"])
 def test_a_name_that_tells_another_packing(tmp_path: Path, end: str) -> None:
     other = gzip.compress(LINES.encode()) if end == ".zst" else b"\x28\xb5\x2f\xfd\0\0"
@@ -158,7 +176,8 @@ def test_names_that_no_input_format_reads(tmp_path: Path, name: str) -> None:
 
 
 def test_a_bad_line_among_records_stays_one(tmp_path: Path) -> None:
-    for bad in ("text,more", "<p>", "{'text': 1}", "\0" * 40, f"{LINES.splitlines()[0]},"):
+    first = LINES.splitlines()[0]
+    for bad in ("text,more", "<p>", "{'text': 1}", "\0" * 40, f"{first},", '{"a": {"0": 1'):
         (tmp_path / "a.jsonl").write_text(f"{bad}\n{LINES}")
         with pytest.raises(DataError, match=r"a.jsonl:1: (malformed|holds NUL)"):
             list(read_documents(tmp_path / "a.jsonl"))

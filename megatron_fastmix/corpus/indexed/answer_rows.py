@@ -74,7 +74,7 @@ def is_answer_only(prefix: str | Path) -> bool:
 
 def check_mask(prefix: str | Path) -> bool:
     """Whether the dataset is answer-only. Raises `DataError` where its loss mask is lost or cut
-    off, which would make text of its rows, or is of another type."""
+    off, which would make text of its rows, or is of another type or size."""
     mask = loss_mask_prefix(prefix)
     missing = [end for end in (".idx", ".bin") if not Path(f"{mask}{end}").exists()]
     if len(missing) == 2:
@@ -86,10 +86,16 @@ def check_mask(prefix: str | Path) -> bool:
             f"{mask}{missing[0]}: is missing, so that questions would be learned as answers are; "
             "copy the dataset whole (PREFIX and PREFIX_loss_mask), or preprocess it again"
         )
-    found = inspect_indexed_dataset(mask).dtype
-    if found != "uint8":
+    found, own = inspect_indexed_dataset(mask), inspect_indexed_dataset(prefix)
+    if found.dtype != "uint8":
         raise DataError(
-            f"{mask}: is of {found}, a loss mask of uint8; it is another dataset: preprocess "
+            f"{mask}: is of {found.dtype}, a loss mask of uint8; it is another dataset: preprocess "
+            f"{prefix} again"
+        )
+    if (found.sequences, found.tokens) != (own.sequences, own.tokens):
+        raise DataError(
+            f"{mask}: has {found.sequences:,} sequences of {found.tokens:,} entries for "
+            f"{own.sequences:,} of {own.tokens:,} tokens; it is of another dataset: preprocess "
             f"{prefix} again"
         )
     return True

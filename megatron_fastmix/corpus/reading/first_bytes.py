@@ -20,6 +20,7 @@ from megatron_fastmix.corpus.reading.not_records import (
     LINE_PER_ITEM,
     WHOLE_JSON,
     Form,
+    form_of_columns,
     form_of_lines,
     form_of_object,
     form_of_only_line,
@@ -76,6 +77,10 @@ def check_head(path: str, head: bytes, record_format: InputFormat) -> None:
             f"{path}: holds one JSON array, not a JSON object a line; convert it: "
             + _command(path, LINE_PER_ITEM.format(WHOLE_JSON), "lines")
         )
+    if not more or first.strip() == "{":
+        form = form_of_columns(text, is_cut=len(head) == HEAD_BYTES)
+        if form:
+            raise _wrong_form(path, form)
     if text.startswith("{") and more and not is_json(first):
         values = _values_over_lines(text, len(head) == HEAD_BYTES)
         form = form_of_object(_loaded(text)) if values == 1 else None

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import re
 from dataclasses import dataclass
 
 _LINES = 20
@@ -20,6 +21,11 @@ LINE_FEEDS = "tr '\\r' '\\n'"
 # These read a file that begins with a byte-order mark too; of bytes, `json` tells it by itself.
 WHOLE_JSON = 'json.load(open(0, "rb"))'
 LINE_PER_ITEM = "python3 -c 'import json; [print(json.dumps(r)) for r in {}]'"
+_LINE_PER_ROW = (
+    f"python3 -c 'import json; t = {WHOLE_JSON}; "
+    "[print(json.dumps(dict(zip(t, r)))) for r in zip(*[c.values() for c in t.values()])]'"
+)
+_FIRST_COLUMN = re.compile(r'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{\s*"0"\s*:')
 _TEXT = 'open(0, encoding="utf-8-sig")'
 _PYTHON_LINES = (
     "python3 -c 'import ast, json; [print(json.dumps(ast.literal_eval(s))) "
@@ -92,20 +98,34 @@ def form_of_object(value: object) -> Form | None:
     for key in _LISTS:
         if _is_list_of_objects(value.get(key)):
             return _with_list(key)
-    if len(value) > 1 and all(isinstance(row, dict) for row in value.values()):
-        return Form(
-            what="holds one JSON object over several lines, with a record under each key",
-            command=LINE_PER_ITEM.format(f"{WHOLE_JSON}.values()"),
-        )
-    return None
+    return _with_keys() if len(value) > 1 and _are_objects(value) else None
+
+
+def form_of_columns(text: str, *, is_cut: bool) -> Form | None:
+    """The form of a file that is one JSON object with a column under each key, as pandas writes a
+    table where it is told nothing else; `text` may be its beginning alone (`is_cut`)."""
+    if not _FIRST_COLUMN.match(text):
+        return None
+    value = _loaded(text)
+    if value is None and not is_cut:
+        return None
+    columns = value.values() if value else ()
+    if not all(isinstance(column, dict) and all(map(str.isdecimal, column)) for column in columns):
+        return None
+    return Form(
+        what="holds one JSON object with a column of a table under each key",
+        command=_LINE_PER_ROW,
+    )
 
 
 def form_of_only_line(value: object) -> Form | None:
     """The form of a file that is one JSON object on one line, where its parts are the records and
     it can be none itself, whatever keys are looked for: it has no text but in the objects of a
-    list, and these are no messages."""
+    list, and these are no messages, or under numbers."""
     if not isinstance(value, dict):
         return None
+    if value and _are_objects(value) and all(map(str.isdecimal, value)):
+        return _with_keys()
     keys = [key for key, part in value.items() if isinstance(part, str | dict | list)]
     if len(keys) != 1 or keys[0] not in _LISTS or not _is_list_of_objects(value[keys[0]]):
         return None
@@ -115,6 +135,17 @@ def form_of_only_line(value: object) -> Form | None:
 
 def _is_list_of_objects(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
+
+
+def _are_objects(value: dict[str, object]) -> bool:
+    return all(isinstance(part, dict) for part in value.values())
+
+
+def _with_keys() -> Form:
+    return Form(
+        what="holds one JSON object with a record under each key",
+        command=LINE_PER_ITEM.format(f"{WHOLE_JSON}.values()"),
+    )
 
 
 def _with_list(key: str) -> Form:

@@ -158,9 +158,26 @@ def _adds_space(content: str) -> bool | None:
     return None
 
 
+def other_end(path: Path, tokenizer: Tokenizer) -> list[str]:
+    """What users should be told where a file beside the one at `path` names another token of
+    `tokenizer`, which is that file alone, as the end token than ends documents."""
+    try:
+        named = special_tokens(path.parent).get("eos_token")
+    except DataError:  # in a file that nothing here is read from
+        return []
+    own = tokenizer.show(tokenizer.eod)
+    if named is None or named.text == own or not tokenizer.has_token(named.text):
+        return []
+    return [
+        f"{named.file}: eos_token is {named.text!r}, but documents end with {own!r} (id "
+        f"{tokenizer.eod}), the end token of {path.name}, as with Megatron; for the other give its "
+        "id as eod (--eod)"
+    ]
+
+
 def foreign_to_model(path: Path, tokenizer: Tokenizer) -> list[str]:
-    """What users should be told of tokens that the files beside a SentencePiece model at `path`
-    state, and that `tokenizer`, which is the model alone, does not have."""
+    """What users should be told of tokens that the files beside the one at `path` state, and that
+    `tokenizer`, which is that file alone, does not have."""
     try:
         stated = stated_tokens(path.parent)
     except DataError:  # in a file that nothing here is read from

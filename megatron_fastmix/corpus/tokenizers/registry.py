@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_fastmix.corpus.tokenizers.added_tokens import ADDED_FILE, foreign_to_model
+from megatron_fastmix.corpus.tokenizers.added_tokens import ADDED_FILE, foreign_to_model, other_end
 from megatron_fastmix.corpus.tokenizers.byte_tokenizer import ByteLevelTokenizer
 from megatron_fastmix.corpus.tokenizers.gpt2_tokenizer import GPT2BPETokenizer
 from megatron_fastmix.corpus.tokenizers.hub_names import local_file
@@ -99,10 +99,11 @@ def _hint(folder: Path) -> str:
         here = next((name for name in names if (folder / name).exists()), None)
         if here and tokenizer_type != TikTokenizer.tokenizer_type:
             return f"it holds {here}: use the type {tokenizer_type}, or copy the file"
-    for names in _FILES_OF_FOLDER.values():
-        below = next((file for name in names for file in sorted(folder.glob(f"*/{name}"))), None)
-        if below:
-            return f"give the folder {below.parent}"
+    for depth in ("*", "*/*"):  # two in a NeMo 2 checkpoint and in the hub's cache
+        for name in (name for names in _FILES_OF_FOLDER.values() for name in names):
+            below = next(iter(sorted(folder.glob(f"{depth}/{name}"))), None)
+            if below:
+                return f"give the folder {below.parent}"
     there = sorted(file.name for file in folder.iterdir())
     return f"it holds {listed(there, 5) or 'nothing'}: give the folder or the file of the tokenizer"
 
@@ -149,6 +150,7 @@ def load_tokenizer(
         tokenizer = NullTokenizer(vocab_size)
     elif tokenizer_type == GPT2BPETokenizer.tokenizer_type and vocab_file and merge_file:
         tokenizer = GPT2BPETokenizer(Path(vocab_file), Path(merge_file))
+        _compare(tokenizer, Path(vocab_file))
     elif not tokenizer_model:
         more = " or vocab_file and merge_file" * (tokenizer_type == GPT2BPETokenizer.tokenizer_type)
         raise ConfigError(f"tokenizer_model: {tokenizer_type} needs the path of its file{more}")
@@ -156,10 +158,11 @@ def load_tokenizer(
         path = tokenizer_file(tokenizer_type, tokenizer_model)
         if tokenizer_type in _SENTENCEPIECE:
             tokenizer = _SENTENCEPIECE[tokenizer_type](read_content(path), str(path))
-            tokenizer.encoding_notes = tuple(foreign_to_model(path, tokenizer))
+            _compare(tokenizer, path)
         elif tokenizer_type == GPT2BPETokenizer.tokenizer_type:
             merges = path.with_name(path.name.replace("vocab.json", "merges.txt"))
             tokenizer = GPT2BPETokenizer(path, merges)
+            _compare(tokenizer, path)
         elif tokenizer_type == TikTokenizer.tokenizer_type:
             tokenizer = TikTokenizer(
                 path,
@@ -175,6 +178,12 @@ def load_tokenizer(
     if tokenizer.eod == NO_TOKEN:
         raise DataError(tokenizer.missing_end)
     return tokenizer
+
+
+def _compare(tokenizer: Tokenizer, path: Path) -> None:
+    """Has the tokenizer, which is the file at `path` alone, tell what those beside it say else."""
+    tokenizer.encoding_notes = tuple(foreign_to_model(path, tokenizer))
+    tokenizer.notes = tuple(other_end(path, tokenizer))
 
 
 def _huggingface(path: Path) -> HuggingFaceTokenizer:

@@ -102,9 +102,10 @@ class Tokenizer(ABC):
     def with_end(self, eod: int) -> None:
         """Takes `eod` for the end token, as data has that was written otherwise than by this
         class; an id past the tokenizer's makes the vocabulary larger."""
+        self.notes = ()
         if eod == self.eod:
             return
-        self.eod, self.notes = eod, ()
+        self.eod = eod
         self.vocab_size = max(self.vocab_size, eod + 1)
         self.pad = NO_TOKEN if self.pad == eod else self.pad
         self.sha256 = hashlib.sha256(f"{self.sha256} eod={eod}".encode()).hexdigest()
