@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.datasets.gpt_dataset import GPTDataset
+
+from megatron_fastmix.batch.index_cache import GPTDataset
 
 
 def documents_of(tokens: torch.Tensor, eod: int) -> torch.Tensor:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 from megatron.core.datasets.utils import Split
 
 from megatron_fastmix import blend
 from megatron_fastmix.batch.answer_dataset import AnswerOnlyDataset, share_mean
 from megatron_fastmix.batch.document_resets import DocumentsApart, DocumentsApartGPTDataset
-from megatron_fastmix.batch.index_cache import index_cache
+from megatron_fastmix.batch.index_cache import GPTDataset, folder_aside, index_cache
 from megatron_fastmix.batch.index_progress import IndexProgress
 from megatron_fastmix.batch.open_files import is_lean
 from megatron_fastmix.batch.targets import ValidationTarget
@@ -117,11 +118,12 @@ def build_datasets(
     which is said how far their indexing is. Every rank must call.
     """
     prefixes = [prefix for blend in blends if blend for prefix in blend[0]]
+    folder = index_cache(cache_path, prefixes)
     config = GPTDatasetConfig(
         random_seed=seed,
         sequence_length=seq_length,
         blend_per_split=blends,
-        path_to_cache=str(index_cache(cache_path, prefixes)),
+        path_to_cache=str(folder),
         tokenizer=tokenizer,
         reset_position_ids=reset_position_ids,
         reset_attention_mask=reset_attention_mask,
@@ -150,7 +152,10 @@ def build_datasets(
 
     several = len(set(answers.values())) > 1
     dataset_class = OfItsKind if several else first
-    return BlendedMegatronDatasetBuilder(dataset_class, sizes, lambda: True, config).build()
+    try:
+        return BlendedMegatronDatasetBuilder(dataset_class, sizes, lambda: True, config).build()
+    finally:
+        shutil.rmtree(folder_aside(folder), ignore_errors=True)
 
 
 class LeanGPTDataset(GPTDataset):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-import time
+import multiprocessing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from megatron_fastmix.batch import index_cache
 from megatron_fastmix.batch.sources import build_datasets
 from megatron_fastmix.checkpoint.identity import fingerprint
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
@@ -64,8 +63,7 @@ def test_what_did_not_change_is_not_indexed_again(tmp_path: Path) -> None:
     assert len(before) == 3
 
 
-def test_damaged_indices_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_cache, "_UNCHANGED_SECONDS", 0.1)  # nobody writes them
+def test_damaged_indices_are_made_again(tmp_path: Path) -> None:
     prefix, cache = tmp_path / "source", tmp_path / "cache"
     write_dataset(prefix, synthetic_documents("forward", 40, 1), VOCABULARY)
     count = tokens_of(one_epoch(prefix, cache))
@@ -74,27 +72,38 @@ def test_damaged_indices_are_made_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert tokens_of(one_epoch(prefix, cache)) == count
 
 
-@pytest.mark.slow
-def test_an_index_that_another_run_is_writing_is_waited_for(tmp_path: Path) -> None:
-    prefix, cache = tmp_path / "source", tmp_path / "cache"
-    write_dataset(prefix, synthetic_documents("forward", 40, 1), VOCABULARY)
-    count = tokens_of(one_epoch(prefix, cache))
-    (path, *_) = sorted(cache.rglob("*.npy"))
-    whole = path.read_bytes()
-    path.write_bytes(b"")
+def build_together(prefix: Path, caches: Sequence[Path], start: Any, answers: Any) -> None:
+    """One of two runs that begin at once, again and again; answers how many samples it found, or
+    what went wrong."""
+    found: list[Any] = []
+    for cache in caches:
+        start.wait()
+        try:
+            found.append(len(one_epoch(prefix, cache)))
+        except (OSError, EOFError, ValueError) as error:
+            found.append(repr(error))
+    answers.put(found)
 
-    def write_slowly() -> None:
-        with path.open("wb") as file:  # the file that is there, as a writer has it open
-            for part in np.array_split(np.frombuffer(whole, np.uint8), 10):
-                file.write(part.tobytes())
-                file.flush()
-                time.sleep(0.2)
 
-    writer = threading.Thread(target=write_slowly)
-    writer.start()
-    assert tokens_of(one_epoch(prefix, cache)) == count
-    writer.join()
-    assert path.read_bytes() == whole
+def test_runs_that_begin_together_may_share_a_cache(tmp_path: Path) -> None:
+    prefix, caches = tmp_path / "source", [tmp_path / f"cache-{i}" for i in range(100)]
+    write_dataset(prefix, synthetic_documents("forward", 2000, 1), VOCABULARY)
+    samples = len(one_epoch(prefix, tmp_path / "alone"))
+    processes = multiprocessing.get_context("fork")
+    start, answers = processes.Barrier(2), processes.Queue()
+    runs = [
+        processes.Process(target=build_together, args=(prefix, caches, start, answers))
+        for _ in range(2)
+    ]
+    for run in runs:
+        run.start()
+    found = [answers.get(timeout=120) for _ in runs]
+    for run in runs:
+        run.join()
+    assert found == [[samples] * len(caches)] * 2
+    for cache in caches:
+        (folder,) = cache.iterdir()
+        assert len(list(folder.iterdir())) == 4  # and nothing aside
 
 
 def test_another_loss_mask_is_other_content(tmp_path: Path) -> None:
