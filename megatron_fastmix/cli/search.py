@@ -64,20 +64,37 @@ def run(args: argparse.Namespace) -> int:
     for name, mpi_name in _OPEN_MPI.items():
         if mpi_name in os.environ:
             os.environ.setdefault(name, os.environ[mpi_name])
+    is_rank = _is_rank()
     if args.from_run is not None:
         found = start_from(config, args.from_run)
         config = found.config
         if os.environ.get("RANK", "0") == "0":
             print(f"From {args.from_run}: {found.text}.", flush=True)
-    if "RANK" in os.environ and args.seeds > 1:
+    if is_rank and args.seeds > 1:
         raise ConfigError(
             f"--seeds: found {args.seeds} under a launcher, whose ranks run one search; start one "
             "with each --seed and --run-dir, or run the command without the launcher"
         )
-    if "RANK" in os.environ:
+    if is_rank:
         return run_worker(config, accept_changes=args.accept_changes)
     if args.seeds < 1:
         raise ConfigError(f"--seeds: found {args.seeds}; use 1 or more")
     if args.seeds > 1:
         return launch_seeds(config, args.seeds, args.num_ranks, accept_changes=args.accept_changes)
     return launch(config, args.num_ranks, accept_changes=args.accept_changes)
+
+
+def _is_rank() -> bool:
+    """Whether a launcher started this process. Operators of Kubernetes number the pods of a job by
+    RANK, too, without a LOCAL_RANK; the ranks of a single pod are started here. Raises
+    `ConfigError` in one of several."""
+    if "RANK" not in os.environ or "LOCAL_RANK" in os.environ:
+        return "RANK" in os.environ
+    pods = os.environ.get("WORLD_SIZE", "1")
+    if pods == "1":
+        return False
+    raise ConfigError(
+        f"LOCAL_RANK: is not set beside RANK {os.environ['RANK']} of WORLD_SIZE {pods}, as in the "
+        "pods of Kubernetes; start the ranks of each by torchrun (see "
+        "launch/search_multinode.sh), or set LOCAL_RANK=0 where each pod is one rank"
+    )

@@ -95,12 +95,20 @@ def _parse(line: str) -> Report | None:
 
 
 def _environment_lines() -> list[str]:
-    """NAME=VALUE lines of the `.deepspeed_env` that DeepSpeed's launcher will read."""
+    """NAME=VALUE lines of the `.deepspeed_env` that DeepSpeed's launcher will read. Raises
+    `ConfigError` for any other line: an empty one ends the launcher, and a comment with = in it
+    comments out all that it would run on the hosts, so that nothing starts and nobody says so."""
     name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
     lines = []
     for folder in (Path.home(), Path()):
         file = folder / name
         if file.is_file():
             text = read_text(file, "the variables for the ranks", error=ConfigError)
-            lines += [line for line in text.splitlines() if "=" in line]
+            for number, line in enumerate(text.splitlines(), 1):
+                if not re.match(r"\s*[A-Za-z_]\w*\s*=", line, re.ASCII):
+                    raise ConfigError(
+                        f"{file}:{number}: found {line!r}; DeepSpeed's launcher takes NAME=VALUE "
+                        "lines alone, no comments and no empty ones: remove the line"
+                    )
+                lines.append(line)
     return lines

@@ -106,9 +106,11 @@ def _check_interfaces() -> list[str]:
     problems = []
     for variable in _INTERFACE_VARIABLES:
         wanted = os.environ.get(variable, "")
-        # NCCL takes prefixes, and =NAME and ^NAME besides.
-        plain = [name for name in wanted.split(",") if name and name[0] not in "=^"]
-        if plain and not any(have.startswith(name) for name in plain for have in present):
+        if wanted.startswith("^"):  # of NCCL: all but those of the list
+            continue
+        # NCCL takes prefixes, or after = names.
+        named = [name for name in wanted.removeprefix("=").split(",") if name]
+        if named and not any(have.startswith(name) for name in named for have in present):
             problems.append(f"{variable} is {wanted}; it has {', '.join(present)}")
     return problems
 

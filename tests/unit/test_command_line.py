@@ -44,6 +44,18 @@ def test_a_good_configuration_gets_as_far_as_starting(search):
         search()
 
 
+def test_pods_of_kubernetes_are_no_ranks(search, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(AssertionError, match="a process was started"):
+        search()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, message = search()
+    assert code == 2
+    assert "LOCAL_RANK: is not set beside RANK 0 of WORLD_SIZE 2" in message
+
+
 def copied(corpora: Path, tmp_path: Path, name: str) -> Path:
     for suffix in (".bin", ".idx"):
         shutil.copy(corpora / f"{name}{suffix}", tmp_path / f"{name}{suffix}")

@@ -14,6 +14,8 @@ from deepspeed.launcher.runner import fetch_hostfile
 from megatron_fastmix.cli.main import main
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.start.accelerators import VISIBLE
+from megatron_fastmix.start.ask_hosts import ask_over_ssh
+from megatron_fastmix.start.host_report import _check_interfaces
 from megatron_fastmix.start.hostfile import read_hostfile
 
 LAUNCH = Path(__file__).parents[2] / "launch"
@@ -220,3 +222,35 @@ def test_flags_of_search_alone_say_what_to_do(
     assert main(["check-hosts", "--config", str(config_file), *flags]) == 2
     name = flags[0].split("=")[0]
     assert f"{name}: is no flag of the launch scripts; " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["", "# NCCL_DEBUG=INFO", "export A=1", "A"])
+def test_what_the_launcher_would_not_take_for_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PATH", str(tmp_path))  # no ssh
+    Path(".deepspeed_env").write_text(f"A=1\n{line}\nB=2\n")
+    with pytest.raises(ConfigError, match=rf"\.deepspeed_env:2: found '{line}'"):
+        ask_over_ssh(["true"], "token", hosts=["h1"])
+    Path(".deepspeed_env").write_text("A=1\nB = 2 3\n")
+    assert "cannot be asked" in ask_over_ssh(["true"], "token", hosts=["h1"])["h1"]["problems"][0]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fits"),
+    [
+        ("^lo,docker", True),  # all of the list are left out, not the first alone
+        ("lo", True),
+        ("=lo,ib9", True),
+        ("ib9,ib8", False),
+        ("=ib9", False),
+    ],
+)
+def test_interfaces_as_nccl_takes_them(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, fits: bool
+) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", wanted)
+    assert bool(_check_interfaces()) is not fits
