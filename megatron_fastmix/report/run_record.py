@@ -274,13 +274,14 @@ def _targets(start: dict[str, Any], outer: Sequence[dict[str, Any]]) -> list[str
 
 def _time_split(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Seconds by part: a line is written when its part is done, so it took since the last line.
+    An outer step whose probe is the training took longer, by what the inner step waited for it.
 
     Time between a checkpoint and the next line that is far beyond the usual is that of a run that
     stood still, and is left out.
     """
     spans: dict[str, list[float]] = {"inner": [], "outer": [], "checkpoint": []}
     after_stop: list[tuple[str, float]] = []
-    data = 0.0
+    data = begun = 0.0
     for before, line in itertools.pairwise(lines):
         if line["kind"] not in spans or not all(
             is_number(each.get("time")) for each in (before, line)
@@ -291,6 +292,8 @@ def _time_split(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
             after_stop.append((line["kind"], span))
         else:
             spans[line["kind"]].append(span)
+        if line["kind"] == "outer" and is_number(line.get("seconds")):
+            begun += max(0.0, line["seconds"] - span)
         waited = line.get("data_seconds")
         if line["kind"] == "inner" and is_number(waited):
             data += waited
@@ -299,6 +302,10 @@ def _time_split(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
         if span <= PAUSE_FACTOR * usual:
             spans[kind].append(span)
     totals = {kind: sum(found) for kind, found in spans.items() if found}
+    if "outer" in totals and "inner" in totals:
+        begun = min(begun, totals["inner"])
+        totals["outer"] += begun
+        totals["inner"] -= begun
     if data:
         totals["inner"] = max(0.0, totals["inner"] - data)
         totals["data"] = data

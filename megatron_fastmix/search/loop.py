@@ -157,7 +157,9 @@ class Search:
         lr = learning_rate(self.config.training, self.step)
         probe = None
         if self._probes_training and (self.step + 1) % self.config.mixture.inner_steps == 0:
+            began = time.monotonic()
             probe = self.outer_loop.begin(self.step)
+            report.outer_begun(time.monotonic() - began)
         weights = self.mixture.loss_weights
         self.tokens += self._tokens_of(self.step)
         sums, counts = inner_step(self.engine, self.batches, self.step, weights, probe)

@@ -65,7 +65,7 @@ class OuterResult:
     lr: float
     """Outer learning rate."""
     seconds: float
-    """Wall time on this rank."""
+    """Wall time of `step` on this rank."""
 
 
 class OuterLoop:

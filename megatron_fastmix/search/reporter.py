@@ -72,6 +72,7 @@ class Reporter:
             if line["kind"] == "outer":
                 self._take_up(line)
         self._last = time.monotonic()
+        self._outer_seconds = 0.0
         if sinks and step == 0:
             self._send(self._start(warnings))
         self._send(Opening(step=step, weights=self._by_source(mixture.weights)))
@@ -123,9 +124,15 @@ class Reporter:
                 "training.lr_warmup_iters",
             )
 
+    def outer_begun(self, seconds: float) -> None:
+        """`seconds` of an outer step were spent before the optimizer step that is its probe."""
+        self._outer_seconds = seconds
+        self._last += seconds  # the throughput is that of the inner steps
+
     def outer(self, step: int, result: OuterResult) -> None:
         """An outer step was taken after `step` optimizer steps."""
-        self._last += result.seconds  # the throughput is that of the inner steps
+        seconds, self._outer_seconds = self._outer_seconds + result.seconds, 0.0
+        self._last += result.seconds
         products, mixture = result.products, self.mixture
         each = result.target_products
         self._send(
@@ -150,7 +157,7 @@ class Reporter:
                 },
                 target_loss=self._by_target(result.target_losses),
                 target_weight=self._by_target(result.target_weights),
-                seconds=result.seconds,
+                seconds=seconds,
                 **self._of_groups(result),
             )
         )

@@ -353,6 +353,26 @@ def test_a_module_without_forward_mode(dtype: torch.dtype) -> None:
     check(Small(Opaque()).to(dtype), [rows_of_text(), answer_rows(packing=True)], TOLERANCE[dtype])
 
 
+class Hungry(Opaque):
+    """Takes more memory than there is in some dtypes."""
+
+    def __init__(self, *too_large: torch.dtype) -> None:
+        super().__init__()
+        self.too_large = too_large
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype in self.too_large and not torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x)
+
+
+def test_no_memory_for_a_difference_is_told_as_that() -> None:
+    torch.manual_seed(3)
+    check(Small(Hungry(torch.float64)), [rows_of_text()], 1e-2)  # goes on in fp32
+    with pytest.raises(torch.OutOfMemoryError):
+        check(Small(Hungry(torch.float32)).bfloat16(), [rows_of_text()], 1e-2)
+
+
 class Composite(torch.nn.Module):
     """Uses the weight of the layer inside it behind that layer's back."""
 

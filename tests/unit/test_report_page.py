@@ -348,6 +348,12 @@ def test_time_is_split_by_what_it_was_spent_on(write_run):
     found = read_run(run / "metrics.jsonl").seconds
     # 39 of 40 inner steps: the one after the standstill cannot be timed.
     assert found == pytest.approx({"inner": 78 - 20, "outer": 100, "checkpoint": 2, "data": 20})
+    for line in lines:
+        if line["kind"] == "outer":  # 1.5 s of the inner step before it were its own
+            line["seconds"] = 6.5
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read_run(run / "metrics.jsonl").seconds
+    assert found == pytest.approx({"inner": 28, "outer": 130, "checkpoint": 2, "data": 20})
 
 
 def test_a_report_replaces_only_a_report(tmp_path, write_run, capsys):

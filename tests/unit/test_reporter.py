@@ -1,5 +1,7 @@
 """What a search tells of its estimates: notes, and a process that resumes it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -84,3 +86,21 @@ def test_what_probes_lacked_is_counted_over_all_processes(tell):
     said = tell(2, [lacking])
     assert said.count("held no sample of") == 1
     assert "of 3 outer steps" in said
+
+
+def test_what_an_outer_step_did_before_its_probe_is_its_own_time(search_values, tmp_path):
+    config = load(search_values)
+    mixture = start_mixture(config, [1, 1, 1])
+    sinks = open_sinks(config, RunFolder(tmp_path), 0)
+    with Reporter(config, mixture, sinks, 0, tokens=0) as report:
+        for step in (1, 2):
+            report._last -= 8.0  # as long as the step took, all parts of it
+            report.outer_begun(5.0)
+            report.inner(step, 1.0, np.ones(3), 0.1, None, 10 * step)
+            mixture.update(np.zeros(3))
+            report._last -= 2.0
+            report.outer(step, dataclasses.replace(result([0.0, 0.0, 0.0]), seconds=2.0))
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["seconds"] for line in lines if line["kind"] == "outer"] == [7.0, 7.0]
+    rates = [line["tokens_per_second"] for line in lines if line["kind"] == "inner"]
+    assert rates == pytest.approx([10 / 3, 10 / 3], rel=0.1)
