@@ -226,7 +226,7 @@ def test_an_environment_with_its_own_torch_keeps_it(tmp_path: Path) -> None:
 
 
 FAKE_SRUN = """#!/usr/bin/env bash
-printf '%s\\n' "$*, $SRUN_CPUS_PER_TASK cores" >> "$LOG"
+printf '%s\\n' "$*, $SRUN_CPUS_PER_TASK cores, port $MASTER_PORT" >> "$LOG"
 case "$*" in *check-hosts*) echo run/config.yaml ;; esac
 """
 
@@ -256,13 +256,13 @@ def test_tasks_run_in_the_container_that_is_named(
         (tmp_path / name).chmod(0o755)
     log = tmp_path / "log"
     environment = (
-        os.environ
+        {name: value for name, value in os.environ.items() if name != "MASTER_PORT"}
         | variables
         | {
             "PATH": f"{tmp_path}:{os.environ['PATH']}",
             "LOG": str(log),
             "PYTHON": "python_inside",
-            "SLURM_JOB_ID": "1",
+            "SLURM_JOB_ID": "4910012",
             "SLURM_JOB_NODELIST": "node[1-2]",
             "SLURM_JOB_NUM_NODES": "2",
             "SLURM_NTASKS": "2",
@@ -276,4 +276,4 @@ def test_tasks_run_in_the_container_that_is_named(
         assert words in check
         assert words in search
     assert "python_inside -m megatron_fastmix.cli check-hosts --config my.yaml" in check
-    assert "search --config run/config.yaml, 8 cores" in search
+    assert "search --config run/config.yaml, 8 cores, port 20012" in search
