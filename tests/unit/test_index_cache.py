@@ -85,14 +85,16 @@ def build_together(prefix: Path, caches: Sequence[Path], start: Any, answers: An
     answers.put(found)
 
 
+@pytest.mark.slow
 def test_runs_that_begin_together_may_share_a_cache(tmp_path: Path) -> None:
     prefix, caches = tmp_path / "source", [tmp_path / f"cache-{i}" for i in range(100)]
     write_dataset(prefix, synthetic_documents("forward", 2000, 1), VOCABULARY)
     samples = len(one_epoch(prefix, tmp_path / "alone"))
-    processes = multiprocessing.get_context("fork")
+    # Tests before this one have threads in this process, which no fork survives.
+    processes = multiprocessing.get_context("spawn")
     start, answers = processes.Barrier(2), processes.Queue()
     runs = [
-        processes.Process(target=build_together, args=(prefix, caches, start, answers))
+        processes.Process(target=build_together, args=(prefix, caches, start, answers), daemon=True)
         for _ in range(2)
     ]
     for run in runs:
