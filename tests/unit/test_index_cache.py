@@ -90,7 +90,7 @@ def test_runs_that_begin_together_may_share_a_cache(tmp_path: Path) -> None:
     prefix, caches = tmp_path / "source", [tmp_path / f"cache-{i}" for i in range(100)]
     write_dataset(prefix, synthetic_documents("forward", 2000, 1), VOCABULARY)
     samples = len(one_epoch(prefix, tmp_path / "alone"))
-    # Tests before this one have threads in this process, which no fork survives.
+    # A fork would have the process group of a test before, and none of its threads.
     processes = multiprocessing.get_context("spawn")
     start, answers = processes.Barrier(2), processes.Queue()
     runs = [
