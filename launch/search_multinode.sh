@@ -13,7 +13,8 @@
 # Edit, or set in the environment:
 #   HOSTFILE     lines HOST slots=RANKS (default: launch/hostfile; see launch/hostfile.example)
 #   LAUNCHER     pdsh (default) or openmpi; either must be installed on the starting host
-#   MASTER_ADDR  address of the first host, as the others reach it (default: its name)
+#   MASTER_ADDR  address of the first host, as the others reach it (default: its name, or the host
+#                that an alias of ~/.ssh/config stands for)
 #   MASTER_PORT  a free port there (default: 29500)
 #   PYTHON       interpreter with the package (default: .venv/bin/python, as launch/install.sh makes)
 #   PDSH_SSH_ARGS_APPEND   further options of ssh, such as -i KEY -p PORT
@@ -54,7 +55,13 @@ done
 # The name alone: USER@ is for ssh, and no rank could resolve it; nor a carriage return from Windows.
 first_host=$(awk '{ sub(/#.*/, ""); gsub(/\r/, "") }
   NF { sub(/^.*@/, "", $1); print $1; exit }' "$hostfile")
-master_addr=${MASTER_ADDR:-$first_host}
+master_addr=${MASTER_ADDR:-}
+# No rank could resolve an alias of ~/.ssh/config: they are given the host that it stands for.
+if [ -z "$master_addr" ] && ! getent hosts "$first_host" > /dev/null; then
+  # shellcheck disable=SC2086  # options
+  master_addr=$(ssh -G ${PDSH_SSH_ARGS_APPEND:-} "$first_host" | awk '$1 == "hostname" { print $2 }') || true
+fi
+master_addr=${master_addr:-$first_host}
 master_addr=${master_addr##*@}
 # The launcher itself must notice when the link to a host is gone.
 export PDSH_SSH_ARGS_APPEND="-o ServerAliveInterval=15 -o ServerAliveCountMax=4 ${PDSH_SSH_ARGS_APPEND:-}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,15 @@ def test_hosts_as_deepspeed_reads_them(
     assert read_hostfile(file) == hosts == dict(fetch_hostfile(str(file)))
     assert launch(tmp_path, file) == first
     assert launch(tmp_path, file, MASTER_ADDR="me@10.1.1.1") == "10.1.1.1"
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="ssh is not installed")
+def test_an_alias_of_ssh_is_given_as_the_host_that_it_stands_for(tmp_path: Path) -> None:
+    (tmp_path / "ssh_config").write_text("Host worker-1\n  HostName 10.0.0.7\n  User me\n")
+    (tmp_path / "hostfile").write_text("worker-1 slots=8\nworker-2 slots=8\n")
+    options = f"-F {tmp_path}/ssh_config"
+    address = launch(tmp_path, tmp_path / "hostfile", PDSH_SSH_ARGS_APPEND=options)
+    assert address == "10.0.0.7"
 
 
 @pytest.mark.parametrize(
