@@ -28,7 +28,7 @@ if [ ${#select[@]} = 0 ]; then
   for other in .venv-*/bin/python; do
     [ -x "$other" ] && [ "$PWD/$other" != "$bin/python" ] || continue
     echo "with $("$other" -c 'import megatron.core as m; print("megatron-core", m.__version__)' 2> /dev/null):"
-    "$other" -m pytest -q tests/unit/test_blend*.py tests/unit/test_draw_order.py \
+    "$other" -m pytest -q tests/unit/test_{blend*,draw_order,export_megatron_arguments}.py \
       tests/unit/test_megatron_{options,resume,script,source_losses}.py tests/megatron_training
   done
 fi

@@ -191,8 +191,9 @@ def _write_phases(args: argparse.Namespace, mixture: LearnedMixture) -> int:
     given = Path(args.mixture)
     run = RunFolder(given if given.is_dir() else given.parent)
     output = args.output or str(run.path / "phases")
-    own = Path(output, "schedule.yaml")
-    if own.exists() and not Path(output, "megatron_phases.txt").exists():
+    names = (learned_phases.SCHEDULE, *learned_phases.BLENDS)
+    own = next((file for name in names if (file := Path(output, name)).exists()), None)
+    if own is not None and not Path(output, learned_phases.FLAGS).exists():
         raise ConfigError(
             f"--output: {own} is there, and no phases beside it that would tell that this command "
             "wrote it; choose another folder"
@@ -222,6 +223,10 @@ def _write_phases(args: argparse.Namespace, mixture: LearnedMixture) -> int:
     train_samples = args.train_samples
     if train_samples is None:
         train_samples = mixture.token_budget // mixture.seq_length
+        lost.append(
+            f"note: {train_samples:,} samples are the token budget in the search's samples of "
+            f"{mixture.seq_length} tokens; for another --seq-length give --train-samples"
+        )
     schedule = learned_phases.phase_schedule(
         main,
         anneal,

@@ -7,7 +7,7 @@ import sys
 
 from megatron_fastmix.blend.weight_schedule import read_schedule
 from megatron_fastmix.errors import DataError
-from megatron_fastmix.export.learned_phases import by_dataset, check_text, decimals_for
+from megatron_fastmix.export.learned_phases import by_dataset, check_text, decimals_for, left_out
 from megatron_fastmix.export.megatron_phases import NOTE, phases
 from megatron_fastmix.export.paths import where_it_trains
 from megatron_fastmix.result.mixture_file import read_mixture
@@ -45,14 +45,15 @@ def run(args: argparse.Namespace) -> int:
             f"{', '.join(sources)}"
         )
     datasets, paths = by_dataset(schedule, sources)
+    places = decimals_for(datasets, sources, args.decimals)
     text = phases(
         datasets,
         paths,
         global_batch_size=args.global_batch_size,
         train_samples=args.train_samples,
-        decimals=decimals_for(datasets, sources, args.decimals),
+        decimals=places,
     )
     sys.stdout.write(text)
-    for line in [*lost, f"note: {NOTE}"]:
+    for line in [*left_out(datasets, places), *lost, f"note: {NOTE}"]:
         print(line, file=sys.stderr)
     return 0

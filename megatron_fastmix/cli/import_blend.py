@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         shares = {entry.name: entry.share for entry in named}
         if args.config is None:
             shares = _of_loss_tokens(shares, {entry.name: entry.path for entry in named}, None)
-    open_paths = [path for path in shares if "${" in path]
+    open_paths = [path for path in shares if "$" in path]
     if open_paths:
         print(f"note: {open_paths[0]} names a variable; write its value instead", file=sys.stderr)
     section, key = SECTIONS[args.use]
@@ -149,9 +149,9 @@ def _in_order(
         owners = {entry: owner for entry, owner in owners.items() if owner in names}
     else:
         known = {path: source.name for source in sources for path in _paths(source)}
-        # However the blend spells them: ./web, or from the root.
-        by_place = {os.path.abspath(path): name for path, name in known.items()}
-        places = {path: os.path.abspath(path) for path in shares}
+        # However the blend spells them: ./web, from the root, or through a link.
+        by_place = {os.path.realpath(path): name for path, name in known.items()}
+        places = {path: os.path.realpath(path) for path in shares}
         owners = {path: by_place[place] for path, place in places.items() if place in by_place}
     strangers = [path for path in shares if path not in owners]
     if strangers:

@@ -20,25 +20,24 @@ def read_blend_weights(path: str | Path, mixture: LearnedMixture) -> dict[str, f
     """
     named = read_named_blend(path)
     if named is None:
-        shares = {os.path.abspath(prefix): share for prefix, share in read_blend(path).items()}
+        given = list(read_blend(path).items())
         owners = {
-            os.path.abspath(shard.path): source.name
+            os.path.realpath(shard.path): source.name
             for source in mixture.sources
             for shard in source.shards
         }
         what = "dataset"
     else:
+        given = [(entry.name, entry.share) for entry in named]
         owners = {source.name: source.name for source in mixture.sources}
-        shares = dict.fromkeys((source_of(entry.name, owners) for entry in named), 0.0)
-        for entry in named:
-            shares[source_of(entry.name, owners)] += entry.share
         what = "source"
     weights = dict.fromkeys(mixture.weights, 0.0)
-    for prefix, share in shares.items():
-        if prefix not in owners:
+    for entry, share in given:
+        key = os.path.realpath(entry) if named is None else source_of(entry, owners)
+        if key not in owners:
             raise DataError(
-                f"{path}: {prefix} is no {what} of the search, whose are {', '.join(owners)}; "
+                f"{path}: {key} is no {what} of the search, whose are {', '.join(owners)}; "
                 "write them the same way in both"
             )
-        weights[owners[prefix]] += share
+        weights[owners[key]] += share
     return mixture.weights_of("samples", weights)

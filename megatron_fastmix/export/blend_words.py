@@ -9,7 +9,12 @@ from typing import Any
 from megatron_fastmix.config.strict_yaml import parse_yaml
 from megatron_fastmix.corpus.indexed.answer_rows import is_answer_only
 from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.export.command_line import TRAIN_FLAGS, number, words_after_flag
+from megatron_fastmix.export.command_line import (
+    TRAIN_FLAGS,
+    number,
+    shell_words,
+    words_after_flag,
+)
 from megatron_fastmix.text_files import parse_json
 
 _FILE_FLAGS = ("--per-split-data-args-path", "--data-args-path")
@@ -28,7 +33,8 @@ _ASSIGNED = re.compile(
     r"\s*(?:[\w+.]*\.)?(paths|data_prefix|blend|blend_per_split)\s*=\s*([\[{].*[\]}]),?\s*",
     re.DOTALL,
 )
-"""NeMo 2's argument in Python, and the overrides of Hydra for NeMo 1 and Megatron-Bridge."""
+"""NeMo 2's argument in Python, and the overrides of Hydra for NeMo 1 and Megatron-Bridge, alone or
+as a word of a command."""
 
 
 def blend_words(text: str, where: str) -> list[Any]:
@@ -38,7 +44,7 @@ def blend_words(text: str, where: str) -> list[Any]:
     """
     if text.lstrip().startswith(("{", "[")) or where.endswith((".yaml", ".yml", ".json")):
         return structured_words(parse_structured(text, where), where)
-    if assigned := _ASSIGNED.fullmatch(text):
+    if assigned := _assigned(text, where):
         return structured_words({assigned[1]: _parse_yaml(assigned[2], where)}, where)
     if any(flag in text for flag in TRAIN_FLAGS):
         try:
@@ -61,6 +67,21 @@ def blend_words(text: str, where: str) -> list[Any]:
             f"{where}: is a command line without {' or '.join(TRAIN_FLAGS)}; give the blend alone"
         )
     return text.split()
+
+
+def _assigned(text: str, where: str) -> re.Match[str] | None:
+    """The match of `_ASSIGNED` with the whole text, or with a word of a command. Raises `DataError`
+    for several."""
+    whole = _ASSIGNED.fullmatch(text)
+    if whole or "=" not in text:
+        return whole
+    try:
+        found = [match for word in shell_words(text) if (match := _ASSIGNED.fullmatch(word))]
+    except ValueError:  # quotation marks that no shell wrote
+        return None
+    if len(found) > 1:
+        raise DataError(f"{where}: has several {found[1][1]}; give a file with the one to read")
+    return found[0] if found else None
 
 
 def structured_words(value: Any, where: str) -> list[Any]:

@@ -15,6 +15,11 @@ _NAMED = re.compile(r"^\w+\+?=")
 """What stands before the value in an assignment of a shell."""
 _OPERATORS = "();<>|&\n"
 """Characters that end a word of a shell."""
+_COMMENT = re.compile(
+    r"""('[^']*'|"(?:\\.|[^"\\])*"|\\.)|(?<![^\s;])#[^\n]*""",
+    re.DOTALL,
+)
+"""A comment of a shell, or quoted or escaped text (group 1), in which none begins."""
 
 
 def words_after_flag(text: str, where: str) -> list[str]:
@@ -24,7 +29,7 @@ def words_after_flag(text: str, where: str) -> list[str]:
     Raises `DataError`, which begins with `where`, without such a flag or with several, and
     `ValueError` for a quotation mark that is never closed.
     """
-    words, depth = _shell_words(text), 0
+    words, depth = shell_words(text), 0
     if sum(word.partition("=")[0] in TRAIN_FLAGS for word in words) > 1:
         raise DataError(
             f"{where}: has several {' or '.join(TRAIN_FLAGS)}; give a file with the one to read"
@@ -49,12 +54,15 @@ def words_after_flag(text: str, where: str) -> list[str]:
     raise DataError(f"{where}: expected {' or '.join(TRAIN_FLAGS)} WEIGHT PREFIX ...")
 
 
-def _shell_words(text: str) -> list[str]:
+def shell_words(text: str) -> list[str]:
     """The words of a shell script; operators, line ends among them, are words of their own. Raises
     `ValueError` for a quotation mark that is never closed."""
-    joined = text.replace("\r\n", "\n").replace("\\\n", " ")
+    # Comments first: a backslash at the end of one joins no line, and shlex takes the line's end
+    # with them, and a # within a word for one.
+    bare = _COMMENT.sub(lambda found: found[1] or "", text.replace("\r\n", "\n"))
+    joined = bare.replace("\\\n", " ")
     lexer = shlex.shlex(joined, posix=True, punctuation_chars=_OPERATORS)
-    lexer.whitespace, lexer.whitespace_split = " \t", True
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t", True, ""
     return list(lexer)
 
 

@@ -27,9 +27,10 @@ def read_blend(path: str | Path) -> dict[str, float]:
     The file holds what `--data-args-path` or `--per-split-data-args-path` (its `train`) reads, a
     command line with `--data-path` or `--train-data-path`, the list alone as JSON or YAML, a
     configuration of NeMo with `data_prefix` or `paths`, one of Megatron-Bridge with `blend` or
-    `blend_per_split`, or one of these keys with `=` before its list. Without weights the shares are
-    those of the datasets' tokens, as with Megatron, so that the datasets have to be there. Raises
-    `DataError` for anything else, and for weights that are not positive or prefixes that recur.
+    `blend_per_split`, or one of these keys with `=` before its list, alone or in a command. Without
+    weights the shares are those of the datasets' tokens, as with Megatron, so that the datasets
+    have to be there. Raises `DataError` for anything else, and for weights that are not positive or
+    prefixes that recur.
     """
     text = read_text(path, "the blend", fix="give a file that Megatron reads a blend from")
     return parse_blend(blend_words(text, str(path)), str(path))
@@ -122,13 +123,14 @@ def parse_blend(words: Sequence[object], where: str) -> dict[str, float]:
 def _by_size(words: Sequence[object], where: str) -> dict[str, float]:
     """Shares of the datasets' tokens: Megatron counts their samples, which are of one length."""
     tokens: dict[str, int] = {}
+    variable = next((word for word in words if isinstance(word, str) and "$" in word), None)
+    if variable is not None:
+        raise DataError(
+            f"{where}: holds {variable}, which a shell puts its value for; write that in its "
+            "place, as `echo` prints it, or leave it out where it is no part of the blend"
+        )
     for word in words:
         prefix = _prefix(word, where)
-        if "$" in prefix:
-            raise DataError(
-                f"{where}: holds {prefix}, which a shell puts its value for; write that in its "
-                "place, as `echo` prints it"
-            )
         try:
             found = inspect_indexed_dataset(prefix).tokens
         except DataError as error:

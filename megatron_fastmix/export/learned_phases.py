@@ -21,6 +21,10 @@ from megatron_fastmix.run.metrics import read_metrics
 from megatron_fastmix.storage import reason_of
 from megatron_fastmix.text_list import listed
 
+FLAGS, SCHEDULE = "megatron_phases.txt", "schedule.yaml"
+BLENDS = ("data_blend_phase1.json", "data_blend_phase2.json")
+"""What `write_phases` writes."""
+
 EVIDENCE = (
     "what is known of such phases: a search's weights move because its proxy learns and because "
     "its optimizer needs time to arrive, and a trajectory does not tell the two apart. In the two "
@@ -140,7 +144,7 @@ def decimals_for(
     """`decimals` (None: `default_decimals`), or more where a dataset of a source of several would
     round to 0."""
     of_several = [
-        weight
+        weight / math.fsum(change.weights.values())
         for change in datasets.changes
         for entry, weight in change.weights.items()
         if entry not in sources
@@ -148,6 +152,19 @@ def decimals_for(
     if decimals is None:
         decimals = default_decimals(len(sources))
     return places_for(of_several, decimals)
+
+
+def left_out(datasets: WeightSchedule, decimals: int) -> list[str]:
+    """A note for each phase that leaves out what rounds to 0 at `decimals`."""
+    found = []
+    for number, change in enumerate(datasets.changes, start=1):
+        rounded = written_weights(change.weights, decimals)
+        gone = [n for n, weight in change.weights.items() if weight > 0 and n not in rounded]
+        if gone:
+            found.append(
+                f"phase {number} leaves out what rounds to 0 at {decimals} decimals: {listed(gone)}"
+            )
+    return found
 
 
 def write_phases(
@@ -159,16 +176,15 @@ def write_phases(
     global_batch_size: int,
     decimals: int | None,
 ) -> tuple[list[Path], list[str]]:
-    """Writes the phases in three forms into `folder`. Returns the files, and a note for each phase
-    that leaves out sources, whose weight rounds to 0 at `decimals` (see `decimals_for`).
+    """Writes the phases in three forms into `folder`. Returns the files, and the notes of
+    `left_out` at `decimals` (see `decimals_for`).
 
-    `megatron_phases.txt` holds a line of flags for each start of Megatron-LM,
-    `data_blend_phase1.json` and `data_blend_phase2.json` Nemotron's `DataBlend`s, and
-    `schedule.yaml` what `--fastmix-schedule` reads. Raises `ConfigError` and `DataError`.
+    `FLAGS` holds a line of flags for each start of Megatron-LM, `BLENDS` are Nemotron's
+    `DataBlend`s, and `SCHEDULE` is what `--fastmix-schedule` reads. Raises `ConfigError` and
+    `DataError`.
     """
     datasets, paths = by_dataset(schedule, sources)
     places = decimals_for(datasets, sources, decimals)
-    left_out: list[str] = []
     text = phases(
         datasets,
         paths,
@@ -177,30 +193,25 @@ def write_phases(
         decimals=places,
     )
     folder = Path(folder)
-    written = {folder / "megatron_phases.txt": f"# {NOTE}\n{text}"}
-    for number, change in enumerate(datasets.changes, start=1):
+    written = {folder / FLAGS: f"# {NOTE}\n{text}"}
+    for name, change in zip(BLENDS, datasets.changes, strict=True):
         rounded = written_weights(change.weights, places)
         chosen = [
-            BlendEntry(name=name, path=paths[name], weight=weight, count=Fraction(0))
-            for name, weight in rounded.items()
+            BlendEntry(name=entry, path=paths[entry], weight=weight, count=Fraction(0))
+            for entry, weight in rounded.items()
         ]
-        gone = [n for n, weight in change.weights.items() if weight > 0 and n not in rounded]
-        if gone:
-            left_out.append(
-                f"phase {number} leaves out what rounds to 0 at {places} decimals: {listed(gone)}"
-            )
         blend = json.dumps({"datasets": entries(chosen)}, indent=2, ensure_ascii=False)
-        written[folder / f"data_blend_phase{number}.json"] = blend + "\n"
+        written[folder / name] = blend + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, content in written.items():
             write_atomically(path, content)
-        schedule.write(folder / "schedule.yaml")
+        schedule.write(folder / SCHEDULE)
     except OSError as error:
         raise ConfigError(
             f"--output: cannot write into {folder}: {reason_of(error)}; choose another folder"
         ) from None
-    return [*written, folder / "schedule.yaml"], left_out
+    return [*written, folder / SCHEDULE], left_out(datasets, places)
 
 
 def phase_notes(schedule: WeightSchedule, mixture: LearnedMixture, folder: str | Path) -> list[str]:
@@ -216,7 +227,7 @@ def phase_notes(schedule: WeightSchedule, mixture: LearnedMixture, folder: str |
     ]
     if distance <= spread:
         said.append("warning: the phases are not told apart by this search; use its one mixture")
-    file = shlex.quote(str(Path(folder) / "schedule.yaml"))
+    file = shlex.quote(str(Path(folder) / SCHEDULE))
     said.append(
         f"note: in one run: python -m megatron_fastmix.megatron ... --fastmix-schedule {file}"
     )

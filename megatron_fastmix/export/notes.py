@@ -32,6 +32,12 @@ def notes(mixture: LearnedMixture, blend: Blend) -> list[str]:
     warning = indistinct_from_uniform(mixture) if mixture.has_spread else None
     if warning:
         found.append(f"warning: {warning}")
+    if blend.unit == "samples" and mixture.answer_only:
+        found.append(
+            "note: of answer-only sources the weights count rows, for a tool that draws rows and "
+            "knows their answers, such as Megatron-LM with --sft; its pretraining draws samples of "
+            "--seq-length tokens and would learn the questions, too"
+        )
     if blend.dropped:
         found.append(f"dropped by --min-weight: {', '.join(blend.dropped)}")
     if blend.capped:

@@ -36,9 +36,13 @@ def map_path(path: str, path_map: Mapping[str, str]) -> str:
     absolute = os.path.abspath(path)
     for old in sorted(path_map, key=len, reverse=True):
         start = os.path.abspath(old)
-        if absolute == start or absolute.startswith(start.rstrip("/") + "/"):
+        if _begins(absolute, start):
             return path_map[old].rstrip("/") + absolute[len(start.rstrip("/")) :]
     return absolute
+
+
+def _begins(path: str, start: str) -> bool:
+    return path == start or path.startswith(start.rstrip("/") + "/")
 
 
 def not_here(mixture: LearnedMixture) -> str | None:
@@ -60,7 +64,15 @@ def where_it_trains(
             "here; run this command there"
         )
     if path_map:
-        return mapped(mixture, read_path_map(path_map)), []
+        olds = read_path_map(path_map)
+        named = [path for source in mixture.sources for path in source.prefixes]
+        named += [path for target in mixture.targets for path in target.prefixes]
+        paths = [os.path.abspath(p) for p in (*named, *_tokenizer_files(mixture).values())]
+        return mapped(mixture, olds), [
+            f"note: --path-map {old}={new}: no path begins with {old}"
+            for old, new in olds.items()
+            if not any(_begins(path, os.path.abspath(old)) for path in paths)
+        ]
     note = f"note: paths are relative to the folder that the search ran in, such as {lost}"
     return mixture, [note] if lost else []
 

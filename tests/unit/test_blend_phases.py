@@ -83,7 +83,8 @@ def test_what_megatron_cannot_run_is_refused(arguments, message):
         phases(schedule_of((0, (1, 1, 1)), (2560, (1, 1, 0))), PATHS, **values)
 
 
-def test_no_dataset_of_a_source_of_many_is_lost(make_mixture, tmp_path, capsys):
+@pytest.mark.parametrize("total", [1, 1_000_000])
+def test_no_dataset_of_a_source_of_many_is_lost(make_mixture, tmp_path, capsys, total):
     mixture = make_mixture({"prose": 0.1, "code": 0.9})
     shards = tuple(
         Shard(path=f"/data/prose/{n}", tokens=5, loss_tokens=5, rows=1) for n in range(3000)
@@ -91,11 +92,21 @@ def test_no_dataset_of_a_source_of_many_is_lost(make_mixture, tmp_path, capsys):
     sources = (dataclasses.replace(mixture.sources[0], shards=shards), mixture.sources[1])
     write_mixture(tmp_path / "mixture.json", dataclasses.replace(mixture, sources=sources))
     (tmp_path / "s.yaml").write_text(
-        "schedule:\n- at_sample: 0\n  weights: {prose: 0.1, code: 0.9}\n"
+        f"schedule:\n- at_sample: 0\n  weights: {{prose: {0.1 * total}, code: {0.9 * total}}}\n"
     )
     arguments = ["export-schedule", str(tmp_path / "s.yaml"), str(tmp_path)]
     assert cli.main([*arguments, "--global-batch-size=4", "--train-samples=40"]) == 0
     assert capsys.readouterr().out.count("/data/prose/") == 3000
+
+
+def test_a_source_that_rounds_to_nothing_is_said(make_mixture, tmp_path, capsys):
+    write_mixture(tmp_path / "mixture.json", make_mixture({"web": 0.5, "code": 0.5, "math": 0}))
+    schedule_of((0, (1, 1, 0)), (8, (0.99997, 0, 0.00003))).write(tmp_path / "s.yaml")
+    arguments = ["export-schedule", str(tmp_path / "s.yaml"), str(tmp_path)]
+    assert cli.main([*arguments, "--global-batch-size=4", "--train-samples=40"]) == 0
+    said = capsys.readouterr().err
+    assert "phase 2 leaves out what rounds to 0 at 4 decimals: math\n" in said
+    assert "phase 1" not in said
 
 
 def test_the_command_reads_a_schedule_and_the_paths_of_a_run(make_mixture, tmp_path, capsys):

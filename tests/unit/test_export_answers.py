@@ -12,6 +12,7 @@ from megatron_fastmix.errors import DataError
 from megatron_fastmix.export.adjustment import Adjustment
 from megatron_fastmix.export.blend import make_blend
 from megatron_fastmix.export.blend_weights import read_blend_weights
+from megatron_fastmix.export.notes import notes
 from megatron_fastmix.export.paths import mapped
 from megatron_fastmix.export.registry import FORMATS
 from megatron_fastmix.result.learned_mixture import OptimalityResult
@@ -67,6 +68,14 @@ def test_drawing_rows_as_exported_gives_the_learned_token_shares(mixture, form):
     found = drawn_token_shares(mixture, shares)
     for source in mixture.sources:
         assert found[source.name] == pytest.approx(source.weight, abs=0.01)
+
+
+def test_what_megatrons_pretraining_would_make_of_rows_is_said(mixture, make_mixture):
+    said = notes(mixture, make_blend(mixture, "samples"))
+    assert any("with --sft; its pretraining draws samples of --seq-length" in n for n in said)
+    assert not any("--sft" in n for n in notes(mixture, make_blend(mixture, "rows")))
+    text = make_mixture({"a": 0.9, "b": 0.1})
+    assert not any("--sft" in n for n in notes(text, make_blend(text, "samples")))
 
 
 def test_epochs_and_caps_are_those_of_answer_tokens(mixture):

@@ -156,17 +156,18 @@ def test_three_forms_of_the_phases_say_the_same(run_folder, capsys):
         assert found[0].share == pytest.approx(float(blend[0]))
 
 
-def test_phases_replace_no_schedule_but_their_own(run_folder, capsys):
+@pytest.mark.parametrize("name", ["schedule.yaml", "data_blend_phase2.json"])
+def test_phases_replace_none_but_their_own(run_folder, name, capsys):
     folder, _ = run_folder
     out = folder / "out"
     out.mkdir()
-    (out / "schedule.yaml").write_text("by hand")
+    (out / name).write_text("by hand")
     call = ["export", str(folder), "--phases", "0.75", "--output", str(out)]
     call += ["--global-batch-size", "64", "--train-samples", "6400"]
     assert main(call) == 2
-    assert f"--output: {out}/schedule.yaml is there" in capsys.readouterr().err
-    assert (out / "schedule.yaml").read_text() == "by hand"
-    (out / "schedule.yaml").unlink()
+    assert f"--output: {out}/{name} is there" in capsys.readouterr().err
+    assert (out / name).read_text() == "by hand"
+    (out / name).unlink()
     assert main(call) == main(call) == 0
 
 
@@ -183,6 +184,9 @@ def test_the_anneal_may_be_a_search_of_its_own(run_folder, make_mixture, capsys)
     assert dict(second.weights) == {"a": 0.0, "b": 0.4, "c": 0.6}
     # The default length is the token budget: 10,000 tokens of 32.
     assert second.at_sample == 160
+    assert "312 samples are the token budget in the search's samples of 32 tokens" in (
+        capsys.readouterr().err
+    )
     blend = json.loads((out / "data_blend_phase1.json").read_text())["datasets"]
     assert [entry["name"] for entry in blend] == ["a", "b"]
     write_mixture(later, make_mixture({"b": 0.4, "c": 0.6}, folder="/elsewhere"))
@@ -199,8 +203,11 @@ def test_the_anneal_may_be_a_search_of_its_own(run_folder, make_mixture, capsys)
 def test_paths_of_phases_are_the_training_machines(run_folder, make_mixture, capsys):
     folder, _ = run_folder
     call = ["export", str(folder), "--phases", "0.5", "--global-batch-size", "8"]
-    assert main([*call, "--path-map", "/data=/lustre/d"]) == 0
-    assert "relative" not in capsys.readouterr().err
+    assert main([*call, "--path-map", "/data=/lustre/d", "--path-map", "/dat=/x"]) == 0
+    said = capsys.readouterr().err
+    assert "relative" not in said
+    assert "note: --path-map /dat=/x: no path begins with /dat\n" in said
+    assert said.count("--path-map") == 1
     for file in ("megatron_phases.txt", "data_blend_phase1.json", "data_blend_phase2.json"):
         text = (folder / "phases" / file).read_text()
         assert "/lustre/d/a" in text

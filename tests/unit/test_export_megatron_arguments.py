@@ -29,7 +29,7 @@ def test_megatrons_argument_parser_reads_every_form(tmp_path, make_mixture, fold
     assert parse(FORMATS["megatron-cli"].render(blend)) == (expected, None)
     file = tmp_path / "blend"
     file.write_text(FORMATS["megatron-per-split"].render(blend))
-    valid = ([f"{folder}/target"], [1.0])
+    valid = ([f"{folder}/target"], None)
     assert parse(f"--per-split-data-args-path {file}") == (None, [expected, valid, None])
     if folder == "/data":
         file.write_text(FORMATS["megatron-data-args"].render(blend))
