@@ -28,6 +28,7 @@ _LARGEST = 2**63
 """No number of a configuration is as large; beyond it arithmetic on them would fail."""
 _MOST_VALUES = 1_000_000
 """What anchors may multiply a file to."""
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,12 +46,13 @@ class _Loader(yaml.SafeLoader):
             )
         return self.construct_yaml_int(node) if integer else self.construct_yaml_float(node)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """As it is written: a merge by `<<`, whose keys may be overridden, comes later."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         lines: dict[Any, int] = {}
-        # Before `<<` is merged in, whose keys may be overridden.
-        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        for key_node, _ in node.value:
             line = key_node.start_mark.line + 1
-            merge = key_node.tag == "tag:yaml.org,2002:merge"
+            merge = key_node.tag == _MERGE
             key = "<<" if merge else self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 continue  # refused below
@@ -59,7 +61,21 @@ class _Loader(yaml.SafeLoader):
                     f"the key {key!r} is on line {lines[key]} and again on line {line}"
                 )
             lines[key] = line
-        return super().construct_mapping(node, deep=deep)
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Puts in what `<<` merges: of a list of mappings the first that has a key counts, and the
+        own keys before all. PyYAML 6.0.4 lets the last of the list count."""
+        merge = next((value for key, value in node.value if key.tag == _MERGE), None)
+        parts = merge.value if isinstance(merge, yaml.SequenceNode) else [merge]
+        if all(isinstance(part, yaml.MappingNode) for part in parts):
+            own = [pair for pair in node.value if pair[0].tag != _MERGE]
+            merged = []
+            for part in reversed(parts):
+                self.flatten_mapping(part)
+                merged += part.value
+            node.value = merged + own  # of equal keys the last counts
+        super().flatten_mapping(node)  # refuses to merge anything else
 
 
 for _kind in ("int", "float"):

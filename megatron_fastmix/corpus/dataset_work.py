@@ -309,6 +309,8 @@ class DatasetWork:
             named = self.dataset.input_format
             if any("parquet" in (named, file_format(each.path)) for each in self.inputs):
                 dataset["encoding"] += ", without the nulls of Parquet's structs"
+            if any("." in key for key in self.encoder.parser.keys):
+                dataset["encoding"] += ", with what is beside nested keys"
         content = {
             "dataset": dataset,
             "append_eod": self.append_eod,

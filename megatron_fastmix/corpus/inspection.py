@@ -84,9 +84,10 @@ def sample_texts(
         at = max(0, first - tokens // 2) if first >= tokens - 8 else 0
         part = slice(row.start + at, min(row.start + at + tokens, row.stop))
         found = ids[part].tolist()
-        if found and max(found) >= tokenizer.vocab_size:
+        wrong = next((token for token in found if not 0 <= token < tokenizer.vocab_size), None)
+        if wrong is not None:
             raise DataError(
-                f"{prefix}: holds the id {max(found)}, the tokenizer has {tokenizer.vocab_size}; "
+                f"{prefix}: holds the id {wrong}, the tokenizer has {tokenizer.vocab_size}; "
                 "name the tokenizer that wrote the dataset"
             )
         flags = mask[part].tolist() if mask is not None else [0] * len(found)

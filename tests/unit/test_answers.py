@@ -39,6 +39,13 @@ def test_rows_count_the_labels_of_answers_within_the_sequence_length(tmp_path):
     assert counts.cut_share == 0.5
 
 
+def test_an_empty_row_has_nothing_to_learn(tmp_path):
+    write_rows(tmp_path / "rows", [([], []), ([1], [2]), ([], [])], 300)
+    rows = read_answer_rows(tmp_path / "rows", seq_length=4)
+    assert rows.answer_tokens.tolist() == rows.whole.tolist() == rows.tokens.tolist() == [0, 1, 0]
+    assert rows.kept.tolist() == [1]
+
+
 def test_rows_without_an_answer_in_reach_are_refused(tmp_path):
     write_rows(tmp_path / "rows", [([1] * 9, [7])] * 3, 300)
     with pytest.raises(DataError, match="no row has an answer within 4 tokens"):

@@ -66,6 +66,20 @@ def test_parts_are_joined_without_a_template():
     assert learned(document) == ["Or two"]
 
 
+@pytest.mark.parametrize("source", [TAKES_PARTS, TAKES_TEXT, ADDS_TEXT, TRIMS])
+def test_no_part_is_no_text(source):
+    turns = [{"role": "system", "content": []}, *RECORD["messages"]]
+    document = parse({"messages": turns}, source)
+    assert "".join(document.parts) == "<system></s><user>It's one</s><assistant>Or two</s>"
+
+
+def test_a_call_may_have_no_part():
+    source = TAKES_TEXT.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls }}")
+    call = {"role": "assistant", "content": [], "tool_calls": [{"name": "clock"}]}
+    document = parse({"messages": [RECORD["messages"][0], call]}, source)
+    assert learned(document) == ["[{'name': 'clock'}]</s>"]
+
+
 def test_a_part_that_the_template_drops_is_told():
     with pytest.raises(ValueError, match=r"leaves out the content of message 1 \(user\)"):
         parse(RECORD, FIRST_PART)

@@ -82,6 +82,19 @@ def test_what_has_no_place_is_refused(changes, source, reason):
         parse({"messages": [USER, ANSWER], **changes}, source)
 
 
+@pytest.mark.parametrize("outer", [{"id": 7}, {"tools": None, "system": ""}])
+def test_what_stands_beside_nested_messages_counts(outer):
+    inner = {"messages": [USER, ANSWER], "tools": [TOOL], "system": "Be kind."}
+    document = parse(outer | {"request": inner}, json_key="request.messages")
+    assert document == parse(inner)
+    assert "".join(document.parts).startswith('<tools>{"type"')
+    with pytest.raises(ValueError, match="'tools', which needs a chat template"):
+        parse({"request": inner}, None, json_key="request.messages")
+    pair = {"q": "x", "a": "y", "images": ["a.png"]}
+    with pytest.raises(ValueError, match="the record has 'images'"):
+        parse({"body": pair}, None, "question_answer", json_keys=("body.q", "body.a"))
+
+
 USER_AND_ASSISTANT = (
     "{% for m in messages %}{% if m.role in ['user', 'assistant'] %}{{ m.role }}:{{ m.content }}\n"
     "{% endif %}{% endfor %}"

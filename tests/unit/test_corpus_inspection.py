@@ -67,6 +67,9 @@ def test_samples_of_another_tokenizer_are_refused(tmp_path):
     write_dataset(tmp_path / "data", [[1, 299]], 300)
     with pytest.raises(DataError, match="holds the id 299, the tokenizer has 258"):
         sample_texts(tmp_path / "data", load_tokenizer("ByteLevelTokenizer"), 1)
+    write_dataset(tmp_path / "data", [[1, -2]], 1 << 17)
+    with pytest.raises(DataError, match="holds the id -2, the tokenizer has 258"):
+        sample_texts(tmp_path / "data", load_tokenizer("ByteLevelTokenizer"), 1)
 
 
 def test_a_contaminated_target_shows_on_the_command_line(tmp_path, capsys):

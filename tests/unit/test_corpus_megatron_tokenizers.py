@@ -51,6 +51,14 @@ def test_gpt2_ids_are_those_of_transformers(gpt2):
     assert pickle.loads(pickle.dumps(folder)).encode(TEXT) == tokenizer.encode(TEXT)
 
 
+def test_gpt2_merges_may_have_ends_of_lines_of_windows(gpt2, tmp_path):
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_text((gpt2 / name).read_text(), newline="\r\n")
+    assert b"\r\n" in (tmp_path / "merges.txt").read_bytes()
+    found, expected = (load_tokenizer("GPT2BPETokenizer", str(at)) for at in (tmp_path, gpt2))
+    assert (found.encode(TEXT), found.sha256) == (expected.encode(TEXT), expected.sha256)
+
+
 def test_damaged_gpt2_files_are_refused(gpt2, tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b c\n")
     (tmp_path / "vocab.json").write_text((gpt2 / "vocab.json").read_text())

@@ -57,6 +57,31 @@ def test_a_prompt_that_is_there_unasked_is_refused(turns, header):
     assert learned(parse({"messages": turns}, asking)) == ["Hello<|end|>"] * answers
 
 
+HALF = (
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}<|say|>{% endif %}"
+    "{{ m.content }}<|end|>{% endfor %}<|assistant|>"
+    "{% if add_generation_prompt %}<|say|>{% endif %}"
+)
+"""As Cohere's Command A."""
+LAST_ENDS = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+    "{% if m.role == 'user' or loop.last %}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_half_a_prompt_that_is_there_unasked_is_refused():
+    for turns in ([USER, ANSWER], [USER, ANSWER] * 2):
+        with pytest.raises(ValueError, match="ends each conversation with the prompt for another"):
+            parse({"messages": turns}, HALF)
+    asking = HALF.replace("<|assistant|>{% if add_", "{% if add_").replace(
+        "prompt %}<|say|>", "prompt %}<|assistant|><|say|>"
+    )
+    assert learned(parse({"messages": [USER, ANSWER] * 2}, asking)) == ["Hello<|end|>"] * 2
+    # What only the last answer ends with is none, though the user's turns before a prompt have it.
+    assert learned(parse({"messages": [USER, ANSWER] * 2}, LAST_ENDS)) == ["Hello", "Hello<|end|>"]
+
+
 @pytest.mark.parametrize(
     ("source", "answer"),
     [

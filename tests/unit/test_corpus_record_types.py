@@ -11,6 +11,11 @@ from megatron_fastmix.corpus.preprocess_config import DatasetConfig
 from megatron_fastmix.errors import ConfigError
 from tests.unit.test_corpus_answer_only import learned
 
+NEMO = {
+    "system": "Be kind.",
+    "mask": "User",
+    "conversations": [{"from": "User", "value": "Hi"}, {"from": "Assistant", "value": "Ho"}],
+}
 TEMPLATE = ChatTemplate(
     source="{% for t in tools or [] %}[{{ t.name }}]{% endfor %}"
     "{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}"
@@ -118,6 +123,13 @@ def test_tools_of_a_pair_are_not_left_out_in_silence(record, record_type, key):
             "user: Hi\nassistant: Ho",
             ["Ho"],
         ),
+        (
+            NEMO,
+            "sharegpt",
+            None,
+            "system: Be kind.\nuser: Hi\nassistant: Ho",
+            ["Ho"],
+        ),
     ],
 )
 def test_what_a_record_becomes(record, record_type, template, text, answers):
@@ -223,6 +235,7 @@ def test_a_key_that_the_record_type_names_is_no_system_turn():
         ({"instruction": "x", "input": "", "output": " "}, "alpaca", "'output' is empty"),
         ({"instruction": "x", "input": ""}, "alpaca", "no key 'output'"),
         (ALPACA | {"history": ["x"]}, "alpaca", "history must be"),
+        (NEMO | {"mask": "System,Assistant"}, "sharegpt", "mask is 'System,Assistant', but the as"),
         (SHAREGPT, "sharegpt", "which needs a chat template"),
         ({"messages": "Hi"}, "messages", "'messages' is text, but no JSON"),
         ({"messages": ""}, "messages", "must be a list"),

@@ -43,6 +43,8 @@ def test_a_key_that_stands_twice_is_named_with_both_lines(
         ("'a': 1\n\"a\": 2", "'a' is on line 1 and again on line 2"),
         ("x: &x {a: 1}\ny:\n  <<: *x\n  b: 1\n  b: 2", "'b' is on line 4 and again on line 5"),
         ("x: [1, {k: 1,\n  k: 2}]", "'k' is on line 1 and again on line 2"),
+        ("x:\n  <<: {a: 1,\n    a: 2}", "'a' is on line 2 and again on line 3"),
+        ("x: {<<: [{a: 1}, {b: 1, b: 2}]}", "'b' is on line 1 and again on line 1"),
         ("1: a\n0x1: b", "1 is on line 1 and again on line 2"),
         ("a: 2026-13-45", "not valid YAML"),
         (f"a: {'9' * 5000}", "not valid YAML"),

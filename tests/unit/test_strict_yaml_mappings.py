@@ -64,6 +64,20 @@ def test_a_merged_key_may_be_overridden():
     assert strict_yaml.parse_yaml(text, "")["c"] == {"x": 3, "y": 1}
 
 
+def test_of_a_list_of_merged_mappings_the_first_counts():
+    text = "a: &a {lr: 1, n: 1}\nb: &b {lr: 2, m: 2}\nc: {lr: 3}\nd: {<<: [*a, *b], m: 4}\n"
+    assert strict_yaml.parse_yaml(text, "")["d"] == {"lr": 1, "n": 1, "m": 4}
+    with pytest.raises(ConfigError, match="expected a mapping for merging"):
+        strict_yaml.parse_yaml("a: {<<: [3]}", "here")
+
+
+def test_what_overrides_a_merge_may_be_merged_in_itself():
+    deep = "a: &a {x: 1}\nb: {c: {d: &d {<<: *a, x: 2}}}\ne: {<<: *d, y: 3}\n"
+    found = strict_yaml.parse_yaml(deep, "")
+    assert found["b"]["c"]["d"] == {"x": 2}
+    assert found["e"] == {"x": 2, "y": 3}
+
+
 def test_a_byte_order_mark_inside_is_named():
     assert strict_yaml.parse_yaml("a: x\ufeffy\n", "here") == {"a": "x\ufeffy"}
     with pytest.raises(ConfigError, match="here: line 3 begins with a byte-order mark"):

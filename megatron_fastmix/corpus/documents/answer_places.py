@@ -11,9 +11,9 @@ _WORD = "\ufdd4answer\ufdd5"
 _PROMPT_ENDS = (16, 8, 4)
 """Characters by which the end of a prompt is known again, the more the surer."""
 
-_LIKE = 4
-"""Characters by which the prompt and the answered prompt must end alike before it is asked whether
-each text ends with a prompt."""
+_LIKE, _WITHIN, _NEAR = 4, 16, 64
+"""Characters by which the prompt and the answered prompt must end alike, or the end of the latter
+be near that of the former, before it is asked whether each text ends with a prompt."""
 
 
 class Render(Protocol):
@@ -63,7 +63,8 @@ def _added(
         return None
     if not answered.startswith(asked):
         return None
-    if asked[-_LIKE:] == answered[-_LIKE:] and _always_asks(render, messages[:number]):
+    alike = asked[-_LIKE:] == answered[-_LIKE:] or answered[-_WITHIN:] in asked[-_NEAR:]
+    if alike and _always_asks(render, messages[:number]):
         raise ValueError(
             "the chat template ends each conversation with the prompt for another answer, whether "
             "asked for it or not, so that the ends of answers cannot be told apart; put "
@@ -74,17 +75,23 @@ def _added(
 
 def _always_asks(render: Render, messages: Sequence[dict[str, Any]]) -> bool:
     """Whether the template ends an answered conversation with what is not there once it goes on,
-    and takes no notice of `add_generation_prompt`."""
+    and takes no notice of `add_generation_prompt`, or adds by it what makes a prompt of that end,
+    as Cohere's do. A user's turn then has that end too."""
     answered = [*messages, {"role": "assistant", "content": _WORD}]
+    more = [{"role": "user", "content": "x"}]
     try:
-        text = render(answered)
-        if text != render(answered, ask=True):
+        text, asked = render(answered), render(answered, ask=True)
+        before, _, end = text.rpartition(_WORD)
+        longer = render([*answered, *more]).rpartition(_WORD)[2]
+        prompt = end[_common_length(end, longer) :]
+        if text == asked or not prompt.strip():
+            return bool(prompt.strip())
+        added = asked[len(text) :] if asked.startswith(text) else _WORD
+        if not before.endswith(prompt + added):
             return False
-        longer = render([*answered, {"role": "user", "content": "x"}])
+        return not render([*messages, *more]).startswith(render(messages).rstrip())
     except ValueError:
         return False
-    end = text.rpartition(_WORD)[2].rstrip()
-    return not longer.rpartition(_WORD)[2].startswith(end)
 
 
 def _exchanged(

@@ -181,7 +181,7 @@ def _turn(message: Any, number: int, template: ChatTemplate | None) -> dict[str,
             raise ValueError(f"message {number} has no key 'content'; it has: {keys}")
     elif isinstance(content, list):
         check_parts(content, number)
-        if template is None:
+        if template is None or not content:  # which a template may print as `[]`
             turn["content"] = joined(content)
     elif not isinstance(content, str):
         kind = type(content).__name__

@@ -37,7 +37,7 @@ _SPEAKERS = {
     "observation": "tool",
     "function_response": "tool",
 }
-"""ShareGPT's `from`, by role."""
+"""The role by ShareGPT's `from` in lower case: NeMo writes User and Assistant."""
 
 Turns = list[dict[str, Any]]
 Find = Callable[[str], Any]
@@ -113,8 +113,15 @@ def needs_turns(record_type: str, record: Mapping[str, Any], system: str | None)
     return system is not None or (record_type == "alpaca" and bool(record.get("history")))
 
 
-def sharegpt_turns(conversations: Any) -> Turns:
-    """Messages of ShareGPT's `[{from, value}, ...]`. Raises `ValueError`."""
+def sharegpt_turns(conversations: Any, mask: Any = None) -> Turns:
+    """Messages of ShareGPT's `[{from, value}, ...]`; `mask` is what NeMo's records name so, the
+    speakers that are not learned. Raises `ValueError`, also where that is the assistant."""
+    masked = mask.split(",") if isinstance(mask, str) else []
+    if any(_role(name.strip()) == "assistant" for name in masked):
+        raise ValueError(
+            f"the record's mask is {mask!r}, but the assistant is what is learned; "
+            "remove the record"
+        )
     if not isinstance(conversations, list) or not conversations:
         raise ValueError("conversations must be a list of {from, value}, and not empty")
     turns: Turns = []
@@ -127,18 +134,22 @@ def sharegpt_turns(conversations: Any) -> Turns:
                 continue
             keys = ", ".join(map(str, said))
             raise ValueError(f"message {number} has no key 'from' and 'value'; it has: {keys}")
-        role = _SPEAKERS.get(said["from"]) if isinstance(said["from"], str) else None
+        role = _role(said["from"])
         if role is None:
             raise ValueError(
                 f"message {number} is from {said['from']!r}; known are "
                 f"{', '.join(sorted(_SPEAKERS))}"
             )
         rest = {k: v for k, v in said.items() if k not in {"from", "value"}}
-        if said["from"] == "function_call":
+        if said["from"].lower() == "function_call":
             turns.append(rest | {"role": role, "tool_calls": _calls(said["value"], number)})
         else:
             turns.append(rest | {"role": role, "content": check_text(said["value"], "value")})
     return turns
+
+
+def _role(speaker: Any) -> str | None:
+    return _SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None
 
 
 def _calls(value: Any, number: int) -> list[dict[str, Any]]:

@@ -35,6 +35,13 @@ from megatron_fastmix.text_files import RepeatedKeyError, unique_keys
 
 __all__ = ["Document", "RecordParser", "RecordType", "read_documents"]
 
+_OF_CONVERSATION = (
+    *RECORD_VARIABLES,
+    *MEDIA,
+    *("system", "history", "mask", "chat_template_kwargs"),
+)
+"""Keys that belong to a conversation, beside its messages or its prompt and answer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecordParser:
@@ -98,6 +105,8 @@ class RecordParser:
 
     def _answers(self, record: dict[str, Any]) -> Document:
         kind, keys = self.record_type, self.keys
+        for key in keys:
+            record = record | _beside(record, key)
 
         def find(key: str) -> Any:
             return _find(record, key)
@@ -108,7 +117,9 @@ class RecordParser:
         if kind == "messages":
             turns = with_system(parsed(keys[0], find(keys[0])), system)
         elif kind == "sharegpt":
-            turns = with_system(sharegpt_turns(parsed(keys[0], find(keys[0]))), system)
+            turns = with_system(
+                sharegpt_turns(parsed(keys[0], find(keys[0])), record.get("mask")), system
+            )
         else:
             texts = None if self.chat_template else pair(kind, keys, find)
             if texts is not None and not needs_turns(kind, record, system):
@@ -155,7 +166,7 @@ class RecordParser:
         if self.field is not None:
             keys += [self.field, self.field.partition(".")[0]]
         if self.record_type != "text":
-            keys += [*RECORD_VARIABLES, *MEDIA, "system", "history", "chat_template_kwargs"]
+            keys += _OF_CONVERSATION
             if self.chat_template is not None:
                 keys += sorted(self.chat_template.record_variables)
         return list(dict.fromkeys(keys))
@@ -225,6 +236,15 @@ def _field(record: dict[str, Any], key: str) -> FieldValue:
         kind = "null" if value is None else f"a {type(value).__name__}"
         raise ValueError(f"the field {key!r} that the dataset is split by holds {kind}")
     return value
+
+
+def _beside(record: dict[str, Any], key: str) -> dict[str, Any]:
+    """What of the conversation stands beside the value of a dotted `key`, and not in the record."""
+    found: Any = record
+    for part in () if key in record else key.split(".")[:-1]:
+        found = found.get(part) if isinstance(found, dict) else None
+    values = found if isinstance(found, dict) else {}
+    return {k: values[k] for k in _OF_CONVERSATION if values.get(k) and not record.get(k)}
 
 
 def _find(record: dict[str, Any], key: str) -> Any:

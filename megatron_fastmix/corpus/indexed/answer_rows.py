@@ -127,14 +127,16 @@ def read_answer_rows(prefix: str | Path, seq_length: int) -> AnswerRows:
         )
     mask = np.memmap(f"{mask_prefix}.bin", dtype=np.uint8, mode="r")
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    whole = _sums(mask, starts + 1, starts + lengths)
-    cut = _sums(mask, starts + 1, starts + np.minimum(lengths, seq_length + 1))
+    first = starts + np.minimum(lengths, 1)  # a row of another's may be empty
+    whole = _sums(mask, first, starts + lengths)
+    cut = _sums(mask, first, starts + np.minimum(lengths, seq_length + 1))
     if not cut.any():
         raise DataError(
             f"{prefix}: no row has an answer within {seq_length} tokens; raise data.seq_length, or "
             "check the records' answers"
         )
-    return AnswerRows(answer_tokens=cut, whole=whole, tokens=np.minimum(lengths - 1, seq_length))
+    tokens = np.clip(lengths - 1, 0, seq_length)
+    return AnswerRows(answer_tokens=cut, whole=whole, tokens=tokens)
 
 
 def count_answer_rows(prefix: str | Path, seq_length: int) -> AnswerCounts:

@@ -18,6 +18,7 @@ from megatron_fastmix.corpus.reading.not_records import (
     CARRIAGE_RETURNS,
     LINE_FEEDS,
     LINE_PER_ITEM,
+    LINE_PER_TEXT,
     WHOLE_JSON,
     Form,
     form_of_columns,
@@ -73,9 +74,10 @@ def check_head(path: str, head: bytes, record_format: InputFormat) -> None:
     text = without_mark(head).decode("utf-8", errors="replace").strip(" \t\r\n")
     first, _, more = text.partition("\n")
     if text.startswith("[") and not (more and is_json(first)):
+        line = LINE_PER_TEXT if text[1:].lstrip().startswith('"') else LINE_PER_ITEM
         raise DataError(
             f"{path}: holds one JSON array, not a JSON object a line; convert it: "
-            + _command(path, LINE_PER_ITEM.format(WHOLE_JSON), "lines")
+            + _command(path, line.format(WHOLE_JSON), "lines")
         )
     if not more or first.strip() == "{":
         form = form_of_columns(text, is_cut=len(head) == HEAD_BYTES)

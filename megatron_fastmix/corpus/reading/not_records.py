@@ -12,7 +12,7 @@ from dataclasses import dataclass
 _LINES = 20
 """How many lines are looked at; one record among them makes the others bad lines."""
 _SHOWN = 40
-_LISTS = ("data", "rows", "records", "examples", "items", "train")
+_LISTS = ("data", "rows", "records", "examples", "items", "instances", "samples", "train")
 """Keys under which one object over the whole file keeps its records."""
 _SPEAKERS = {"role", "from"}
 """Of these keys a message has one."""
@@ -21,6 +21,7 @@ LINE_FEEDS = "tr '\\r' '\\n'"
 # These read a file that begins with a byte-order mark too; of bytes, `json` tells it by itself.
 WHOLE_JSON = 'json.load(open(0, "rb"))'
 LINE_PER_ITEM = "python3 -c 'import json; [print(json.dumps(r)) for r in {}]'"
+LINE_PER_TEXT = LINE_PER_ITEM.replace("dumps(r)", 'dumps({{"text": r}})')
 _LINE_PER_ROW = (
     f"python3 -c 'import json; t = {WHOLE_JSON}; "
     "[print(json.dumps(dict(zip(t, r)))) for r in zip(*[c.values() for c in t.values()])]'"

@@ -29,7 +29,8 @@ def _tokenizer_json(vocab_file: Path, merge_file: Path) -> str:
     with needs_package("tokenizers", "GPT2BPETokenizer"):
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     vocabulary = read_json_object(vocab_file, "the vocabulary")
-    lines = read_text(merge_file, "the merges").split("\n")
+    # Not at other ends of lines, which pieces may hold.
+    lines = read_text(merge_file, "the merges").replace("\r\n", "\n").split("\n")
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     if not all(type(token) is int and 0 <= token < 1 << 31 for token in vocabulary.values()):
         raise DataError(f"{vocab_file}: expected an id for each piece; give GPT-2's vocab.json")
