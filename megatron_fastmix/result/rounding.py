@@ -53,7 +53,10 @@ def round_weights(
     most = {name: _floor((ceilings or {}).get(name, math.inf) * unit) for name in exact}
     counts = _apportioned(exact, unit, most)
     if counts is None:
-        raise ConfigError(f"--decimals {decimals}: no room below the caps; use more decimals")
+        raise ConfigError(
+            f"--decimals {decimals}: no room below the caps; use more decimals, or "
+            "looser caps (--max-epochs, or a smaller --token-budget)"
+        )
     return {name: _text(count, decimals) for name, count in counts.items()}
 
 
