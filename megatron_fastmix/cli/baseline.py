@@ -7,7 +7,8 @@ import dataclasses
 from pathlib import Path
 
 from megatron_fastmix.config import load_config
-from megatron_fastmix.lab.baselines.registry import BASELINES, find_mixtures
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.lab.baselines.registry import BASELINES, find_mixtures, proxies_of
 from megatron_fastmix.lab.baselines.settings import load_settings
 from megatron_fastmix.lab.jobs import worker_count
 from megatron_fastmix.report.summary import final_table
@@ -41,20 +42,28 @@ def run(args: argparse.Namespace) -> int:
     """Finds the mixture and prints it; returns the exit code. Raises `ConfigError`, `DataError`."""
     workers = worker_count(args.workers)
     settings = load_settings(args.set)
-    folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = dataclasses.replace(load_config(args.config, args.overrides), run_dir=str(folder))
+    folder = RunFolder(Path(args.output))
+    config = load_config(args.config, args.overrides)
+    if folder.metrics.exists() or folder.seeds():
+        raise ConfigError(
+            f"--output: {args.output} is the run folder of a search, whose result would be "
+            "written over; choose another folder"
+        )
+    folder.path.mkdir(parents=True, exist_ok=True)
     try:
         find_mixtures(
-            [(args.method, config, RunFolder(folder).mixture)],
-            folder / "proxies",
+            [(args.method, dataclasses.replace(config, run_dir=str(folder.path)), folder.mixture)],
+            folder.path / "proxies",
             workers=workers,
             settings=settings,
         )
     except KeyboardInterrupt:
-        print("\nStopped; finished proxies stay. The same command goes on from there.")
+        if proxies_of(args.method, settings) is None:
+            print("\nStopped. The same command begins anew.")
+        else:
+            print("\nStopped; finished proxies stay. The same command goes on from there.")
         return 130
-    mixture = read_mixture(folder)
-    files = write_run_artifacts(folder, mixture)
+    mixture = read_mixture(folder.path)
+    files = write_run_artifacts(folder.path, mixture)
     print(final_table(mixture, blend_txt=files.blend_txt, blend_json=files.blend_json))
     return 0

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from megatron_fastmix.errors import ConfigError, FastMixError
+from megatron_fastmix.errors import ConfigError, FastMixError, OutOfMemoryError, StorageError
 from megatron_fastmix.processes import available_cores, stop_with_parent
 from megatron_fastmix.start.accelerators import visible_accelerators
 from megatron_fastmix.start.limits import raise_open_files
+from megatron_fastmix.storage import describe, is_storage_error
+
+_LESS_MEMORY = "run again with fewer --workers or a smaller training.micro_batch_size"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,10 @@ def _check(receiver: Connection, process: Any, job: Job) -> None:
         error = receiver.recv()
     except EOFError:
         process.join()
+        if process.exitcode == -signal.SIGKILL:
+            raise OutOfMemoryError(
+                f"{job.name}: its process was killed, most likely for memory; {_LESS_MEMORY}"
+            ) from None
         raise RuntimeError(f"{job.name}: its process died, exit code {process.exitcode}") from None
     process.join()
     if isinstance(error, FastMixError):
@@ -113,6 +120,18 @@ def _run(job: Job, threads: int, sender: Connection) -> None:
         job.function(*job.arguments)
     except FastMixError as found:
         error = found
-    except Exception:
-        error = traceback.format_exc()
+    except Exception as found:
+        error = _named(job, found) or traceback.format_exc()
     sender.send(error)
+
+
+def _named(job: Job, error: Exception) -> FastMixError | None:
+    """The error of ours for want of memory or a file system that failed; None for any other."""
+    from megatron_fastmix.start.worker import is_out_of_memory
+
+    if is_out_of_memory(error):
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        return OutOfMemoryError(f"{job.name}: out of memory: {first}; {_LESS_MEMORY}")
+    if isinstance(error, OSError) and is_storage_error(error):
+        return StorageError(f"{job.name}: {describe(error)} and run the same command again")
+    return None

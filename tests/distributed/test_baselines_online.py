@@ -1,12 +1,19 @@
 """DoReMi, DoGE and ODM: their updates by hand, and each on a problem with a planted answer."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
 
 from megatron_fastmix.config import load_config
-from megatron_fastmix.lab.baselines import doge, doremi, odm
+from megatron_fastmix.errors import ConfigError
+from megatron_fastmix.lab.baselines import doge, doremi, odm, registry
+from megatron_fastmix.lab.baselines.settings import BaselineSettings
 from megatron_fastmix.lab.forked_ranks import run_ranks
+from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.run.lock import RunLock
+from megatron_fastmix.search.loop import Search
 
 
 def test_doremi_raises_excess_and_smooths():
@@ -92,3 +99,42 @@ def test_doremi_leaves_noise_that_no_model_learns(planted, tmp_path):
 def test_odm_reads_most_where_the_loss_stays_high(planted, tmp_path):
     weights, _ = _found(odm.odm, planted, odm.ODMSettings(), str(tmp_path))
     assert weights["noise"] == max(weights.values())
+
+
+@pytest.fixture
+def fastmix(search_values, tmp_path):
+    """The arguments of FastMix as one of the methods that are compared."""
+    search_values["engine"] = {"zero_stage": 0}
+    file = tmp_path / "search.yaml"
+    file.write_text(yaml.safe_dump(search_values))
+    return "fastmix", load_config(file), tmp_path / "found.json", BaselineSettings()
+
+
+def _stopped_after_its_first_step(*arguments):
+    first = Search.inner_step
+
+    def asked(search, report):
+        search.folder.request_stop()
+        return first(search, report)
+
+    Search.inner_step = asked  # in this process, which ends with the test
+    registry._fastmix(*arguments)
+
+
+def test_a_search_that_is_stopped_is_no_result_of_a_comparison(fastmix):
+    file = fastmix[2]
+    with pytest.raises(AssertionError, match="stopped at step 1 of 6; the same command goes on"):
+        run_ranks(1, _stopped_after_its_first_step, *fastmix)
+    assert not file.exists()
+    run_ranks(1, registry._fastmix, *fastmix)  # a stop that was asked for then is over
+    assert file.exists()
+
+
+def test_a_search_that_runs_is_not_joined_by_another(fastmix):
+    lock = RunLock(RunFolder(Path(fastmix[1].run_dir)))
+    lock.acquire()
+    try:
+        with pytest.raises(ConfigError, match="a search is running here"):
+            registry._fastmix(*fastmix)
+    finally:
+        lock.release()

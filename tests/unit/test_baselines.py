@@ -7,22 +7,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from megatron_fastmix.cli import main as cli
 from megatron_fastmix.config import load_config
-from megatron_fastmix.errors import ConfigError, DataError
-from megatron_fastmix.lab.baselines import draws
+from megatron_fastmix.errors import ConfigError, DataError, NonFiniteError
+from megatron_fastmix.lab.baselines import doge, doremi, draws
 from megatron_fastmix.lab.baselines.climb import climb
 from megatron_fastmix.lab.baselines.draws import draw_mixtures, first_mixtures, simulate
 from megatron_fastmix.lab.baselines.objective import target_loss
 from megatron_fastmix.lab.baselines.proxy_pool import ProxyPool
+from megatron_fastmix.lab.baselines.proxy_run import ProxyRun
 from megatron_fastmix.lab.baselines.registry import find_mixtures
 from megatron_fastmix.lab.baselines.regmix import random_search, regmix
-from megatron_fastmix.lab.baselines.regressors import REGRESSORS
-from megatron_fastmix.lab.baselines.settings import ClimbSettings, RegMixSettings, load_settings
+from megatron_fastmix.lab.baselines.regressors import FEWEST_FOR_TREES, REGRESSORS
+from megatron_fastmix.lab.baselines.settings import (
+    ClimbSettings,
+    DoGESettings,
+    DoReMiSettings,
+    RegMixSettings,
+    load_settings,
+)
 from megatron_fastmix.lab.baselines.simple import proportional, temperature, uniform
 from megatron_fastmix.mixture.grouping import Grouping
+from megatron_fastmix.proxy.megatron_gpt import batch_losses
 from megatron_fastmix.result.mixture_file import read_mixture
 
 BEST = np.array([0.6, 0.3, 0.1])
@@ -249,6 +258,13 @@ def test_hyper_parameters_are_flags_and_wrong_ones_are_refused():
         ("regmix.runs=0", "regmix.runs"),
         ("climb.top=5", "climb.top"),
         ("climb.runs=[]", "climb.runs"),
+        ("doremi.smoothing=2", "doremi.smoothing: found 2"),
+        ("doremi.step_size=-1", "doremi.step_size: found -1"),
+        ("doge.temperature=0", "doge.temperature: found 0"),
+        ("doge.target_samples=0", "doge.target_samples: found 0"),
+        ("odm.smoothing=1.5", "odm.smoothing: found 1.5"),
+        ("odm.warmup=2", "odm.warmup: found 2"),
+        ("odm.micro_batches=0", "odm.micro_batches: found 0"),
     ):
         with pytest.raises(ConfigError, match=said):
             load_settings([wrong])
@@ -257,8 +273,8 @@ def test_hyper_parameters_are_flags_and_wrong_ones_are_refused():
 @pytest.mark.parametrize(
     ("method", "key", "fewest"),
     [
-        ("regmix", "regmix.runs", 10),  # two leaves of 5
-        ("climb", "climb.runs", 10),
+        ("regmix", "regmix.runs", 11),  # leaves of 6 and 5: two bins of 3 and the rest
+        ("climb", "climb.runs", 11),
         ("regmix_linear", "regmix.runs", 3),  # sources
         ("mixing_law", "regmix.runs", 4),
     ],
@@ -306,7 +322,10 @@ def test_bounds_that_a_method_does_not_keep_are_refused(search_values, config_fi
         wanted = [(method, bounded, tmp_path / "found.json")]
         with pytest.raises(ConfigError, match=f"backward: has .* which {method} does not keep"):
             find_mixtures(wanted, tmp_path / "proxies", workers=1)
-    find_mixtures([("uniform", bounded, tmp_path / "even.json")], tmp_path, workers=1)
+    said = []
+    wanted = [("uniform", bounded, tmp_path / "even.json")]
+    find_mixtures(wanted, tmp_path, workers=1, report=said.append)
+    assert said[0] == "note: uniform does not keep the bounds of backward"
 
 
 def test_a_limit_that_simulated_mixtures_break_is_said_before_the_first_proxy(config, monkeypatch):
@@ -373,3 +392,85 @@ def test_methods_that_move_single_sources_refuse_groups(of_groups, tmp_path):
     for method in ("doge", "doremi", "odm"):
         with pytest.raises(ConfigError, match=rf"mixture.learn: found groups; {method} .*uniform"):
             find_mixtures([(method, of_groups, tmp_path / "m.json")], tmp_path, workers=1)
+
+
+@pytest.mark.parametrize("sources", [3, 17])
+def test_trees_tell_mixtures_apart_from_the_fewest_proxies_on(sources):
+    generator = np.random.default_rng(0)
+    for count, apart in ((FEWEST_FOR_TREES - 1, False), (FEWEST_FOR_TREES, True)):
+        seen = generator.dirichlet(np.ones(sources), count)
+        predict = REGRESSORS["lightgbm"](seen, seen @ np.arange(sources))
+        unseen = generator.dirichlet(np.ones(sources), 200)
+        assert (len(np.unique(predict(unseen))) > 1) == apart
+
+
+def test_what_doge_does_not_know_of_the_objective_is_said(config_file, tmp_path, monkeypatch):
+    worst = load_config(config_file, ["--objective.target_aggregation=worst_case"])
+    monkeypatch.setattr("megatron_fastmix.lab.baselines.registry.run_jobs", lambda *_, **__: None)
+    said = []
+    wanted = [("doge", worst, tmp_path / "m.json")] * 2
+    find_mixtures(wanted, tmp_path, workers=1, report=said.append)
+    assert len(said) == 1 and "not objective.target_aggregation worst_case" in said[0]
+
+
+def test_the_result_of_a_search_is_not_written_over(config_file, tmp_path, capsys):
+    arguments = ["baseline", "uniform", "--config", str(config_file), "--output", str(tmp_path)]
+    for metrics in (tmp_path / "metrics.jsonl", tmp_path / "seed-1" / "metrics.jsonl"):
+        metrics.parent.mkdir(exist_ok=True)
+        metrics.touch()
+        assert cli.main(arguments) == ConfigError.exit_code
+        assert "run folder of a search" in capsys.readouterr().err
+        assert not (tmp_path / "mixture.json").exists()
+        metrics.unlink()
+
+
+@pytest.mark.parametrize(
+    ("method", "said"), [("doge", "begins anew"), ("regmix_linear", "goes on from there")]
+)
+def test_ctrl_c_says_what_is_left(config_file, tmp_path, monkeypatch, capsys, method, said):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("megatron_fastmix.cli.baseline.find_mixtures", stopped)
+    arguments = ["baseline", method, "--config", str(config_file), "--output", str(tmp_path)]
+    assert cli.main(arguments) == 130
+    assert said in capsys.readouterr().out
+
+
+def diverging(config_file, steps):
+    flags = [f"--train-iters={steps}", "--mixture.inner_steps=1", "--lr-warmup-iters=0"]
+    return load_config(config_file, [*flags, "--lr=1e15"])
+
+
+@pytest.mark.parametrize(
+    ("steps", "search", "settings"),
+    [
+        (1, doremi.doremi, DoReMiSettings()),  # its reference is lost in its only step
+        (2, doge.doge, DoGESettings()),
+    ],
+)
+def test_a_loss_that_is_not_finite_ends_a_method(config_file, tmp_path, steps, search, settings):
+    said = f"step {steps}: the gradient is not finite; lower training.lr"
+    with pytest.raises(NonFiniteError, match=said):
+        search(diverging(config_file, steps), settings, str(tmp_path))
+
+
+def test_a_loss_that_is_not_finite_ends_a_proxy(config_file, tmp_path):
+    run = ProxyRun(diverging(config_file, 2), str(tmp_path))
+    run.train(run.read([0, 1, 2]))
+    with pytest.raises(NonFiniteError, match="step 2: the gradient is not finite"):
+        run.train(run.read([0, 1, 2]))
+    with pytest.raises(NonFiniteError, match="target target, after step 1: the loss is not finite"):
+        run.target_losses(4)
+
+
+def test_without_a_limit_the_gradient_stays_as_it_is(config_file, tmp_path):
+    config = load_config(config_file, ["--clip-grad=0"])
+    run, plain = (ProxyRun(config, str(tmp_path)) for _ in range(2))
+    run.train(run.read([0, 1, 2]))
+    for batch, weights in plain.read([0, 1, 2]):
+        (batch_losses(plain.model, batch) * weights).sum().float().backward()
+    for group in plain.optimizer.param_groups:
+        group["lr"] = plain.lr
+    plain.optimizer.step()
+    assert all(map(torch.equal, run.parameters, plain.parameters))

@@ -109,6 +109,8 @@ def test_what_is_no_table_is_refused(folder, tmp_path, capsys):
         read_tables(tmp_path, "pile_cc")
     assert cli.main(["check-tables", "--regmix", str(folder), "--proxies", "1000"]) == 2
     assert "the table has 128 mixtures" in capsys.readouterr().err
+    assert cli.main(["check-tables", "--regmix", str(folder), "--proxies", "10"]) == 2
+    assert "--proxies: found 10; use 11 or more" in capsys.readouterr().err
     file = folder / "data" / "test_mixture_1B.csv"
     text = file.read_text()
     file.write_text(text.replace("train_the_pile_arxiv", "train_the_pile_magic"))

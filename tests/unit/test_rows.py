@@ -110,6 +110,15 @@ def test_killed_at_any_time_it_holds_whole_records_and_goes_on(tmp_path):
         assert read_records(path) == [*before, {"last": len(before)}]
 
 
+def test_a_last_line_whose_end_an_editor_took_is_a_row(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append_records(path, lambda records: [{"n": 1}, {"n": 2}])
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    assert read_records(path) == [{"n": 1}, {"n": 2}]
+    append_records(path, lambda records: [{"n": len(records) + 1}])
+    assert path.read_text() == '{"n": 1}\n{"n": 2}\n{"n": 3}\n'
+
+
 def test_a_torn_line_is_dropped_and_cut_off(file):
     file.add(row("kept"))
     whole = file.path.read_bytes()

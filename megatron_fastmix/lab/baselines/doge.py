@@ -5,7 +5,8 @@ Each step reads samples of every source and of the target. With l_k and l_target
     W_k = ⟨∇l_k, ∇l_target⟩,    α ∝ α·exp(η_t·W / μ),    θ ← θ − η_t·Σ_k α_k ∇l_k,
 
 that is mirror descent with the entropy as its mirror map (their algorithm 1, with the target's
-gradient in place of the sum over sources). The answer is α averaged over the run.
+gradient in place of the sum over sources; of several it is that of Σ ω_v·l_v, whatever the
+search's objective makes of them). The answer is α averaged over the run.
 θ moves by AdamW as the search's proxy does; η_t is its learning rate.
 """
 

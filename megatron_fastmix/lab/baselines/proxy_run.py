@@ -6,6 +6,7 @@ DeepSpeed, so that methods differ in nothing but what they do with them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -124,16 +125,20 @@ class ProxyRun:
             np.add.at(sums, batch.index, found.detach().cpu().numpy())
             np.add.at(counts, batch.index, batch.sample_weights())
             self.count_passes(batch.num_samples, backward=True)
-        if not np.isfinite(sums).all():
-            raise NonFiniteError(f"step {self.step + 1}: the loss is not finite; lower training.lr")
         self.apply_gradients()
         with np.errstate(invalid="ignore"):
             return sums / counts
 
     def apply_gradients(self) -> None:
-        """One AdamW step with the gradients that the parameters hold, clipped as in a search."""
-        if self.config.training.clip_grad:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.config.training.clip_grad)
+        """One AdamW step with the gradients that the parameters hold, clipped as in a search.
+        Raises `NonFiniteError`."""
+        limit = self.config.training.clip_grad or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+        # A loss that is NaN or Inf has such a gradient, of however many sources it is made.
+        if not torch.isfinite(norm):
+            raise NonFiniteError(
+                f"step {self.step + 1}: the gradient is not finite; lower training.lr"
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         self.optimizer.step()
@@ -153,7 +158,8 @@ class ProxyRun:
 
     @torch.no_grad()
     def target_losses(self, samples: int) -> np.ndarray:
-        """Mean loss of each target (V,), nats per token, on the first `samples` of its walk."""
+        """Mean loss of each target (V,), nats per token, on the first `samples` of its walk. Raises
+        `NonFiniteError`."""
         found = []
         for target in range(len(self.config.targets)):
             total = count = 0.0
@@ -161,6 +167,12 @@ class ProxyRun:
                 total += float(batch_losses(self.model, batch).sum())
                 count += float(batch.sample_weights().sum())
                 self.count_passes(batch.num_samples, backward=False)
+            if not math.isfinite(total):
+                name = self.config.targets[target].name
+                raise NonFiniteError(
+                    f"target {name}, after step {self.step}: the loss is not finite; lower "
+                    "training.lr"
+                )
             found.append(total / count)
         return np.array(found)
 

@@ -21,6 +21,7 @@ from megatron_fastmix.lab.baselines.objective import check_references
 from megatron_fastmix.lab.baselines.proxy_pool import ProxyPool
 from megatron_fastmix.lab.baselines.regmix import random_search, regmix
 from megatron_fastmix.lab.baselines.regressors import (
+    FEWEST_FOR_TREES,
     FEWEST_IN_LEAF,
     require_lightgbm,
     require_scipy,
@@ -36,6 +37,8 @@ from megatron_fastmix.lab.baselines.simple import (
 )
 from megatron_fastmix.lab.jobs import Job, run_jobs
 from megatron_fastmix.result.mixture_file import write_mixture
+from megatron_fastmix.run.folder import RunFolder
+from megatron_fastmix.run.lock import RunLock
 from megatron_fastmix.search.inputs import check_inputs
 from megatron_fastmix.search.start_mixture import source_groups
 
@@ -119,11 +122,14 @@ def find_mixtures(
     unknown = sorted({method for method, _, _ in wanted} - set(METHODS))
     if unknown:
         raise ConfigError(f"method: found {unknown[0]!r}; choose among {', '.join(METHODS)}")
+    notes: list[str] = []
     for method, config, _ in wanted:
         _PACKAGES.get(method, lambda: None)()
         bounded = [each.name for each in config.sources if _is_bounded(each)]
         bounded += [each.name for each in config.groups if _is_bounded(each)]
-        if bounded and method in (*_POOLED, *_ONLINE):
+        if bounded and method in _FREE:
+            notes.append(f"{method} does not keep the bounds of {', '.join(bounded)}")
+        elif bounded and method != FASTMIX:
             raise ConfigError(
                 f"{bounded[0]}: has a min_weight or max_weight, which {method} does not keep; "
                 "leave it out, and correct the result by export --set or --max-epochs"
@@ -136,9 +142,16 @@ def find_mixtures(
                 "losses and gradients: set mixture.learn to sources, or choose among "
                 f"{', '.join((*_FREE, *_POOLED))}, which weigh groups"
             )
+        if method == "doge" and not config.objective.is_mean:
+            notes.append(
+                "doge lowers the weighted mean of the targets, not objective.target_aggregation "
+                f"{config.objective.target_aggregation}"
+            )
         if method in _POOLED:
             check_references(config, config.targets, where="target", what=method, model="the proxy")
             _check_proxies(method, config, settings)
+    for note in dict.fromkeys(notes):
+        report(f"note: {note}")
     jobs = [
         Job(
             name=f"{method}, seed {config.seed}",
@@ -165,7 +178,7 @@ def _check_proxies(method: str, config: SearchConfig, settings: BaselineSettings
     weights = len(config.sources)
     if config.mixture.learn == "groups":
         weights = len(set(group_labels(config.sources)))
-    trees = 2 * FEWEST_IN_LEAF, f"the first split of its trees, of {FEWEST_IN_LEAF} in each leaf"
+    trees = FEWEST_FOR_TREES, f"the first split of its trees, of {FEWEST_IN_LEAF} in each leaf"
     fewest, what = {
         "regmix": trees,
         "climb": trees,
@@ -228,16 +241,28 @@ def _online(method: str, config: SearchConfig, file: Path, settings: BaselineSet
 
 
 def _fastmix(method: str, config: SearchConfig, file: Path, settings: BaselineSettings) -> None:
-    """The search itself on one rank, in its run folder, from which it resumes."""
+    """The search itself on one rank, in its run folder, from which it resumes. Raises `ConfigError`
+    where another search runs there, or this one is asked to stop before its end."""
     from megatron_fastmix.deepspeed_engine.distributed import init_distributed
     from megatron_fastmix.proxy.megatron_gpt import initialize_world_of_one
     from megatron_fastmix.search.loop import Search
     from megatron_fastmix.start.claim import claim
 
-    claim(config)
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
-    initialize_world_of_one()
-    init_distributed(auto_mpi_discovery=False)
-    search = Search(config)
-    search.run()
-    write_mixture(file, search.result())
+    folder = RunFolder(Path(config.run_dir))
+    lock = RunLock(folder)
+    lock.acquire()
+    try:
+        claim(config)
+        folder.clear_stop()
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
+        initialize_world_of_one()
+        init_distributed(auto_mpi_discovery=False)
+        search = Search(config)
+        if not search.run():
+            raise ConfigError(
+                f"{folder.path}: the search was stopped at step {search.step} of "
+                f"{config.training.train_iters}; the same command goes on from there"
+            )
+        write_mixture(file, search.result())
+    finally:
+        lock.release()

@@ -19,6 +19,9 @@ Predictor = Callable[[np.ndarray], np.ndarray]
 FEWEST_IN_LEAF = 5
 """On RegMix's public table, trees on 64 of its mixtures rank best with this many, and on 32 and 37
 they are 9 to 24 points better than with one (`check-tables --proxies`)."""
+FEWEST_FOR_TREES = 2 * FEWEST_IN_LEAF + 1
+"""Mixtures from which on there is a first split: LightGBM splits between bins of three mixtures or
+more, and 10 are 3, 3 and 4 of them, never 5 and 5."""
 
 
 def linear(mixtures: np.ndarray, losses: np.ndarray) -> Predictor:

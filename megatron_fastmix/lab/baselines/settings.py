@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from megatron_fastmix.config import strict_yaml
-from megatron_fastmix.config.require import require
+from megatron_fastmix.config.require import require, require_at_least, require_positive
 from megatron_fastmix.config.tokens import tokens
 from megatron_fastmix.errors import ConfigError
 
@@ -137,6 +137,10 @@ class DoReMiSettings:
     smoothing: float = 1e-3
     """c."""
 
+    def __post_init__(self) -> None:
+        require_at_least(self, "doremi", 0, ["step_size"])
+        require(0 <= self.smoothing <= 1, "doremi.smoothing", self.smoothing, "use 0 to 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DoGESettings:
@@ -146,6 +150,10 @@ class DoGESettings:
     """μ, the paper's."""
     target_samples: int = 8
     """Samples of the targets in a step, shared out by their weights."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "doge", ["temperature"])
+        require_at_least(self, "doge", 1, ["target_samples"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +167,12 @@ class ODMSettings:
     micro_batches: int = 4
     """Micro-batches of a step, each of one source; as many as the global batch has samples where
     that is fewer."""
+
+    def __post_init__(self) -> None:
+        for name in ("smoothing", "warmup"):
+            found = getattr(self, name)
+            require(0 <= found <= 1, f"odm.{name}", found, "use 0 to 1")
+        require_at_least(self, "odm", 1, ["micro_batches"])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import numpy as np
 from megatron_fastmix.config.require import require
 from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.lab.baselines.draws import simulate
-from megatron_fastmix.lab.baselines.regressors import REGRESSORS, Predictor
+from megatron_fastmix.lab.baselines.regressors import FEWEST_FOR_TREES, REGRESSORS, Predictor
 from megatron_fastmix.lab.baselines.settings import RegMixSettings
 from megatron_fastmix.lab.benchmarks.regmix_tables import RegMixTables
 from megatron_fastmix.lab.comparison.statistics import standard_deviation
@@ -45,7 +45,8 @@ class CheckSettings:
     """Of the subsets and of the simulated mixtures."""
 
     def __post_init__(self) -> None:
-        require(self.proxies >= 2, "--proxies", self.proxies, "use at least 2")
+        enough = f"use {FEWEST_FOR_TREES} or more: trees on fewer tell no mixtures apart"
+        require(self.proxies >= FEWEST_FOR_TREES, "--proxies", self.proxies, enough)
         require(self.draws >= 0, "--draws", self.draws, "use 0 or more")
 
 

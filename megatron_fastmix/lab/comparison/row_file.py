@@ -42,15 +42,16 @@ def append_records(path: Path, make: Callable[[list[Record]], list[Record]]) -> 
         content = file.read()
         new = make(_parse(content, path))
         lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in new]
-        file.truncate(_whole(content))
-        file.write("".join(f"{line}\n" for line in lines).encode("utf-8"))
+        whole = _whole(content)
+        file.truncate(min(len(whole), len(content)))
+        file.write(whole[len(content) :] + "".join(f"{line}\n" for line in lines).encode("utf-8"))
         file.flush()
         os.fsync(file.fileno())
 
 
 def _parse(content: bytes, path: Path) -> list[Record]:
     records = []
-    for number, line in enumerate(content[: _whole(content)].splitlines(), start=1):
+    for number, line in enumerate(_whole(content).splitlines(), start=1):
         try:
             record = parse_json(decode_text(line))
         except ValueError as error:
@@ -61,6 +62,12 @@ def _parse(content: bytes, path: Path) -> list[Record]:
     return records
 
 
-def _whole(content: bytes) -> int:
-    """Bytes up to the end of the last whole line."""
-    return content.rfind(b"\n") + 1
+def _whole(content: bytes) -> bytes:
+    """The whole lines; a last one without its end is whole where an editor has left it so, and torn
+    where it is no JSON."""
+    end = content.rfind(b"\n") + 1
+    try:
+        parse_json(decode_text(content[end:]))
+    except ValueError:
+        return content[:end]
+    return content + b"\n"
