@@ -52,6 +52,12 @@ class GPTDataset(gpt_dataset.GPTDataset):
     this process and moved to its place where none is there yet: a file is there whole or not at
     all, and what another run has mapped stays as it is."""
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        # Megatron hands the mask of the first sample that a process reads, with the holes where
+        # that one has padding tokens, on to all others: a resumed run would begin with another.
+        self.masks_and_position_ids_are_cacheable = False
+
     def _build_document_sample_shuffle_indices(self) -> Any:
         shared = self.config.path_to_cache
         base = f"{self.unique_description_hash}-{type(self).__name__}-{self.index_split.name}"

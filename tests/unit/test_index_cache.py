@@ -24,20 +24,41 @@ from tests.conftest import (
 VOCABULARY = 258
 
 
-def one_epoch(prefix: Path, cache: Path) -> Any:
+def one_epoch(prefix: Path, cache: Path, tokenizer: Any = None, *, lean: bool = False) -> Any:
     (train, _, _) = build_datasets(
         [([str(prefix)], None), None, None],
         [None, None, None],
         seq_length=SEQ_LENGTH,
         seed=1,
-        tokenizer=load_tokenizer("ByteLevelTokenizer"),
+        tokenizer=tokenizer or load_tokenizer("ByteLevelTokenizer"),
         cache_path=str(cache),
+        lean=lean,
     )
     return train
 
 
 def tokens_of(dataset: Any) -> int:
     return sum(len(dataset[i]["tokens"]) for i in range(len(dataset)))
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_a_samples_mask_is_the_same_whichever_is_read_first(tmp_path: Path, lean: bool) -> None:
+    tokenizer = load_tokenizer("ByteLevelTokenizer")
+    tokenizer.pad = 7  # as where a text spells the padding token out
+    text = np.random.default_rng(3).integers(0, 16, 40 * SEQ_LENGTH)
+    write_dataset(tmp_path / "source", [text.tolist()], VOCABULARY)
+    datasets = [
+        one_epoch(tmp_path / "source", tmp_path / "cache", tokenizer, lean=lean) for _ in range(2)
+    ]
+    forth, back = range(len(datasets[0])), reversed(range(len(datasets[0])))
+    masks, others = (
+        {i: np.array(dataset[i]["loss_mask"]) for i in order}
+        for dataset, order in zip(datasets, (forth, back), strict=True)
+    )
+    for i, mask in masks.items():
+        assert np.array_equal(mask, others[i])
+    padding = sum(int((mask == 0).sum()) for mask in masks.values())
+    assert 0 < padding <= int((text == 7).sum())
 
 
 @pytest.mark.parametrize("documents", [10, 40, 200])
