@@ -80,10 +80,13 @@ def check_groups(
     require(
         not unknown, "groups", unknown, f"no source has that group; there are {sorted(set(labels))}"
     )
+    members_of: dict[str, list[SourceConfig]] = {}
+    for label, source in zip(labels, sources, strict=True):
+        members_of.setdefault(label, []).append(source)
+    bounds = {group.name: group for group in groups}
     least, most = 0.0, 0.0
-    for name in dict.fromkeys(labels):
-        own = next((group for group in groups if group.name == name), GroupConfig(name=name))
-        members = [s for s, label in zip(sources, labels, strict=True) if label == name]
+    for name, members in members_of.items():
+        own = bounds.get(name) or GroupConfig(name=name)
         lowest = max(own.min_weight, math.fsum(s.min_weight for s in members))
         highest = min(own.max_weight, math.fsum(s.max_weight for s in members))
         require(
