@@ -138,7 +138,7 @@ def train_sentencepiece(
             eos_id=2,
             pad_id=3,
         )
-    except RuntimeError as error:
+    except (RuntimeError, SystemError) as error:  # the latter of 0.2.0, where the reading fails
         if failed:
             raise failed[0] from None
         raise DataError(

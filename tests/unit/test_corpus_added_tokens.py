@@ -57,6 +57,11 @@ def load(folder, config=None, more=None, *, in_vocabulary=()):
 )
 def test_ids_are_those_of_transformers(tmp_path, config, more):
     transformers = pytest.importorskip("transformers")
+    of_release_5 = config.keys() & {"model_specific_special_tokens", "turn_token"} or isinstance(
+        config.get("extra_special_tokens"), list
+    )
+    if of_release_5 and int(transformers.__version__.split(".")[0]) < 5:
+        pytest.skip("transformers reads this from release 5 on")
     before = load(tmp_path)
     tokenizer = load(tmp_path, config, more)
     reference = transformers.AutoTokenizer.from_pretrained(tmp_path)

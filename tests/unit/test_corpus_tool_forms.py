@@ -129,9 +129,9 @@ def test_parquet_learns_no_arguments_of_other_tools(tmp_path: Path) -> None:
 
     properties = {"sky": {"city": {"type": "string"}}, "clock": {"zone": {"type": "string"}}}
     tools = [
-        {"type": "function", "function": {"name": name, "parameters": {"properties": each}}}
+        {"function": {"name": name, "parameters": {"properties": each}}, "type": "function"}
         for name, each in properties.items()
-    ]
+    ]  # in the order of the alphabet, in which older pyarrow puts a struct's keys
     records = [
         {
             "messages": [

@@ -177,6 +177,7 @@ def test_wrong_arguments(flags, corpora, learned_file, tmp_path):
 
 
 def test_a_test_set_is_of_one_kind_with_its_masks(corpora, flags, tmp_path):
+    (tmp_path / "tests").mkdir()
     write_dataset(tmp_path / "tests/a", synthetic_documents("noise", 20, 1), 259)
     write_rows(tmp_path / "tests/b", synthetic_rows("noise", 20, 1), 259)
     both = (*flags[:4], "--test", f"held_out={tmp_path}/tests")
