@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from typing import Any
 
@@ -13,7 +12,6 @@ from megatron_fastmix.deepspeed_engine.preconditioner import AdamPreconditioner
 from megatron_fastmix.deepspeed_engine.settings import zero_config
 from megatron_fastmix.deepspeed_engine.sharded_parameters import ShardedParameters
 from megatron_fastmix.mixture.schedule import scheduled_rate
-from megatron_fastmix.parallel.device import local_device
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.mpu import MegatronMPU
 from megatron_fastmix.parallel.parameters import Parameters
@@ -40,8 +38,6 @@ def build_engine(config: SearchConfig, vocab_size: int, data_parallel_size: int)
         optimizer, lambda step: learning_rate(training, step) / training.lr
     )
     engine, _, _, _ = deepspeed.initialize(
-        # By itself it takes LOCAL_RANK, which is none where SLURM shows each task its own device.
-        args=argparse.Namespace(device_rank=local_device().index or 0),
         model=model,
         optimizer=optimizer,
         lr_scheduler=schedule,

@@ -121,6 +121,8 @@ def zero_config(config: SearchConfig, data_parallel_size: int) -> dict[str, Any]
         "bf16": {"enabled": config.engine.dtype == "bf16"},
         "steps_per_print": 1 << 60,
         "wall_clock_breakdown": False,
+        # It would make the host wait for the accelerator twice a micro-batch, and nobody reads it.
+        "timers": {"throughput": {"enabled": False}},
     }
     file = config.engine.deepspeed_config
     return ours if file is None else merged(ours, file)

@@ -93,6 +93,10 @@ class ShardedParameters(Parameters):
         for parameter, part in zip(self.parameters, storage, strict=True):
             parameter.ds_tensor.data = part
         self._release()
+        if storage[0].device.type != "cpu":
+            # DeepSpeed gathers on a stream of its own, which does not wait for the one that has
+            # written these shards.
+            torch.accelerator.synchronize()
 
     def _sum_of_shards(self, value: torch.Tensor) -> torch.Tensor:
         return super()._sum_of_shards(self.group.sum_tensor_(value))

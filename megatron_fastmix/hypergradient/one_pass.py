@@ -121,8 +121,12 @@ class Pass:
             yield
 
     def sums(self) -> np.ndarray:
-        """⟨v, ∂L/∂θ⟩ by sample, (V, B), of the loss L that the backward pass was of. Every rank
-        must call."""
+        """⟨v, ∂L/∂θ⟩ by sample, (V, B), of the loss L that the backward pass was of, which is over.
+        Every rank must call."""
+        # Hooks of outputs hold this pass, and v is as large as the model: it would stay until
+        # Python looks for cycles, or where experts keep an output, until their next call.
+        self.leaves.clear()
+        self.vectors = ()
         if self.parameters.tensor_group is not None:
             self.parameters.tensor_group.sum_tensor_(self.totals)
         return self.totals.cpu().numpy()

@@ -63,8 +63,10 @@ def _added_to_scores(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     mask of bool, attention makes its own in each."""
     added: torch.Tensor | None = getattr(mask, _ADDED, None)
     if added is None or added.dtype != dtype:
-        added = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-        added.masked_fill_(mask, -torch.inf)
+        # Rows of a multiple of 8 in memory: of others attention on CUDA makes a copy in each layer.
+        length = -(-mask.shape[-1] // 8) * 8
+        added = torch.zeros(*mask.shape[:-1], length, dtype=dtype, device=mask.device)
+        added = added[..., : mask.shape[-1]].masked_fill_(mask, -torch.inf)
         setattr(mask, _ADDED, added)
     return added
 

@@ -13,6 +13,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron_fastmix.batch.batch import Batch
 from megatron_fastmix.batch.packing import packed_mask
 from megatron_fastmix.config import ProxyConfig
+from megatron_fastmix.parallel.device import local_device
 from megatron_fastmix.proxy.attention import RotaryEmbeddingAnywhere
 from megatron_fastmix.proxy.megatron_cost import padded_vocab_size
 from megatron_fastmix.proxy.megatron_layers import gpt_block, transformer_config
@@ -23,7 +24,10 @@ def initialize_parallel_state(tensor_model_parallel_size: int = 1) -> None:
     """Makes Megatron's process groups once. Every rank must call, with torch.distributed up."""
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=tensor_model_parallel_size
+            tensor_model_parallel_size=tensor_model_parallel_size,
+            # Beside those of NCCL they would serve an optimizer of Megatron's alone, and connect
+            # over an interface that nobody needs to name on GPUs.
+            create_gloo_process_groups=False,
         )
 
 
@@ -32,8 +36,10 @@ def initialize_world_of_one() -> None:
     logging.getLogger("megatron").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
     if not torch.distributed.is_initialized():
+        # Megatron's losses are reduced, in a group of one, too: gloo would have the host wait.
+        backend = "cpu:gloo,cuda:nccl" if local_device().type == "cuda" else "gloo"
         store = torch.distributed.HashStore()
-        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
     initialize_parallel_state()
 
 

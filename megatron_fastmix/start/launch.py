@@ -106,8 +106,8 @@ def _launch(
         # The proxy uses none of the functions that Megatron compiles, and importing the compiler
         # is a third of the start.
         environment.setdefault("TORCHDYNAMO_DISABLE", "1")
-        cores = available_cores()
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
+    # By itself every rank would take all cores, beside an accelerator too.
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // ranks)))
     # The launcher logs every exit code but 0 as an error, also that of an orderly stop; what there
     # is to say of a rank that died is said below.
     # On one machine the `deepspeed` command only works out these arguments, and imports DeepSpeed

@@ -25,7 +25,7 @@ from megatron_fastmix.errors import (
     OutOfMemoryError,
     StorageError,
 )
-from megatron_fastmix.parallel.environment import local_rank
+from megatron_fastmix.parallel.environment import local_rank, number_device
 from megatron_fastmix.processes import STOP_SIGNALS, stop_with_parent
 from megatron_fastmix.program import give_up_output
 from megatron_fastmix.run.folder import RunFolder
@@ -150,6 +150,7 @@ def _search(config: SearchConfig, accept_changes: bool) -> int:
         )
     if device.type != "cpu":
         torch.accelerator.set_device_index(device.index)
+        number_device(device.index)
     timeout = timedelta(minutes=config.engine.distributed_timeout_minutes)
     init_distributed(timeout=timeout)
     world = DataParallelGroup(device=device)

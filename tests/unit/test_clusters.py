@@ -17,6 +17,7 @@ from megatron_fastmix.checkpoint.stored_parameters import MASTER, StoredParamete
 from megatron_fastmix.cli import main as cli
 from megatron_fastmix.deepspeed_engine.versions import check_deepspeed
 from megatron_fastmix.errors import ConfigError, OutOfMemoryError
+from megatron_fastmix.parallel import environment
 from megatron_fastmix.parallel.device import local_device
 from megatron_fastmix.start import accelerators
 from megatron_fastmix.start.accelerators import (
@@ -131,6 +132,13 @@ def test_tasks_of_slurm_may_each_see_one_gpu(
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: devices)
     assert str(local_device()) == expected
+    # DeepSpeed asks LOCAL_RANK for the device: where the process group is made, and in ZeRO-3.
+    monkeypatch.setattr(environment, "_told", None)
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", local_rank)
+    environment.number_device(local_device().index)
+    assert os.environ["LOCAL_RANK"] == expected.removeprefix("cuda:")
+    assert os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] == os.environ["LOCAL_RANK"]
+    assert (environment.local_rank(), str(local_device())) == (int(local_rank), expected)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert str(local_device()) == "cpu"
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from megatron_fastmix.deepspeed_engine.settings import merged
+from megatron_fastmix.config import SearchConfig, strict_yaml
+from megatron_fastmix.deepspeed_engine.settings import merged, zero_config
 from megatron_fastmix.errors import ConfigError
 
 OURS: dict[str, Any] = {
@@ -54,6 +55,13 @@ def test_the_users_keys_join_ours(tmp_path: Path) -> None:
         "zero_force_ds_cpu_optimizer": False,
     }
     assert OURS["zero_optimization"] == {"stage": 2}
+
+
+def test_no_timer_of_deepspeed_has_the_host_wait(search_values: dict) -> None:
+    from deepspeed.utils.config import get_timers_config
+
+    settings = zero_config(strict_yaml.from_dict(SearchConfig, search_values), 1)
+    assert not get_timers_config(settings).enabled
 
 
 @pytest.mark.parametrize(

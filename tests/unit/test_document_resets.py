@@ -18,6 +18,7 @@ from megatron_fastmix.errors import ConfigError
 from megatron_fastmix.hypergradient.one_pass import OnePass
 from megatron_fastmix.parallel.groups import DataParallelGroup
 from megatron_fastmix.parallel.parameters import Parameters
+from megatron_fastmix.proxy.attention import _added_to_scores
 from megatron_fastmix.proxy.megatron_gpt import (
     batch_losses,
     batch_token_losses,
@@ -29,6 +30,16 @@ from tests.unit.every_batch import every_batch
 
 END = 7
 BOTH = [(True, True), (True, False), (False, True)]
+
+
+@pytest.mark.parametrize("length", [13, 16])
+def test_all_layers_share_the_mask_that_is_added_to_scores(length: int) -> None:
+    mask = packed_mask(torch.arange(length).expand(2, length) // 5)
+    added = _added_to_scores(mask, torch.bfloat16)
+    assert _added_to_scores(mask, torch.bfloat16) is added
+    assert added.equal(torch.zeros(mask.shape).masked_fill(mask, -torch.inf))
+    # Else torch's preprocess_mask pads a copy in each layer, for the kernel that takes masks.
+    assert added.stride(-1) == 1 and all(stride % 8 == 0 for stride in added.stride()[:-1])
 
 
 @pytest.mark.parametrize(("positions", "attention"), BOTH)

@@ -48,6 +48,11 @@ def world_of_one() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
+def test_ranks_on_gpus_need_no_interface_for_gloo() -> None:
+    with pytest.raises(AssertionError, match="gloo is not initialized"):
+        parallel_state.get_data_parallel_group_gloo()
+
+
 def build(dtype: torch.dtype = torch.float32, **shape: Any) -> tuple[ProxyConfig, Any]:
     config = ProxyConfig(num_layers=2, hidden_size=64, num_attention_heads=4, **shape)
     return config, build_proxy(config, vocab_size=200, seq_length=32, seed=3, dtype=dtype)

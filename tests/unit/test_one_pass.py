@@ -280,6 +280,23 @@ def test_a_layer_that_runs_again_keeps_no_inputs_until_then(granularity: Any) ->
     assert not any(each() is not None for each in inputs)
 
 
+@pytest.mark.parametrize("experts", [{}, {"num_experts": 2, "moe_router_topk": 1}])
+def test_v_is_let_go_with_the_last_reference_to_it(experts: dict[str, Any]) -> None:
+    initialize_world_of_one()
+    config = ProxyConfig(num_layers=1, hidden_size=32, num_attention_heads=2, **experts)
+    model = build_proxy(config, vocab_size=VOCABULARY, seq_length=12, seed=1)
+    estimator = OnePass(model, Parameters(list(model.parameters()), DataParallelGroup()))
+    vector = gradient_of(model, rows_of_text(seed=5), 0)
+    kept = weakref.ref(vector[0])
+    gc.disable()  # it would find cycles after any number of outer steps, each with a v of its own
+    try:
+        estimator.products(lambda batch: batch_losses(model, batch), rows_of_text(), [vector])
+        del vector
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("family", ["Qwen2", slow("GPT2"), slow("Qwen3Moe"), slow("Gemma3")])
 def test_adapters_on_a_bf16_base(family: str) -> None:
     peft = pytest.importorskip("peft")
