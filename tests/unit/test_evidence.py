@@ -172,7 +172,7 @@ def test_the_larger_scenario_is_that_of_the_rows(tmp_path):
     assert f"have {theirs:.2f} of their mixtures on other sources, of FastMix {same:.2f}:" in text
     assert f"{training_ratio(regmix, ours):.0f} times the training" in text
     _, spread = judge(list(lines.values()))
-    assert f"as far apart by seed as {spread:.2f} of the gap. Seeds" in text
+    assert f"as far apart by seed as {spread:.2f} of the gap." in text
     helpers = ("docstrings", "sympy_code", "python_bare")
     assert ours.weights["noise"] < 0.001
     assert 0.7 < sum(ours.weights[name] for name in helpers) < 0.8
