@@ -49,6 +49,7 @@ def test_products_depend_neither_on_sharding_nor_on_packing(
     np.testing.assert_allclose(found / scale, expected / scale, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_useful_answers_are_found(answer_values: dict, answer_corpora: Path) -> None:
     changes = {"training.train_iters": 60, "mixture.inner_steps": 3, "mixture.lr": 0.2}
     config = load(answer_values, **changes)

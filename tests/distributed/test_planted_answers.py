@@ -18,7 +18,6 @@ import pytest
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.lab.forked_ranks import run_ranks
 from megatron_fastmix.run.metrics import read_metrics
-from tests.cases import slow
 from tests.conftest import synthetic_documents, write_dataset
 from tests.distributed.searches import load, run_search, weights_of
 
@@ -38,7 +37,8 @@ def learned(values: dict, steps: int, seed: int, mixture: dict[str, Any]) -> dic
     return weights_of(config.run_dir)
 
 
-@pytest.mark.parametrize("seed", [1, slow(2), slow(3)])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.slow
 def test_conflicting_targets_of_equal_weight_share_the_mixture(
     search_values: dict, corpora: Path, seed: int
 ) -> None:
@@ -81,7 +81,8 @@ def weights_in_time(run_dir: str) -> np.ndarray:
     return np.array([line["weights"]["late"] for line in lines if line["kind"] == "outer"])
 
 
-@pytest.mark.parametrize("seed", [11, slow(12), slow(13)])
+@pytest.mark.parametrize("seed", [11, 12, 13])
+@pytest.mark.slow
 def test_a_source_that_is_harmful_early_and_useful_late_comes_back(
     late_values: dict, seed: int
 ) -> None:

@@ -65,7 +65,7 @@ def reference(search_values: dict, tmp_path: Path) -> np.ndarray:
         slow(2, 1, 0, "finite_difference"),
         slow(2, 1, 1, "finite_difference"),
         slow(2, 1, 2, "finite_difference"),
-        (2, 1, 3, "finite_difference"),
+        slow(2, 1, 3, "finite_difference"),
         slow(4, 1, 2, "finite_difference"),
         slow(4, 1, 3, "finite_difference"),
         slow(2, 2, 0, "finite_difference"),

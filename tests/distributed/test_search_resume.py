@@ -41,9 +41,9 @@ LEAST_GAIN = {
 @pytest.mark.parametrize(
     ("ranks", "tensor_parallel", "stage", "options"),
     [
-        slow(2, 1, 0, {}),
+        (2, 1, 0, {}),
         slow(2, 1, 2, {}),
-        (2, 1, 3, {}),
+        slow(2, 1, 3, {}),
         slow(4, 2, 3, {}),
         slow(2, 1, 2, OPTIONS),
         slow(2, 1, 3, OPTIONS),

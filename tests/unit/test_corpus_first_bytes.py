@@ -16,6 +16,7 @@ from megatron_fastmix.corpus.reading import readers
 from megatron_fastmix.corpus.reading.first_bytes import HEAD_BYTES
 from megatron_fastmix.corpus.tokenizers import load_tokenizer
 from megatron_fastmix.errors import DataError
+from tests.cases import slow
 from tests.conftest import write_dataset
 
 RECORDS = [{"text": "abc"}, {"text": "d e\u00e9f"}]
@@ -35,7 +36,7 @@ def follow(error: str, folder: Path) -> Path:
     return made
 
 
-@pytest.mark.parametrize("name", ["a.json", "it's $(my) data.jsonl", "a.json.gz"])
+@pytest.mark.parametrize("name", ["a.json", slow("it's $(my) data.jsonl"), slow("a.json.gz")])
 @pytest.mark.parametrize(
     ("text", "kind", "count"),
     [

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from megatron_fastmix.corpus.tokenizers import part_cache
 from megatron_fastmix.corpus.tokenizers.part_cache import CompiledPartCache
 from megatron_fastmix.corpus.tokenizers.registry import SentencePieceTokenizer
+from tests.cases import slow
 
 LINES = [
     f"{'    ' * (n % 3)}if value_{n % 9} == {n * n}: return naïve({n % 5})  # the quick brown fox"
@@ -77,7 +78,7 @@ def models():
     return found
 
 
-@pytest.fixture(scope="module", params=["compiled", "python"])
+@pytest.fixture(scope="module", params=["compiled", slow("python")])
 def tokenizers(request, models):
     """Of the table in C and of the one in Python."""
     compiled = part_cache._parts

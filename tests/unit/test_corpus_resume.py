@@ -20,6 +20,7 @@ from megatron_fastmix.corpus.preprocess import preprocess
 from megatron_fastmix.corpus.preprocess_config import DatasetConfig, PreprocessConfig
 from megatron_fastmix.corpus.reading import readers
 from megatron_fastmix.errors import ConfigError, DataError
+from tests.cases import slow
 from tests.processes import wait_until_gone
 
 CHUNKS = 12
@@ -53,7 +54,7 @@ def contents(tmp_path, out):
     }
 
 
-@pytest.mark.parametrize("options", [{}, {"split": "2,1,1"}, {"held_out": True}])
+@pytest.mark.parametrize("options", [{}, slow({"split": "2,1,1"}), slow({"held_out": True})])
 @pytest.mark.parametrize("stop", range(0, CHUNKS, 3))
 def test_interrupted_after_any_chunk(tmp_path, monkeypatch, stop, options):
     write_pairs(tmp_path / "in.jsonl")
@@ -243,6 +244,7 @@ def write_texts(tmp_path):
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
 
 
+@pytest.mark.slow
 def test_kill_9(tmp_path):
     write_texts(tmp_path)
     assert start(tmp_path, "straight").wait() == 0
@@ -262,6 +264,7 @@ def test_kill_9(tmp_path):
     assert contents(tmp_path, "out") == contents(tmp_path, "straight")
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path):
     write_texts(tmp_path)
     assert start(tmp_path, "straight").wait() == 0
