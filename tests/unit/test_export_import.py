@@ -255,6 +255,10 @@ def test_what_weighs_nothing_is_left_out(tmp_path):
         ("--data-path=0.3 /d/a 0.7 /d/b", "after `=` comes one value alone"),
         ('B="0.3 /d/a"\npretrain_gpt.py --data-path $B', r"holds \$B, which a shell"),
         ("pretrain_gpt.py --data-path ${B[@]} --x 1", r"holds \$\{B\[@\]\}, which a shell"),
+        ("a.py data_prefix=[1,/d/a]; a.py data_prefix=[1,/d/b]", "has several data_prefix"),
+        ("don't data_prefix=[1,/d/a]", "lists prefixes without weights"),
+        ('run --data-path 0.3 /d/a 0.7 /d/b "$@"', r"holds \$@, which a shell .* leave it out"),
+        ("run --data-path 0.3 /d/a 0.7 /d/b $EXTRA", r"holds \$EXTRA, which a shell"),
     ],
 )
 def test_what_is_no_blend_says_why(tmp_path, text, message):
