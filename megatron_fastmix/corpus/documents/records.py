@@ -106,7 +106,8 @@ class RecordParser:
     def _answers(self, record: dict[str, Any]) -> Document:
         kind, keys = self.record_type, self.keys
         for key in keys:
-            record = record | _beside(record, key)
+            if "." in key:
+                record = record | _beside(record, key)
 
         def find(key: str) -> Any:
             return _find(record, key)
